@@ -1,0 +1,77 @@
+"""The errors that users can meet.
+
+    DimError                    anything the command line reports in one line with exit code 1
+    ├── BadValueError           an argument that parses and cannot be right; also a ValueError
+    ├── MissingExtraError       an optional package is not installed; names the install line
+    ├── DataError               a source dataset that cannot be read
+    ├── RunError                a run directory that cannot be resumed or exported
+    ├── DivergedError           distillation that stopped learning (NaN, collapse)
+    ├── BundleError             a bundle that is missing, altered, malformed or too new
+    ├── GraphError              an ONNX file that breaks the graph contract
+    ├── ParityError             files of one bundle that disagree in what they draw
+    ├── EngineError             an engine that cannot be built, loaded or run
+    │   └── DeviceError         the device asked for is not to be had
+    └── OutputError             a training set that cannot be written, resumed or replaced
+"""
+
+
+class DimError(Exception):
+    """Base of every error that is the world's fault or the user's; the message is one sentence that says how to go on."""
+
+
+class BadValueError(DimError, ValueError):
+    """An argument is well formed and out of range, unknown, doubled or contradicts another."""
+
+
+class MissingExtraError(DimError):
+    """An optional package is missing.
+
+    Args:
+        package: the module that could not be imported.
+        extra: the extra of `dim-distill` that brings it.
+        purpose: what it is needed for, as a phrase ("run ONNX files on the CPU").
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"The package '{package}' is not installed and is needed to {purpose}: "
+            f"run  pip install 'dim-distill[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class DataError(DimError):
+    """A source dataset is missing, unreadable or inconsistent."""
+
+
+class RunError(DimError):
+    """A run directory is missing, incomplete or belongs to another configuration."""
+
+
+class DivergedError(DimError):
+    """Distillation diverged; the last good checkpoint is kept."""
+
+
+class BundleError(DimError):
+    """A bundle is missing, altered, malformed or of a newer format."""
+
+
+class GraphError(DimError):
+    """An ONNX file does not keep the graph contract."""
+
+
+class ParityError(DimError):
+    """Two files of one bundle draw different images."""
+
+
+class EngineError(DimError):
+    """An engine cannot be built, loaded or run."""
+
+
+class DeviceError(EngineError):
+    """The device that was asked for is not available to the engine."""
+
+
+class OutputError(DimError):
+    """A training set cannot be written, resumed or replaced."""
