@@ -1,0 +1,236 @@
+"""The classifiers that dataset distillation is measured with, and that the matching pool is made of.
+
+Widths and depths follow the reference code of the field: ConvNet-3 of Dataset Condensation (Zhao et al., 2021), the
+CIFAR ResNets and average-pooled ResNets of IDC and DiM (`-half`: 32 base channels, 2.80 M parameters for ResNet-18)
+beside the standard ones (64 base channels, 11.17 M). As there, ConvNet-3 normalises every image and channel by itself
+and the others use BatchNorm: instance statistics of the 2x2 maps these reach on small images would erase the image.
+
+Every network takes normalised float images and has `features(images_NCHW) -> features_ND` and `forward -> logits_NK`.
+
+Shape legend: N images, C channels, H height, W width, D features, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dim.runtime.errors import BadValueError
+
+MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 128
+
+
+class Classifier(nn.Module):
+    """A feature extractor followed by a linear layer.
+
+    Args:
+        body: maps normalised images float `[N, C, H, W]` to features float `[N, feature_dim]`.
+        feature_dim: D, the length of a feature vector.
+        num_classes: K.
+    """
+
+    def __init__(self, body: nn.Module, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(feature_dim, num_classes)
+        self.feature_dim = feature_dim
+
+    def features(self, images_NCHW: Tensor) -> Tensor:
+        """Return what the last linear layer sees, float `[N, feature_dim]`."""
+        features_ND: Tensor = self.body(images_NCHW)
+        return features_ND
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        logits_NK: Tensor = self.head(self.features(images_NCHW))
+        return logits_NK
+
+
+def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+def _globally_pooled(layers: Sequence[nn.Module]) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _convnet(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
+    """Three blocks of conv3x3, instance norm, ReLU and 2x2 average pooling; the map ends at 4x4 or a little more.
+
+    28x28 images are padded to 32x32 by the first convolution, as in the Dataset Condensation code. Smaller images are
+    pooled less often; on larger ones a last average brings the map to 4x4, so D stays near 16 * width.
+    """
+    first_padding = 3 if image_px == 28 else 1
+    side = image_px + 2 * (first_padding - 1)
+    layers: list[nn.Module] = []
+    for block in range(3):
+        inputs, padding = (channels, first_padding) if block == 0 else (width, 1)
+        layers += [nn.Conv2d(inputs, width, 3, padding=padding), nn.GroupNorm(width, width), nn.ReLU(inplace=True)]
+        if side >= 8:
+            layers.append(nn.AvgPool2d(2))
+            side //= 2
+    if side >= 8:
+        layers.append(nn.AvgPool2d(side // 4))
+        side //= side // 4
+    return Classifier(nn.Sequential(*layers, nn.Flatten()), width * side * side, num_classes)
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; `average` halves the map by average pooling instead of a strided convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, average: bool) -> None:
+        super().__init__()
+        conv_stride = 1 if average else stride
+        shrink: list[nn.Module] = [nn.AvgPool2d(stride)] if average and stride > 1 else []
+        self.residual = nn.Sequential(
+            _conv3x3(inputs, outputs, conv_stride),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            *shrink,
+            _conv3x3(outputs, outputs),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            project = nn.Conv2d(inputs, outputs, 1, stride=conv_stride, bias=False)
+            self.shortcut = nn.Sequential(project, *shrink, nn.BatchNorm2d(outputs))
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        return torch.relu(self.residual(maps_NCHW) + self.shortcut(maps_NCHW))
+
+
+def _resnet(blocks: int, average: bool) -> Callable[[int, int, int, int], Classifier]:
+    """Return the builder of a four-stage ResNet with `blocks` residual blocks per stage (1: ResNet-10, 2: ResNet-18)."""
+
+    def build(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
+        layers: list[nn.Module] = [_conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        side, inputs = image_px, width
+        if image_px > 64:
+            layers.append(nn.AvgPool2d(2) if average else nn.MaxPool2d(3, stride=2, padding=1))
+            side //= 2
+        for stage in range(4):
+            outputs = width * 2**stage
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 and side >= 4 else 1
+                layers.append(_ResidualBlock(inputs, outputs, stride, average))
+                side, inputs = side // stride, outputs
+        classifier = Classifier(_globally_pooled(layers), inputs, num_classes)
+        for module in classifier.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return classifier
+
+    return build
+
+
+def _vgg11(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
+    """VGG-11 with BatchNorm and one linear layer, as the CIFAR variants have it; maps are not pooled below 2x2 before the end."""
+    layers: list[nn.Module] = []
+    side, inputs = image_px, channels
+    for stage, (multiple, convolutions) in enumerate([(1, 1), (2, 1), (4, 2), (8, 2), (8, 2)]):
+        for _ in range(convolutions):
+            layers += [_conv3x3(inputs, width * multiple), nn.BatchNorm2d(width * multiple), nn.ReLU(inplace=True)]
+            inputs = width * multiple
+        if side >= (4 if stage < 4 else 2):
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+    return Classifier(_globally_pooled(layers), inputs, num_classes)
+
+
+class _DenseLayer(nn.Module):
+    """One bottlenecked layer of DenseNet-BC, which appends `growth` channels to its input."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.added = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+            nn.Conv2d(inputs, 4 * growth, 1, bias=False),
+            nn.BatchNorm2d(4 * growth),
+            nn.ReLU(inplace=True),
+            _conv3x3(4 * growth, growth),
+        )
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        return torch.cat([maps_NCHW, self.added(maps_NCHW)], dim=1)
+
+
+def _densenet(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
+    """DenseNet-BC 121 for small images (Huang et al., 2017): blocks of 6, 12, 24 and 16 layers, `width` is the growth rate."""
+    inputs, side = 2 * width, image_px
+    layers: list[nn.Module] = [_conv3x3(channels, inputs)]
+    if image_px > 64:
+        layers.append(nn.AvgPool2d(2))
+        side //= 2
+    for stage, depth in enumerate([6, 12, 24, 16]):
+        if stage > 0:
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), nn.Conv2d(inputs, inputs // 2, 1, bias=False)]
+            inputs //= 2
+            if side >= 4:
+                layers.append(nn.AvgPool2d(2))
+                side //= 2
+        for _ in range(depth):
+            layers.append(_DenseLayer(inputs, width))
+            inputs += width
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
+    return Classifier(_globally_pooled(layers), inputs, num_classes)
+
+
+def _mlp(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
+    """Two hidden layers of `width` units, as in Dataset Condensation."""
+    layers = [nn.Flatten(), nn.Linear(channels * image_px**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return Classifier(nn.Sequential(*layers), width, num_classes)
+
+
+_BUILDERS: dict[str, tuple[Callable[[int, int, int, int], Classifier], int]] = {
+    # name: (builder, default width)
+    "convnet3": (_convnet, 128),
+    "resnet10": (_resnet(1, average=False), 64),
+    "resnet10-half": (_resnet(1, average=False), 32),
+    "resnet18": (_resnet(2, average=False), 64),
+    "resnet18-half": (_resnet(2, average=False), 32),
+    "resnetap10": (_resnet(1, average=True), 64),
+    "resnetap10-half": (_resnet(1, average=True), 32),
+    "resnetap18": (_resnet(2, average=True), 64),
+    "resnetap18-half": (_resnet(2, average=True), 32),
+    "vgg11": (_vgg11, 64),
+    "densenet": (_densenet, 12),
+    "mlp": (_mlp, 128),
+}
+CLASSIFIER_NAMES = tuple(_BUILDERS)
+"""Every name that `build_classifier` knows."""
+
+
+def build_classifier(name: str, num_classes: int, channels: int, image_px: int, width: int | None = None) -> Classifier:
+    """Build a freshly initialised classifier from torch's global random state.
+
+    Args:
+        name: one of `CLASSIFIER_NAMES`.
+        num_classes: K, at least 2.
+        channels: image channels, at least 1.
+        image_px: side of the square images, 8 to 128 pixels.
+        width: channels of the first layer (ConvNet, ResNet, VGG), hidden units (MLP) or growth rate (DenseNet);
+            None takes the published one.
+
+    Returns:
+        A module from normalised images float `[N, C, image_px, image_px]` to logits float `[N, K]`, with `features`.
+
+    Raises:
+        BadValueError: an unknown name or a number out of range.
+
+    >>> build_classifier("convnet3", 10, 1, 28).feature_dim
+    2048
+    """
+    if name not in _BUILDERS:
+        raise BadValueError(f"Unknown classifier '{name}': choose one of {', '.join(CLASSIFIER_NAMES)}.")
+    builder, default_width = _BUILDERS[name]
+    width = default_width if width is None else width
+    for field, value, low, high in [
+        ("num_classes", num_classes, 2, None),
+        ("channels", channels, 1, None),
+        ("image_px", image_px, MIN_IMAGE_PX, MAX_IMAGE_PX),
+        ("width", width, 1, None),
+    ]:
+        if value < low or (high is not None and value > high):
+            allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise BadValueError(f"{field} is {value} for classifier '{name}', but must be {allowed}.")
+    return builder(num_classes, channels, image_px, width)

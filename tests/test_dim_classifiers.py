@@ -1,0 +1,50 @@
+"""The classifiers: published sizes, every image size, and gradients to the images."""
+
+import pytest
+import torch
+
+from dim.classifiers import CLASSIFIER_NAMES, build_classifier
+from dim.runtime.errors import BadValueError
+
+NARROW = {"convnet3": 8, "vgg11": 4, "densenet": 4, "mlp": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("convnet3", 320_010), ("resnet18", 11_173_962), ("resnet18-half", 2_797_610), ("resnet10-half", 1_228_970)],
+)
+def test_sizes_are_the_published_ones(name: str, parameters: int) -> None:
+    classifier = build_classifier(name, 10, 3, 32)
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", CLASSIFIER_NAMES)
+@pytest.mark.parametrize(("channels", "image_px"), [(1, 8), (3, 11), (1, 28), (3, 32), (3, 72)])
+def test_every_size_trains_even_with_a_batch_of_one(name: str, channels: int, image_px: int) -> None:
+    classifier = build_classifier(name, 7, channels, image_px, NARROW.get(name, 4)).train()
+    images = torch.randn(1, channels, image_px, image_px, requires_grad=True)
+    features = classifier.features(images)
+    assert features.shape == (1, classifier.feature_dim)
+    logits = classifier(images)
+    assert logits.shape == (1, 7)
+    logits.square().sum().backward()
+    assert images.grad is not None and images.grad.isfinite().all() and images.grad.abs().sum() > 0
+
+
+def test_convnet_pads_28_pixels_to_32_and_keeps_large_images_small() -> None:
+    assert build_classifier("convnet3", 10, 1, 28).feature_dim == build_classifier("convnet3", 10, 3, 32).feature_dim
+    assert build_classifier("convnet3", 10, 3, 128).feature_dim == 128 * 16
+
+
+def test_average_pooled_networks_have_no_strided_convolution() -> None:
+    strided = [m for m in build_classifier("resnetap18-half", 10, 3, 32).modules() if getattr(m, "stride", 1) == (2, 2)]
+    assert not strided
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(BadValueError, match=r"^Unknown classifier 'convnet9': choose one of convnet3, resnet10, "):
+        build_classifier("convnet9", 10, 3, 32)
+    with pytest.raises(BadValueError, match=r"^image_px is 7 for classifier 'mlp', but must be from 8 to 128\.$"):
+        build_classifier("mlp", 10, 3, 7)
+    with pytest.raises(BadValueError, match=r"^num_classes is 1 for classifier 'mlp', but must be at least 2\.$"):
+        build_classifier("mlp", 1, 3, 8)
