@@ -1,17 +1,17 @@
 """The errors that users can meet.
 
-    DimError                    anything the command line reports in one line with exit code 1
-    ├── BadValueError           an argument that parses and cannot be right; also a ValueError
-    ├── MissingExtraError       an optional package is not installed; names the install line
-    ├── DataError               a source dataset that cannot be read
-    ├── RunError                a run directory that cannot be resumed or exported
-    ├── DivergedError           distillation that stopped learning (NaN, collapse)
-    ├── BundleError             a bundle that is missing, altered, malformed or too new
-    ├── GraphError              an ONNX file that breaks the graph contract
-    ├── ParityError             files of one bundle that disagree in what they draw
-    ├── EngineError             an engine that cannot be built, loaded or run
-    │   └── DeviceError         the device asked for is not to be had
-    └── OutputError             a training set that cannot be written, resumed or replaced
+DimError                    anything the command line reports in one line with exit code 1
+├── BadValueError           an argument that parses and cannot be right; also a ValueError
+├── MissingExtraError       an optional package is not installed; names the install line
+├── DataError               a source dataset that cannot be read
+├── RunError                a run directory that cannot be resumed or exported
+├── DivergedError           distillation that stopped learning (NaN, collapse)
+├── BundleError             a bundle that is missing, altered, malformed or too new
+├── GraphError              an ONNX file that breaks the graph contract
+├── ParityError             files of one bundle that disagree in what they draw
+├── EngineError             an engine that cannot be built, loaded or run
+│   └── DeviceError         the device asked for is not to be had
+└── OutputError             a training set that cannot be written, resumed or replaced
 """
 
 
