@@ -27,10 +27,19 @@ class Classifier(nn.Module):
         body: maps normalised images float `[N, C, H, W]` to features float `[N, feature_dim]`.
         feature_dim: D, the length of a feature vector.
         num_classes: K.
+        memory_format: the layout of images and weights that this network is fastest with: channels last, except where
+            GroupNorm is, whose channels-last kernel takes twice the time of the whole rest on a CPU.
     """
 
-    def __init__(self, body: nn.Module, feature_dim: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        feature_dim: int,
+        num_classes: int,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
         super().__init__()
+        self.memory_format = memory_format
         self.body = body
         self.head = nn.Linear(feature_dim, num_classes)
         self.feature_dim = feature_dim
@@ -47,6 +56,24 @@ class Classifier(nn.Module):
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+class _AveragePool(nn.AvgPool2d):
+    """2x2 average pooling that is quick on the CPU while training.
+
+    Adding strided halves brings a whole ConvNet-3 step on an AVX-512 CPU to 0.8 of its time with torch's kernel, which
+    walks a contiguous map pixel by pixel. Other devices and exported graphs take the plain operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        if maps_NCHW.device.type != "cpu" or not maps_NCHW.requires_grad or torch.compiler.is_exporting():
+            return super().forward(maps_NCHW)
+        height, width = (side - side % 2 for side in maps_NCHW.shape[2:])
+        rows = maps_NCHW[:, :, 0:height:2, :width] + maps_NCHW[:, :, 1:height:2, :width]
+        return (rows[..., 0::2] + rows[..., 1::2]) * 0.25
 
 
 def _globally_pooled(layers: Sequence[nn.Module]) -> nn.Sequential:
@@ -66,12 +93,13 @@ def _convnet(num_classes: int, channels: int, image_px: int, width: int) -> Clas
         inputs, padding = (channels, first_padding) if block == 0 else (width, 1)
         layers += [nn.Conv2d(inputs, width, 3, padding=padding), nn.GroupNorm(width, width), nn.ReLU(inplace=True)]
         if side >= 8:
-            layers.append(nn.AvgPool2d(2))
+            layers.append(_AveragePool())
             side //= 2
     if side >= 8:
         layers.append(nn.AvgPool2d(side // 4))
         side //= side // 4
-    return Classifier(nn.Sequential(*layers, nn.Flatten()), width * side * side, num_classes)
+    body = nn.Sequential(*layers, nn.Flatten())
+    return Classifier(body, width * side * side, num_classes, torch.contiguous_format)
 
 
 class _ResidualBlock(nn.Module):

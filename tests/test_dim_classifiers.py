@@ -36,6 +36,20 @@ def test_convnet_pads_28_pixels_to_32_and_keeps_large_images_small() -> None:
     assert build_classifier("convnet3", 10, 3, 128).feature_dim == 128 * 16
 
 
+@pytest.mark.parametrize("side", [8, 9])
+def test_quick_average_pooling_equals_the_plain_operator(side: int) -> None:
+    convnet = build_classifier("convnet3", 3, 1, side, 4)
+    quick = next(layer for layer in convnet.modules() if isinstance(layer, torch.nn.AvgPool2d))
+    maps = torch.randn(2, 4, side, side, requires_grad=True)
+    weights = torch.randn(2, 4, side // 2, side // 2)
+    gradients = []
+    for pool in [quick, torch.nn.AvgPool2d(2)]:
+        pooled = pool(maps)
+        torch.testing.assert_close(pooled, torch.nn.functional.avg_pool2d(maps, 2))
+        gradients += torch.autograd.grad((pooled * weights).sum(), maps)
+    torch.testing.assert_close(*gradients)
+
+
 def test_average_pooled_networks_have_no_strided_convolution() -> None:
     strided = [m for m in build_classifier("resnetap18-half", 10, 3, 32).modules() if getattr(m, "stride", 1) == (2, 2)]
     assert not strided
