@@ -1,21 +1,29 @@
 """Source datasets by name or by path, as uint8 arrays in memory: everything behind `--data`.
 
 Names: `digits` (scikit-learn's real 8x8 digits), `mnist`, `fashion-mnist`, `svhn`, `cifar10`, `cifar100` (the official
-files). The limits under which files are read stand in `dim.data_limits`.
+files, from a folder or downloaded with a checksum). Paths: class folders (`dim.data_tree`), the same in a zip, tar,
+tar.gz or tar.xz, or an `.npz` (`dim.data_npz`). The limits under which files are read stand in `dim.data_limits`.
 """
 
 import os
 from pathlib import Path
 
 from dim.data_known import KNOWN, load_known
-from dim.data_set import ImageSet, Say, check_request, finish
+from dim.data_set import ImageSet, Progress, Say, check_request, finish
+from dim.data_tree import load_tree
 from dim.runtime.errors import DataError
 
 __all__ = ["ImageSet", "load_data"]
 
+_SUFFIXES = (".tar.gz", ".tar.xz", ".tgz", ".txz", ".tar", ".zip", ".npz")
 
-def _silent(message: str) -> None:
+
+def _no_say(message: str) -> None:
     """Say nothing."""
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
 
 
 def load_data(
@@ -26,18 +34,23 @@ def load_data(
     seed: int = 0,
     skip_unreadable: bool = False,
     channels: int | None = None,
-    say: Say = _silent,
+    say: Say = _no_say,
+    progress: Progress = _no_progress,
 ) -> ImageSet:
     """Load a labelled image set into memory.
 
     Args:
-        name_or_path: a known name, or a path.
-        data_dir: where the official files of a known name lie; default `$DIM_DATA`.
-        size: side of the images in pixels, 8..128; None keeps square images of one size in that range.
+        name_or_path: a known name, or the path of a folder, an archive or an `.npz` file. A name wins over a path;
+            write `./mnist` for a folder called like a known set.
+        data_dir: where the official files of a known name lie, or go when they are downloaded; default `$DIM_DATA`,
+            else the user's cache folder.
+        size: side of the images in pixels, 8..128; None keeps square images of one size in that range, and else takes
+            the median of the shorter sides, at most 64.
         seed: fixes the test split of a source that has none, 0..2**64-1.
         skip_unreadable: leave out images that cannot be read (counted in the note) instead of stopping at the first.
-        channels: 1 turns colour into grey, 3 repeats grey; None keeps the source's own.
+        channels: 1 turns colour into grey, 3 repeats grey; None keeps grey where every image is grey, else colour.
         say: receives sentences about choices made on the way.
+        progress: is told (what, done, total) while files are downloaded or decoded; total 0 means unknown.
 
     Raises:
         BadValueError: size, channels or seed out of range.
@@ -53,4 +66,23 @@ def load_data(
         folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
         raw = load_known(name_or_path, None if folder is None else Path(folder), say)
         return finish(raw, size=size, channels=channels, seed=seed, say=say)
-    raise DataError(f"'{name_or_path}' is neither a known dataset ({', '.join(sorted(KNOWN))}) nor an existing path")
+    path = Path(name_or_path).expanduser()
+    if not name_or_path or not path.exists():
+        raise DataError(
+            f"'{name_or_path}' is neither a known dataset ({', '.join(sorted(KNOWN))}) nor an existing path"
+        )
+    raw = load_tree(
+        path,
+        _set_name(path),
+        size=size,
+        channels=channels,
+        skip_unreadable=skip_unreadable,
+        say=say,
+        progress=progress,
+    )
+    return finish(raw, size=None, channels=None, seed=seed, say=say)
+
+
+def _set_name(path: Path) -> str:
+    name = path.resolve().name
+    return next((name.removesuffix(s) for s in _SUFFIXES if name.lower().endswith(s) and name != s), name) or "data"

@@ -45,7 +45,7 @@ def load_known(name: str, folder: Path | None, say: Say) -> RawSet:
 
 def _load_digits(known: KnownSet, name: str, folder: Path | None, say: Say) -> RawSet:
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtraError("sklearn", "train", "load the digits dataset") from error
     bunch = load_digits()

@@ -1,9 +1,11 @@
 """The limits under which source data is read; every reader of `dim.data` keeps them.
 
-A dataset may come from a stranger. These figures bound what one file can cost before it is refused. Peak memory of
-`load_data` is at most `MAX_SET_BYTES` for the images it returns (plus one copy of an array source while it is
-converted), plus `MAX_FILE_BYTES` and eight bytes per pixel of `MAX_IMAGE_PIXELS` for every decoding thread, plus about
-1 KB per member listed.
+A dataset may come from a stranger. These figures bound what one file can cost before it is refused. What `load_data`
+holds at once is bounded by: twice `MAX_SET_BYTES` (an array source and its resized copy; a tree of image files is
+decoded straight to its final size and needs it once), twelve bytes per pixel of `MAX_IMAGE_PIXELS` (large images are
+decoded one at a time), `MAX_KEPT_BYTES` and `MAX_QUEUED_BYTES` of files not yet decoded, `MAX_DECODER_BYTES`, and about 1 KB per
+member listed. Nothing is allocated because a header promises it: arrays grow with the bytes that really arrive, and a
+tree is allocated after its files' headers were read.
 """
 
 MIN_IMAGE_PX = 8
@@ -12,9 +14,6 @@ MAX_IMAGE_PX = 128
 
 MAX_CLASSES = 100_000
 """Classes in one set."""
-
-MAX_IMAGES = 20_000_000
-"""Images in one set, both splits together."""
 
 MAX_SET_BYTES = 16 * 2**30
 """Bytes of all images of one set, as uint8 (64x64 ImageNet needs 15.7e9)."""
@@ -25,7 +24,19 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 2**26
 """Pixels of one image file before it is resized (8192 x 8192)."""
 
-MAX_MEMBERS = 4_000_000
+MAX_KEPT_BYTES = 256 * 2**20
+"""Bytes of image files kept between the two passes over a tree; a larger tree is read twice."""
+
+MAX_QUEUED_BYTES = 256 * 2**20
+"""Bytes of image files that wait for a decoding thread."""
+
+LARGE_IMAGE_PIXELS = 2**22
+"""Above this, one image is decoded at a time, whatever the number of threads."""
+
+MAX_JPEG_SCANS = 100
+"""Scans of one progressive JPEG (usual files have about ten; every scan costs a pass over all pixels)."""
+
+MAX_MEMBERS = 2_000_000
 """Members of one archive, or entries below one folder."""
 
 MAX_UNPACKED_BYTES = 2**40
@@ -36,6 +47,9 @@ MAX_PATH_DEPTH = 16
 
 MAX_PATH_BYTES = 4096
 """Bytes of one path inside an archive."""
+
+MAX_CLASS_NAME_BYTES = 200
+"""Bytes of one class name, which becomes a folder's name when sets are written."""
 
 MAX_DECODER_BYTES = 256 * 2**20
 """Memory that an xz stream may ask of its decoder (`xz -9` asks for 65 MB)."""

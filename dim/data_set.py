@@ -1,6 +1,7 @@
 """A labelled image set in memory, and the steps that bring arrays of any source into its form."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data_limits import MAX_CLASSES, MAX_IMAGE_PX, MAX_SET_BYTES, MIN_IMAGE_PX
+from dim.data_decode import Images, resize_batch
+from dim.data_limits import MAX_CLASS_NAME_BYTES, MAX_CLASSES, MAX_IMAGE_PX, MAX_SET_BYTES, MIN_IMAGE_PX
 from dim.runtime.errors import BadValueError, DataError
 
 TEST_FRACTION = 0.2
@@ -17,9 +19,10 @@ TEST_FRACTION = 0.2
 DEFAULT_MAX_PX = 64
 """The largest side chosen for a source whose images are not all of one square size in range."""
 
-Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""`progress(what, done, total)`: what is being read or downloaded, and how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,9 @@ def finish(raw: RawSet, *, size: int | None, channels: int | None, seed: int, sa
     else:
         test_images, test_labels = raw.test_images, raw.test_labels
         _check_split(test_images, test_labels, raw, "test")
-    target, reason = choose_size([train_images.shape[1:3], test_images.shape[1:3]], size)
+    shapes = Counter({_shape(train_images): len(train_images)})
+    shapes[_shape(test_images)] += len(test_images)
+    target, reason = choose_size(shapes, size)
     if reason:
         notes.append(reason)
         say(f"{raw.name}: {reason}")
@@ -169,23 +174,29 @@ def check_request(size: int | None, channels: int | None, seed: int) -> None:
         raise BadValueError(f"seed is {seed!r}: it must be between 0 and 2**64 - 1")
 
 
-def choose_size(shapes: list[tuple[int, ...]], size: int | None) -> tuple[int, str]:
+def choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int, str]:
     """The side in pixels, and a sentence when images are changed to reach it ("" when they are not).
 
     One square size within 8..128 stays as it is. Otherwise, with no size asked for, the median of the shorter sides,
     at most 64 and a multiple of 8, is taken. Images that are not square are cropped to their centre.
+
+    Args:
+        shapes: how many images have which (height, width).
+        size: the side asked for, or None.
     """
-    native = shapes[0][0] if len(set(shapes)) == 1 and shapes[0][0] == shapes[0][1] else None
-    if native is not None and MIN_IMAGE_PX <= native <= MAX_IMAGE_PX and size in (None, native):
-        return native, ""
+    found = sorted(shapes)
+    if len(found) == 1 and found[0][0] == found[0][1]:
+        native = found[0][0]
+        if MIN_IMAGE_PX <= native <= MAX_IMAGE_PX and size in (None, native):
+            return native, ""
     if size is None:
-        median = int(np.median([min(shape) for shape in shapes]))
+        sides = sorted((min(shape), count) for shape, count in shapes.items())
+        below = np.cumsum([count for _, count in sides])
+        median = sides[int(np.searchsorted(below, shapes.total() / 2))][0]
         size = max(MIN_IMAGE_PX, min(DEFAULT_MAX_PX, median) // 8 * 8)
-    heights = sorted({shape[0] for shape in shapes})
-    widths = sorted({shape[1] for shape in shapes})
-    crop = "" if all(shape[0] == shape[1] for shape in shapes) else ", cropped to the central square"
-    found = f"{_span(widths)} x {_span(heights)}"
-    return size, f"images of {found} pixels (width x height) were resized to {size} x {size}{crop}"
+    crop = "" if all(height == width for height, width in found) else ", cropped to the central square"
+    widths, heights = sorted({width for _, width in found}), sorted({height for height, _ in found})
+    return size, f"images of {_span(widths)} x {_span(heights)} pixels were resized to {size} x {size}{crop}"
 
 
 def check_set_bytes(count: int, size: int, channels: int, name: str) -> None:
@@ -202,6 +213,10 @@ def _span(values: list[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
+def _shape(images: Images) -> tuple[int, int]:
+    return int(images.shape[1]), int(images.shape[2])
+
+
 def _counts(labels: Labels, num_classes: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(labels, minlength=num_classes))
 
@@ -210,11 +225,13 @@ def _check_classes(classes: tuple[str, ...], name: str) -> None:
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise DataError(f"{name}: {len(classes)} classes found, expected 2 to {MAX_CLASSES}")
     if len(set(classes)) != len(classes):
-        doubled = next(c for c in classes if classes.count(c) > 1)
+        doubled = Counter(classes).most_common(1)[0][0]
         raise DataError(f"{name}: the class name '{doubled}' appears twice; every class needs a name of its own")
     for text in classes:
         if not text or not text.isprintable() or "/" in text or "\\" in text or text in (".", ".."):
             raise DataError(f"{name}: {text!r} cannot be a class name: use printable text without slashes")
+        if len(text.encode()) > MAX_CLASS_NAME_BYTES:
+            raise DataError(f"{name}: the class name '{text[:40]}...' is longer than {MAX_CLASS_NAME_BYTES} bytes")
 
 
 def _check_split(images: Images, labels: Labels, raw: RawSet, split: str) -> None:
@@ -260,8 +277,6 @@ def _convert(images: Images, size: int, channels: int) -> Images:
     if channels == 1 and images.shape[3] == 3:
         images = _to_grey(images)
     if images.shape[1:3] != (size, size):
-        from dim.data_decode import resize_batch
-
         images = resize_batch(images, size)
     if channels == 3 and images.shape[3] == 1:
         images = np.repeat(images, 3, axis=3)
