@@ -1,1 +1,68 @@
-"""Everything that deployment needs: read a bundle, sample, run engines, write training sets. Never imports PyTorch."""
+"""Everything that deployment needs: read a bundle, sample, run engines, write training sets. Never imports PyTorch.
+
+Names are loaded on first use, so that `import dim.runtime` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dim.runtime.bundle import Bundle, open_bundle
+    from dim.runtime.errors import (
+        BadValueError,
+        BundleError,
+        DataError,
+        DeviceError,
+        DimError,
+        DivergedError,
+        EngineError,
+        GraphError,
+        MissingExtraError,
+        OutputError,
+        ParityError,
+        RunError,
+    )
+
+_HOMES = {
+    "Bundle": "bundle",
+    "open_bundle": "bundle",
+    "BadValueError": "errors",
+    "BundleError": "errors",
+    "DataError": "errors",
+    "DeviceError": "errors",
+    "DimError": "errors",
+    "DivergedError": "errors",
+    "EngineError": "errors",
+    "GraphError": "errors",
+    "MissingExtraError": "errors",
+    "OutputError": "errors",
+    "ParityError": "errors",
+    "RunError": "errors",
+}
+
+__all__ = [
+    "BadValueError",
+    "Bundle",
+    "BundleError",
+    "DataError",
+    "DeviceError",
+    "DimError",
+    "DivergedError",
+    "EngineError",
+    "GraphError",
+    "MissingExtraError",
+    "OutputError",
+    "ParityError",
+    "RunError",
+    "open_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

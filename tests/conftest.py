@@ -1,24 +1,22 @@
-"""Settings for every test: one thread, no display, nothing of the user's own caches or settings."""
+"""Fixtures that many tests share: a tiny bundle built once per session, and a private cache that dies with the tests."""
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["MPLBACKEND"] = "Agg"
-
-# A shared machine stalls at random, so no test may fail for being slow; examples are the same in every run.
-settings.register_profile("dim", deadline=None, derandomize=True)
-settings.load_profile("dim")
+from tiny_bundle import build_tiny_bundle
 
 
-@pytest.fixture(autouse=True, scope="session")
-def private_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Point `$DIM_CACHE` and `$DIM_DATA` to empty folders, and forget `$DIM_BUNDLE`."""
-    folder = tmp_path_factory.mktemp("user")
-    os.environ["DIM_CACHE"] = str(folder / "cache")
-    os.environ["DIM_DATA"] = str(folder / "data")
-    os.environ.pop("DIM_BUNDLE", None)
-    return folder
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three classes, 8x8 grey images, in every precision; read it, never write into it."""
+    return build_tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny.dim", precisions=("fp32", "fp16", "int8"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests out of the user's own cache, and their bundle out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DIM_BUNDLE", raising=False)
+        yield

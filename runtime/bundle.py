@@ -1,0 +1,345 @@
+"""The library's front door: open a bundle, draw images from it.
+
+from dim.runtime import open_bundle
+
+with open_bundle("cifar10.dim") as bundle:
+    images = bundle.sample(labels=[0, 1, 2], indices=[0, 0, 0])       # uint8 [3, H, W, C]
+    for images, labels in bundle.stream(ipc=10, batch_size=64, epochs=1000):
+        ...
+"""
+
+import difflib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dim.runtime.bundle_files import check_file, load_manifest
+from dim.runtime.engine import Engine, open_engine, say_to_log
+from dim.runtime.errors import BadValueError, BundleError
+from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.locate import find_bundle
+from dim.runtime.manifest import Manifest
+from dim.runtime.manifest_check import FIXED_LATENTS
+from dim.runtime.sampling import as_words, draw_latents
+from dim.runtime.stream import StreamPlan, prefetched
+
+# Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
+_PIXELS_PER_RUN = 2**18
+_MAX_ROWS_PER_RUN = 1024
+
+_open_bundles: "weakref.WeakSet[Bundle]" = weakref.WeakSet()
+# A session that was inherited by fork has lost its threads; destroying it would wait for them for ever.
+_leaked_after_fork: list[object] = []
+
+
+def _after_fork() -> None:
+    for bundle in list(_open_bundles):
+        bundle._forget_engine()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def open_bundle(
+    path: str | Path | None = None,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    trust: Sequence[str] = (),
+    fixed_latents: bool = True,
+    say: Callable[[str], None] = say_to_log,
+) -> "Bundle":
+    """Open a bundle; the engine starts at the first image.
+
+    Args:
+        path: the bundle's folder; None for the default bundle (`$DIM_BUNDLE`, the newest here, the shipped one).
+        engine: "auto", or an engine's name.
+        device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
+        precision: "fp32", "fp16" or "int8"; None lets the engine choose.
+        threads: threads of a CPU engine; None for every core this process may use.
+        trust: "sha256:..." of prebuilt engine plans that may be loaded.
+        fixed_latents: use the bundle's optimised latents in fixed sets, where it has some.
+        say: gets one sentence about each choice; by default they go to the logger `dim.runtime`.
+
+    Returns:
+        the bundle; a context manager.
+
+    Raises:
+        BundleError: no bundle there, or it is altered, malformed or too new.
+    """
+    folder, reason = find_bundle(None if path is None else str(path))
+    if path is None:
+        say(f"Bundle: {folder}, {reason}.")
+    return Bundle(
+        folder,
+        engine=engine,
+        device=device,
+        precision=precision,
+        threads=threads,
+        trust=trust,
+        fixed_latents=fixed_latents,
+        say=say,
+    )
+
+
+class Bundle:
+    """An opened bundle. Threads may share it; a pickled or forked one opens its own engine in the other process.
+
+    Args:
+        path: the bundle's folder; the rest as `open_bundle`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        engine: str = "auto",
+        device: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+        trust: Sequence[str] = (),
+        fixed_latents: bool = True,
+        say: Callable[[str], None] = say_to_log,
+    ) -> None:
+        self.path = Path(path).absolute()
+        self.manifest: Manifest = load_manifest(self.path)
+        self.fixed_latents = fixed_latents
+        self._options: dict[str, Any] = {
+            "engine": engine,
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+            "trust": tuple(trust),
+        }
+        self._say = say
+        self._closed = False
+        self._engine: Engine | None = None
+        self._optimised: NDArray[np.float32] | None = None
+        self._lock = threading.RLock()
+        _open_bundles.add(self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their labels."""
+        return self.manifest.classes
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, opened on first use.
+
+        Raises:
+            as `open_engine`; BundleError: the bundle was closed.
+        """
+        engine = self._engine
+        if engine is not None:
+            return engine
+        with self._lock:
+            if self._closed:
+                raise BundleError(f"The bundle {self.path} was closed; open it again.")
+            if self._engine is None:
+                self._engine = open_engine(self, say=self._say, **self._options)
+            return self._engine
+
+    def latents(self, labels: ArrayLike, indices: ArrayLike, seed: int = 0, use: str = "fixed") -> NDArray[np.float32]:
+        """Draw the latents of the given samples.
+
+        Args:
+            labels: int64 [N], 0..K-1.
+            indices: int64 [N], 0 to 2**32 - 1.
+            seed: 0 to 2**64 - 1.
+            use: "fixed" (the bundle's optimised latents where it has some) or "stream".
+
+        Returns:
+            float32 [N, Z].
+
+        Raises:
+            BadValueError: a label, index, seed or use that cannot be.
+        """
+        labels_N, indices_N = self._check_samples(labels, indices)
+        manifest = self.manifest
+        optimised = self._optimised_latents(use)
+        drawn = draw_latents(seed, labels_N, indices_N, manifest.latent_dim, manifest.latent_std)
+        if optimised is not None:
+            inside = indices_N < optimised.shape[1]
+            drawn[inside] = optimised[labels_N[inside], indices_N[inside]]
+        return drawn
+
+    def sample(self, labels: ArrayLike, indices: ArrayLike, seed: int = 0, use: str = "fixed") -> NDArray[np.uint8]:
+        """Draw images.
+
+        Args:
+            labels: int64 [N], 0..K-1; any N.
+            indices: int64 [N], the number of each image within its class, 0 to 2**32 - 1.
+            seed: 0 to 2**64 - 1.
+            use: "fixed" or "stream", as `latents`.
+
+        Returns:
+            uint8 [N, H, W, C]; each row depends on its own label and index alone.
+
+        Raises:
+            BadValueError: a label, index, seed or use that cannot be.
+            EngineError: the engine cannot be opened or failed.
+        """
+        labels_N, indices_N = self._check_samples(labels, indices)
+        engine, manifest = self.engine, self.manifest
+        rows = engine.batch or rows_per_run(manifest)
+        images = np.empty((len(labels_N), manifest.height, manifest.width, manifest.channels), np.uint8)
+        for start in range(0, len(labels_N), rows):
+            part = slice(start, start + rows)
+            images[part] = engine.run(self.latents(labels_N[part], indices_N[part], seed, use), labels_N[part])
+        return images
+
+    def stream(
+        self,
+        ipc: int,
+        batch_size: int = 64,
+        seed: int = 0,
+        epochs: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        start_epoch: int = 0,
+        classes: Sequence[str | int] | None = None,
+        prefetch: int = 2,
+        output: str = "numpy",
+    ) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Draw fresh images epoch after epoch, the next batches in a background thread.
+
+        Args:
+            ipc: images per class and epoch; epoch e holds indices e*ipc to (e+1)*ipc-1.
+            batch_size: images per batch; the last batch of an epoch may be shorter.
+            seed: 0 to 2**64 - 1, for the images and the shuffles.
+            epochs: how many; None for ever.
+            shard: (i, n) takes every n-th image of each shuffled epoch from the i-th, for loader workers and ranks.
+            start_epoch: the first epoch, to resume.
+            classes: names or labels to draw; None for all.
+            prefetch: batches drawn ahead; 0 for none.
+            output: "numpy", or "dlpack" for arrays on the engine's own device; a CPU engine's are NumPy arrays, which
+                carry DLPack too.
+
+        Returns:
+            an iterator over images uint8 [B, H, W, C] and labels int64 [B].
+
+        Raises:
+            BadValueError: an argument is out of range.
+        """
+        if output not in ("numpy", "dlpack"):
+            raise BadValueError(f"There is no output {output!r}; there are numpy and dlpack.")
+        plan = StreamPlan(
+            labels=self.select(classes),
+            ipc=ipc,
+            batch_size=batch_size,
+            seed=seed,
+            epochs=epochs,
+            start_epoch=start_epoch,
+            shard=shard,
+        )
+
+        def make() -> Iterator[tuple[Any, NDArray[np.int64]]]:
+            for labels, indices in plan.batches():
+                yield self._draw(labels, indices, seed, output), labels
+
+        return prefetched(make, prefetch)
+
+    def select(self, classes: Sequence[str | int] | None) -> tuple[int, ...]:
+        """Turn class names or labels into ascending labels; None stands for all.
+
+        Raises:
+            BadValueError: unknown, doubled, or none at all.
+        """
+        if classes is None:
+            return tuple(range(len(self.classes)))
+        labels = [self._label(chosen) for chosen in ([classes] if isinstance(classes, str) else classes)]
+        if not labels or len(set(labels)) != len(labels):
+            raise BadValueError(f"The classes are {list(classes)}; name at least one, and each once.")
+        return tuple(sorted(labels))
+
+    def close(self) -> None:
+        """Give back the engine; harmless when called twice."""
+        with self._lock:
+            self._closed = True
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self) -> "Bundle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return f"Bundle({str(self.path)!r}, {len(m.classes)} classes, {m.height}x{m.width}x{m.channels})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "manifest_sha256": self.manifest.manifest_sha256,
+            "options": self._options,
+            "fixed_latents": self.fixed_latents,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], fixed_latents=state["fixed_latents"], **state["options"])  # type: ignore[misc]
+        if self.manifest.manifest_sha256 != state["manifest_sha256"]:
+            raise BundleError(f"{self.path} is no longer the bundle that was opened in the other process.")
+
+    def _draw(self, labels: NDArray[np.int64], indices: NDArray[np.int64], seed: int, output: str) -> Any:
+        engine = self.engine
+        if output == "dlpack" and hasattr(engine, "run_dlpack"):
+            return engine.run_dlpack(self.latents(labels, indices, seed, "stream"), labels)
+        return self.sample(labels, indices, seed, "stream")
+
+    def _check_samples(self, labels: ArrayLike, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        labels_N, indices_N = as_words(labels, "labels"), as_words(indices, "indices")
+        # A graph turns label K into no class without a word, so labels are checked before any engine sees them.
+        if labels_N.size and int(labels_N.max()) >= len(self.classes):
+            raise BadValueError(
+                f"The label {int(labels_N.max())} is not one of this bundle's classes; labels go from 0 to "
+                f"{len(self.classes) - 1}."
+            )
+        return labels_N, indices_N
+
+    def _optimised_latents(self, use: str) -> NDArray[np.float32] | None:
+        if use not in ("fixed", "stream"):
+            raise BadValueError(f"There is no use {use!r}; there are fixed and stream.")
+        if use == "stream" or not self.fixed_latents or FIXED_LATENTS not in self.manifest.files:
+            return None
+        with self._lock:
+            if self._optimised is None:
+                data = check_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
+                self._optimised = read_fixed_latents(data, self.manifest)
+            return self._optimised
+
+    def _label(self, chosen: str | int) -> int:
+        if isinstance(chosen, str):
+            if chosen in self.classes:
+                return self.classes.index(chosen)
+            near = difflib.get_close_matches(chosen, self.classes, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise BadValueError(f"There is no class {chosen!r} in {self.manifest.name}.{hint}")
+        if isinstance(chosen, bool) or not 0 <= int(chosen) < len(self.classes):
+            raise BadValueError(f"There is no class {chosen!r}; labels go from 0 to {len(self.classes) - 1}.")
+        return int(chosen)
+
+    def _forget_engine(self) -> None:
+        """In a forked child, while it has one thread: drop what does not survive a fork, without destroying it."""
+        _leaked_after_fork.append(self._engine)
+        self._engine = None
+        self._lock = threading.RLock()
+
+
+def rows_per_run(manifest: Manifest) -> int:
+    """Choose how many images one run of an engine without a batch of its own draws, for bounded memory."""
+    return max(1, min(_MAX_ROWS_PER_RUN, _PIXELS_PER_RUN // (manifest.height * manifest.width)))

@@ -1,0 +1,69 @@
+"""This user's private cache: engines built here, and what was already checked.
+
+Whatever lies in it is trusted, so it must belong to this user and be closed to everybody else.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from dim.runtime.atomic import replace_file
+from dim.runtime.errors import DimError
+
+
+def cache_dir() -> Path:
+    """Find the private cache and make it if it is not there.
+
+    Returns:
+        `$DIM_CACHE`, else `$XDG_CACHE_HOME/dim`, else `~/.cache/dim`; mode 0700, owned by this user.
+
+    Raises:
+        DimError: it cannot be made, is a link, belongs to somebody else, or others may write in it.
+    """
+    if chosen := os.environ.get("DIM_CACHE"):
+        path = Path(chosen)
+    elif base := os.environ.get("XDG_CACHE_HOME"):
+        path = Path(base) / "dim"
+    else:
+        path = Path(os.path.expanduser("~")) / ".cache" / "dim"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            path.chmod(0o700)
+            found = path.lstat()
+    except OSError as error:
+        raise DimError(
+            f"The cache {path} cannot be used: {error.strerror}; set DIM_CACHE to a folder of yours."
+        ) from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise DimError(f"The cache {path} is a link or a file; set DIM_CACHE to a folder of yours.")
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise DimError(
+            f"The cache {path} is not private to this user (owner {found.st_uid}, mode {found.st_mode & 0o777:o}); set "
+            "DIM_CACHE to a folder of yours."
+        )
+    return path
+
+
+def remember(kind: str, key: str) -> None:
+    """Note that something passed a check; silently does nothing where there is no usable cache.
+
+    Args:
+        kind: the check's name, a plain word.
+        key: what passed, as hexadecimal digits.
+    """
+    try:
+        folder = cache_dir() / kind
+        folder.mkdir(mode=0o700, exist_ok=True)
+        replace_file(folder / key, b"")
+    except (OSError, DimError):
+        return
+
+
+def is_remembered(kind: str, key: str) -> bool:
+    """Tell whether `remember` was called with these arguments by this user before."""
+    try:
+        return (cache_dir() / kind / key).is_file()
+    except (OSError, DimError):
+        return False

@@ -1,0 +1,99 @@
+"""The graph contract: which ONNX files an engine is ever shown.
+
+Generator: inputs `latents` float32 [N, latent_dim] and `labels` int64 [N], output `images` uint8 [N, H, W, C], made
+by a last Cast. Teacher: input `images` uint8 [N, H, W, C], output `logits` float32 [N, K]. N is symbolic and the same
+name everywhere. The rules behind are in `graph_check`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from dim.runtime.cache import is_remembered, remember
+from dim.runtime.errors import GraphError, MissingExtraError
+from dim.runtime.manifest import Manifest
+
+# Parsing and shape inference hold about four copies, so a hostile file costs at most about half a gigabyte.
+MAX_ONNX_BYTES = 128 * 2**20
+# Part of the key in the private cache: raise it when a rule becomes stricter.
+_RULES_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphContract:
+    """The inputs and the output that a graph must have."""
+
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """(name, type, shape without the batch), type as ONNX names it: FLOAT, INT64, UINT8."""
+    output: tuple[str, str, tuple[int, ...]]
+    last_operator: str | None
+    """The operator that must make the output; None for any."""
+
+
+def generator_contract(manifest: Manifest) -> GraphContract:
+    """The contract of `generator.<precision>.onnx`."""
+    return GraphContract(
+        inputs=(("latents", "FLOAT", (manifest.latent_dim,)), ("labels", "INT64", ())),
+        output=("images", "UINT8", (manifest.height, manifest.width, manifest.channels)),
+        last_operator="Cast",
+    )
+
+
+def teacher_contract(manifest: Manifest) -> GraphContract:
+    """The contract of `teacher.onnx`."""
+    return GraphContract(
+        inputs=(("images", "UINT8", (manifest.height, manifest.width, manifest.channels)),),
+        output=("logits", "FLOAT", (manifest.num_classes,)),
+        last_operator=None,
+    )
+
+
+def check_graph(onnx_bytes: bytes, manifest: Manifest) -> None:
+    """Check a generator's ONNX file before an engine sees it; once per file, the private cache remembers.
+
+    Args:
+        onnx_bytes: the file.
+        manifest: says which shapes are right.
+
+    Raises:
+        GraphError: the file breaks the contract or goes beyond a limit.
+        MissingExtraError: onnx is not installed.
+    """
+    check_contract(onnx_bytes, generator_contract(manifest))
+
+
+def check_contract(onnx_bytes: bytes, contract: GraphContract) -> None:
+    """Check an ONNX file against any contract; otherwise as `check_graph`."""
+    if len(onnx_bytes) > MAX_ONNX_BYTES:
+        raise GraphError(f"The ONNX file has {len(onnx_bytes):,} bytes; at most {MAX_ONNX_BYTES:,} are read.")
+    key = hashlib.sha256(f"{_RULES_VERSION} {contract} {hashlib.sha256(onnx_bytes).hexdigest()}".encode()).hexdigest()
+    if is_remembered("graphs", key):
+        return
+    from dim.runtime.graph_check import check_model
+
+    check_model(parse_onnx(onnx_bytes), contract)
+    remember("graphs", key)
+
+
+def parse_onnx(onnx_bytes: bytes) -> Any:
+    """Parse an ONNX file into an `onnx.ModelProto`.
+
+    Raises:
+        GraphError: it is no ONNX file, or holds fields that this version of onnx does not know.
+        MissingExtraError: onnx is not installed.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
+    except ImportError:
+        raise MissingExtraError("onnx", "cpu", "check ONNX files before they are run") from None
+    try:
+        model = onnx.ModelProto.FromString(onnx_bytes)
+    except DecodeError:
+        raise GraphError("The file is not an ONNX model: it does not parse.") from None
+    known_bytes = model.ByteSize()
+    model.DiscardUnknownFields()
+    # An engine with a newer parser would read what was not checked here.
+    if model.ByteSize() != known_bytes:
+        raise GraphError("The ONNX file holds fields that this version of onnx does not know: upgrade onnx.")
+    return model
