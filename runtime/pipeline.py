@@ -1,0 +1,128 @@
+"""Engine, encoders and disk at work at the same time, with a bounded number of images on the way.
+
+One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. The queue between
+them holds a fixed number of batches, so memory does not grow with the set; the first error stops all three.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.runtime.plan import Plan
+from dim.runtime.writers_part import Batch, PartRecord, PartWriter
+
+Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.float16] | None]]
+ENCODE_IMAGES = 256
+_STOP_CHECK_S = 0.05
+
+
+class _StoppedError(Exception):
+    """The writing side gave up; the drawing side follows."""
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def draw_size(batch: int | None, image_bytes: int) -> int:
+    """Choose how many images are drawn at once: the padded batch, or as many as fill 8 MiB, at most 256."""
+    return batch if batch is not None else max(1, min(256, 2**23 // image_bytes))
+
+
+def run_pipeline(
+    plan: Plan,
+    parts: Iterable[int],
+    draw: Draw,
+    open_part: Callable[[int], PartWriter],
+    finished: Callable[[PartRecord], None],
+    written: Callable[[int, int], None],
+    encoders: int | None = None,
+) -> None:
+    """Make the given parts of a set.
+
+    Args:
+        plan: the set's plan.
+        parts: the numbers of the parts to make, in order.
+        draw: labels int64 [N], indices int64 [N] -> images uint8 [N, H, W, C] and scores float16 [N, K] or None; called
+            in one thread.
+        open_part: begins or continues a part.
+        finished: gets the record of every part, once its files have their final names.
+        written: gets images and bytes after every write; images that an earlier run left come with 0 bytes.
+        encoders: encoding threads; None for one per core, at most 8.
+
+    Raises:
+        whatever the first failing stage raised; KeyboardInterrupt leaves parts that can be continued.
+    """
+    encoders = encoders or min(8, usable_cores())
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=encoders + 2)
+    stop = threading.Event()
+    unfinished: list[PartWriter] = []
+    step = draw_size(plan.engine.batch, plan.image_bytes)
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                return waiting.put(item, timeout=_STOP_CHECK_S)
+            except queue.Full:
+                continue
+        raise _StoppedError
+
+    def produce(pool: ThreadPoolExecutor) -> None:
+        try:
+            for part in parts:
+                writer = open_part(part)
+                unfinished.append(writer)
+                start, stop_at = plan.span(part)
+                put((writer, writer.images_done))
+                for first in range(start + writer.images_done, stop_at, step):
+                    labels, indices = plan.samples(first, min(first + step, stop_at))
+                    images, scores = draw(labels, indices)
+                    for at in range(0, len(labels), ENCODE_IMAGES):
+                        piece = slice(at, at + ENCODE_IMAGES)
+                        batch = Batch(
+                            images=images[piece],
+                            labels=labels[piece],
+                            indices=indices[piece],
+                            scores=scores[piece] if scores is not None else None,
+                        )
+                        put((writer, batch, pool.submit(writer.encode, batch)))
+                put((writer, None))
+            put(None)
+        except _StoppedError:
+            pass
+        except BaseException as error:
+            try:
+                put(error)
+            except _StoppedError:
+                pass
+
+    with ThreadPoolExecutor(encoders, thread_name_prefix="dim-encode") as pool:
+        producer = threading.Thread(target=produce, args=(pool,), name="dim-draw", daemon=True)
+        producer.start()
+        try:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                writer: PartWriter = item[0]
+                if len(item) == 3:
+                    encoded: Future[Any] = item[2]
+                    written(len(item[1].labels), writer.write(encoded.result()))
+                elif item[1] is not None:
+                    written(item[1], 0)
+                else:
+                    record = writer.finish()
+                    unfinished.remove(writer)
+                    finished(record)
+        finally:
+            stop.set()
+            producer.join()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for writer in unfinished:
+                writer.abort()

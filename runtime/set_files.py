@@ -1,0 +1,210 @@
+"""`dataset.json` and the journal: what a set is to hold, and what of it is there.
+
+`dataset.json` holds the plan from the start and, once every part is done, what was written, with hashes. Until then
+`.dim/parts/` holds one record per finished part, so that workers share nothing; whoever finds the last part done
+completes the set, and everybody would write the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dim.runtime import strict_json
+from dim.runtime.errors import BundleError, OutputError
+from dim.runtime.plan import Plan
+from dim.runtime.set_store import STATE, Store
+from dim.runtime.writers import part_format
+from dim.runtime.writers_part import PartRecord
+
+DATASET = "dataset.json"
+FORMAT_VERSION = 1
+MAX_BYTES = 2**29
+# Formats whose files hold label numbers only.
+WITH_CLASS_NAMES = ("npy", "webdataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFile:
+    """The contents of `dataset.json`."""
+
+    created_by: str
+    plan: Plan
+    parts: tuple[PartRecord, ...] | None
+    """The finished parts; None until all are."""
+    extras: dict[str, dict[str, Any]]
+    """Bytes and SHA-256 of the set's other files: card, Croissant, class names."""
+
+    def to_json(self) -> bytes:
+        """Write the file."""
+        written: dict[str, Any] | None = None
+        if self.parts is not None:
+            written = {
+                "images": sum(record.images for record in self.parts),
+                "bytes": sum(record.bytes for record in self.parts),
+                "parts": [record.to_dict() for record in self.parts],
+                "files": self.extras,
+            }
+        return strict_json.indented(
+            {
+                "format_version": FORMAT_VERSION,
+                "created_by": self.created_by,
+                "complete": written is not None,
+                "plan": self.plan.to_dict(),
+                "written": written,
+            }
+        )
+
+    @staticmethod
+    def from_json(data: bytes, place: str) -> "SetFile":
+        """Read the file.
+
+        Raises:
+            OutputError: it is malformed or of a newer format.
+        """
+        try:
+            block = strict_json.parse(data, f"{place}/{DATASET}", MAX_BYTES)
+        except BundleError as error:
+            raise OutputError(f"{error} Move the folder's contents away, or choose another folder.") from None
+        if not isinstance(block, dict) or type(block.get("format_version")) is not int or "plan" not in block:
+            raise OutputError(f"{place}/{DATASET} was not written by dim; choose another folder.")
+        if block["format_version"] > FORMAT_VERSION:
+            raise OutputError(
+                f"The set in {place} has format version {block['format_version']} and was made by a newer dim; "
+                "run  pip install --upgrade dim-distill"
+            )
+        written, parts, extras = block.get("written"), None, {}
+        if written is not None:
+            if not isinstance(written, dict) or not isinstance(written.get("parts"), list):
+                raise OutputError(f"{place}/{DATASET} is malformed at written; use --overwrite to start anew.")
+            parts = tuple(PartRecord.from_dict(record) for record in written["parts"])
+            extras = written.get("files", {})
+        plan = Plan.from_dict(block["plan"])
+        return SetFile(created_by=str(block.get("created_by", "")), plan=plan, parts=parts, extras=extras)
+
+
+def read_set(store: Store) -> SetFile | None:
+    """Read the `dataset.json` of a place, or return None where there is none."""
+    data = store.read(DATASET)
+    return SetFile.from_json(data, str(store)) if data is not None else None
+
+
+def own_names(plan: Plan) -> set[str]:
+    """List the names that a set uses at the top of its folder."""
+    formats = part_format(plan.format)
+    names = {DATASET, STATE, "README.md", "croissant.json"}
+    names |= {folder.partition("/")[0] for folder in formats.folders(plan)}
+    if plan.format != "imagefolder":
+        for part in range(plan.parts):
+            names |= {path.partition("/")[0] for path in formats.files(plan, part)}
+    return names | ({"classes.json"} if plan.format in WITH_CLASS_NAMES else set())
+
+
+def refuse_foreign(store: Store, plan: Plan, overwrite: bool) -> None:
+    """Check that a new set would stand alone.
+
+    Raises:
+        OutputError: the place holds files that no set of ours lists; with `overwrite`, only where they would mix with
+            the set's own.
+    """
+    foreign = [name for name in store.list() if name != STATE]
+    if foreign and not overwrite:
+        raise OutputError(
+            f"{store} already holds '{foreign[0]}' and no set of ours: choose an empty folder, "
+            "or use --overwrite to write beside what is there."
+        )
+    if clashing := sorted(own_names(plan).intersection(foreign)):
+        raise OutputError(
+            f"{store} holds '{clashing[0]}', which the new set needs and no earlier set lists: move it away first."
+        )
+
+
+def begin_set(store: Store, plan: Plan, created_by: str) -> SetFile:
+    """Write the plan, unless another worker has just done so; return what is there."""
+    fresh = SetFile(created_by=created_by, plan=plan, parts=None, extras={})
+    store.create(DATASET, fresh.to_json())
+    found = read_set(store)
+    if found is None:
+        raise OutputError(f"{store}/{DATASET} vanished right after it was written: see whether {store} is still there.")
+    return found
+
+
+def make_folders(store: Store, plan: Plan) -> None:
+    """Make the folders of a set's files."""
+    for folder in part_format(plan.format).folders(plan):
+        store.make_folder(folder)
+
+
+def note_part(store: Store, record: PartRecord) -> None:
+    """Enter a finished part into the journal."""
+    store.put(f"{STATE}/parts/{record.part:06d}.json", strict_json.canonical(record.to_dict()))
+
+
+def noted_parts(store: Store) -> set[int]:
+    """List the parts that the journal has."""
+    stems = [name.partition(".")[0] for name in store.list(f"{STATE}/parts")]
+    return {int(stem) for stem in stems if stem.isdecimal()}
+
+
+def read_part(store: Store, part: int) -> PartRecord | None:
+    """Read the journal's record of a part, or return None where it has none."""
+    data = store.read(f"{STATE}/parts/{part:06d}.json")
+    if data is None:
+        return None
+    try:
+        return PartRecord.from_dict(strict_json.parse(data, f"the journal of {store}", 2**20))
+    except BundleError as error:
+        raise OutputError(f"{error} Use --overwrite to start anew.") from None
+
+
+def part_is_there(store: Store, plan: Plan, record: PartRecord) -> bool:
+    """Check that a finished part's files still have their sizes; an object store is believed."""
+    if store.remote:
+        return True
+    if record.files:
+        return all(store.size(entry.path) == entry.bytes for entry in record.files)
+    total = 0
+    for path in part_format(plan.format).files(plan, record.part):
+        size = store.size(path)
+        if size is None:
+            return False
+        total += size
+    return total == record.bytes
+
+
+def reopen(store: Store, found: SetFile) -> SetFile:
+    """Turn a complete set of which files went missing back into an unfinished one."""
+    for record in found.parts or ():
+        if part_is_there(store, found.plan, record):
+            note_part(store, record)
+    unfinished = replace(found, parts=None, extras={})
+    store.put(DATASET, unfinished.to_json())
+    return unfinished
+
+
+def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], extras: dict[str, bytes]) -> SetFile:
+    """Write the set's other files, then `dataset.json` with everything in it, then remove the journal."""
+    for name, data in extras.items():
+        if store.read(name) != data:
+            store.put(name, data)
+    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in extras.items()}
+    complete = replace(found, parts=tuple(records), extras=listed)
+    store.put(DATASET, complete.to_json())
+    store.clear_state()
+    return complete
+
+
+def remove_set(store: Store, found: SetFile) -> None:
+    """Remove what an earlier set lists and nothing else; its `dataset.json` goes last, so this can be repeated."""
+    formats = part_format(found.plan.format)
+    folders = formats.folders(found.plan)
+    store.refuse_links(folders)
+    for part in range(found.plan.parts):
+        for path in formats.files(found.plan, part):
+            store.remove(path)
+    for folder in folders:
+        store.remove_folder(folder)
+    for name in ("README.md", "croissant.json", *(["classes.json"] if found.plan.format in WITH_CLASS_NAMES else [])):
+        store.remove(name)
+    store.clear_journal()
+    store.remove(DATASET)

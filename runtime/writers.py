@@ -1,0 +1,23 @@
+"""The formats of training sets, by name."""
+
+from dim.runtime.errors import BadValueError
+from dim.runtime.plan import FORMATS
+from dim.runtime.writers_imagefolder import ImageFolder
+from dim.runtime.writers_npz import Npy, Npz
+from dim.runtime.writers_part import PartFormat
+
+
+def part_format(name: str) -> PartFormat:
+    """Return the format of that name.
+
+    Raises:
+        BadValueError: there is no such format.
+    """
+    formats: dict[str, type[PartFormat]] = {
+        "imagefolder": ImageFolder,
+        "npz": Npz,
+        "npy": Npy,
+    }
+    if name not in formats:
+        raise BadValueError(f"There is no format {name!r}; there are {', '.join(FORMATS)}.")
+    return formats[name]()

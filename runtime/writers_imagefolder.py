@@ -1,0 +1,83 @@
+"""ImageFolder: `<class>/<index>.png`, what torchvision and Hugging Face `imagefolder` read."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dim.runtime.atomic import sync_folder
+from dim.runtime.plan import Plan
+from dim.runtime.set_store import LocalStore, Store, write_file
+from dim.runtime.writers_part import LIST_STEP, Batch, FileEntry, PartRecord, altered, record_of
+from dim.runtime.writers_png import encode_png, encoder_version
+
+Made = list[tuple[FileEntry, Path | None]]
+
+
+class ImageFolder:
+    """The format `imagefolder`."""
+
+    def encoder(self) -> str:
+        return encoder_version()
+
+    def open(self, plan: Plan, store: Store, part: int) -> "ImageFolderPart":
+        return ImageFolderPart(plan, store, part)
+
+    def files(self, plan: Plan, part: int) -> Iterator[str]:
+        first, stop = plan.span(part)
+        for start in range(first, stop, LIST_STEP):
+            labels, indices = plan.samples(start, min(start + LIST_STEP, stop))
+            for label, index in zip(labels.tolist(), indices.tolist(), strict=True):
+                yield f"{plan.classes[label]}/{index:08d}.png"
+
+    def folders(self, plan: Plan) -> list[str]:
+        return [name for name, count in zip(plan.classes, plan.counts, strict=True) if count]
+
+
+class ImageFolderPart:
+    """Writes its images under temporary names, flushes the file system once, then renames them all."""
+
+    images_done = 0
+
+    def __init__(self, plan: Plan, store: Store, part: int) -> None:
+        self._plan, self._store, self._part = plan, store, part
+        self._made: Made = []
+
+    def encode(self, batch: Batch) -> Made:
+        made: Made = []
+        files = encode_png(batch.images)
+        for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
+            path = f"{self._plan.classes[label]}/{index:08d}.png"
+            entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            made.append((entry, self._write(path, data, f"{label}-{index}.png")))
+        return made
+
+    def _write(self, path: str, data: bytes, scratch: str) -> Path | None:
+        """Write an image and return its temporary path, or None where it already has its final name."""
+        if self._store.size(path):
+            if self._store.read(path) != data:
+                raise altered(self._store, path)
+            return None
+        if not isinstance(self._store, LocalStore):
+            self._store.put(path, data)
+            return None
+        temporary = self._store.scratch(scratch)
+        write_file(temporary, data)
+        return temporary
+
+    def write(self, encoded: Made) -> int:
+        self._made.extend(encoded)
+        return sum(entry.bytes for entry, _ in encoded)
+
+    def finish(self) -> PartRecord:
+        if isinstance(self._store, LocalStore):
+            self._store.flush()
+            for entry, temporary in self._made:
+                if temporary is not None:
+                    os.rename(temporary, self._store.path(entry.path))
+            for folder in {entry.path.partition("/")[0] for entry, _ in self._made}:
+                sync_folder(self._store.path(folder))
+        return record_of(self._part, len(self._made), [entry for entry, _ in self._made], listed=False)
+
+    def abort(self) -> None:
+        self._made.clear()
