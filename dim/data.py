@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from dim.data_known import KNOWN, load_known
+from dim.data_npz import load_npz
 from dim.data_set import ImageSet, Progress, Say, check_request, finish
 from dim.data_tree import load_tree
 from dim.runtime.errors import DataError
@@ -64,13 +65,16 @@ def load_data(
     check_request(size, channels, seed)
     if name_or_path in KNOWN:
         folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
-        raw = load_known(name_or_path, None if folder is None else Path(folder), say)
+        raw = load_known(name_or_path, None if folder is None else Path(folder), say, progress)
         return finish(raw, size=size, channels=channels, seed=seed, say=say)
     path = Path(name_or_path).expanduser()
     if not name_or_path or not path.exists():
         raise DataError(
             f"'{name_or_path}' is neither a known dataset ({', '.join(sorted(KNOWN))}) nor an existing path"
         )
+    if path.suffix.lower() == ".npz" and path.is_file():
+        raw = load_npz(path, _set_name(path))
+        return finish(raw, size=size, channels=channels, seed=seed, say=say)
     raw = load_tree(
         path,
         _set_name(path),

@@ -67,6 +67,8 @@ def _parse(file: BinaryIO, name: str, num_dims: int) -> NDArray[np.uint8]:
     wanted = math.prod(shape)
     if wanted > MAX_SET_BYTES:
         raise DataError(f"{name}: the header asks for {wanted} bytes, more than the limit of {MAX_SET_BYTES}")
+    if not wanted:
+        raise DataError(f"{name}: shape {list(shape)} holds no values")
     data = bytearray()
     while len(data) < wanted:
         # In chunks, so that a header that promises gigabytes costs no more than the file really holds.

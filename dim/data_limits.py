@@ -3,9 +3,9 @@
 A dataset may come from a stranger. These figures bound what one file can cost before it is refused. What `load_data`
 holds at once is bounded by: twice `MAX_SET_BYTES` (an array source and its resized copy; a tree of image files is
 decoded straight to its final size and needs it once), twelve bytes per pixel of `MAX_IMAGE_PIXELS` (large images are
-decoded one at a time), `MAX_KEPT_BYTES` and `MAX_QUEUED_BYTES` of files not yet decoded, `MAX_DECODER_BYTES`, and about 1 KB per
-member listed. Nothing is allocated because a header promises it: arrays grow with the bytes that really arrive, and a
-tree is allocated after its files' headers were read.
+decoded one at a time), `MAX_KEPT_BYTES` and `MAX_QUEUED_BYTES` of files not yet decoded, `MAX_DECODER_BYTES`, and
+about 1 KB per member listed. Nothing is allocated because a header promises it: arrays grow with the bytes that really
+arrive, and a tree is allocated after its files' headers were read.
 """
 
 MIN_IMAGE_PX = 8
@@ -57,7 +57,7 @@ MAX_DECODER_BYTES = 256 * 2**20
 MAX_ARRAY_DIMS = 4
 """Dimensions of one array in an IDX, NPZ or MATLAB file."""
 
-MAX_PICKLE_BYTES = 256 * 2**20
+MAX_CIFAR_BATCH_BYTES = 256 * 2**20
 """Bytes of one CIFAR batch (the largest official one has 155 MB)."""
 
 MAX_PICKLE_STEPS = 4_000_000

@@ -35,6 +35,16 @@ class Layout:
     remarks: tuple[str, ...]
 
 
+@dataclass
+class _Scan:
+    headers: dict[str, ImageHeader | None]
+    """Of every file, None where it is not a readable image."""
+    problems: dict[str, str]
+    folders: list[str]
+    kept: dict[str, bytes] | None
+    """The files' bytes, or None when they are too many to keep."""
+
+
 def load_tree(
     path: Path,
     name: str,
@@ -62,41 +72,15 @@ def load_tree(
     Raises:
         DataError: see `iterate_entries`, `plan_layout` and `decode_image`.
     """
-    headers: dict[str, ImageHeader | None] = {}
-    folders: list[str] = []
-    problems: dict[str, str] = {}
-    kept: dict[str, bytes] | None = {}
-    num_bytes = 0
-    for entry in iterate_entries(path):
-        if entry.is_folder:
-            folders.append(entry.path)
-        elif _is_passed_over(entry.path):
-            continue
-        elif _extension(entry.path) not in EXTENSIONS:
-            headers[entry.path] = None
-        else:
-            data = entry.read(MAX_FILE_BYTES)
-            num_bytes += len(data)
-            if kept is not None:
-                kept[entry.path] = data
-            if num_bytes > MAX_KEPT_BYTES:
-                kept = None
-            try:
-                headers[entry.path] = read_header(data, f"{path}: {entry.path}")
-            except DataError as error:
-                headers[entry.path], problems[entry.path] = None, str(error)
-        progress(f"{name}: reading headers", len(headers), 0)
-    layout = plan_layout(list(headers), folders, str(path))
+    scan = _scan(path, name, progress)
+    layout = plan_layout(list(scan.headers), scan.folders, str(path))
     for remark in layout.remarks:
         say(f"{name}: {remark}")
     rows = _rows(layout)
-    for file in rows:
-        if headers[file] is None and file not in problems:
-            problems[file] = f"{path}: {file}: not an image by its name; remove it or move it out of the class folder"
-    bad = [problems[file] for file in rows if file in problems]
+    bad = [_problem(scan, file, path) for file in rows if scan.headers[file] is None]
     if bad and not skip_unreadable:
         raise DataError(bad[0] if len(bad) == 1 else f"{bad[0]} ({len(bad) - 1} more like it)")
-    good = {file: header for file in rows if file not in problems and (header := headers[file]) is not None}
+    good = {file: header for file in rows if (header := scan.headers[file]) is not None}
     if not good:
         raise DataError(f"{path}: no image that can be read")
     shapes = Counter((header.height, header.width) for header in good.values())
@@ -128,14 +112,43 @@ def load_tree(
         done += number
         progress(f"{name}: decoding", done, len(good))
 
-    files = _files(path) if kept is None else iter(kept.items())
+    files = _files(path) if scan.kept is None else iter(scan.kept.items())
     decode_files(((rows[file], file, data) for file, data in files if file in good), decode, count)
+    if done < len(good):
+        raise DataError(f"{path}: {len(good) - done} files went away while they were read; run it again")
     if num_skipped := len(rows) - int(decoded.sum()):
         notes.append(f"{num_skipped} unreadable images were left out")
-    for note in notes[1:]:
-        if note:
-            say(f"{name}: {note}")
+    for note in filter(None, notes[1:]):
+        say(f"{name}: {note}")
     return _assemble(name, layout, images, decoded, (*filter(None, notes), *layout.remarks))
+
+
+def _scan(path: Path, name: str, progress: Progress) -> _Scan:
+    scan = _Scan({}, {}, [], {})
+    num_bytes = 0
+    for entry in iterate_entries(path):
+        if entry.is_folder:
+            scan.folders.append(entry.path)
+        elif not _is_passed_over(entry.path):
+            scan.headers[entry.path] = None
+            if _extension(entry.path) in EXTENSIONS:
+                data = entry.read(MAX_FILE_BYTES)
+                num_bytes += len(data)
+                if num_bytes > MAX_KEPT_BYTES:
+                    scan.kept = None
+                elif scan.kept is not None:
+                    scan.kept[entry.path] = data
+                try:
+                    scan.headers[entry.path] = read_header(data, f"{path}: {entry.path}")
+                except DataError as error:
+                    scan.problems[entry.path] = str(error)
+            progress(f"{name}: reading headers", len(scan.headers), 0)
+    return scan
+
+
+def _problem(scan: _Scan, file: str, path: Path) -> str:
+    by_name = f"{path}: {file}: not an image by its name; remove it or move it out of the class folder"
+    return scan.problems.get(file, by_name)
 
 
 def plan_layout(files: list[str], folders: list[str], source: str) -> Layout:
