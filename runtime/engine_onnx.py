@@ -42,11 +42,7 @@ class OnnxEngine:
     """
 
     def __init__(self, request: EngineRequest, device: str) -> None:
-        extra = "cpu" if device == "cpu" else "gpu"
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingExtraError("onnxruntime", extra, f"run ONNX files on the {device.upper()}") from None
+        onnxruntime = _import_onnxruntime(device)
         manifest = request.bundle.manifest
         provider = _PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
@@ -64,7 +60,7 @@ class OnnxEngine:
         self.batch: int | None = None if device == "cpu" else _CUDA_BATCH
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._shape = (manifest.height, manifest.width, manifest.channels)
-        self._session: Any = _open_session(onnxruntime, model, device, request.threads)
+        self._session: Any = _open_session(model, device, request.threads)
 
     def run(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Draw images; see `Engine.run`."""
@@ -90,7 +86,34 @@ class OnnxEngine:
         self._session = None
 
 
-def _open_session(onnxruntime: Any, model: bytes, device: str, threads: int | None) -> Any:
+def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
+    """Open an ONNX file that was checked, on the CPU: for graphs that are no generators, such as a teacher.
+
+    Args:
+        model: the file's bytes.
+        threads: None for every core this process may use.
+
+    Returns:
+        an `onnxruntime.InferenceSession`.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: the session cannot be made.
+    """
+    _import_onnxruntime("cpu")
+    return _open_session(model, "cpu", threads)
+
+
+def _import_onnxruntime(device: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", device, f"run ONNX files on the {device.upper()}") from None
+    return onnxruntime
+
+
+def _open_session(model: bytes, device: str, threads: int | None) -> Any:
+    onnxruntime = _import_onnxruntime(device)
     provider = _PROVIDERS[device]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY

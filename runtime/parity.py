@@ -1,0 +1,61 @@
+"""How two engines' images are compared, and what makes a set of images suspect.
+
+The limits are the promise to users: fp32 at most 1 level of 255 apart, fp16 at least 45 dB, int8 at least 30 dB.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_FP32_LEVELS = 1
+MIN_PSNR_DB = {"fp16": 45.0, "int8": 30.0}
+MIN_SPREAD_LEVELS = 1.0
+"""Mean over the pixels of the standard deviation within a class; below it the class draws one image again and again."""
+
+
+def max_levels(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
+    """Return the largest difference between two sets of images of one shape, in levels of 0 to 255; 0 for none."""
+    if images.size == 0:
+        return 0
+    return int(np.abs(images.astype(np.int16) - others.astype(np.int16)).max())
+
+
+def psnr_db(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+    """Return the peak signal-to-noise ratio over all pixels of two sets, in dB; infinity where they are equal.
+
+    Source: 10 log10(255^2 / mean squared difference).
+    """
+    squared = np.square(images.astype(np.float64) - others.astype(np.float64)).mean() if images.size else 0.0
+    return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
+
+
+def agrees(precision: str, images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> tuple[bool, str, str]:
+    """Judge a precision's images against those of fp32.
+
+    Args:
+        precision: "fp32", "fp16" or "int8".
+        images: uint8 [N, H, W, C].
+        reference: uint8 [N, H, W, C], drawn in fp32 from the same latents and labels.
+
+    Returns:
+        whether they agree, what was found, what is allowed.
+    """
+    if precision == "fp32":
+        levels = max_levels(images, reference)
+        return levels <= MAX_FP32_LEVELS, f"{levels} levels", f"at most {MAX_FP32_LEVELS}"
+    found, least = psnr_db(images, reference), MIN_PSNR_DB[precision]
+    return found >= least, f"{found:.1f} dB", f"at least {least:g} dB"
+
+
+def share_of_blank(images: NDArray[np.uint8]) -> float:
+    """Return the share of images [N, H, W, C] of one single colour, as a stuck or NaN network draws them."""
+    if len(images) == 0:
+        return 0.0
+    one_colour_NC = images.min(axis=(1, 2)) == images.max(axis=(1, 2))
+    return float(one_colour_NC.all(axis=1).mean())
+
+
+def spread_levels(images: NDArray[np.uint8]) -> float:
+    """Return the spread within one class's images [N, H, W, C]: the mean over the pixels of their deviation."""
+    return float(images.astype(np.float64).std(axis=0).mean()) if len(images) else 0.0
