@@ -128,15 +128,14 @@ def generate(
             if all(part_is_there(store, found.plan, record) for record in found.parts):
                 say(f"The set in {store} is complete already.")
                 return _summary(store, found, wish.shard, 0, 0, began)
-            found = reopen(store, found)
         with engine_for(bundle, found, say) as engine:
             found = claim_set(store, wish, found, engine, overwrite)
             make_folders(store, found.plan)
             refusal = (
                 f"Shard {shard[0]}/{shard[1]} of {store} is being written by another process: wait for it, or stop it."
             )
+            meter = Meter(progress)
             with store.lock(f"shard-{shard[0]}-of-{shard[1]}", refusal):
-                meter = Meter(progress)
                 make_parts(store, found.plan, drawing(bundle, engine, found.plan), wish.shard, meter, encoders)
             found = complete_if_done(store, bundle, found)
     return _summary(store, found, wish.shard, meter.drawn, meter.bytes, began)
@@ -316,15 +315,14 @@ def claim_set(store: Store, wish: Wish, found: SetFile | None, engine: Engine, o
                 if overwrite:
                     _remove_old(store, plan)
                 found = begin_set(store, plan, f"dim {__version__}")
-    else:
-        store.begin_state()
-    difference = found.plan.difference(replace(found.plan, engine=info))
+    difference = found.plan.difference(replace(found.plan, engine=info, encoder=wish.plan.encoder))
     if difference is not None:
         raise OutputError(
             f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
-            "go on with that engine, or use --overwrite to start anew."
+            "go on with that, or use --overwrite to start anew."
         )
-    return found
+    store.begin_state()
+    return reopen(store, found) if found.parts is not None else found
 
 
 def _remove_old(store: Store, plan: Plan) -> None:
@@ -363,11 +361,11 @@ class Meter:
         self.total, self.done = total, done
         self._report()
 
-    def add(self, images: int, written: int) -> None:
-        """Count images; those that an earlier run left come with 0 bytes."""
+    def add(self, images: int, written: int, drawn: bool) -> None:
+        """Count images, the bytes written for them, and whether this run drew them."""
         self.done += images
         self.bytes += written
-        self.drawn += images if written else 0
+        self.drawn += images if drawn else 0
         self._report()
 
     def _report(self) -> None:
@@ -406,14 +404,22 @@ def missing_parts(store: Store, plan: Plan, parts: Sequence[int]) -> list[int]:
 
 def complete_if_done(store: Store, bundle: Bundle, found: SetFile) -> SetFile:
     """Complete the set if every part is in the journal; any worker may, all write the same bytes."""
-    if len(noted_parts(store)) < found.plan.parts:
-        # Another worker that completed the set has removed the journal.
-        return read_set(store) or found
-    records = [read_part(store, part) for part in range(found.plan.parts)]
-    present = [record for record in records if record is not None]
-    if len(present) < found.plan.parts:
-        return read_set(store) or found
-    return complete_set(store, found, present, set_extras(bundle, found.plan, present))
+    try:
+        if len(noted_parts(store)) < found.plan.parts:
+            return read_set(store) or found
+        with store.lock("complete"):
+            current = read_set(store) or found
+            records = [read_part(store, part) for part in range(found.plan.parts)]
+            present = [record for record in records if record is not None]
+            if current.parts is not None or len(present) < found.plan.parts:
+                return current
+            return complete_set(store, current, present, set_extras(bundle, found.plan, present))
+    except FileNotFoundError:
+        # Another worker completed the set in the meantime and removed the journal.
+        completed = read_set(store)
+        if completed is None or completed.parts is None:
+            raise
+        return completed
 
 
 def set_extras(bundle: Bundle, plan: Plan, records: Sequence[PartRecord]) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def run_pipeline(
     draw: Draw,
     open_part: Callable[[int], PartWriter],
     finished: Callable[[PartRecord], None],
-    written: Callable[[int, int], None],
+    written: Callable[[int, int, bool], None],
     encoders: int | None = None,
 ) -> None:
     """Make the given parts of a set.
@@ -54,7 +54,7 @@ def run_pipeline(
             in one thread.
         open_part: begins or continues a part.
         finished: gets the record of every part, once its files have their final names.
-        written: gets images and bytes after every write; images that an earlier run left come with 0 bytes.
+        written: gets images, bytes written, and whether this run drew them, after every step.
         encoders: encoding threads; None for one per core, at most 8.
 
     Raises:
@@ -113,9 +113,9 @@ def run_pipeline(
                 writer: PartWriter = item[0]
                 if len(item) == 3:
                     encoded: Future[Any] = item[2]
-                    written(len(item[1].labels), writer.write(encoded.result()))
+                    written(len(item[1].labels), writer.write(encoded.result()), True)
                 elif item[1] is not None:
-                    written(item[1], 0)
+                    written(item[1], 0, False)
                 else:
                     record = writer.finish()
                     unfinished.remove(writer)

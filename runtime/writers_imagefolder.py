@@ -11,7 +11,8 @@ from dim.runtime.set_store import LocalStore, Store, write_file
 from dim.runtime.writers_part import LIST_STEP, Batch, FileEntry, PartRecord, altered, record_of
 from dim.runtime.writers_png import encode_png, encoder_version
 
-Made = list[tuple[FileEntry, Path | None]]
+# An image, the bytes written for it, and its temporary path where it still has one.
+Made = list[tuple[FileEntry, int, Path | None]]
 
 
 class ImageFolder:
@@ -49,35 +50,35 @@ class ImageFolderPart:
         for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
             path = f"{self._plan.classes[label]}/{index:08d}.png"
             entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            made.append((entry, self._write(path, data, f"{label}-{index}.png")))
+            made.append((entry, *self._write(path, data, f"{label}-{index}.png")))
         return made
 
-    def _write(self, path: str, data: bytes, scratch: str) -> Path | None:
-        """Write an image and return its temporary path, or None where it already has its final name."""
+    def _write(self, path: str, data: bytes, scratch: str) -> tuple[int, Path | None]:
+        """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
         if self._store.size(path):
             if self._store.read(path) != data:
                 raise altered(self._store, path)
-            return None
+            return 0, None
         if not isinstance(self._store, LocalStore):
             self._store.put(path, data)
-            return None
+            return len(data), None
         temporary = self._store.scratch(scratch)
         write_file(temporary, data)
-        return temporary
+        return len(data), temporary
 
     def write(self, encoded: Made) -> int:
         self._made.extend(encoded)
-        return sum(entry.bytes for entry, _ in encoded)
+        return sum(written for _, written, _ in encoded)
 
     def finish(self) -> PartRecord:
         if isinstance(self._store, LocalStore):
             self._store.flush()
-            for entry, temporary in self._made:
+            for entry, _, temporary in self._made:
                 if temporary is not None:
                     os.rename(temporary, self._store.path(entry.path))
-            for folder in {entry.path.partition("/")[0] for entry, _ in self._made}:
+            for folder in {entry.path.partition("/")[0] for entry, _, _ in self._made}:
                 sync_folder(self._store.path(folder))
-        return record_of(self._part, len(self._made), [entry for entry, _ in self._made], listed=False)
+        return record_of(self._part, len(self._made), [entry for entry, _, _ in self._made], listed=False)
 
     def abort(self) -> None:
         self._made.clear()
