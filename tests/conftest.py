@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a tiny bundle built once per session, and a private cache that dies with the tests."""
+"""Fixtures that many tests share: a tiny bundle, built once per session, and a cache that dies with the tests."""
 
 from collections.abc import Iterator
 from pathlib import Path

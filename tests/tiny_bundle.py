@@ -1,6 +1,6 @@
 """A tiny, valid bundle, built with onnx's helpers: no torch, a few kilobytes, different images for every sample.
 
-labels -> Gather (one row of an embedding per class), plus latents -> Gemm -> Reshape -> Resize -> Conv -> Tanh -> scale,
+labels -> Gather (a row of an embedding per class), plus latents -> Gemm -> Reshape -> Resize -> Conv -> Tanh -> scale,
 Round, Clip -> Transpose to NHWC -> Cast to uint8.
 """
 
