@@ -1,0 +1,136 @@
+"""Choosing the student's recipe on a hold-out cut from the training split, never on the test split.
+
+The candidates are compared on real images alone, so the choice can favour the controls and never the bundle; a bundle
+has seen the hold-out while it was distilled, and could not be judged on it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dim.data_set import ImageSet
+from dim.device_data import seed_of
+from dim.eval_jobs import EvalProgress
+from dim.eval_table import aggregate
+from dim.evaluate import evaluate
+from dim.runtime.atomic import replace_file
+from dim.runtime.errors import BadValueError, DataError, OutputError
+from dim.students import PUBLISHED, Recipe, resolve_recipe
+
+CHOICE_NAME = "recipe.json"
+
+
+def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> ImageSet:
+    """Cut a hold-out from the training split, the same part of every class, and forget the test split.
+
+    Args:
+        data: the dataset.
+        fraction: part of every class's training images, above 0 and below 1; at least one image.
+        seed: of the cut.
+
+    Returns:
+        The dataset `<name> (hold-out)`, whose test split is the hold-out and whose training split is the rest.
+
+    Raises:
+        BadValueError: the fraction is out of range.
+        DataError: a class has a single image, which cannot be on both sides.
+    """
+    if not 0 < fraction < 1:
+        raise BadValueError(f"fraction is {fraction}; it must lie between 0 and 1.")
+    rng = np.random.default_rng(seed_of("hold-out", seed))
+    held = np.zeros(len(data.train_labels), dtype=bool)
+    for label, name in enumerate(data.classes):
+        rows = rng.permutation(np.flatnonzero(data.train_labels == label))
+        if len(rows) < 2:
+            raise DataError(f"{data.name}: class '{name}' has {len(rows)} training images; a hold-out needs two.")
+        held[rows[: max(1, round(fraction * len(rows)))]] = True
+    return ImageSet(
+        name=f"{data.name} (hold-out)",
+        classes=data.classes,
+        train_images=data.train_images[~held],
+        train_labels=data.train_labels[~held],
+        test_images=data.train_images[held],
+        test_labels=data.train_labels[held],
+        licence=data.licence,
+        note=f"{data.note}; tested on {int(held.sum())} training images held out (seed {seed})".lstrip("; "),
+    )
+
+
+def candidates(data_name: str) -> list[Recipe]:
+    """List the recipes to choose from: the published one, and the default at three learning rates, with and without
+    label smoothing."""
+    default = resolve_recipe("default", data_name)
+    grid = [
+        replace(default, name=f"onecycle-{lr:g}-smooth-{smoothing:g}", lr=lr, label_smoothing=smoothing)
+        for lr in (0.03, 0.06, 0.12)
+        for smoothing in (0.0, 0.1)
+    ]
+    return [PUBLISHED, *grid]
+
+
+def choose_recipe(
+    data: ImageSet,
+    recipes: Sequence[Recipe] | None = None,
+    *,
+    out: Path,
+    ipc: int = 10,
+    modes: Sequence[str] = ("fixed", "stream"),
+    archs: Sequence[str] = ("convnet3",),
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 1000,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[EvalProgress], None] = lambda event: None,
+    **options: Any,
+) -> Recipe:
+    """Train students on real images by every recipe and return the one with the best mean on the hold-out.
+
+    Args:
+        data: the dataset.
+        recipes: to choose from; None for `candidates`.
+        out: folder of the results; `recipe.json` holds the choice and the accuracy of every recipe.
+        ipc, modes, archs, seeds, epochs: as in `dim.evaluate.evaluate`; every mode and network counts alike.
+        say, progress: as there.
+        options: its other arguments (`width`, `device`, `precision`, `threads`, `jobs`).
+
+    Returns:
+        The chosen recipe, to be given to every student of an evaluation.
+
+    Raises:
+        as `split_holdout` and `evaluate`.
+    """
+    if recipes is None:
+        recipes = candidates(data.name)
+    holdout = split_holdout(data)
+    rows = []
+    for recipe in recipes:
+        # The augmentation follows the dataset's own name, so the recipe is passed as it is.
+        results = evaluate(
+            None,
+            holdout,
+            out=out,
+            modes=modes,
+            ipcs=(ipc,),
+            archs=archs,
+            seeds=seeds,
+            epochs=epochs,
+            recipe=recipe,
+            progress=progress,
+            **options,
+        )
+        measured = aggregate(results)
+        mean = sum(row["accuracy_mean"] for row in measured) / len(measured)
+        rows.append({"recipe": asdict(recipe), "mean": round(mean, 4), "rows": measured})
+        say(f"Hold-out accuracy of the recipe {recipe.name}: {mean:.2f} %.")
+    best = max(range(len(recipes)), key=lambda index: float(rows[index]["mean"]))
+    chosen = recipes[best]
+    described = {"chosen": asdict(chosen), "on": holdout.note, "candidates": rows}
+    try:
+        replace_file(out / CHOICE_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"The choice in {out} cannot be written: {error.strerror}.") from error
+    say(f"Chosen on the hold-out: the recipe {chosen.name}.")
+    return chosen

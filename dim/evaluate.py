@@ -1,0 +1,260 @@
+"""Evaluation that can be trusted: fresh classifiers trained on generated images, tested once on real ones.
+
+Every generated row stands beside its controls, trained in the same run by the same recipe with the same seeds: random
+real images at equal images per class, real images at equal steps (the ceiling of `stream`), real images that take as
+many bytes as the generator, and other bundles to compare with. One file per trained student, so a run that ends early
+loses one student and goes on where it ended; a table can be made from what there is at any time.
+
+    from dim.data import load_data
+    from dim.evaluate import evaluate
+
+    results = evaluate(Path("mnist.dim"), load_data("mnist"), out=Path("eval/mnist"), ipcs=(10,), epochs=100)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dim.classifiers import CLASSIFIER_NAMES, build_classifier
+from dim.data_set import ImageSet
+from dim.eval_cells import CellResult, read_result
+from dim.eval_jobs import EvalProgress, run_cells
+from dim.eval_plan import MODES, plan_cells
+from dim.eval_run import Bench, check_fits, teacher_hash
+from dim.eval_table import CHART_NAME, draw_chart, write_results
+from dim.runtime.bundle_files import load_manifest, update_bundle
+from dim.runtime.engine_onnx import usable_cores
+from dim.runtime.errors import BadValueError, DeviceError
+from dim.runtime.manifest import Manifest
+from dim.students import Recipe, choose_precision, resolve_recipe
+
+EVAL_PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"ipcs": (10, 50), "epochs": 100, "seeds": (0, 1, 2), "archs": ("convnet3",), "width": 32},
+    "full": {"ipcs": (10, 50, 1), "epochs": 1000, "seeds": (0, 1, 2), "archs": ("convnet3", "resnet18")},
+}
+"""Arguments of `evaluate` by name: `quick` is a first answer in minutes on two cores for small grey images, a tenth of
+the epochs with a narrow ConvNet-3; `full` is the protocol of the published tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A bundle under evaluation."""
+
+    name: str
+    folder: Path
+    manifest: Manifest
+
+
+def evaluate(
+    bundle_path: Path | None,
+    data: ImageSet,
+    *,
+    out: Path,
+    modes: Sequence[str] = MODES,
+    ipcs: Sequence[int] = (10, 50, 1),
+    archs: Sequence[str] = ("convnet3",),
+    width: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 1000,
+    recipe: str | Recipe = "default",
+    controls: bool = True,
+    compare: Mapping[str, Path] | None = None,
+    soft: bool = False,
+    whole_epochs: int = 0,
+    resume: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    jobs: int = 1,
+    engine: str = "auto",
+    engine_device: str = "auto",
+    engine_precision: str | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[EvalProgress], None] = lambda event: None,
+) -> list[CellResult]:
+    """Train classifiers on what a bundle draws and on its controls, and test each once on the real test split.
+
+    Args:
+        bundle_path: the bundle's folder; None runs the controls alone.
+        data: the dataset that the bundle was distilled from.
+        out: folder of the results: `cells/*.json`, `results.json`, `accuracy.png`.
+        modes: `fixed` (the set that `dim generate` writes) and `stream` (fresh images in every epoch).
+        ipcs: images per class and epoch, in the order in which they are to be run.
+        archs: classifiers, by the names of `dim.classifiers`.
+        width: of every classifier; None for the published ones.
+        seeds: of the students, the images and their order; one student each.
+        epochs: of K * ipc images; the published protocol has 1,000, and both modes take the same number of steps.
+        recipe: `default`, `published`, or a `Recipe` (see `dim.eval_recipe.choose_recipe`), for every student alike.
+        controls: train on real images as well.
+        compare: other bundles of the same dataset, by the name for the table.
+        soft: run every row a second time with the soft labels of the bundle's `teacher.onnx`.
+        whole_epochs: epochs over the whole training split, as a row of its own; 0 for none.
+        resume: take finished students from `out`; False trains all of them again.
+        device: `auto`, `cpu` or `gpu`, for the students.
+        precision: `auto`, `fp32` or `bf16`, for the students.
+        threads: CPU threads in all; None for every core this process may use.
+        jobs: students trained side by side, sharing the threads.
+        engine, engine_device, engine_precision: as in `dim.runtime.open_bundle`, for the images.
+        say: gets a sentence about every choice made here.
+        progress: gets the progress, from another thread where `jobs` is above 1.
+
+    Returns:
+        The results in the order of the plan, those of earlier runs included.
+
+    Raises:
+        BadValueError: an argument is out of range, or the bundle is not of this dataset.
+        BundleError: a bundle is missing or altered, or has no teacher where `soft` asks for one.
+        DeviceError: the device is not to be had.
+        OutputError: `out` cannot be written.
+    """
+    _check_arguments(modes, ipcs, archs, seeds, epochs, whole_epochs, jobs, width, data)
+    torch_device = _choose_device(device)
+    student_precision = choose_precision(precision, torch_device)
+    chosen = resolve_recipe(recipe, data.name)
+    subjects = _read_subjects(bundle_path, compare or {}, data)
+    if soft and bundle_path is None:
+        raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
+    teacher = teacher_hash(subjects[0].folder, subjects[0].manifest) if soft else ""
+    cells = plan_cells(
+        data,
+        [(subject.name, subject.manifest) for subject in subjects],
+        modes=modes,
+        ipcs=ipcs,
+        archs=archs,
+        width=width,
+        seeds=seeds,
+        epochs=epochs,
+        recipe=chosen,
+        controls=controls or bundle_path is None,
+        teacher=teacher,
+        whole_epochs=whole_epochs,
+        precision=student_precision,
+        engine_precision=engine_precision or "",
+    )
+    total_threads = threads or usable_cores()
+    jobs = min(jobs, total_threads)
+    bench = Bench(
+        data=data,
+        bundles={subject.manifest.content_id: subject.folder for subject in subjects},
+        device=str(torch_device),
+        threads=max(1, total_threads // jobs),
+        engine=engine,
+        engine_device=engine_device,
+    )
+    say(f"Students: {chosen.name} recipe, {student_precision} on {torch_device}, {jobs} at a time.")
+    for subject in subjects:
+        # An engine that does not work shall say so now, not after an hour of students.
+        drawing = bench.bundle(subject.manifest.content_id, engine_precision or "").engine
+        say(f"{subject.name}: {subject.folder}, drawn by {drawing.name} {drawing.precision} on the {drawing.device}.")
+    if soft:
+        bench.teacher(teacher)
+    bench.close()
+    results: dict[int, CellResult] = {}
+    if resume:
+        found = {index: read_result(cell, out) for index, cell in enumerate(cells)}
+        results = {index: result for index, result in found.items() if result is not None}
+        if results:
+            say(f"{len(results)} of {len(cells)} students were finished before, in {out}.")
+    missing = [(index, cell) for index, cell in enumerate(cells) if index not in results]
+
+    def report(index: int, step: int, steps: int) -> None:
+        done = len(results)
+        progress(
+            EvalProgress(
+                cell=cells[index], cell_index=index, num_cells=len(cells), done_cells=done, step=step, steps=steps
+            )
+        )
+
+    def finished(index: int, result: CellResult) -> None:
+        results[index] = result
+        report(index, result.steps, result.steps)
+        write_results(in_order(), data, out)
+
+    def in_order() -> list[CellResult]:
+        return [results[index] for index in sorted(results)]
+
+    run_cells(bench, missing, out, jobs, report, finished)
+    draw_chart(write_results(in_order(), data, out), out / CHART_NAME)
+    return in_order()
+
+
+def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Manifest:
+    """Write measured rows into a bundle's manifest; its content id does not change.
+
+    Args:
+        bundle_path: the bundle's folder.
+        rows: as `dim.eval_table.aggregate` returns them.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        BundleError: the bundle is missing or altered.
+        OutputError: it cannot be written.
+    """
+    return update_bundle(bundle_path, accuracy=rows)
+
+
+def _read_subjects(bundle_path: Path | None, compare: Mapping[str, Path], data: ImageSet) -> list[_Subject]:
+    named = ([("generated", bundle_path)] if bundle_path is not None else []) + list(compare.items())
+    subjects: list[_Subject] = []
+    for name, folder in named:
+        manifest = load_manifest(Path(folder))
+        check_fits(Path(folder), manifest, data)
+        for other in subjects:
+            if other.manifest.content_id == manifest.content_id:
+                raise BadValueError(
+                    f"The bundles {other.folder} and {folder} draw the same images (content id "
+                    f"{manifest.content_id[:12]}): compare with another one."
+                )
+            if other.name == name:
+                raise BadValueError(f"Two bundles are called '{name}': give the one to compare with another name.")
+        subjects.append(_Subject(name=name, folder=Path(folder), manifest=manifest))
+    return subjects
+
+
+def _choose_device(device: str) -> torch.device:
+    if device not in ("auto", "cpu", "gpu"):
+        raise BadValueError(f"device is '{device}'; it must be auto, cpu or gpu.")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"torch {torch.__version__} finds no GPU: use --device cpu, or install a CUDA build of torch."
+        )
+    return torch.device("cuda")
+
+
+def _check_arguments(
+    modes: Sequence[str],
+    ipcs: Sequence[int],
+    archs: Sequence[str],
+    seeds: Sequence[int],
+    epochs: int,
+    whole_epochs: int,
+    jobs: int,
+    width: int | None,
+    data: ImageSet,
+) -> None:
+    for name, values, allowed in [("mode", modes, MODES), ("classifier", archs, CLASSIFIER_NAMES)]:
+        for value in values:
+            if value not in allowed:
+                raise BadValueError(f"There is no {name} '{value}'; there are {', '.join(allowed)}.")
+    for name, numbers in [("modes", modes), ("ipcs", ipcs), ("archs", archs), ("seeds", seeds)]:
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise BadValueError(f"{name} is {list(numbers)}; give at least one, and each once.")
+    for name, values_, low in [
+        ("ipc", ipcs, 1),
+        ("seed", seeds, 0),
+        ("epochs", [epochs], 1),
+        ("whole_epochs", [whole_epochs], 0),
+        ("jobs", [jobs], 1),
+    ]:
+        for number in values_:
+            if number < low:
+                raise BadValueError(f"{name} is {number}; it must be at least {low}.")
+    for arch in archs:
+        build_classifier(arch, len(data.classes), data.channels, data.height, width)
