@@ -8,7 +8,7 @@ tar.gz or tar.xz, or an `.npz` (`dim.data_npz`). The limits under which files ar
 import os
 from pathlib import Path
 
-from dim.data_known import KNOWN, load_known
+from dim.data_known import KNOWN, load_known, recognise_copy
 from dim.data_npz import load_npz
 from dim.data_set import ImageSet, Progress, Say, check_request, finish
 from dim.data_tree import load_tree
@@ -84,7 +84,7 @@ def load_data(
         say=say,
         progress=progress,
     )
-    return finish(raw, size=None, channels=None, seed=seed, say=say)
+    return finish(recognise_copy(raw), size=None, channels=None, seed=seed, say=say)
 
 
 def _set_name(path: Path) -> str:

@@ -233,8 +233,9 @@ def _to_square(picture: "Picture", size: int) -> Images:
     from PIL import Image
 
     side = min(picture.width, picture.height)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    if (picture.width, picture.height) != (size, size):
-        box = (left, top, left + side, top + side)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    if picture.width != picture.height:
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    if side != size:
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture, dtype=np.uint8)

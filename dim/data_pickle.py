@@ -69,13 +69,13 @@ def read_pickle(data: bytes, name: str) -> dict[str, Any]:
     """
     try:
         value = _run(data)
+        if not isinstance(value, dict):
+            raise _Refused("the pickle holds no dictionary")
+        return {_as_text(key): _plain(item) for key, item in value.items()}
     except _Refused as error:
         raise DataError(f"{name}: {error}; only the official CIFAR batches are read, nothing is executed") from error
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
         raise DataError(f"{name}: the pickle is damaged or truncated ({error}): fetch it again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{name}: the pickle holds no dictionary; only the official CIFAR batches are read")
-    return {_as_text(key): _plain(item) for key, item in value.items()}
 
 
 def _run(data: bytes) -> Any:
