@@ -126,6 +126,8 @@ def generate(
         found = find_set(store, wish, overwrite)
         if found is not None and found.parts is not None:
             if all(part_is_there(store, found.plan, record) for record in found.parts):
+                # An earlier run may have been cut off while it cleared up.
+                store.clear_state()
                 say(f"The set in {store} is complete already.")
                 return _summary(store, found, wish.shard, 0, 0, began)
         with engine_for(bundle, found, say) as engine:

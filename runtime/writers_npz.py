@@ -83,7 +83,7 @@ class RowFile(HashedFile):
         rows = int(noted) if noted.isdecimal() else 0
         complete = rows > 0 and path.stat().st_size >= len(head) + rows * row_bytes
         same_head = complete and b"".join(read_pieces(path, 0, len(head))) == head
-        self.rows = rows if same_head else 0
+        self.rows = self.appended = rows if same_head else 0
         super().__init__(path, len(head) + rows * row_bytes if same_head else 0)
         if not same_head:
             self.append(head)
@@ -93,12 +93,20 @@ class RowFile(HashedFile):
         if rows < self.rows:
             self.close()
             super().__init__(self.path, len(self._head) + rows * self._row_bytes)
-            self.rows = rows
+            self.rows = self.appended = rows
+
+    def append_rows(self, data: memoryview) -> int:
+        """Write whole rows at the end and return their bytes."""
+        written = self.append(data)
+        self.appended += written // self._row_bytes
+        return written
 
     def mark(self) -> None:
-        """Flush what was appended and note how far it reaches."""
+        """Flush the rows that were appended and note how many there are, unless the file was closed."""
+        if self.closed:
+            return
         self.flush()
-        self.rows = (self.bytes - len(self._head)) // self._row_bytes
+        self.rows = self.appended
         replace_file(self._progress, str(self.rows).encode())
 
     def publish(self, store: Store, name: str) -> FileEntry:
@@ -114,29 +122,34 @@ class RowsPart:
         self.plan, self.store, self.part = plan, store, part
         self.span = plan.span(part)
         self.images = self.span[1] - self.span[0]
-        self._held = contextlib.ExitStack()
-        self._held.enter_context(
-            store.lock(f"part-{part}", f"Another process is writing {store}/{name}; wait for it, or stop it.")
-        )
-        shape = (self.images, plan.height, plan.width, plan.channels)
-        head = npy_header("|u1", shape)
-        self.pixels = RowFile(store, name, zip_header + head, plan.image_bytes)
-        self.rows = [self.pixels]
-        if plan.soft_labels:
-            classes = len(plan.classes)
-            logits = numbered("logits", plan, part, ".npy")
-            self.rows.append(RowFile(store, logits, npy_header("<f2", (self.images, classes)), 2 * classes))
-        self.images_done = min(file.rows for file in self.rows)
-        for file in self.rows:
-            file.cut(self.images_done)
         self._unmarked, self._marked_at = 0, time.monotonic()
+        refusal = f"Another process is writing {store}/{name}; wait for it, or stop it."
+        with contextlib.ExitStack() as held:
+            held.enter_context(store.lock(f"part-{part}", refusal))
+            head = npy_header("|u1", (self.images, plan.height, plan.width, plan.channels))
+            self.pixels = RowFile(store, name, zip_header + head, plan.image_bytes)
+            held.callback(self.pixels.close)
+            self.rows = [self.pixels]
+            if plan.soft_labels:
+                classes = len(plan.classes)
+                logits = numbered("logits", plan, part, ".npy")
+                self.rows.append(RowFile(store, logits, npy_header("<f2", (self.images, classes)), 2 * classes))
+                held.callback(self.rows[1].close)
+            self.images_done = min(file.rows for file in self.rows)
+            for file in self.rows:
+                file.cut(self.images_done)
+            self.resume(len(zip_header))
+            self._held = held.pop_all()
+
+    def resume(self, head_bytes: int) -> None:
+        """Read what is needed of the rows that are there; the member's data start at `head_bytes`."""
 
     def encode(self, batch: Batch) -> list[memoryview]:
         arrays: list[Any] = [batch.images] if batch.scores is None else [batch.images, batch.scores.astype("<f2")]
         return [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
 
     def write(self, encoded: list[memoryview]) -> int:
-        written = sum(file.append(data) for file, data in zip(self.rows, encoded, strict=True))
+        written = sum(file.append_rows(data) for file, data in zip(self.rows, encoded, strict=True))
         self._unmarked += written
         if self._unmarked >= FLUSH_BYTES or time.monotonic() - self._marked_at >= FLUSH_SECONDS:
             self._mark()
@@ -162,8 +175,6 @@ class RowsPart:
     def abort(self) -> None:
         with contextlib.suppress(OSError):
             self._mark()
-        for file in self.rows:
-            file.close()
         self._held.close()
 
 
@@ -176,9 +187,11 @@ class NpzPart(RowsPart):
         self._member_bytes = len(head) + (stop - first) * plan.image_bytes
         header = ZipIndex.header(_IMAGES, self._member_bytes)
         name = numbered("train", plan, part, ".npz")
-        super().__init__(plan, store, part, name, header)
         self._crc = 0
-        for piece in read_pieces(self.pixels.path, len(header), self.pixels.bytes):
+        super().__init__(plan, store, part, name, header)
+
+    def resume(self, head_bytes: int) -> None:
+        for piece in read_pieces(self.pixels.path, head_bytes, self.pixels.bytes):
             self._crc = zlib.crc32(piece, self._crc)
 
     def write(self, encoded: list[memoryview]) -> int:

@@ -151,6 +151,11 @@ class HashedFile:
         """Wait until what was appended is on the disk."""
         os.fdatasync(self._descriptor)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the file was closed."""
+        return self._descriptor < 0
+
     def close(self) -> None:
         """Close the file; it may be called twice."""
         if self._descriptor >= 0:
