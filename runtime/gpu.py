@@ -1,0 +1,150 @@
+"""Which NVIDIA driver and GPUs this machine has, asked of the driver itself through ctypes: no package is needed.
+
+Every GPU engine asks here first: without a driver the engine libraries answer with errors that say nothing
+(TensorRT for RTX calls good, truncated and flipped plans all invalid), so the driver is looked at before any of them.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dim.runtime.errors import DeviceError
+
+# CUDA major version -> the oldest Linux driver that runs it (CUDA Toolkit release notes, minor version compatibility).
+OLDEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+
+Load = Callable[[str], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU that this process may use."""
+
+    index: int
+    """Ordinal after CUDA_VISIBLE_DEVICES."""
+    name: str
+    """As the driver calls it, "NVIDIA H200"."""
+    compute_capability: tuple[int, int]
+    """(9, 0) for Hopper."""
+    memory_bytes: int
+    """Total device memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """What the NVIDIA driver says of itself; `problem` is None when at least one GPU can be used."""
+
+    version: str | None
+    """"580.159.03", None where it cannot be read."""
+    cuda: tuple[int, int] | None
+    """Newest CUDA version that the driver runs."""
+    gpus: tuple[Gpu, ...]
+    problem: str | None
+    """One clause, lower case, for the middle of a sentence."""
+
+
+def find_driver(load: Load = ctypes.CDLL) -> Driver:
+    """Ask the driver for its version and its GPUs.
+
+    Args:
+        load: opens a shared library by name; tests hand in a recorded driver.
+
+    Returns:
+        the driver; never raises, a missing or broken driver is told in `problem`.
+    """
+    version = _driver_version(load)
+    try:
+        cuda = load("libcuda.so.1")
+    except OSError:
+        return Driver(
+            version=version, cuda=None, gpus=(), problem="no NVIDIA driver is installed (libcuda.so.1 not found)"
+        )
+    code = cuda.cuInit(0)
+    newest = ctypes.c_int(0)
+    cuda.cuDriverGetVersion(ctypes.byref(newest))
+    cuda_version = (newest.value // 1000, newest.value % 1000 // 10) if newest.value else None
+    if code == _NO_DEVICE:
+        return Driver(version=version, cuda=cuda_version, gpus=(), problem="the NVIDIA driver sees no GPU")
+    if code:
+        problem = f"the NVIDIA driver does not start ({_error_text(cuda, code)})"
+        return Driver(version=version, cuda=cuda_version, gpus=(), problem=problem)
+    gpus = _list_gpus(cuda)
+    problem_or_none = None if gpus else "the NVIDIA driver sees no GPU"
+    return Driver(version=version, cuda=cuda_version, gpus=gpus, problem=problem_or_none)
+
+
+def require_gpu(purpose: str, driver: Driver | None = None) -> Gpu:
+    """Return the first GPU.
+
+    Args:
+        purpose: what it is needed for, as a phrase ("run TensorRT engines").
+        driver: an answer of `find_driver`, asked anew when None.
+
+    Raises:
+        DeviceError: no driver or no GPU.
+    """
+    found = driver or find_driver()
+    if found.problem is not None:
+        raise DeviceError(
+            f"A GPU is needed to {purpose} and {found.problem}: use --device cpu, or install an NVIDIA driver "
+            f"(version {OLDEST_DRIVER[12]} or newer) and check it with  nvidia-smi"
+        )
+    return found.gpus[0]
+
+
+def driver_too_old(driver: Driver, cuda_major: int | None) -> str | None:
+    """Say in one clause why a library built for a CUDA major version cannot run on this driver, or None if it can."""
+    if cuda_major is None or driver.cuda is None or driver.cuda[0] >= cuda_major:
+        return None
+    needed = OLDEST_DRIVER.get(cuda_major)
+    newer = f"driver {needed} or newer" if needed else "a newer driver"
+    have = f"driver {driver.version}" if driver.version else "the driver"
+    return f"{have} runs CUDA up to {driver.cuda[0]}.{driver.cuda[1]}, CUDA {cuda_major} needs {newer}"
+
+
+def _list_gpus(cuda: Any) -> tuple[Gpu, ...]:
+    count = ctypes.c_int(0)
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    gpus = []
+    for index in range(count.value):
+        device = ctypes.c_int(0)
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        name = ctypes.create_string_buffer(256)
+        cuda.cuDeviceGetName(name, len(name), device)
+        major, minor = ctypes.c_int(0), ctypes.c_int(0)
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+        memory = ctypes.c_size_t(0)
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        gpus.append(
+            Gpu(
+                index=index,
+                name=name.value.decode(errors="replace"),
+                compute_capability=(major.value, minor.value),
+                memory_bytes=memory.value,
+            )
+        )
+    return tuple(gpus)
+
+
+def _error_text(cuda: Any, code: int) -> str:
+    text = ctypes.c_char_p()
+    cuda.cuGetErrorString(code, ctypes.byref(text))
+    return f"CUDA error {code}: {text.value.decode(errors='replace') if text.value else 'unknown'}"
+
+
+def _driver_version(load: Load) -> str | None:
+    try:
+        nvml = load("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    text = ctypes.create_string_buffer(96)
+    failed = nvml.nvmlSystemGetDriverVersion(text, len(text))
+    nvml.nvmlShutdown()
+    return None if failed else text.value.decode(errors="replace")
