@@ -136,8 +136,14 @@ def _run_side_by_side(
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 finished(running.pop(future), future.result())
+    except BaseException:
+        # A student may have many minutes to go; what it has not written is lost either way.
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         stop.set()
-        relaying.join()
+        relaying.join(timeout=5 * _POLL_SECONDS)
+        reports.cancel_join_thread()
         reports.close()
