@@ -1,0 +1,160 @@
+"""A little editor for ONNX graphs: who makes a value, who reads it, which values are constants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+Array = NDArray[Any]
+
+
+class GraphEditor:
+    """Edits a model in place; call `reindex` after changing nodes by hand.
+
+    Args:
+        model: a model without sub-graphs and functions.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.graph = model.graph
+        self._move_constant_nodes()
+        self.reindex()
+
+    def _move_constant_nodes(self) -> None:
+        for node in [n for n in self.graph.node if n.op_type == "Constant"]:
+            tensor = next((a.t for a in node.attribute if a.name == "value"), None)
+            if tensor is not None:
+                self.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor), node.output[0]))
+                self.graph.node.remove(node)
+
+    def reindex(self) -> None:
+        """Forget and rebuild what is known about values."""
+        self._producers = {output: node for node in self.graph.node for output in node.output if output}
+        self._readers: dict[str, list[NodeProto]] = {}
+        for node in self.graph.node:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self._readers.setdefault(name, []).append(node)
+        self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._outputs = {output.name for output in self.graph.output}
+
+    def producer(self, name: str) -> NodeProto | None:
+        """The node that makes a value; None for constants and inputs."""
+        return self._producers.get(name)
+
+    def readers(self, name: str) -> list[NodeProto]:
+        """The nodes that read a value, each once, in the graph's order."""
+        return self._readers.get(name, [])
+
+    def read_once(self, name: str) -> bool:
+        """Whether exactly one node reads the value, at one place, and the graph does not put it out."""
+        places = sum(list(node.input).count(name) for node in self.readers(name))
+        return places == 1 and name not in self._outputs
+
+    def constant(self, name: str) -> Array | None:
+        """The array behind an initialiser, read-only; None for anything else."""
+        tensor = self._constants.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def set_constant(self, name: str, value: Array) -> None:
+        """Replace the array of an initialiser, or add one."""
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        if name in self._constants:
+            self._constants[name].CopyFrom(tensor)
+        else:
+            self.graph.initializer.append(tensor)
+            self._constants[name] = self.graph.initializer[-1]
+
+    def fresh(self, hint: str) -> str:
+        """A value name that is not taken, starting with `hint`."""
+        taken = self._constants.keys() | self._producers.keys() | {i.name for i in self.graph.input}
+        name, number = hint, 1
+        while name in taken:
+            name, number = f"{hint}_{number}", number + 1
+        return name
+
+    def replace_input(self, nodes: Iterable[NodeProto], old: str, new: str) -> None:
+        """Let nodes read `new` where they read `old`."""
+        for node in nodes:
+            for place, name in enumerate(node.input):
+                if name == old:
+                    node.input[place] = new
+
+    def insert_before(self, node: NodeProto, *new: NodeProto) -> None:
+        """Put nodes in front of another, keeping the topological order."""
+        place = list(self.graph.node).index(node)
+        for offset, addition in enumerate(new):
+            self.graph.node.insert(place + offset, addition)
+        self.reindex()
+
+    def remove_dead(self) -> None:
+        """Remove nodes and constants that no output depends on."""
+        needed = set(self._outputs)
+        for node in reversed(list(self.graph.node)):
+            if needed.isdisjoint(node.output):
+                self.graph.node.remove(node)
+            else:
+                needed.update(node.input)
+        for tensor in list(self.graph.initializer):
+            if tensor.name not in needed:
+                self.graph.initializer.remove(tensor)
+        self.reindex()
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """The value of a node's attribute; `default` where it is not set. Strings come as `str`."""
+    for candidate in node.attribute:
+        if candidate.name == name:
+            value = onnx.helper.get_attribute_value(candidate)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def tidy(model: ModelProto, name: str) -> None:
+    """Remove every trace of the machine and of chance: metadata, doc strings, producer, value names that count calls.
+
+    torch writes source paths and lines into `metadata_props`. Inputs, outputs and constants keep their names; nodes and
+    the values between them are named by operator and position, so that two exports have the same bytes.
+
+    Args:
+        model: changed in place.
+        name: the graph's new name.
+    """
+    graph = model.graph
+    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:], model.functions[:]
+    model.doc_string = graph.doc_string = model.domain = model.producer_version = ""
+    model.producer_name, model.model_version, graph.name = "dim", 0, name
+    for part in [*graph.node, *graph.initializer, *graph.input, *graph.output]:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    outputs = {output.name for output in graph.output}
+    kept = outputs | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    counts: Counter[str] = Counter()
+    renamed: dict[str, str] = {"": ""}
+    for node in graph.node:
+        node.name = f"{node.op_type.lower()}_{counts[node.op_type]}"
+        counts[node.op_type] += 1
+        for place, value in enumerate(node.input):
+            node.input[place] = renamed.get(value, value)
+        for place, value in enumerate(node.output):
+            if value and value not in outputs:
+                renamed[value] = node.name if place == 0 else f"{node.name}.{place}"
+                assert renamed[value] not in kept
+                node.output[place] = renamed[value]
+        attributes = sorted(node.attribute, key=lambda a: a.name)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+
+
+def serialised(model: ModelProto) -> bytes:
+    """Check a model and turn it into bytes, the same for the same model."""
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
