@@ -169,7 +169,7 @@ def _obtain(known: KnownSet, file: OfficialFile, request: Request) -> Path:
 
 
 def default_data_folder() -> Path:
-    """Where downloads go when the user names no folder: `data` in `$DIM_CACHE`, `$XDG_CACHE_HOME/dim`, `~/.cache/dim`."""
+    """Where downloads go when no folder is named: `data` in `$DIM_CACHE`, `$XDG_CACHE_HOME/dim` or `~/.cache/dim`."""
     if chosen := os.environ.get("DIM_CACHE"):
         return Path(chosen) / "data"
     base = os.environ.get("XDG_CACHE_HOME")

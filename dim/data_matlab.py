@@ -112,7 +112,8 @@ def parse_matlab(file: BinaryIO, name: str, wanted: Collection[str]) -> dict[str
     return arrays
 
 
-def _add_matrix(file: _Reader, order: str, name: str, wanted: Collection[str], arrays: dict[str, NDArray[Any]]) -> None:
+def _add_matrix(file: _Reader, order: str, name: str, wanted: Collection[str], arrays: dict[str, NDArray[Any]]) -> bool:
+    """Read one variable into `arrays` if it is wanted, and say whether it was."""
     flags = _element(file, order, name, 8)[1]
     if len(flags) != 8:
         raise DataError(f"{name}: damaged: array flags of {len(flags)} bytes, expected 8")
