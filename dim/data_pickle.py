@@ -1,9 +1,10 @@
 """Plain values from Python pickles without executing them: what the official CIFAR batches hold, and nothing else.
 
-The batches were pickled by Python 2 (protocol 2): a dictionary of byte strings, lists of integers and strings, and one
-uint8 array. `pickletools` cuts the file into instructions; those that build such values are interpreted here on a stack
-of our own. The names that an array needs (`numpy.core.multiarray._reconstruct`, `numpy.ndarray`, `numpy.dtype`) are
-compared as text and never imported; every other name, and every other instruction, is refused.
+They were pickled by Python 2 (protocol 2; 0 and 1 are read as well): a dictionary of byte strings, lists of integers
+and strings, and one uint8 array. `pickletools` cuts the file into instructions; those that build such values are
+interpreted here on a stack of our own. The names that an array needs (`numpy.core.multiarray._reconstruct`,
+`numpy.ndarray`, `numpy.dtype`) are compared as text and never imported; every other name, and every other instruction,
+is refused.
 """
 
 import math
@@ -79,6 +80,7 @@ def read_pickle(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _run(data: bytes) -> Any:
+    value: dict[Any, Any]
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     argument: Any
@@ -102,6 +104,12 @@ def _run(data: bytes) -> Any:
             stack.append([])
         elif code == "EMPTY_DICT":
             stack.append({})
+        elif code == "LIST":
+            stack.append(_pop_to_mark(stack))
+        elif code == "DICT":
+            items, value = _pop_to_mark(stack), {}
+            _set_items(value, items)
+            stack.append(value)
         elif code == "TUPLE":
             stack.append(tuple(_pop_to_mark(stack)))
         elif code in _TUPLES:

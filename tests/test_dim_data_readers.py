@@ -236,9 +236,7 @@ class _Bomb:
 def test_a_pickle_is_never_executed(tmp_path: Path, protocol: int) -> None:
     proof = tmp_path / "executed"
     data = pickle.dumps({"data": _Bomb(proof)}, protocol)
-    with pytest.raises(
-        DataError, match=r"^f: the pickle (refers to 'posix mkdir'|uses the instruction DICT); only the"
-    ):
+    with pytest.raises(DataError, match=r"^f: the pickle refers to 'posix mkdir'; only the"):
         read_pickle(data, "f")
     assert not proof.exists()
     pickle.loads(data)
@@ -261,6 +259,12 @@ def test_the_pickle_of_python_2_is_read_as_python_reads_it() -> None:
         assert list(mine) == [key.decode() for key in reference] == list(value)
         assert np.array_equal(mine.pop("data"), reference.pop(b"data")) and np.array_equal(rows, value["data"])
         assert list(mine.values()) == list(reference.values())
+
+
+def test_the_text_form_of_python_2_is_read() -> None:
+    data = b"(dp1\nS'num_vis'\np2\nI3072\nsS'label_names'\np3\n(lp4\nS'cat'\np5\naS'dog'\np6\nasS'flag'\nI01\ns."
+    assert read_pickle(data, "f") == {"num_vis": 3072, "label_names": [b"cat", b"dog"], "flag": True}
+    assert pickle.loads(data, encoding="bytes") == {b"num_vis": 3072, b"label_names": [b"cat", b"dog"], b"flag": True}
 
 
 _PLAIN = st.recursive(
