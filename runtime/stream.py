@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.errors import BadValueError, EngineError
+from dim.runtime.philox import split_seed
 from dim.runtime.sampling import MAX_INDEX, permutation
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class StreamPlan:
         ):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
                 raise BadValueError(f"{name} is {value!r}; it must be an integer, at least {low}.")
+        split_seed(self.seed)
         i, n = self.shard
         if not 0 <= i < n:
             raise BadValueError(f"shard is {self.shard}; it must be (i, n) with 0 <= i < n.")
