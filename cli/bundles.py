@@ -1,0 +1,18 @@
+"""Which bundle a command works on: found, and said first."""
+
+from pathlib import Path
+
+from dim.cli.terminal import say
+
+
+def choose_bundle(explicit: str | None) -> Path:
+    """Find the bundle, print which one it is and why, and return its folder.
+
+    Args:
+        explicit: what `--bundle` or the argument named; None for the default bundle.
+    """
+    from dim.runtime.locate import find_bundle
+
+    path, reason = find_bundle(explicit)
+    say(f"Bundle: {path}, {reason}.")
+    return path

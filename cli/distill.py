@@ -1,0 +1,186 @@
+"""`dim distill`: a labelled image dataset becomes a run directory."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dim.cli.terminal import in_time, print_json, say, training_libraries
+from dim.runtime.errors import BadValueError
+
+if TYPE_CHECKING:
+    from dim.cli.bars import Bars
+
+_RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
+
+
+def distill(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, svhn, cifar10, cifar100, or a path: class folders, the same in a "
+            "zip or tar, or an .npz."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME if left out.")] = None,
+    preset: Annotated[str, typer.Option(help="tiny, small, paper, ...: where all settings start.")] = "small",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels, 8 to 128.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Fixes everything that is random.", rich_help_panel=_RECIPE)] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, the GAN.", rich_help_panel=_RECIPE)] = None,
+    matching_steps: Annotated[
+        int | None, typer.Option(help="Steps of stage 2, the matching; 0 leaves it out.", rich_help_panel=_RECIPE)
+    ] = None,
+    matching_loss: Annotated[
+        str | None, typer.Option(help="The loss of stage 2; `paper` is the published one.", rich_help_panel=_RECIPE)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any field of the configuration, as in generator.width=48; may be repeated.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or gpu.", rich_help_panel=_MACHINE)] = "auto",
+    time_limit: Annotated[
+        str | None,
+        typer.Option(help="Stop at the first checkpoint after this time: 9m, 1h30m.", rich_help_panel=_MACHINE),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.", rich_help_panel=_OUTPUT)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Turn a labelled image dataset into a generator.
+
+    Stage 1 trains a conditional GAN; stage 2 matches what a pool of classifiers makes of real and generated images.
+    Ctrl-C loses at most one checkpoint interval; --resume goes on. Several GPUs:
+    torchrun --nproc-per-node 2 -m dim.cli.main distill ...
+
+    Example:  [bold]dim distill --data digits --preset tiny --out runs/digits[/bold]
+    """
+    limit_s = None if time_limit is None else parse_duration(time_limit)
+    named = {"seed": seed, "stage1.steps": steps, "stage2.steps": matching_steps, "matching.loss": matching_loss}
+    overrides = {field: value for field, value in named.items() if value is not None} | parse_settings(settings or [])
+
+    from dim.cli.bars import Bars
+
+    with training_libraries():
+        from dim.data import load_data
+        from dim.distill import distill as run_distillation
+        from dim.presets import preset as start_from
+
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
+    speak = say if is_main else _say_nothing
+    started = time.monotonic()
+    with Bars(hidden=not is_main) as bars:
+        images = load_data(
+            data,
+            data_dir=data_dir,
+            size=size,
+            seed=seed,
+            skip_unreadable=skip_unreadable,
+            channels=channels,
+            say=speak,
+            progress=lambda what, done, total: bars.show(what, done, total or None),
+        )
+        bars.clear()
+        run_dir = out or Path("runs") / images.name
+        try:
+            outcome = run_distillation(
+                start_from(preset, data=images, overrides=overrides),
+                images,
+                run_dir,
+                resume=resume,
+                device=device,
+                time_limit_s=limit_s,
+                tensorboard=tensorboard,
+                say=speak,
+                progress=_StageBars(bars),
+            )
+        except KeyboardInterrupt:
+            speak(f"What was done up to the last checkpoint is kept in {run_dir}: add --resume to go on.")
+            raise
+    if not is_main:
+        return
+    if as_json:
+        print_json({"run_dir": run_dir, "finished": outcome.finished, "seconds": time.monotonic() - started})
+        return
+    print(f"{'Distilled' if outcome.finished else 'Stopped'} after {in_time(time.monotonic() - started)}: {run_dir}")
+    for what, where in (("samples", "grids"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
+        print(f"  {what + ':':<9}{run_dir / where}")
+
+
+class _StageBars:
+    """One bar per stage with its images per second, and the latest losses below."""
+
+    def __init__(self, bars: "Bars") -> None:
+        self._bars = bars
+        self._speed: dict[str, str] = {}
+
+    def __call__(self, report: Any) -> None:
+        """Show one `dim.session.Progress`."""
+        if report.images_per_s:
+            self._speed[report.stage] = f"  {report.images_per_s:,.0f} images/s"
+        if report.losses:
+            losses = "  ".join(f"{_short(name)} {value:.3g}" for name, value in report.losses.items())
+            self._bars.note(losses)
+        detail = f"{report.step:,}/{report.steps:,}{self._speed.get(report.stage, '')}"
+        self._bars.show(report.stage, report.step, report.steps, detail)
+
+
+def _short(name: str) -> str:
+    """`generator_loss` -> `generator`: every number below the bars is a loss or as good as one."""
+    return name.removesuffix("_loss").replace("_", " ")
+
+
+def _say_nothing(line: str) -> None:
+    """The other processes of torchrun keep quiet."""
+
+
+def parse_duration(text: str) -> float:
+    """Read a time as people write it: `90`, `90s`, `9m`, `1h30m`, in seconds.
+
+    Raises:
+        BadValueError: another form, or no time at all.
+    """
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip().lower())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total == 0:
+        raise BadValueError(f"--time-limit got {text!r}; it takes a time such as 90s, 9m or 1h30m.")
+    return float(total)
+
+
+def parse_settings(entries: list[str]) -> dict[str, Any]:
+    """Read `generator.width=48`: a field with dots, and a value that is JSON or else text.
+
+    Raises:
+        BadValueError: an entry without a field or a value.
+    """
+    settings: dict[str, Any] = {}
+    for entry in entries:
+        field, equals, text = entry.partition("=")
+        if not equals or not field.strip():
+            raise BadValueError(f"--set got {entry!r}; it takes FIELD=VALUE, as in generator.width=48.")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        settings[field.strip()] = tuple(value) if isinstance(value, list) else value
+    return settings

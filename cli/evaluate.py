@@ -1,0 +1,199 @@
+"""`dim eval`: what classifiers learn from a bundle's images, measured on real ones."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dim.cli.bundles import choose_bundle
+from dim.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
+from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
+from dim.runtime.errors import BadValueError
+
+_PROTOCOL, _MACHINE = "Protocol", "Machine"
+
+
+def evaluate(
+    data: Annotated[
+        str | None,
+        typer.Option(help="The dataset that the bundle was distilled from; needed where it was a folder or file."),
+    ] = None,
+    bundle: BundleOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; eval/NAME if left out.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=BUNDLE", help="Another bundle of the same dataset; may be repeated."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what --out already holds.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the measured accuracy into the bundle's manifest.")
+    ] = False,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="quick (a tenth of the epochs, a narrow ConvNet-3) or full (the published protocol).",
+            rich_help_panel=_PROTOCOL,
+        ),
+    ] = "quick",
+    modes: Annotated[
+        str, typer.Option("--mode", help="fixed, stream or both.", rich_help_panel=_PROTOCOL)
+    ] = "fixed,stream",
+    ipcs: Annotated[
+        str | None,
+        typer.Option("--ipc", help="Images per class, in the order to run: 10,50,1.", rich_help_panel=_PROTOCOL),
+    ] = None,
+    archs: Annotated[
+        str | None, typer.Option("--arch", help="Classifiers: convnet3,resnet18.", rich_help_panel=_PROTOCOL)
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Width of every classifier, for quick looks.", rich_help_panel=_PROTOCOL)
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Students per row, with seeds 0, 1, 2, ...", rich_help_panel=_PROTOCOL)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Published: 1000; scales both modes alike.", rich_help_panel=_PROTOCOL)
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="default or published.", rich_help_panel=_PROTOCOL)] = "default",
+    no_controls: Annotated[
+        bool, typer.Option("--no-controls", help="Leave out the students of real images.", rich_help_panel=_PROTOCOL)
+    ] = False,
+    soft: Annotated[
+        bool,
+        typer.Option(
+            "--soft", help="Add rows with the soft labels of the bundle's teacher.", rich_help_panel=_PROTOCOL
+        ),
+    ] = False,
+    whole_epochs: Annotated[
+        int, typer.Option(help="Add a row: so many epochs over the whole training split.", rich_help_panel=_PROTOCOL)
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or gpu, for the students.", rich_help_panel=_MACHINE)] = "auto",
+    jobs: Annotated[int, typer.Option(help="Students trained side by side.", rich_help_panel=_MACHINE)] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads in all.", rich_help_panel=_MACHINE)] = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what classifiers learn from generated images.
+
+    Fresh classifiers are trained on what the bundle draws and, as controls, on real images, and tested once on the real
+    test split. Each student is a file in --out, so the same command goes on where an earlier one ended.
+
+    Example:  [bold]dim eval --bundle runs/digits/digits.dim --data digits --ipc 10 --epochs 100[/bold]
+    """
+    from dim.cli.bars import Bars
+
+    with training_libraries():
+        from dim.data import load_data
+        from dim.eval_table import accuracy_table, aggregate, cost_table
+        from dim.evaluate import EVAL_PRESETS, record_accuracy
+        from dim.evaluate import evaluate as run_evaluation
+    from dim.runtime.bundle_files import load_manifest
+
+    if preset not in EVAL_PRESETS:
+        raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(EVAL_PRESETS)}.")
+    asked = {
+        "ipcs": None if ipcs is None else parse_numbers("--ipc", ipcs),
+        "archs": None if archs is None else parse_words(archs),
+        "width": width,
+        "seeds": None if seeds is None else tuple(range(seeds)),
+        "epochs": epochs,
+    }
+    protocol = EVAL_PRESETS[preset] | {name: value for name, value in asked.items() if value is not None}
+    path = choose_bundle(bundle)
+    manifest = load_manifest(path)
+    out = out or Path("eval") / manifest.name
+    with Bars() as bars:
+        images = load_data(
+            data or manifest.source.name,
+            data_dir=data_dir,
+            size=manifest.height,
+            channels=manifest.channels,
+            # The seed of the distillation cut the test split where the source has none; another would leak it.
+            seed=int(manifest.distill_config.get("seed", 0)),
+            say=say,
+            progress=lambda what, done, total: bars.show(what, done, total or None),
+        )
+        bars.clear()
+        results = run_evaluation(
+            path,
+            images,
+            out=out,
+            modes=parse_words(modes),
+            recipe=recipe,
+            controls=not no_controls,
+            compare=parse_bundles(compare or []),
+            soft=soft,
+            whole_epochs=whole_epochs,
+            resume=not fresh,
+            device=device,
+            threads=threads,
+            jobs=jobs,
+            engine=engine,
+            engine_precision=precision,
+            say=say,
+            progress=lambda report: _show(bars, report),
+            **protocol,
+        )
+    rows = aggregate(results)
+    if record:
+        record_accuracy(path, [row for row in rows if row["content_id"] in ("", manifest.content_id)])
+        say(f"Recorded in {path}.")
+    if as_json:
+        print_json({"out": out, "rows": rows})
+        return
+    print_rich(accuracy_table(rows))
+    print_rich(cost_table(rows))
+    print(f"Results: {out}/results.json, chart: {out}/accuracy.png, students trained for {_time_of(rows)} in all.")
+
+
+def _show(bars: Any, report: Any) -> None:
+    """Show one `dim.eval_jobs.EvalProgress`."""
+    cell = report.cell
+    done = report.done_cells + (report.step / report.steps if report.steps and report.step < report.steps else 0)
+    bars.show("students", done, report.num_cells, f"{report.done_cells}/{report.num_cells}")
+    size = f" {cell.ipc} per class," if cell.ipc else ""
+    where = f"step {report.step:,} of {report.steps:,}"
+    bars.note(f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}: {where}")
+
+
+def _time_of(rows: list[dict[str, Any]]) -> str:
+    return in_time(sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows))
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Read names joined by commas."""
+    return tuple(word.strip() for word in text.split(","))
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers joined by commas.
+
+    Raises:
+        BadValueError: something else.
+    """
+    words = parse_words(text)
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise BadValueError(f"{option} got {text!r}; it takes whole numbers joined by commas, as in 10,50,1.")
+    return tuple(int(word) for word in words)
+
+
+def parse_bundles(entries: list[str]) -> Mapping[str, Path]:
+    """Read `NAME=BUNDLE` entries.
+
+    Raises:
+        BadValueError: another form, or one name twice.
+    """
+    found: dict[str, Path] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or not name or not path:
+            raise BadValueError(f"--compare got {entry!r}; it takes NAME=BUNDLE, as in first=runs/first/mnist.dim.")
+        if name in found:
+            raise BadValueError(f"--compare names {name!r} twice; give each bundle a name of its own.")
+        found[name] = Path(path)
+    return found

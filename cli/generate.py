@@ -1,0 +1,144 @@
+"""`dim generate`: a bundle becomes a training set."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dim.cli.bundles import choose_bundle
+from dim.cli.options import (
+    OUTPUT_PANEL,
+    BundleOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    PrecisionOption,
+    ThreadsOption,
+    TrustOption,
+)
+from dim.cli.terminal import in_time, in_units, print_json, say
+
+if TYPE_CHECKING:
+    from dim.cli.bars import Bars
+
+_SIZE, _SCALE = "Size (one of the first four)", "Scale out"
+
+
+def generate(
+    out: Annotated[str, typer.Option(help="Where the set goes: a folder.")],
+    ipc: Annotated[int | None, typer.Option(help="Images per class.", rich_help_panel=_SIZE)] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Part of the source set, keeping its balance of classes: 0.02.", rich_help_panel=_SIZE),
+    ] = None,
+    total: Annotated[
+        int | None, typer.Option(help="Images in all, keeping the source's balance.", rich_help_panel=_SIZE)
+    ] = None,
+    per_class: Annotated[
+        str | None, typer.Option(help="Images by class: cat=100,dog=20.", rich_help_panel=_SIZE)
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Only these classes: cat,dog.", rich_help_panel=_SIZE)] = None,
+    start: Annotated[
+        int, typer.Option(help="First index of every class; continues another set.", rich_help_panel=_SIZE)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="0 to 2**64 - 1; another seed draws other images.")] = 0,
+    bundle: BundleOption = None,
+    no_fixed_latents: Annotated[
+        bool, typer.Option("--no-fixed-latents", help="Leave out the latents that the bundle optimised for small sets.")
+    ] = False,
+    format: Annotated[
+        str, typer.Option(help="imagefolder, npz, npy, parquet or webdataset.", rich_help_panel=OUTPUT_PANEL)
+    ] = "imagefolder",
+    shard_images: Annotated[
+        int | None, typer.Option(help="Images per file of a sharded format.", rich_help_panel=OUTPUT_PANEL)
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="Largest file instead: 64MB, 1GiB.", rich_help_panel=OUTPUT_PANEL)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another set in --out.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
+    as_json: JsonOption = False,
+    engine: EngineOption = "auto",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    trust: TrustOption = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Make only part I of N, counted from 0.", rich_help_panel=_SCALE)
+    ] = "0/1",
+) -> None:
+    """Write a training set of any size from a bundle.
+
+    The same arguments complete a set that was interrupted, to the same bytes.
+
+    Example:  [bold]dim generate --ipc 50 --out data/[/bold]
+    """
+    from dim.cli.bars import Bars
+    from dim.runtime.bundle import open_bundle
+    from dim.runtime.generate import generate as write_set
+    from dim.runtime.sizes import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
+
+    path = choose_bundle(bundle)
+    with (
+        open_bundle(
+            path,
+            engine=engine,
+            device=device,
+            precision=precision,
+            threads=threads,
+            trust=trust or (),
+            fixed_latents=not no_fixed_latents,
+            say=say,
+        ) as opened,
+        Bars() as bars,
+    ):
+        counts = resolve_counts(
+            opened.manifest,
+            ipc=ipc,
+            ratio=ratio,
+            total=total,
+            per_class=None if per_class is None else parse_per_class(per_class),
+            classes=None if classes is None else parse_classes(classes),
+            start=start,
+        )
+        summary = write_set(
+            opened,
+            out,
+            counts=counts,
+            seed=seed,
+            start=start,
+            format=format,
+            shard=parse_shard(shard),
+            overwrite=overwrite,
+            shard_images=shard_images,
+            shard_bytes=None if shard_size is None else parse_bytes(shard_size),
+            say=say,
+            progress=_Meter(bars),
+        )
+    if as_json:
+        print_json(asdict(summary))
+        return
+    speed = summary.images_drawn / max(summary.seconds, 1e-9)
+    drawn = f"{summary.images_drawn:,} images, {in_units(summary.bytes_written, 'B')}"
+    whole = "complete" if summary.complete else f"part {shard} done"
+    print(f"{summary.out}: {summary.images:,} images as {summary.format}, {whole}.")
+    if summary.images_drawn:
+        print(f"Drawn now: {drawn} in {in_time(summary.seconds)} ({speed:,.0f} images/s).")
+
+
+class _Meter:
+    """Images, images per second and bytes beside the bar."""
+
+    def __init__(self, bars: "Bars") -> None:
+        self._bars = bars
+        self._began, self._done_before = time.monotonic(), -1
+
+    def __call__(self, images_done: int, images_total: int, bytes_written: int) -> None:
+        """Show one report of `dim.runtime.generate`."""
+        if self._done_before < 0:
+            self._began, self._done_before = time.monotonic(), images_done
+        speed = (images_done - self._done_before) / max(time.monotonic() - self._began, 1e-9)
+        detail = f"{images_done:,}/{images_total:,} images  {speed:,.0f}/s  {in_units(bytes_written, 'B')}"
+        self._bars.show("generate", images_done, images_total, detail)

@@ -1,0 +1,95 @@
+"""`dim inspect`: what a bundle holds, and a look at what it draws."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dim.cli.bundles import choose_bundle
+from dim.cli.options import JsonOption
+from dim.cli.terminal import in_units, print_json, print_table
+
+
+def inspect(
+    bundle: Annotated[
+        str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the preview as a PNG file as well.")] = None,
+    no_preview: Annotated[bool, typer.Option("--no-preview", help="Do not draw in the terminal.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle holds and what it draws.
+
+    Classes, source, measured accuracy, files, and a grid with one row per class where the terminal can show it.
+
+    Example:  [bold]dim inspect runs/digits/digits.dim[/bold]
+    """
+    from dim.runtime.inspect_bundle import describe
+
+    path = choose_bundle(bundle)
+    facts = describe(path)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_facts(facts)
+    if png is not None or (not as_json and not no_preview):
+        _show_preview(path, png, in_terminal=not as_json and not no_preview)
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    image, source = facts["image"], facts["source"]
+    rows = {
+        "name": facts["name"],
+        "classes": _shorten(facts["classes"]),
+        "images": f"{image['height']} x {image['width']}, {'grey' if image['channels'] == 1 else 'colour'}",
+        "source": f"{source['name']}, {sum(source['class_counts']):,} training images",
+        "source licence": source["licence"],
+        "source note": source["note"],
+        "latents": f"{facts['latent_dim']} per image, standard deviation {facts['latent_std']:g}",
+        "optimised latents": f"{facts['fixed_latents']} per class" if facts["fixed_latents"] else "none",
+        "soft labels": "yes, the bundle carries a teacher" if facts["teacher"] else "no",
+        "precisions": ", ".join(facts["precisions"]),
+        "engines": ", ".join(facts["engines"]) or "none compiled",
+        "distilled with": f"preset {facts['distill_config'].get('preset', 'unknown')}, {facts['created_by']}",
+        "licence": facts["licence"],
+        "content id": facts["content_id"],
+        "size": in_units(facts["size_bytes"], "B"),
+    }
+    for key, value in rows.items():
+        print(f"{key:<18} {value}")
+    print()
+    files = [(file["path"], in_units(file["size_bytes"], "B"), file["sha256"][:16]) for file in facts["files"]]
+    print_table("Files", ("file", "size", "SHA-256 begins"), files, numbers=("size",))
+    if facts["accuracy"]:
+        columns = list(dict.fromkeys(key for row in facts["accuracy"] for key in row))
+        cells = [[_cell(row.get(column, "")) for column in columns] for row in facts["accuracy"]]
+        print_table("Measured accuracy", columns, cells)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shorten(names: list[str]) -> str:
+    shown = ", ".join(names[:12])
+    return f"{len(names)}: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _show_preview(path: Path, png: Path | None, in_terminal: bool) -> None:
+    from dim.runtime.preview import terminal_shows_pictures
+
+    in_terminal = in_terminal and terminal_shows_pictures(sys.stdout)
+    if png is None and not in_terminal:
+        return
+    from dim.runtime.bundle import open_bundle
+    from dim.runtime.preview import draw_rows, grid, to_ansi, write_png
+
+    with open_bundle(path, say=lambda line: None) as opened:
+        picture = grid(draw_rows(opened))
+    if png is not None:
+        write_png(png, picture)
+    if in_terminal:
+        print(to_ansi(picture, max_columns=shutil.get_terminal_size().columns))

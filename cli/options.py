@@ -1,0 +1,41 @@
+"""Options that several commands share, spelled and explained once."""
+
+from typing import Annotated
+
+import typer
+
+ENGINE_PANEL, OUTPUT_PANEL = "Engine", "Output"
+
+BundleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bundle",
+        help="The bundle; else $DIM_BUNDLE, the newest *.dim here or under runs/, or the one that comes with dim.",
+    ),
+]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="auto, or a name that dim doctor lists.", rich_help_panel=ENGINE_PANEL)
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu or gpu; gpu fails where there is none.", rich_help_panel=ENGINE_PANEL)
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="fp32 (the default), fp16 or int8.", rich_help_panel=ENGINE_PANEL),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads of a CPU engine; else one per core.", rich_help_panel=ENGINE_PANEL),
+]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="sha256:HASH",
+        help="Load this compiled engine though it was built elsewhere; may be repeated.",
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT_PANEL)
+]

@@ -1,0 +1,108 @@
+"""What every command shares: results go to stdout, everything else to stderr, and bars vanish off a terminal."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dim.runtime.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def say(line: str) -> None:
+    """Print a line about what is going on, on stderr, above the progress bars if some are shown."""
+    if bar_consoles:
+        bar_consoles[-1].print(line, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+bar_consoles: list["Console"] = []
+"""Consoles that show progress bars now; `dim.cli.bars` keeps the list."""
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print the one object that `--json` promises; what is no number in JSON becomes null."""
+    print(json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """Print a table on stdout.
+
+    Args:
+        title: the line above it; empty for none.
+        columns: the headings.
+        rows: the cells as text.
+        numbers: the columns that are aligned to the right.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    print_rich(table)
+
+
+def print_rich(what: "Table | str") -> None:
+    """Print a table or a line with markup on stdout; off a terminal as wide as it wants to be."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(what)
+
+
+@contextmanager
+def training_libraries() -> Iterator[None]:
+    """Turn a missing torch, or another package of the extra `train`, into the line that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dim"):
+            raise
+        raise MissingExtraError(package, "train", "distil, export and evaluate") from None
+
+
+def in_units(count: float, unit: str) -> str:
+    """Write a number of bytes or the like in three digits: `in_units(1_234_567, "B")` is "1.23 MB"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(count) < 999.5 or prefix == "T":
+            digits = 0 if not prefix else max(0, 2 - int(math.log10(max(abs(count), 1))))
+            return f"{count:.{digits}f} {prefix}{unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def in_time(seconds: float) -> str:
+    """Write a duration as people say it: "4.2 s", "3 min 5 s", "2 h 10 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

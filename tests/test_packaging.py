@@ -1,0 +1,87 @@
+"""The folders at the top level, their import names, the links between them, and what a wheel holds."""
+
+import os
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.mark.parametrize("name", ["export", "runtime", "cli"])
+def test_the_link_is_relative_and_leads_to_the_folder(name: str) -> None:
+    assert os.readlink(ROOT / "dim" / name) == f"../{name}"
+
+
+def test_the_package_list_is_pinned() -> None:
+    assert PYPROJECT["tool"]["setuptools"]["packages"] == ["dim", "dim.export", "dim.runtime", "dim.cli"]
+    assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {
+        "dim": "dim",
+        "dim.export": "export",
+        "dim.runtime": "runtime",
+        "dim.cli": "cli",
+    }
+
+
+def test_no_package_has_a_folder_that_the_wheel_would_miss() -> None:
+    for folder in ("dim", "export", "runtime", "cli"):
+        inside = [path for path in (ROOT / folder).rglob("*.py") if "shipped" not in path.parts]
+        assert [path for path in inside if path.parent.resolve() not in _package_folders()] == []
+
+
+def _package_folders() -> list[Path]:
+    return [ROOT / folder for folder in ("dim", "export", "runtime", "cli")]
+
+
+def test_bare_dependencies_and_extras_are_those_of_the_documentation() -> None:
+    project = PYPROJECT["project"]
+    assert [_name(line) for line in project["dependencies"]] == ["numpy", "typer", "rich", "Pillow", "fsspec"]
+    assert {extra: [_name(line) for line in lines] for extra, lines in project["optional-dependencies"].items()} == {
+        "cpu": ["onnxruntime", "onnx"],
+        "gpu": ["onnxruntime-gpu[cuda,cudnn]", "onnx"],
+        "trt": ["tensorrt", "cuda-core", "onnx"],
+        "rtx": ["tensorrt-rtx", "cuda-core", "onnx"],
+        "train": ["torch", "onnx", "onnxscript", "safetensors", "scikit-learn", "pooch", "scipy", "matplotlib"],
+        "parquet": ["pyarrow"],
+        "s3": ["s3fs"],
+        "gcs": ["gcsfs"],
+        "ray": ["ray[data]"],
+        "tensorboard": ["tensorboard"],
+        "dev": [_name(line) for line in project["optional-dependencies"]["dev"]],
+    }
+
+
+def _name(requirement: str) -> str:
+    return requirement.partition(">=")[0]
+
+
+@pytest.mark.parametrize("name", ["dev", "demo"])
+def test_pins_have_hashes_and_name_no_place(name: str) -> None:
+    lines = (ROOT / "constraints" / f"{name}.txt").read_text().splitlines()
+    assert all("==" in line or line.lstrip().startswith("--hash=sha256:") for line in lines)
+    starts = [number for number, line in enumerate(lines) if "==" in line]
+    assert all(lines[number + 1].lstrip().startswith("--hash=sha256:") for number in starts)
+    assert not any("://" in line or line.startswith(("-", "torch==")) for line in lines)
+
+
+def test_the_demo_and_the_tests_pin_the_same_versions() -> None:
+    dev, demo = (set(_pins(name)) for name in ("dev", "demo"))
+    assert demo <= dev
+
+
+def _pins(name: str) -> list[str]:
+    text = (ROOT / "constraints" / f"{name}.txt").read_text()
+    return [line.partition(" ")[0] for line in text.splitlines() if "==" in line]
+
+
+def test_every_script_is_executable() -> None:
+    files = subprocess.run(["git", "ls-files", "-s", "scripts", ".ci"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:  # an unpacked source archive is no repository
+        return
+    for line in files.stdout.splitlines():
+        mode, _, _, path = line.split(maxsplit=3)
+        if (ROOT / path).read_bytes().startswith(b"#!"):
+            assert mode == "100755", f"{path} is not executable"
