@@ -125,7 +125,7 @@ def format_bytes(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
-def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """List (labels, subject), hard labels first, in the order of first appearance."""
     found = dict.fromkeys((row["labels"], row["subject"]) for row in rows if row["source"] != "whole")
     return sorted(found, key=lambda column: column[0] != "hard")
@@ -139,7 +139,7 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
     """
     from rich.table import Table
 
-    columns = _columns(rows)
+    columns = columns_of(rows)
     settings = sorted({(row["recipe"], row["epochs"]) for row in rows if row["source"] != "whole"})
     described = "; ".join(
         f"{name} recipe, {epochs:,} epochs"
@@ -170,7 +170,7 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
             key = (row["arch"], row["width"], row["mode"], row["ipc"], row["steps"])
             lines.setdefault(key, {})[row["labels"], row["subject"]] = row
     for (arch, width, mode, ipc, steps), cells in sorted(lines.items(), key=lambda item: _line_order(item[0])):
-        texts = [_network(arch, width), mode, f"{ipc:,}", f"{steps:,}"]
+        texts = [network_name(arch, width), mode, f"{ipc:,}", f"{steps:,}"]
         texts += [format_accuracy(cells[column]) if column in cells else "" for column in columns]
         if has_gap:
             ours, real = cells.get(("hard", "generated")), cells.get(("hard", "real"))
@@ -178,7 +178,7 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
         table.add_row(*texts)
     for row in rows:
         if row["source"] == "whole":
-            first = [_network(row["arch"], row["width"]), "whole set", "", f"{row['steps']:,}"]
+            first = [network_name(row["arch"], row["width"]), "whole set", "", f"{row['steps']:,}"]
             table.add_row(*first, *["" if subject != "real" else format_accuracy(row) for _, subject in columns])
     return table
 
@@ -188,7 +188,8 @@ def _line_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     return arch, width or 0, mode, ipc, steps
 
 
-def _network(arch: str, width: int | None) -> str:
+def network_name(arch: str, width: int | None) -> str:
+    """Return what tables call a network: its name, and its width where that is not the published one."""
     return arch if width is None else f"{arch} (width {width})"
 
 
@@ -211,7 +212,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
             f"{row['ipc']:,}" if row["ipc"] else "",
             row["subject"],
             row["labels"],
-            _network(row["arch"], row["width"]),
+            network_name(row["arch"], row["width"]),
             f"{row['steps']:,}",
             f"{row['distinct_images']:,}",
             format_bytes(row["data_bytes"]),
@@ -243,7 +244,7 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     down = -(-len(panels) // across)
     figure = Figure(figsize=(5.2 * across, 3.6 * down), layout="constrained", dpi=120)
     axes = figure.subplots(down, across, squeeze=False).flatten()
-    columns = _columns(drawn)
+    columns = columns_of(drawn)
     for axis, panel in zip(axes, panels, strict=False):
         for number, (labels, subject) in enumerate(columns):
             points = sorted(
@@ -265,7 +266,7 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
         ticks = sorted({row["ipc"] for row in drawn})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
-        axis.set_title(f"{_network(panel[0], panel[1])}, {panel[2]}", fontsize=10)
+        axis.set_title(f"{network_name(panel[0], panel[1])}, {panel[2]}", fontsize=10)
         axis.set_xlabel("images per class and epoch" if panel[2] == "stream" else "images per class")
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.3)
