@@ -20,11 +20,3 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DIM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("DIM_BUNDLE", raising=False)
         yield
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a valid bundle of a few kilobytes with fp32 and fp16 files; tests must not change it."""
-    from tiny_bundle import build_tiny_bundle
-
-    return build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.dim", precisions=("fp32", "fp16"))
