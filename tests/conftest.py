@@ -1,10 +1,19 @@
-"""Fixtures that many tests share: a tiny bundle, built once per session, and a cache that dies with the tests."""
+"""What every test shares: one thread, no display, a cache and data folder that die with the tests, a tiny bundle."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_bundle import build_tiny_bundle
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "Agg"
+
+# A shared machine stalls at random, so no test may fail for being slow; the examples are the same in every run.
+settings.register_profile("dim", deadline=None, derandomize=True)
+settings.load_profile("dim")
 
 
 @pytest.fixture(scope="session")
@@ -14,9 +23,10 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests out of the user's own cache, and their bundle out of the tests."""
+def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests out of the user's own cache and data, and their bundle out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DIM_DATA", str(tmp_path_factory.mktemp("data")))
         patch.delenv("DIM_BUNDLE", raising=False)
         yield

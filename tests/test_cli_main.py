@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import typer
-
 from cli_tools import dim, one_line
+
 from dim.cli import inspect as inspect_command
 from dim.cli import main as main_module
 from dim.cli.main import app
