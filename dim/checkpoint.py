@@ -1,0 +1,159 @@
+"""Checkpoints of a distillation: one safetensors file and one JSON file that names it, each renamed into place.
+
+A kill at any moment leaves the newest complete pair; no pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dim.runtime.errors import RunError
+
+KEEP = 2
+"""Checkpoints kept, newest first."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name, flush it to the disk, and rename it to `path`.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"Cannot write {path}: {error.strerror}. Nothing already written was changed.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Write named tensors as safetensors, atomically; returns the bytes."""
+    # Always NCHW-contiguous: safetensors stores no memory layout.
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    content = save(plain, dict(metadata or {}))
+    write_atomically(path, content)
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The inverse of `write_tensors`.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: the run is incomplete.") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"{path} cannot be read as safetensors ({error}).") from None
+
+
+def optimiser_tensors(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors; learning rates and the like come from the configuration."""
+    states = optimiser.state_dict()["state"]
+    return {f"{prefix}.{i}.{key}": torch.as_tensor(v) for i, state in states.items() for key, v in state.items()}
+
+
+def load_optimiser(prefix: str, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix + "."):
+            index, key = name[len(prefix) + 1 :].split(".", 1)
+            states.setdefault(int(index), {})[key] = value
+    content = optimiser.state_dict()
+    content["state"] = states
+    optimiser.load_state_dict(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a resumed run starts from."""
+
+    stage: str
+    step: int
+    """Steps of the stage that are done."""
+    metrics_bytes: int
+    """Length of `metrics.jsonl` when the checkpoint was made; what follows is from lost steps."""
+    tensors: dict[str, Tensor]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made if missing.
+        config_sha256: of the configuration and the data; a checkpoint of another is refused.
+    """
+
+    def __init__(self, folder: Path, config_sha256: str) -> None:
+        self.folder, self.config_sha256 = folder, config_sha256
+
+    def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], metrics_bytes: int) -> Path:
+        """Write a checkpoint and forget all but the newest two."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{stage}-{step:08d}.safetensors"
+        content = write_tensors(path, tensors)
+        record = {
+            "file": path.name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "stage": stage,
+            "step": step,
+            "metrics_bytes": metrics_bytes,
+            "config_sha256": self.config_sha256,
+        }
+        write_json(path.with_suffix(".json"), record)
+        for old in self._records()[KEEP:]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        return path
+
+    def _records(self) -> list[Path]:
+        return sorted(self.folder.glob("stage*.json"), reverse=True)
+
+    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None.
+
+        Raises:
+            RunError: it was made from another configuration or other data.
+        """
+        for record_path in self._records():
+            try:
+                record = json.loads(record_path.read_bytes())
+                content = record_path.with_name(Path(record["file"]).name).read_bytes()
+                if hashlib.sha256(content).hexdigest() != record["sha256"]:
+                    raise ValueError("its bytes have changed")
+                tensors = load(content)
+                stage, step, metrics_bytes = str(record["stage"]), int(record["step"]), int(record["metrics_bytes"])
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                say(f"Checkpoint {record_path.name} is damaged ({error}); trying the one before.")
+                continue
+            if record.get("config_sha256") != self.config_sha256:
+                raise RunError(
+                    f"The checkpoints in {self.folder} come from another configuration or other data: "
+                    "resume with the options of the first call, or choose another --out."
+                )
+            return Checkpoint(stage=stage, step=step, metrics_bytes=metrics_bytes, tensors=tensors)
+        return None

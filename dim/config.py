@@ -1,0 +1,261 @@
+"""The configuration of a distillation: one frozen dataclass per stage, checked once, written as JSON into the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from dim.runtime.errors import BadValueError
+
+
+def _between(owner: object, name: str, low: float, high: float) -> None:
+    value = getattr(owner, name)
+    if not low <= value <= high:
+        raise BadValueError(f"{type(owner).__name__}.{name} is {value}; it must lie between {low:g} and {high:g}.")
+
+
+def _one_of(owner: object, name: str, allowed: Collection[str]) -> None:
+    value = getattr(owner, name)
+    if value not in allowed:
+        raise BadValueError(f"{type(owner).__name__}.{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """The network that is distilled and deployed."""
+
+    kind: str = "resize"
+    """`resize`: resize + convolution; `paper`: the published transposed convolutions."""
+    latent_dim: int = 64
+    """Length of a latent vector; the paper uses 100."""
+    width: int = 32
+    """Channels at full resolution; they double at every halving of the resolution, up to `max_width`."""
+    max_width: int = 128
+    """Upper bound on the channels of a layer."""
+    conditioning: str = "input"
+    """`input`: a class embedding beside the latents; `norm`: per-class gain and bias in every batch norm as well."""
+
+    def __post_init__(self) -> None:
+        _one_of(self, "kind", ("resize", "paper"))
+        _between(self, "latent_dim", 1, 4096)
+        _between(self, "width", 1, 1024)
+        _between(self, "max_width", self.width, 2048)
+        _one_of(self, "conditioning", ("input", "norm"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The network that tells real images from generated ones; thrown away after distillation."""
+
+    kind: str = "projection"
+    """`projection`: Miyato and Koyama 2018 (arXiv 1802.05637) on a flattened head; `paper`: critic and class heads."""
+    width: int = 32
+    """Channels at full resolution, doubled at every halving up to `max_width`."""
+    max_width: int = 128
+    """Upper bound on the channels of a layer."""
+    group_size: int = 4
+    """Consecutive images of one class over which the standard deviation is a feature (Karras 2017); 1 turns it off."""
+
+    def __post_init__(self) -> None:
+        _one_of(self, "kind", ("projection", "paper"))
+        _between(self, "width", 1, 1024)
+        _between(self, "max_width", self.width, 2048)
+        _between(self, "group_size", 1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The game between the two networks, in both stages."""
+
+    loss: str = "logistic"
+    """`logistic` with a lazy R1 penalty (arXiv 1801.04406), or `wgan-gp-ac`, the paper's WGAN-GP with class heads."""
+    generator_lr: float = 2e-4
+    """Adam's learning rate for the generator, lower than the discriminator's (arXiv 1706.08500): at equal rates every
+    class of digits collapsed to one image. Decays linearly to `final_lr_fraction` of itself."""
+    discriminator_lr: float = 5e-4
+    """Adam's learning rate for the discriminator."""
+    beta1: float = 0.0
+    """Adam's first decay rate."""
+    beta2: float = 0.99
+    """Adam's second decay rate."""
+    final_lr_fraction: float = 1.0
+    """Learning rate of the last step as a fraction of the first."""
+    r1_gamma: float = 0.5
+    """Weight of the R1 penalty; the logistic loss only."""
+    r1_every: int = 8
+    """Steps between R1 penalties, each then weighted by this number (arXiv 1912.04958)."""
+    augment: str = "crop=0.1"
+    """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738), parts joined by `_`; empty: none."""
+    ema_halflife_kimg: float = 10.0
+    """Half-life of the generator's moving average, in thousands of generated images; 0 keeps the raw weights."""
+
+    def __post_init__(self) -> None:
+        _one_of(self, "loss", ("logistic", "wgan-gp-ac"))
+        for name in ("generator_lr", "discriminator_lr"):
+            _between(self, name, 1e-8, 1.0)
+        for name in ("beta1", "beta2"):
+            _between(self, name, 0.0, 0.99999)
+        _between(self, "final_lr_fraction", 0.0, 1.0)
+        _between(self, "r1_gamma", 0.0, 1e4)
+        _between(self, "r1_every", 1, 10_000)
+        _between(self, "ema_halflife_kimg", 0.0, 1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of distillation."""
+
+    steps: int
+    """Generator steps, each with one discriminator step; 0 skips the stage."""
+    batch_size: int
+    """Real images per step, over all processes; as many are generated."""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """Losses and optimisers."""
+
+    def __post_init__(self) -> None:
+        _between(self, "steps", 0, 100_000_000)
+        _between(self, "batch_size", 2, 65_536)
+
+
+POOL = ("convnet3", "resnet10", "resnet18", "resnetap10", "resnetap18")
+"""The paper's pool of classifiers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The classifiers whose logits are matched (paper, section 3.3)."""
+
+    kind: str = "kept"
+    """`kept`: trained once, snapshots at several ages stay on the device; `fresh`: a new one per epoch, as published."""
+    architectures: tuple[str, ...] = POOL
+    """Names that `build_classifier` knows."""
+    width: int = 0
+    """Channels of the first layer; 0 takes each architecture's own default."""
+    ages: tuple[int, ...] = (50, 200, 800)
+    """SGD steps after which a snapshot of each classifier is kept; `kept` only."""
+    steps_between: int = 16
+    """SGD steps on real images before every generator step; `fresh` only."""
+    epoch_steps: int = 780
+    """Generator steps that share one classifier; `fresh` only."""
+    batch_size: int = 64
+    """Images per SGD step."""
+    lr: float = 0.01
+    """SGD's learning rate, with momentum 0.9 and weight decay 5e-4."""
+    augment: str = "crop=0.1"
+    """Augmentation of the classifiers' training images."""
+
+    def __post_init__(self) -> None:
+        _one_of(self, "kind", ("kept", "fresh"))
+        if not self.architectures:
+            raise BadValueError("PoolConfig.architectures is empty; name at least one classifier.")
+        if not self.ages or list(self.ages) != sorted(set(self.ages)) or self.ages[0] < 1:
+            raise BadValueError(f"PoolConfig.ages is {self.ages}; it must be increasing positive step counts.")
+        _between(self, "width", 0, 1024)
+        _between(self, "steps_between", 0, 10_000)
+        _between(self, "epoch_steps", 1, 10_000_000)
+        _between(self, "batch_size", 1, 65_536)
+        _between(self, "lr", 1e-8, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """What stage 2 adds to the adversarial loss."""
+
+    loss: str = "distribution"
+    """`distribution`: per-class distances between distributions of logits and features; `paper`: squared difference of
+    log-probabilities of independent pairs, which shrinks when the generator collapses; `none`: a control."""
+    weight: float = 1.0
+    """Weight of the matching loss; the paper's is 0.01."""
+    feature_weight: float = 1.0
+    """Weight of the features beside the logits; `distribution` only."""
+    augment: str = "crop=0.1"
+    """Augmentation of what the classifiers see, drawn anew for real and generated images."""
+    classes_per_step: int = 4
+    """Classes that share a batch; more images of each make a better estimate; `distribution` only."""
+
+    def __post_init__(self) -> None:
+        _one_of(self, "loss", ("distribution", "paper", "none"))
+        _between(self, "weight", 0.0, 1e4)
+        _between(self, "feature_weight", 0.0, 1e4)
+        _between(self, "classes_per_step", 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Everything that decides what a distillation produces, beside the data."""
+
+    name: str
+    """Name of the run and of the bundle."""
+    preset: str
+    """The preset that this configuration started from."""
+    seed: int = 0
+    """Seed of every draw."""
+    latent_std: float = 1.0
+    """Standard deviation of the latents, in training and deployment."""
+    autocast: str = "auto"
+    """`bf16`, `off`, or `auto`: bf16 where the device has bf16 matrix instructions."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The generator."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator."""
+    stage1: StageConfig
+    """The conditional GAN."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """The classifiers of stage 2."""
+    stage2: StageConfig
+    """Matching."""
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    """The matching loss of stage 2."""
+    checkpoint_steps: int = 500
+    """Steps between checkpoints; an interruption loses at most this many."""
+    grid_steps: int = 500
+    """Steps between sample grids."""
+    log_steps: int = 50
+    """Steps between lines of `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        _between(self, "seed", 0, 2**63 - 1)
+        _between(self, "latent_std", 1e-3, 100.0)
+        _one_of(self, "autocast", ("auto", "bf16", "off"))
+        for name in ("checkpoint_steps", "grid_steps", "log_steps"):
+            _between(self, name, 1, 10_000_000)
+        paper = self.stage1.adversarial.loss == "wgan-gp-ac"
+        if paper != (self.discriminator.kind == "paper"):
+            raise BadValueError("The loss 'wgan-gp-ac' and the discriminator 'paper' belong together.")
+
+
+def to_dict(config: DistillConfig) -> dict[str, Any]:
+    """The configuration as JSON-able values, tuples as lists."""
+    return asdict(config, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs})
+
+
+_NESTED: Mapping[str, type] = {
+    "generator": GeneratorConfig,
+    "discriminator": DiscriminatorConfig,
+    "stage1": StageConfig,
+    "stage2": StageConfig,
+    "adversarial": AdversarialConfig,
+    "pool": PoolConfig,
+    "matching": MatchingConfig,
+}
+
+
+def from_dict(values: Mapping[str, Any], cls: type = DistillConfig) -> Any:
+    """The inverse of `to_dict`.
+
+    Raises:
+        BadValueError: an unknown or missing field, or a value out of range.
+    """
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise BadValueError(f"{cls.__name__} has no field named {unknown[0]!r}.")
+    arguments = {}
+    for key, value in values.items():
+        if key in _NESTED and isinstance(value, Mapping):
+            value = from_dict(value, _NESTED[key])
+        arguments[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise BadValueError(f"{cls.__name__}: {error}") from None

@@ -1,0 +1,79 @@
+"""Training images that live on the device as uint8, and the draws that every step makes from them.
+
+A step's draws depend on (seed, stage, step) and on nothing before them: resuming needs no saved generator state, and
+every process of a data-parallel run makes the same draws and keeps its slice.
+
+Shapes: N batch, K classes, C channels, H = W image_px.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed from a seed and the names of what it is for; unrelated for any two different tuples."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def step_generator(device: torch.device, *parts: int | str) -> torch.Generator:
+    """A generator on `device` seeded by `seed_of(*parts)`."""
+    return torch.Generator(device=device).manual_seed(seed_of(*parts))
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 0..255 to float32 -1..1."""
+    return images.float() / 127.5 - 1.0
+
+
+class DeviceData:
+    """A labelled training set on a device, sorted by class.
+
+    Args:
+        images_NHWC: uint8.
+        labels_N: int64, 0 to K-1, every class present.
+        num_classes: K.
+        device: where the images live.
+    """
+
+    def __init__(
+        self, images_NHWC: NDArray[np.uint8], labels_N: NDArray[np.int64], num_classes: int, device: torch.device
+    ) -> None:
+        order = np.argsort(labels_N, kind="stable")
+        # NHWC memory seen as NCHW is channels_last, so a gather of rows keeps the fast layout.
+        self.images_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC[order])).permute(0, 3, 1, 2).to(device)
+        self.labels_N = torch.from_numpy(np.ascontiguousarray(labels_N[order])).to(device)
+        counts = torch.bincount(self.labels_N, minlength=num_classes)
+        self.counts_K = counts
+        self.offsets_K = torch.cumsum(counts, 0) - counts
+        self.num_classes = num_classes
+        self.device = device
+
+    def draw_labels(self, count: int, group_size: int, generator: torch.Generator) -> Tensor:
+        """Balanced labels: every class once before any comes again, in random order, each `group_size` times in a row.
+
+        Returns:
+            int64 `[count]`; `count` is a multiple of `group_size`.
+        """
+        groups = count // group_size
+        rounds = -(-groups // self.num_classes)
+        keys = torch.rand(rounds, self.num_classes, device=self.device, generator=generator)
+        return keys.argsort(dim=1).flatten()[:groups].repeat_interleave(group_size)
+
+    def draw_natural_labels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Labels as frequent as in the set, int64 `[count]`."""
+        index = torch.randint(len(self.labels_N), (count,), device=self.device, generator=generator)
+        return self.labels_N[index]
+
+    def draw_images(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+        """A random real image of each label, uint8 NCHW in channels_last memory."""
+        uniform = torch.rand(labels_N.shape, device=self.device, generator=generator, dtype=torch.float64)
+        counts = self.counts_K[labels_N]
+        within = (uniform * counts).long().clamp_(max=counts - 1)
+        return self.images_NCHW[self.offsets_K[labels_N] + within]

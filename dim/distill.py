@@ -1,0 +1,255 @@
+"""Distil a dataset into a generator: both stages, from images in memory to a run directory that can be exported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dim.checkpoint import CheckpointFolder, write_json, write_tensors
+from dim.config import DistillConfig, to_dict
+from dim.data import ImageSet
+from dim.device_data import DeviceData
+from dim.distributed import World, process_group
+from dim.game import Game
+from dim.runtime.errors import BadValueError, DeviceError, RunError
+from dim.session import Progress, Session
+from dim.stage1 import train_gan
+from dim.stage2 import match
+from dim.version import __version__
+
+
+INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps")
+"""Fields of a run's record that do not change what it produces, so that a resumed run may change them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a call of `distill` achieved."""
+
+    run_dir: Path
+    finished: bool
+    """False if the time limit stopped it at a checkpoint; call again with `resume`."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device to distil on.
+
+    Args:
+        name: `auto` (a GPU if there is one), `cpu` or `gpu`.
+
+    Raises:
+        BadValueError: another name.
+        DeviceError: `gpu` where torch sees none.
+    """
+    if name not in ("auto", "cpu", "gpu"):
+        raise BadValueError(f"There is no device named {name!r}: choose auto, cpu or gpu.")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError("torch sees no CUDA GPU here: use --device cpu, or install a CUDA build of torch and a driver.")
+    return torch.device("cuda", 0)
+
+
+def distill(
+    config: DistillConfig,
+    data: ImageSet,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    time_limit_s: float | None = None,
+    tensorboard: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[Progress], None] = lambda report: None,
+) -> Outcome:
+    """Distil `data` into a generator (DiM, arXiv 2303.04707).
+
+    Args:
+        config: what to do; see `dim.presets.preset`.
+        data: the labelled images.
+        run_dir: made if missing; must be new or empty unless `resume`.
+        resume: go on from the newest checkpoint; on the CPU the result is that of an undisturbed run, bit for bit.
+        device: `auto`, `cpu` or `gpu`.
+        time_limit_s: stop cleanly at the first checkpoint after so many seconds.
+        tensorboard: write event files to `run_dir/tensorboard` as well.
+        say: receives lines for the user.
+        progress: receives a report after every step.
+
+    Returns:
+        The run directory, and whether it is finished.
+
+    Raises:
+        BadValueError: the configuration does not fit the data.
+        RunError: the run directory cannot be used.
+        DivergedError: training broke down; the last good checkpoint is kept.
+    """
+    started = time.monotonic()
+    torch_device = choose_device(device)
+    with process_group(torch_device.type) as world:
+        if torch_device.type == "cuda":
+            torch_device = torch.device("cuda", world.local_rank)
+            torch.backends.cudnn.benchmark = True
+        _check_fit(config, data, world)
+        record = describe_run(config, data)
+        if world.is_main:
+            _prepare(run_dir, record, resume)
+        world.barrier()
+        if (run_dir / "generator.safetensors").exists():
+            say(f"{run_dir} is finished already.")
+            return Outcome(run_dir=run_dir, finished=True)
+        device_data = DeviceData(data.train_images, data.train_labels, len(data.classes), torch_device)
+        game = Game(config, record["generator"], device_data, world)
+        folder = CheckpointFolder(run_dir / "checkpoints", fingerprint_of(record))
+        session = Session(
+            run_dir=run_dir,
+            config=config,
+            game=game,
+            world=world,
+            checkpoints=folder,
+            say=say if world.is_main else lambda line: None,
+            progress=progress if world.is_main else lambda report: None,
+            deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
+        )
+        if tensorboard and world.is_main:
+            session.log = _tensorboard(run_dir)
+        session.resumed = folder.newest(session.say)
+        if session.resumed is not None:
+            session.say(f"Resuming at step {session.resumed.step} of {session.resumed.stage}.")
+        else:
+            session.metrics_path.unlink(missing_ok=True)
+        finished = _run_stages(session, record["data"])
+    if not finished:
+        say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")
+    return Outcome(run_dir=run_dir, finished=finished)
+
+
+def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
+    run_dir, game = session.run_dir, session.game
+    if session.resumed is None or session.resumed.stage == "stage1":
+        if not train_gan(session):
+            return False
+        if session.world.is_main:
+            _write_generator(run_dir / "generator-stage1.safetensors", game.deployed_generator())
+    if session.config.stage2.steps and not match(session, data_record):
+        return False
+    if session.world.is_main:
+        _write_generator(run_dir / "generator.safetensors", game.deployed_generator())
+        session.say(f"Finished: {run_dir}. Next:  dim export {run_dir}")
+    return True
+
+
+def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:
+    """The content of a run's `config.json`: configuration, data and the generator's shape."""
+    values = to_dict(config)
+    generator = asdict(config.generator) | {
+        "num_classes": len(data.classes),
+        "image_px": data.height,
+        "channels": data.channels,
+    }
+    return {
+        **values,
+        "format_version": 1,
+        "dim_version": __version__,
+        "generator": generator,
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "class_counts": list(data.class_counts),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "image_px": data.height,
+            "channels": data.channels,
+            "licence": data.licence,
+            "note": data.note,
+            "fingerprint": data.fingerprint(),
+        },
+    }
+
+
+def fingerprint_of(record: dict[str, Any]) -> str:
+    """SHA-256 of what decides a run's result: the record without versions, notes, and how often it reports."""
+    decisive = {k: v for k, v in record.items() if k not in INDECISIVE}
+    decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _check_fit(config: DistillConfig, data: ImageSet, world: World) -> None:
+    group = config.discriminator.group_size
+    for name, stage in (("stage1", config.stage1), ("stage2", config.stage2)):
+        if stage.batch_size % (group * world.size):
+            raise BadValueError(
+                f"{name}.batch_size is {stage.batch_size}; it must be a multiple of {group * world.size} "
+                f"({world.size} processes, groups of {group})."
+            )
+    if config.generator.kind == "paper":
+        if data.height % 8 and data.height != 28:
+            raise BadValueError(
+                f"The published generator draws multiples of 8 and 28 pixels, not {data.height}: "
+                "choose such a --size, or another preset."
+            )
+        if config.generator.latent_dim <= len(data.classes):
+            raise BadValueError(
+                f"generator.latent_dim is {config.generator.latent_dim}; the published generator overwrites one latent "
+                f"per class, so it must exceed {len(data.classes)}."
+            )
+
+
+def _prepare(run_dir: Path, record: dict[str, Any], resume: bool) -> None:
+    """Make the run directory, or check that it holds the same run."""
+    config_path = run_dir / "config.json"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file: choose another --out.")
+    if config_path.exists():
+        if not resume:
+            raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
+        try:
+            old = json.loads(config_path.read_bytes())
+            same = fingerprint_of(old) == fingerprint_of(record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise RunError(f"{config_path} is damaged: choose another --out.") from None
+        if not same:
+            differing = sorted(k for k in record if k not in INDECISIVE and old.get(k) != record[k])
+            raise RunError(
+                f"{run_dir} holds a run of another configuration ({', '.join(differing)} differ): "
+                "resume with the options of the first call, or choose another --out."
+            )
+        return
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise RunError(f"{run_dir} is not empty and holds no run: choose another --out.")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"Cannot make {run_dir}: {error.strerror}.") from error
+    write_json(config_path, record)
+
+
+def _write_generator(path: Path, network: nn.Module) -> None:
+    write_tensors(path, network.state_dict())
+
+
+def _tensorboard(run_dir: Path) -> Callable[..., None]:
+    from dim.runtime.errors import MissingExtraError
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files") from None
+    writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(stage: str, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(f"{stage}/{name}", value, step)  # type: ignore[no-untyped-call]
+        writer.flush()  # type: ignore[no-untyped-call]
+
+    return log
+
+
+__all__ = ["Outcome", "choose_device", "describe_run", "distill", "fingerprint_of"]

@@ -1,0 +1,74 @@
+"""What a process knows of its fellows under `torchrun`; in a plain run there is one process and nothing to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    """0 to size - 1; only rank 0 writes files."""
+    size: int = 1
+    """Number of processes."""
+    local_rank: int = 0
+    """Number of this process on its machine: its GPU."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def slice(self, values: Tensor) -> Tensor:
+        """This process's equal share of `values` along the first axis: every rank draws all, and keeps its part."""
+        share = values.shape[0] // self.size
+        return values[self.rank * share : (self.rank + 1) * share]
+
+    def agree(self, flag: bool, device: torch.device) -> bool:
+        """Whether any process says so, so that all stop at the same step."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)], device=device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over processes."""
+        if self.size == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.size
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[World]:
+    """Join the group that `torchrun` announces in the environment, and leave it at the end.
+
+    Args:
+        device: `cpu` (gloo) or `cuda` (nccl).
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or not dist.is_available():
+        yield World()
+        return
+    world = World(rank=int(os.environ["RANK"]), size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=world.rank, world_size=size)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()

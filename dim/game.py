@@ -1,0 +1,244 @@
+"""The two networks of a conditional GAN, their optimisers and one step of their game.
+
+Shapes: N batch (this process's share), Z latent dimension, C channels, H = W image_px.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dim.augment import augment
+from dim.batch_norm import refresh_statistics
+from dim.config import AdversarialConfig, DistillConfig
+from dim.device_data import DeviceData, seed_of, step_generator, to_signed
+from dim.discriminator import build_discriminator
+from dim.distributed import World
+from dim.generator import build_generator
+
+PENALTY_WEIGHT = 10.0
+"""Weight of WGAN-GP's gradient penalty (arXiv 1704.00028), as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The randomness of one step, already cut to this process's share."""
+
+    labels_N: Tensor
+    real_NCHW: Tensor
+    """float, -1 to 1."""
+    fake_labels_N: Tensor
+    """Labels of the images that the discriminator is shown as generated."""
+    discriminator_latents_NZ: Tensor
+    generator_latents_NZ: Tensor
+    generator: torch.Generator
+    """For the augmentations that follow."""
+
+
+class Game:
+    """Generator, its moving average, discriminator and optimisers.
+
+    Args:
+        config: of the distillation.
+        generator_shape: keyword arguments of `build_generator`.
+        data: real images.
+        world: this process among all.
+    """
+
+    def __init__(
+        self, config: DistillConfig, generator_shape: dict[str, object], data: DeviceData, world: World
+    ) -> None:
+        self.config, self.data, self.world, self.device = config, data, world, data.device
+        self.amp_dtype = amp_dtype(config.autocast, self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(config.seed, "networks"))
+            generator = build_generator(generator_shape)
+            image_shape = {k: int(generator_shape[k]) for k in ("num_classes", "image_px", "channels")}  # type: ignore[call-overload]
+            discriminator = build_discriminator(config.discriminator, **image_shape)
+        layout = torch.channels_last
+        self.generator = generator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.discriminator = discriminator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.parallel_generator = self._parallel(self.generator)
+        self.parallel_discriminator = self._parallel(self.discriminator)
+        self.start_stage(config.stage1.adversarial)
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        if self.world.size == 1:
+            return network
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+    def start_stage(self, adversarial: AdversarialConfig) -> None:
+        """Fresh optimisers for a stage; the networks go on as they are."""
+        self.adversarial = adversarial
+        betas = (adversarial.beta1, adversarial.beta2)
+        fused = self.device.type == "cuda"
+        self.generator_optimiser = torch.optim.Adam(
+            self.generator.parameters(), lr=adversarial.generator_lr, betas=betas, fused=fused
+        )
+        self.discriminator_optimiser = torch.optim.Adam(
+            self.discriminator.parameters(), lr=adversarial.discriminator_lr, betas=betas, fused=fused
+        )
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 where the configuration and the device want it."""
+        enabled = self.amp_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.amp_dtype or torch.bfloat16, enabled=enabled)
+
+    def draw(self, stage: str, step: int, batch_size: int, group_size: int) -> Draws:
+        """All of a step's draws, a function of (seed, stage, step) alone."""
+        generator = step_generator(self.device, self.config.seed, stage, step)
+        if self.adversarial.loss == "wgan-gp-ac" and group_size == 1:
+            labels = self.data.draw_natural_labels(batch_size, generator)
+            shape = (batch_size,)
+            fake_labels = torch.randint(self.data.num_classes, shape, device=self.device, generator=generator)
+        else:
+            labels = fake_labels = self.data.draw_labels(batch_size, group_size, generator)
+        real = self.data.draw_images(labels, generator)
+        size = (2, batch_size, self.config.generator.latent_dim)
+        latents = torch.randn(size, device=self.device, generator=generator) * self.config.latent_std
+        cut = self.world.slice
+        return Draws(
+            labels_N=cut(labels),
+            real_NCHW=to_signed(cut(real)),
+            fake_labels_N=cut(fake_labels),
+            discriminator_latents_NZ=cut(latents[0]),
+            generator_latents_NZ=cut(latents[1]),
+            generator=generator,
+        )
+
+    def augmented(
+        self, images_NCHW: Tensor, policy: str, generator: torch.Generator, *, fill: float = -1.0
+    ) -> Tensor:
+        """`augment` with draws made for the whole batch of all processes and cut to this one's share."""
+        if self.world.size == 1:
+            return augment(images_NCHW, policy, generator, fill=fill)
+        share = images_NCHW.shape[0]
+        before, after = self.world.rank * share, (self.world.size - 1 - self.world.rank) * share
+        everyone = F.pad(images_NCHW, (0, 0, 0, 0, 0, 0, before, after))
+        return augment(everyone, policy, generator, fill=fill)[before : before + share]
+
+    def set_learning_rates(self, progress: float) -> None:
+        """Linear decay; `progress` runs from 0 to 1 over the stage."""
+        a = self.adversarial
+        factor = 1.0 + (a.final_lr_fraction - 1.0) * progress
+        for optimiser, lr in (
+            (self.generator_optimiser, a.generator_lr),
+            (self.discriminator_optimiser, a.discriminator_lr),
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * factor
+
+    def discriminator_step(self, draws: Draws, step: int) -> dict[str, Tensor]:
+        """One optimiser step of the discriminator; returns its losses on the device."""
+        with torch.no_grad(), self.autocast():
+            fake = self.generator(draws.discriminator_latents_NZ, draws.fake_labels_N).float()
+        self.discriminator_optimiser.zero_grad(set_to_none=True)
+        if self.adversarial.loss == "wgan-gp-ac":
+            loss, report = self._paper_discriminator_loss(draws, fake)
+        else:
+            loss, report = self._logistic_discriminator_loss(draws, fake, step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.discriminator_optimiser.step()
+        return report
+
+    def _logistic_discriminator_loss(
+        self, draws: Draws, fake_NCHW: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Non-saturating logistic loss, with R1 (arXiv 1801.04406) every few steps, in one pass over both halves."""
+        a = self.adversarial
+        real = self.augmented(draws.real_NCHW, a.augment, draws.generator)
+        fake = self.augmented(fake_NCHW, a.augment, draws.generator)
+        penalise = a.r1_gamma > 0 and step % a.r1_every == 0
+        real.requires_grad_(penalise)
+        labels = torch.cat([draws.labels_N, draws.fake_labels_N])
+        with self.autocast():
+            logits = self.parallel_discriminator(torch.cat([real, fake]), labels)
+        real_logits, fake_logits = logits.chunk(2)
+        loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+        report = {"discriminator_loss": loss.detach(), "real_logit": real_logits.detach().mean()}
+        report["fake_logit"] = fake_logits.detach().mean()
+        if penalise:
+            (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            penalty = gradient.square().sum(dim=(1, 2, 3)).mean()
+            loss = loss + (a.r1_gamma / 2 * a.r1_every) * penalty
+            report["r1"] = penalty.detach()
+        return loss, report
+
+    def _paper_discriminator_loss(self, draws: Draws, fake_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """WGAN-GP plus class heads on real and generated images, as published."""
+        real = draws.real_NCHW
+        weight = torch.rand(real.shape[0] * self.world.size, device=self.device, generator=draws.generator)
+        weight = self.world.slice(weight).view(-1, 1, 1, 1)
+        between = (weight * real + (1 - weight) * fake_NCHW).requires_grad_(True)
+        with self.autocast():
+            critic, classes = self.parallel_discriminator(torch.cat([real, fake_NCHW, between]))
+        real_critic, fake_critic, between_critic = critic.float().chunk(3)
+        real_classes, fake_classes, _ = classes.float().chunk(3)
+        (gradient,) = torch.autograd.grad(between_critic.sum(), between, create_graph=True)
+        penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+        class_loss = F.cross_entropy(real_classes, draws.labels_N) + F.cross_entropy(fake_classes, draws.fake_labels_N)
+        distance = real_critic.mean() - fake_critic.mean()
+        loss = PENALTY_WEIGHT * penalty + class_loss - distance
+        report = {"discriminator_loss": loss, "real_logit": real_critic.mean(), "fake_logit": fake_critic.mean()}
+        return loss, {k: v.detach() for k, v in report.items()}
+
+    def generator_loss(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The generator's adversarial loss and the images_NCHW that it was taken on."""
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            fake = self.parallel_generator(draws.generator_latents_NZ, draws.labels_N).float()
+            if self.adversarial.loss == "wgan-gp-ac":
+                critic, classes = self.discriminator(fake)
+                loss = F.cross_entropy(classes.float(), draws.labels_N) - critic.float().mean()
+            else:
+                shown = self.augmented(fake, self.adversarial.augment, draws.generator)
+                loss = F.softplus(-self.discriminator(shown, draws.labels_N)).mean()
+        self.discriminator.requires_grad_(True)
+        return loss, fake
+
+    def generator_step(self, loss: Tensor, batch_size: int) -> None:
+        """One optimiser step of the generator and of its moving average."""
+        self.generator_optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.generator_optimiser.step()
+        halflife = self.adversarial.ema_halflife_kimg * 1000
+        keep = 0.5 ** (batch_size / halflife) if halflife > 0 else 0.0
+        with torch.no_grad():
+            ours, theirs = list(self.ema.parameters()), [p.detach() for p in self.generator.parameters()]
+            torch._foreach_lerp_(ours, theirs, 1.0 - keep)
+
+    def deployed_generator(self, batches: int = 16, batch_size: int = 256) -> nn.Module:
+        """A float32 copy of the moving average in evaluation mode, with batch statistics measured for it."""
+        network = copy.deepcopy(self.ema)
+        generator = step_generator(self.device, self.config.seed, "statistics")
+        arguments = []
+        for _ in range(batches):
+            labels = self.data.draw_labels(batch_size, 1, generator)
+            size = (batch_size, self.config.generator.latent_dim)
+            arguments.append((torch.randn(size, device=self.device, generator=generator) * self.config.latent_std, labels))
+        refresh_statistics(network, arguments)
+        return network
+
+
+def amp_dtype(autocast: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast: bf16, or None for float32.
+
+    Args:
+        autocast: `bf16`, `off` or `auto`.
+        device: `auto` means bf16 on GPUs, and on CPUs with bf16 matrix instructions (measured: 1.8 times as fast).
+    """
+    if autocast == "auto":
+        if device.type == "cpu":
+            capabilities = torch.backends.cpu.get_cpu_capability()
+            fast = "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
+            return torch.bfloat16 if fast else None
+        return torch.bfloat16
+    return torch.bfloat16 if autocast == "bf16" else None

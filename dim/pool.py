@@ -1,0 +1,231 @@
+"""The pool of classifiers whose outputs stage 2 matches.
+
+Published: a fresh classifier per epoch, trained by sixteen SGD steps before every generator step. Kept: every
+architecture trained once, and its snapshots at several ages stay on the device, so that a generator step costs one
+forward pass more and no training.
+
+Shapes: N batch, C channels, H = W image_px, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dim.augment import augment
+from dim.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
+from dim.classifiers import build_classifier
+from dim.config import PoolConfig
+from dim.device_data import seed_of, step_generator, to_signed
+from dim.session import Progress, Session
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+"""SGD of the published recipe."""
+
+
+class PoolMember(nn.Module):
+    """A classifier that takes images as the generator draws them.
+
+    Args:
+        name: an architecture of `build_classifier`.
+        shape: `num_classes`, `channels`, `image_px`, `width`, and per-channel `mean` and `std` of [0, 1] pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, shape: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name = name
+        self.classifier = build_classifier(
+            name, shape["num_classes"], shape["channels"], shape["image_px"], width=shape["width"] or None
+        )
+        self.register_buffer("mean", torch.tensor(shape["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(shape["std"]).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, images_NCHW: Tensor) -> Tensor:
+        """-1..1 to zero mean and unit deviation."""
+        return ((images_NCHW + 1) / 2 - self.mean) / self.std
+
+    def forward(self, normalised_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[N, D]` and logits `[N, K]` of normalised, perhaps augmented images."""
+        features = self.classifier.features(normalised_NCHW.contiguous(memory_format=self.classifier.memory_format))
+        return features, self.classifier.head(features)
+
+
+def _shape(session: Session, data_record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_classes": len(data_record["classes"]),
+        "channels": data_record["channels"],
+        "image_px": data_record["image_px"],
+        "width": session.config.pool.width,
+        "mean": list(data_record["mean"]),
+        "std": [max(value, 1e-3) for value in data_record["std"]],
+    }
+
+
+def _new_member(session: Session, name: str, shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(session.config.seed, *seed))
+        member = PoolMember(name, shape)
+    layout = member.classifier.memory_format
+    return member.to(session.game.device, memory_format=layout)  # type: ignore[no-any-return, call-overload]
+
+
+def _optimiser(member: PoolMember, config: PoolConfig) -> torch.optim.SGD:
+    return torch.optim.SGD(member.parameters(), lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+
+def _train_step(
+    session: Session, member: PoolMember, optimiser: torch.optim.SGD, *seed: int | str
+) -> Tensor:
+    """One SGD step on real images; every process makes the same one."""
+    config, game = session.config.pool, session.game
+    generator = step_generator(game.device, session.config.seed, *seed)
+    labels = game.data.draw_labels(config.batch_size, 1, generator)
+    images = member.normalise(to_signed(game.data.draw_images(labels, generator)))
+    with game.autocast():
+        _, logits = member(augment(images, config.augment, generator))
+    loss = F.cross_entropy(logits.float(), labels)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return loss.detach()
+
+
+class KeptPool:
+    """Snapshots of every architecture at every age, on the device.
+
+    Args:
+        members: in evaluation mode, without gradients of their own.
+        seed: of the choice per step.
+    """
+
+    def __init__(self, members: list[PoolMember], seed: int) -> None:
+        self.members, self.seed = members, seed
+
+    def member_for(self, step: int) -> PoolMember:
+        """The classifier of a generator step, chosen by (seed, step) alone."""
+        return self.members[seed_of(self.seed, "pool choice", step) % len(self.members)]
+
+
+def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool:
+    """Train the pool, or read it from the run directory, where every finished architecture is kept.
+
+    Under `torchrun` each architecture is trained by one process and sent to the others. The last call writes
+    `pool.safetensors` and `pool.json`, by which the export judges int8.
+    """
+    config, world = session.config.pool, session.world
+    shape = _shape(session, data_record)
+    folder = session.run_dir / "checkpoints"
+    members: list[PoolMember] = []
+    for number, name in enumerate(config.architectures):
+        path = folder / f"pool-{number}.safetensors"
+        snapshots = [_new_member(session, name, shape, "pool", number) for _ in config.ages]
+        if path.exists():
+            _load_snapshots(snapshots, read_tensors(path))
+        else:
+            if number % world.size == world.rank:
+                _train_snapshots(session, snapshots, number)
+            _broadcast(snapshots, number % world.size, world.size)
+            if world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_tensors(path, _named(snapshots))
+            world.barrier()
+        members += snapshots
+    for member in members:
+        member.eval().requires_grad_(False)
+    if world.is_main:
+        write_pool(session.run_dir, members, shape)
+    return KeptPool(members, session.config.seed)
+
+
+def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int) -> None:
+    """Train one classifier to the last age; `snapshots` receives its weights at every age."""
+    config = session.config.pool
+    member = copy.deepcopy(snapshots[0]).train()
+    optimiser = _optimiser(member, config)
+    total = config.ages[-1]
+    for step in range(total):
+        _train_step(session, member, optimiser, "pool", number, step)
+        if step + 1 in config.ages:
+            snapshots[config.ages.index(step + 1)].load_state_dict(member.state_dict())
+        done, steps = number * total + step + 1, total * len(config.architectures)
+        session.progress(Progress(stage="pool", step=done, steps=steps, images_per_s=0.0, losses={}))
+
+
+def _named(members: list[PoolMember]) -> dict[str, Tensor]:
+    return {f"{i}.{k}": v for i, m in enumerate(members) for k, v in m.classifier.state_dict().items()}
+
+
+def _load_snapshots(members: list[PoolMember], tensors: Mapping[str, Tensor]) -> None:
+    for i, member in enumerate(members):
+        prefix = f"{i}."
+        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        member.classifier.load_state_dict(state)
+
+
+def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
+    if world_size > 1:
+        for member in members:
+            for tensor in member.state_dict().values():
+                dist.broadcast(tensor, source)
+
+
+def write_pool(run_dir: Path, members: list[PoolMember], shape: Mapping[str, Any]) -> None:
+    """Write the classifiers as `pool.safetensors`, keys `<i>.<name>`, and what they are as `pool.json`."""
+    write_tensors(run_dir / "pool.safetensors", _named(members))
+    write_json(run_dir / "pool.json", [{"arch": member.name, **shape} for member in members])
+
+
+class FreshPool:
+    """The published pool: a random architecture per epoch, trained between generator steps.
+
+    Its weights and momentum ride in the session's checkpoints.
+    """
+
+    def __init__(self, session: Session, data_record: Mapping[str, Any]) -> None:
+        self.session, self.shape = session, _shape(session, data_record)
+        self.config = session.config.pool
+        self.epoch = -1
+
+    def member_for(self, step: int) -> PoolMember:
+        """Train this epoch's classifier for `steps_between` steps and return it."""
+        epoch = step // self.config.epoch_steps
+        if epoch != self.epoch:
+            self._start(epoch)
+            if step % self.config.epoch_steps and self.session.extra:
+                self._restore(self.session.extra)
+        self.member.train()
+        for number in range(self.config.steps_between):
+            _train_step(self.session, self.member, self.optimiser, "fresh", step, number)
+        # As published, the classifier stays in training mode while it is matched; only its weights are frozen.
+        return self.member
+
+    def _start(self, epoch: int) -> None:
+        names = self.config.architectures
+        name = names[seed_of(self.session.config.seed, "fresh choice", epoch) % len(names)]
+        self.epoch = epoch
+        self.member = _new_member(self.session, name, self.shape, "fresh", epoch)
+        self.optimiser = _optimiser(self.member, self.config)
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        prefix = "classifier.model."
+        self.member.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        load_optimiser("classifier.optimiser", self.optimiser, tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold to go on in the middle of an epoch."""
+        state = {f"classifier.model.{k}": v for k, v in self.member.state_dict().items()}
+        return state | optimiser_tensors("classifier.optimiser", self.optimiser)
+
+    def write(self) -> None:
+        """Write the last classifier as the run's pool."""
+        write_pool(self.session.run_dir, [self.member], self.shape)

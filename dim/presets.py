@@ -1,0 +1,144 @@
+"""Named starting points: what to distil with when nothing else is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from dim.config import (
+    AdversarialConfig,
+    DiscriminatorConfig,
+    DistillConfig,
+    GeneratorConfig,
+    MatchingConfig,
+    PoolConfig,
+    StageConfig,
+)
+from dim.runtime.errors import BadValueError
+
+
+class DataShape(Protocol):
+    """What a preset asks of a dataset; `ImageSet` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def class_counts(self) -> tuple[int, ...]: ...
+    @property
+    def height(self) -> int: ...
+
+
+def _tiny(data: DataShape) -> DistillConfig:
+    """Small images in about a minute on two CPU cores: digits."""
+    game = AdversarialConfig(augment="crop=0.125", ema_halflife_kimg=5.0, generator_lr=2e-4, discriminator_lr=1e-3)
+    return DistillConfig(
+        name="",
+        preset="tiny",
+        generator=GeneratorConfig(latent_dim=32, width=32, max_width=64),
+        discriminator=DiscriminatorConfig(width=32, max_width=64),
+        stage1=StageConfig(steps=1200, batch_size=64, adversarial=game),
+        pool=PoolConfig(architectures=("convnet3", "resnet10"), width=16, ages=(50, 200), augment="crop=0.125"),
+        stage2=StageConfig(steps=300, batch_size=64, adversarial=replace(game, final_lr_fraction=0.1)),
+        matching=MatchingConfig(augment="crop=0.125"),
+        grid_steps=300,
+        checkpoint_steps=300,
+    )
+
+
+def _small(data: DataShape) -> DistillConfig:
+    """MNIST and its like in under an hour on two CPU cores."""
+    game = AdversarialConfig(ema_halflife_kimg=20.0, augment="crop=0.07")
+    return DistillConfig(
+        name="",
+        preset="small",
+        generator=GeneratorConfig(latent_dim=64, width=32, max_width=128),
+        discriminator=DiscriminatorConfig(width=16, max_width=128),
+        stage1=StageConfig(steps=4000, batch_size=128, adversarial=game),
+        pool=PoolConfig(width=16, ages=(50, 200, 800), augment="crop=0.07"),
+        matching=MatchingConfig(augment="crop=0.07"),
+        stage2=StageConfig(
+            steps=1000,
+            batch_size=128,
+            adversarial=replace(game, final_lr_fraction=0.05),
+        ),
+    )
+
+
+def _paper(data: DataShape) -> DistillConfig:
+    """The published recipe (DiM, arXiv 2303.04707; defaults of its reference code); a GPU preset.
+
+    Stage 1: 150 epochs at batch 128, Adam 1e-4 with betas 0 and 0.9. Stage 2: 100 epochs at batch 64 and 5e-6, a random
+    classifier of the pool per epoch, trained by 16 SGD steps before every generator step. No moving average, no
+    augmentation for the critic.
+    """
+    images = sum(data.class_counts)
+    game = AdversarialConfig(
+        loss="wgan-gp-ac",
+        generator_lr=1e-4,
+        discriminator_lr=1e-4,
+        beta1=0.0,
+        beta2=0.9,
+        r1_gamma=0.0,
+        augment="",
+        ema_halflife_kimg=0.0,
+    )
+    epoch = max(images // 64, 1)
+    return DistillConfig(
+        name="",
+        preset="paper",
+        generator=GeneratorConfig(
+            kind="paper", latent_dim=max(100, len(data.classes) + 90), width=196, max_width=196
+        ),
+        discriminator=DiscriminatorConfig(kind="paper", width=196, max_width=196, group_size=1),
+        stage1=StageConfig(steps=150 * max(images // 128, 1), batch_size=128, adversarial=game),
+        pool=PoolConfig(
+            kind="fresh",
+            architectures=("convnet3", "resnet10-half", "resnet18-half", "resnetap10-half", "resnetap18-half"),
+            steps_between=16,
+            epoch_steps=epoch,
+            batch_size=64,
+            lr=0.01,
+            augment="color_crop_cutout",
+        ),
+        stage2=StageConfig(
+            steps=100 * epoch, batch_size=64, adversarial=replace(game, generator_lr=5e-6, discriminator_lr=5e-6)
+        ),
+        matching=MatchingConfig(loss="paper", weight=0.01, augment="color_crop_cutout"),
+    )
+
+
+PRESETS = {"tiny": _tiny, "small": _small, "paper": _paper}
+"""Every preset by name."""
+
+
+def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = None) -> DistillConfig:
+    """A configuration for a dataset.
+
+    Args:
+        name: one of `PRESETS`.
+        data: the dataset; its name becomes the run's.
+        overrides: fields to replace, nested ones with dots (`{"seed": 1, "stage1.steps": 2000}`).
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        BadValueError: an unknown preset or field, or a value out of range.
+    """
+    if name not in PRESETS:
+        raise BadValueError(f"There is no preset named {name!r}: choose one of {', '.join(PRESETS)}.")
+    config = replace(PRESETS[name](data), name=data.name)
+    for path, value in (overrides or {}).items():
+        config = _replace(config, path.split("."), value, path)
+    return config
+
+
+def _replace(config: Any, path: list[str], value: Any, whole: str) -> Any:
+    if not hasattr(config, path[0]):
+        raise BadValueError(f"The configuration has no field {whole!r}.")
+    if len(path) > 1:
+        value = _replace(getattr(config, path[0]), path[1:], value, whole)
+    return replace(config, **{path[0]: value})

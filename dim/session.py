@@ -1,0 +1,191 @@
+"""What both stages share: the loop around a step, with logging, grids, checkpoints, a time limit and divergence checks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dim.checkpoint import Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
+from dim.config import DistillConfig, StageConfig
+from dim.curves import draw_curves
+from dim.device_data import step_generator
+from dim.distributed import World
+from dim.game import Game
+from dim.runtime.errors import DivergedError
+
+COLLAPSE_LOSS = 0.01
+"""A logistic discriminator loss below this says that it separates real from generated without error."""
+COLLAPSE_LINES = 20
+"""Consecutive log lines below `COLLAPSE_LOSS` that count as collapse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report of a running distillation."""
+
+    stage: str
+    """`stage1`, `pool` or `stage2`."""
+    step: int
+    """Steps done."""
+    steps: int
+    """Steps of the stage."""
+    images_per_s: float
+    """Real images consumed per second since the last report."""
+    losses: Mapping[str, float]
+    """Means since the last log line; empty between log lines."""
+
+
+@dataclass
+class Session:
+    """One call of `distill`: the run's folder, its game, and what the caller wants to hear."""
+
+    run_dir: Path
+    config: DistillConfig
+    game: Game
+    world: World
+    checkpoints: CheckpointFolder
+    say: Callable[[str], None]
+    progress: Callable[[Progress], None]
+    deadline: float = float("inf")
+    """`time.monotonic()` after which the run stops at the next checkpoint."""
+    resumed: Checkpoint | None = None
+    log: Callable[[str, int, Mapping[str, float]], None] = lambda stage, step, values: None
+    """A further sink for scalars (TensorBoard)."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Further tensors of a checkpoint (the paper's fresh classifier)."""
+
+    def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
+        """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
+
+        Returns:
+            False if the time limit stopped it; a checkpoint was made.
+
+        Raises:
+            DivergedError: a loss is not finite, or the discriminator has won; the last good checkpoint stays.
+        """
+        first = 0
+        if self.resumed is not None and self.resumed.stage == stage:
+            first = self.resumed.step
+            self.restore(self.resumed)
+        sums: dict[str, list[Tensor]] = {}
+        quiet, last_time, last_step = 0, time.monotonic(), first
+        for index in range(first, config.steps):
+            self.game.set_learning_rates(index / config.steps)
+            for name, value in step(index).items():
+                sums.setdefault(name, []).append(value)
+            done = index + 1
+            last = done == config.steps
+            if done % self.config.log_steps == 0 or last:
+                losses = self._means(sums)
+                sums.clear()
+                self._check(stage, done, losses)
+                quiet = quiet + 1 if losses.get("discriminator_loss", 1.0) < COLLAPSE_LOSS else 0
+                if quiet >= COLLAPSE_LINES and self.game.adversarial.loss == "logistic":
+                    raise DivergedError(self._diverged(stage, done, "the discriminator has won and teaches nothing"))
+                now = time.monotonic()
+                speed = (done - last_step) * config.batch_size / max(now - last_time, 1e-9)
+                last_time, last_step = now, done
+                self._write_metrics(stage, done, losses)
+                self.progress(
+                    Progress(stage=stage, step=done, steps=config.steps, images_per_s=speed, losses=losses)
+                )
+            else:
+                self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=0.0, losses={}))
+            if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
+                self.write_grid(f"{stage}-{done:06d}")
+            if done % self.config.checkpoint_steps == 0 or last:
+                self.save(stage, done)
+                if self.world.agree(time.monotonic() > self.deadline, self.game.device) and not last:
+                    return False
+        self.resumed = None
+        return True
+
+    def _means(self, sums: Mapping[str, list[Tensor]]) -> dict[str, float]:
+        means = {name: torch.stack([v.float() for v in values]).mean() for name, values in sums.items()}
+        if not means:
+            return {}
+        values = self.world.mean(torch.stack(list(means.values()))).tolist()
+        return dict(zip(means, values, strict=True))
+
+    def _check(self, stage: str, step: int, losses: Mapping[str, float]) -> None:
+        bad = [name for name, value in losses.items() if not np.isfinite(value)]
+        if bad:
+            raise DivergedError(self._diverged(stage, step, f"{bad[0]} is not finite"))
+
+    def _diverged(self, stage: str, step: int, what: str) -> str:
+        return (
+            f"Distillation diverged at step {step} of {stage}: {what}. The last good checkpoint is kept in "
+            f"{self.checkpoints.folder}; try a lower learning rate or a larger R1 penalty in a new run."
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds."""
+        game, tensors = self.game, dict(self.extra)
+        for prefix, network in (("generator", game.generator), ("discriminator", game.discriminator), ("ema", game.ema)):
+            tensors |= {f"{prefix}.{k}": v for k, v in network.state_dict().items()}
+        tensors |= optimiser_tensors("generator_optimiser", game.generator_optimiser)
+        tensors |= optimiser_tensors("discriminator_optimiser", game.discriminator_optimiser)
+        return tensors
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put the networks and optimisers back to a checkpoint, and cut the metrics that came after it."""
+        game, tensors = self.game, checkpoint.tensors
+        for prefix, network in (("generator", game.generator), ("discriminator", game.discriminator), ("ema", game.ema)):
+            network.load_state_dict(
+                {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+            )
+        load_optimiser("generator_optimiser", game.generator_optimiser, tensors)
+        load_optimiser("discriminator_optimiser", game.discriminator_optimiser, tensors)
+        self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
+        if self.world.is_main and self.metrics_path.exists():
+            os.truncate(self.metrics_path, min(checkpoint.metrics_bytes, self.metrics_path.stat().st_size))
+
+    def save(self, stage: str, step: int) -> None:
+        """Write a checkpoint and the curves; refuses to keep weights that are not finite."""
+        tensors = self.tensors()
+        bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        if bad:
+            raise DivergedError(self._diverged(stage, step, f"the tensor {bad[0]} is not finite"))
+        if self.world.is_main:
+            size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+            self.checkpoints.save(stage, step, tensors, size)
+            draw_curves(self.metrics_path, self.run_dir / "curves.png")
+        self.world.barrier()
+
+    @property
+    def metrics_path(self) -> Path:
+        """The run's `metrics.jsonl`."""
+        return self.run_dir / "metrics.jsonl"
+
+    def _write_metrics(self, stage: str, step: int, losses: Mapping[str, float]) -> None:
+        if not self.world.is_main:
+            return
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **losses}) + "\n")
+        self.log(stage, step, losses)
+
+    @torch.no_grad()
+    def write_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:
+        """A PNG of samples of the moving average, one row per class (the first twenty), the same latents every time."""
+        from dim.runtime.preview import grid, write_png
+
+        network = self.game.deployed_generator(batches=4)
+        rows = min(self.game.data.num_classes, max_rows)
+        labels = torch.arange(rows, device=self.game.device).repeat_interleave(columns)
+        generator = step_generator(self.game.device, self.config.seed, "grid")
+        shape = (columns, self.config.generator.latent_dim)
+        latents = torch.randn(shape, device=self.game.device, generator=generator).repeat(rows, 1)
+        images = network(latents * self.config.latent_std, labels)
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        images_RCHWC = pixels.cpu().numpy().reshape(rows, columns, *pixels.shape[1:])
+        folder = self.run_dir / "grids"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"{name}.png", grid(images_RCHWC))

@@ -1,0 +1,84 @@
+"""Stage 2: match what a pool of classifiers says of real and of generated images (DiM, section 3.3).
+
+The game of stage 1 goes on; the generator's loss gains a matching term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dim.matching import energy_distance, group_size_for, paper_loss
+from dim.pool import FreshPool, KeptPool, PoolMember, prepare_pool
+from dim.session import Session
+
+
+def match(session: Session, data_record: Mapping[str, Any]) -> bool:
+    """Match for the stage's steps; returns False if the time limit stopped it.
+
+    Args:
+        session: after stage 1.
+        data_record: the run's record of its data.
+    """
+    game, config = session.game, session.config
+    stage, matching = config.stage2, config.matching
+    group_size = config.discriminator.group_size
+    if matching.loss == "distribution":
+        group_size = group_size_for(stage.batch_size // session.world.size, matching.classes_per_step, group_size)
+    pool: KeptPool | FreshPool | None = None
+    if matching.loss != "none":
+        pool = FreshPool(session, data_record) if config.pool.kind == "fresh" else prepare_pool(session, data_record)
+    game.start_stage(stage.adversarial)
+
+    def step(index: int) -> Mapping[str, Tensor]:
+        draws = game.draw("stage2", index, stage.batch_size, group_size)
+        report = game.discriminator_step(draws, index)
+        loss, fake = game.generator_loss(draws)
+        report["generator_loss"] = loss.detach()
+        if pool is not None:
+            member = pool.member_for(index)
+            distance = _distance(session, member, draws.real_NCHW, fake, draws.generator, group_size)
+            report["matching_loss"] = distance.detach()
+            loss = loss + matching.weight * distance
+        game.generator_step(loss, stage.batch_size)
+        if isinstance(pool, FreshPool):
+            session.extra = pool.tensors()
+        return report
+
+    finished = session.run_stage("stage2", stage, step)
+    if finished and isinstance(pool, FreshPool) and session.world.is_main:
+        pool.write()
+    return finished
+
+
+def _distance(
+    session: Session,
+    member: PoolMember,
+    real_NCHW: Tensor,
+    fake_NCHW: Tensor,
+    generator: torch.Generator,
+    group_size: int,
+) -> Tensor:
+    """The configured distance between what `member` says of real and of generated images."""
+    game, matching = session.game, session.config.matching
+    frozen = [p for p in member.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    real = game.augmented(member.normalise(real_NCHW), matching.augment, generator, fill=0.0)
+    fake = game.augmented(member.normalise(fake_NCHW), matching.augment, generator, fill=0.0)
+    with game.autocast():
+        with torch.no_grad():
+            real_features, real_logits = member(real)
+        fake_features, fake_logits = member(fake)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    if matching.loss == "paper":
+        return paper_loss(real_logits.float(), fake_logits.float())
+    distance = energy_distance(real_logits, fake_logits, group_size)
+    if matching.feature_weight:
+        distance = distance + matching.feature_weight * energy_distance(real_features, fake_features, group_size)
+    return distance
+

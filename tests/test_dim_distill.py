@@ -1,0 +1,307 @@
+"""Distillation: presets, resuming bit for bit, kills, time limits, divergence, and what a run directory may be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_images import make_images
+
+from dim.checkpoint import CheckpointFolder, read_tensors
+from dim.config import AdversarialConfig, DistillConfig, MatchingConfig, StageConfig, from_dict, to_dict
+from dim.data import load_data
+from dim.distill import Outcome, choose_device, describe_run, distill, fingerprint_of
+from dim.presets import PRESETS, preset
+from dim.runtime.errors import BadValueError, DeviceError, DivergedError, RunError
+from dim.session import Progress
+
+QUICK = {
+    "generator.latent_dim": 8,
+    "generator.width": 8,
+    "generator.max_width": 8,
+    "discriminator.width": 8,
+    "discriminator.max_width": 8,
+    "stage1.steps": 6,
+    "stage1.batch_size": 24,
+    "stage2.steps": 6,
+    "stage2.batch_size": 24,
+    "pool.architectures": ("convnet3", "mlp"),
+    "pool.width": 8,
+    "pool.ages": (2, 4),
+    "pool.batch_size": 16,
+    "checkpoint_steps": 2,
+    "grid_steps": 100,
+    "log_steps": 2,
+}
+
+
+def quick(**changes: object) -> DistillConfig:
+    return preset("tiny", data=make_images(), overrides={**QUICK, **changes})
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(run_dir / "generator.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert distill(quick(), make_images(), run_dir) == Outcome(run_dir=run_dir, finished=True)
+    return run_dir
+
+
+def test_a_run_leaves_everything_that_export_and_people_need(undisturbed: Path) -> None:
+    names = {p.name for p in undisturbed.iterdir()}
+    assert names >= {
+        "config.json",
+        "generator.safetensors",
+        "generator-stage1.safetensors",
+        "pool.safetensors",
+        "pool.json",
+        "metrics.jsonl",
+        "curves.png",
+        "grids",
+        "checkpoints",
+    }
+    record = json.loads((undisturbed / "config.json").read_text())
+    assert record["data"]["classes"] == ["bar0", "bar1", "bar2"] and record["generator"]["image_px"] == 8
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["stage"], x["step"]) for x in lines] == [(s, n) for s in ("stage1", "stage2") for n in (2, 4, 6)]
+    assert "matching_loss" in lines[-1] and "matching_loss" not in lines[0]
+    pool = json.loads((undisturbed / "pool.json").read_text())
+    assert [p["arch"] for p in pool] == ["convnet3", "convnet3", "mlp", "mlp"]
+    assert sorted(p.name for p in (undisturbed / "grids").iterdir()) == ["stage1-000006.png", "stage2-000006.png"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(undisturbed: Path, tmp_path: Path) -> None:
+    distill(quick(), make_images(), tmp_path / "again")
+    distill(quick(seed=1), make_images(), tmp_path / "other")
+    assert same(weights(undisturbed), weights(tmp_path / "again"))
+    assert not same(weights(undisturbed), weights(tmp_path / "other"))
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage, step", [("stage1", 1), ("stage1", 5), ("stage1", 6), ("pool", 6), ("stage2", 3)])
+@pytest.mark.parametrize("kind", ["kept", "fresh"])
+def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step: int, tmp_path: Path) -> None:
+    if (kind, stage) == ("fresh", "pool"):
+        stage, step = "stage2", 5
+    config = quick(**{"pool.kind": kind, "pool.steps_between": 2, "pool.epoch_steps": 4})
+    data = make_images()
+    distill(config, data, tmp_path / "whole")
+
+    def interrupt(report: Progress) -> None:
+        if (report.stage, report.step) == (stage, step):
+            raise Stop
+
+    with pytest.raises(Stop):
+        distill(config, data, tmp_path / "run", progress=interrupt)
+    assert distill(config, data, tmp_path / "run", resume=True).finished
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    for name in ("metrics.jsonl", "pool.safetensors", "generator-stage1.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from test_dim_distill import quick; from small_images import make_images;"
+        "from dim.distill import distill; print('go', flush=True);"
+        "distill(quick(), make_images(), Path(sys.argv[1]), resume=True, progress=lambda r: print(r.step, flush=True))"
+    )
+    run_dir = tmp_path / "run"
+    for lines in (3, 9):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(run_dir)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        )
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    distill(quick(), make_images(), run_dir, resume=True)
+    assert same(weights(undisturbed), weights(run_dir))
+
+
+def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path, tmp_path: Path) -> None:
+    outcomes = [
+        distill(quick(), make_images(), tmp_path / "run", resume=n > 0, time_limit_s=0.0).finished for n in range(5)
+    ]
+    # Three checkpoints a stage, and the last one of a stage does not stop it.
+    assert outcomes == [False, False, False, False, True]
+    assert same(weights(undisturbed), weights(tmp_path / "run"))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        distill(quick(), make_images(), tmp_path / "run", progress=_stop_at("stage1", 5))
+    newest = max((tmp_path / "run" / "checkpoints").glob("stage1-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said: list[str] = []
+    distill(quick(), make_images(), tmp_path / "run", resume=True, say=said.append)
+    assert any("is damaged" in line for line in said) and "Resuming at step 2 of stage1." in said
+    assert same(weights(undisturbed), weights(tmp_path / "run"))
+
+
+def _stop_at(stage: str, step: int):  # type: ignore[no-untyped-def]
+    def interrupt(report: Progress) -> None:
+        if (report.stage, report.step) == (stage, step):
+            raise Stop
+
+    return interrupt
+
+
+def test_divergence_is_said_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    config = quick(**{"stage1.adversarial.discriminator_lr": 1.0, "stage1.adversarial.generator_lr": 1.0})
+    config = replace(config, stage1=replace(config.stage1, steps=400))
+    with pytest.raises(DivergedError, match="The last good checkpoint is kept"):
+        distill(_explosive(config), make_images(), tmp_path / "run")
+    kept = CheckpointFolder(
+        tmp_path / "run" / "checkpoints", fingerprint_of(describe_run(_explosive(config), make_images()))
+    ).newest(print)
+    if kept is not None:
+        assert all(bool(torch.isfinite(t).all()) for t in kept.tensors.values())
+
+
+def _explosive(config: DistillConfig) -> DistillConfig:
+    game = replace(config.stage1.adversarial, r1_gamma=1e4, r1_every=1, beta1=0.9)
+    return replace(config, stage1=replace(config.stage1, adversarial=game))
+
+
+def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    said: list[str] = []
+    assert distill(quick(), make_images(), undisturbed, resume=True, say=said.append).finished
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    assert said == [f"{undisturbed} is finished already."]
+
+
+def test_run_directories_that_cannot_be_used(undisturbed: Path, tmp_path: Path) -> None:
+    data = make_images()
+    with pytest.raises(RunError, match="already holds a run: add --resume"):
+        distill(quick(), data, undisturbed)
+    with pytest.raises(RunError, match=r"another configuration \(seed differ\)"):
+        distill(quick(seed=3), data, undisturbed, resume=True)
+    with pytest.raises(RunError, match=r"another configuration \(data differ\)"):
+        distill(quick(), make_images(seed=5), undisturbed, resume=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        distill(quick(), data, tmp_path)
+    with pytest.raises(RunError, match="is a file"):
+        distill(quick(), data, tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    with pytest.raises(RunError, match="is damaged"):
+        distill(quick(), data, tmp_path / "damaged", resume=True)
+
+
+def test_how_often_a_run_reports_may_change_when_it_resumes(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        distill(quick(), make_images(), tmp_path / "run", progress=_stop_at("stage1", 3))
+    distill(quick(checkpoint_steps=3, log_steps=1), make_images(), tmp_path / "run", resume=True)
+    assert same(weights(undisturbed), weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_fit_digits_and_survive_json(name: str) -> None:
+    config = preset(name, data=load_data("digits"))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config.preset == name and config.name == "digits"
+
+
+def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
+    for loss in ("none", "paper"):
+        distill(quick(**{"matching.loss": loss}), make_images(), tmp_path / loss)
+        lines = (tmp_path / loss / "metrics.jsonl").read_text().splitlines()
+        assert ("matching_loss" in json.loads(lines[-1])) == (loss == "paper")
+
+
+def test_the_published_recipe_runs_with_its_own_networks(tmp_path: Path) -> None:
+    data = make_images(image_px=8, per_class=16)
+    small = {"stage1.steps": 1, "stage2.steps": 1, "pool.steps_between": 1, "stage1.batch_size": 4}
+    config = preset("paper", data=data, overrides={**small, "stage2.batch_size": 4, "pool.batch_size": 4})
+    assert config.matching.loss == "paper" and config.stage1.adversarial.loss == "wgan-gp-ac"
+    distill(config, data, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "pool.json").read_text())[0]["arch"] in config.pool.architectures
+
+
+def test_colour_unbalanced_and_many_classes(tmp_path: Path) -> None:
+    data = make_images(num_classes=30, per_class=3, image_px=12, channels=3)
+    keep = [i for i, label in enumerate(data.train_labels) if label != 7 or i % 3 == 0]
+    data = replace(data, train_images=data.train_images[keep], train_labels=data.train_labels[keep])
+    config = preset("tiny", data=data, overrides={**QUICK, "generator.conditioning": "norm"})
+    assert distill(config, data, tmp_path / "run").finished
+
+
+def test_values_that_cannot_be(tmp_path: Path) -> None:
+    data = make_images()
+    with pytest.raises(BadValueError, match="no preset named 'huge': choose one of"):
+        preset("huge", data=data)
+    with pytest.raises(BadValueError, match="no field 'stage1.stepz'"):
+        preset("tiny", data=data, overrides={"stage1.stepz": 3})
+    with pytest.raises(BadValueError, match="StageConfig.steps is -1"):
+        quick(**{"stage1.steps": -1})
+    with pytest.raises(BadValueError, match=r"stage1.batch_size is 22; it must be a multiple of 4"):
+        distill(quick(**{"stage1.batch_size": 22}), data, tmp_path / "run")
+    with pytest.raises(BadValueError, match="multiples of 8 and 28 pixels, not 12"):
+        images = make_images(image_px=12)
+        distill(preset("paper", data=images), images, tmp_path / "run")
+    with pytest.raises(BadValueError, match="belong together"):
+        DistillConfig(
+            name="x",
+            preset="x",
+            stage1=StageConfig(steps=1, batch_size=4, adversarial=AdversarialConfig(loss="wgan-gp-ac")),
+            stage2=StageConfig(steps=1, batch_size=4),
+        )
+    with pytest.raises(BadValueError, match="must be one of distribution, paper, none"):
+        MatchingConfig(loss="sinkhorn")
+    with pytest.raises(BadValueError, match="no field named 'colour'"):
+        from_dict({"colour": 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices() -> None:
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(BadValueError, match="choose auto, cpu or gpu"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="torch sees no CUDA GPU here"):
+            choose_device("gpu")
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):
+        distill(quick(), make_images(), tmp_path / "run", progress=_stop_at("stage1", 3))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match="No space left on device. Nothing already written was changed"):
+            distill(quick(), make_images(), tmp_path / "run", resume=True)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["stage1-00000002.json"]
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert distill(quick(), make_images(), tmp_path / "run", resume=True).finished
+
+
