@@ -24,7 +24,8 @@ def row(**changes: Any) -> dict[str, Any]:
     plain = {
         "data": "mnist", "subject": "generated", "source": "bundle", "content_id": "ab" * 32, "mode": "fixed",
         "ipc": 10, "arch": "convnet3", "width": None, "labels": "hard", "recipe": "default", "precision": "bf16",
-        "epochs": 1000, "steps": 2000, "distinct_images": 100, "data_bytes": 78400, "accuracy_mean": 97.125, "accuracy_std": 0.25,
+        "epochs": 1000, "steps": 2000, "distinct_images": 100, "data_bytes": 78400,
+        "accuracy_mean": 97.125, "accuracy_std": 0.25,
         "accuracies": [97, 97.25], "seeds": [0, 1], "diverged": 0, "test_images": 10000, "seconds_per_student": 61.2,
         "engine": "onnxruntime-cpu fp32 on cpu, onnxruntime 1.32.0", "machine": "a CPU, 2 cores", "threads": 1,
         "torch_version": "2.13.0", "dim_version": "0.1.0", "date": "2026-11-22 15:00 UTC",
