@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle import Bundle
+from dim.runtime.croissant import croissant_json
+from dim.runtime.dataset_card import dataset_card, describe_set, split_like_classes
 from dim.runtime.engine import Engine, open_engine, say_to_log
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.manifest_check import FIXED_LATENTS
@@ -34,6 +36,7 @@ from dim.runtime.set_files import (
 from dim.runtime.set_store import LocalStore, Store, explain
 from dim.runtime.sizes import MAX_PER_CLASS, check_shard
 from dim.runtime.writers import part_format
+from dim.runtime.writers_npz import classes_json
 from dim.runtime.writers_part import PartRecord
 from dim.version import __version__
 
@@ -130,6 +133,11 @@ def generate(
                 store.clear_state()
                 say(f"The set in {store} is complete already.")
                 return _summary(store, found, wish.shard, 0, 0, began)
+        if format == "imagefolder" and (split_like := split_like_classes(wish.plan.classes, wish.plan.counts)):
+            say(
+                f"Hugging Face `imagefolder` takes the folder '{split_like[0]}' for a split: load the set by its path, "
+                "load_dataset(PATH), which reads the card."
+            )
         with engine_for(bundle, found, say) as engine:
             found = claim_set(store, wish, found, engine, overwrite)
             make_folders(store, found.plan)
@@ -426,9 +434,10 @@ def complete_if_done(store: Store, bundle: Bundle, found: SetFile) -> SetFile:
 
 def set_extras(bundle: Bundle, plan: Plan, records: Sequence[PartRecord]) -> dict[str, bytes]:
     """Make the files that stand beside the images."""
-    from dim.runtime.writers_npz import classes_json
-
-    extras = {}
+    extras = {
+        "README.md": dataset_card(bundle.manifest, plan),
+        "croissant.json": croissant_json(bundle.manifest, plan, records, describe_set(plan)),
+    }
     if plan.format in WITH_CLASS_NAMES:
         extras["classes.json"] = classes_json(plan)
     return extras

@@ -4,7 +4,9 @@ from dim.runtime.errors import BadValueError
 from dim.runtime.plan import FORMATS
 from dim.runtime.writers_imagefolder import ImageFolder
 from dim.runtime.writers_npz import Npy, Npz
+from dim.runtime.writers_parquet import Parquet
 from dim.runtime.writers_part import PartFormat
+from dim.runtime.writers_webdataset import WebDataset
 
 
 def part_format(name: str) -> PartFormat:
@@ -17,6 +19,8 @@ def part_format(name: str) -> PartFormat:
         "imagefolder": ImageFolder,
         "npz": Npz,
         "npy": Npy,
+        "parquet": Parquet,
+        "webdataset": WebDataset,
     }
     if name not in formats:
         raise BadValueError(f"There is no format {name!r}; there are {', '.join(FORMATS)}.")
