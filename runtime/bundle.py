@@ -303,6 +303,8 @@ class Bundle:
 
     def _check_samples(self, labels: ArrayLike, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         labels_N, indices_N = as_words(labels, "labels"), as_words(indices, "indices")
+        if len(labels_N) != len(indices_N):
+            raise BadValueError(f"There are {len(labels_N)} labels and {len(indices_N)} indices; give one per label.")
         # A graph turns label K into no class without a word, so labels are checked before any engine sees them.
         if labels_N.size and int(labels_N.max()) >= len(self.classes):
             raise BadValueError(

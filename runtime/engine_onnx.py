@@ -19,7 +19,8 @@ from dim.runtime.manifest import onnx_name
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 _CUDA_BATCH = 256
-_ERRORS_ONLY = 3
+# Every error comes back as an exception; the same lines on stderr would only be noise.
+_FATAL_ONLY = 4
 
 
 def usable_cores() -> int:
@@ -116,7 +117,7 @@ def _open_session(model: bytes, device: str, threads: int | None) -> Any:
     onnxruntime = _import_onnxruntime(device)
     provider = _PROVIDERS[device]
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # Set explicitly, because the default counts the machine's cores and tries to pin threads to them.
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1

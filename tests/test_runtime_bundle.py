@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -22,9 +23,12 @@ from dim.runtime import bundle as bundle_module
 from dim.runtime import open_bundle
 from dim.runtime.bundle import Bundle, rows_per_run
 from dim.runtime.bundle_files import update_bundle
-from dim.runtime.errors import BadValueError, BundleError
+from dim.runtime.errors import BadValueError, BundleError, DimError
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.runtime.sampling import draw_latents, index_major_order
+
+# `DIM_FLIPS=10000` for the long run.
+FLIPS = int(os.environ.get("DIM_FLIPS", "300"))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,7 @@ def test_uses_differ_only_where_there_are_optimised_latents(tmp_path: Path) -> N
         ([-1], [0], {}, "The labels reach from -1 to -1"),
         ([0], [2**32], {}, "must lie between 0 and"),
         ([0, 1], [0], {}, "2 labels and 1 indices"),
-        ([0.0], [0], {}, "row of integers"),
+        ([0.0], [0], {}, "must be one row of integers"),
         ([0], [0], {"seed": -1}, "The seed is -1"),
         ([0], [0], {"use": "both"}, "There is no use 'both'; there are fixed and stream."),
     ],
@@ -235,6 +239,32 @@ def test_choices_reach_the_log_by_default(tiny_bundle: Path, caplog: pytest.LogC
     with caplog.at_level("INFO", logger="dim.runtime"), open_bundle(tiny_bundle, engine="fake") as bundle:
         bundle.sample([0], [0])
     assert caplog.messages == ["Engine: fake on the cpu, fp32, as asked."]
+
+
+def test_any_flipped_bit_of_a_bundle_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """One bit at a time, drawn from the whole bundle; what is used to draw is refused, the rest draws the same."""
+    latents = write_fixed_latents(np.random.default_rng(1).normal(size=(3, 2, 16)).astype(np.float32))
+    path = build_tiny_bundle(tmp_path / "a.dim", precisions=("fp32", "int8"), extra_files={"latents.npz": latents})
+    labels, indices = index_major_order([3] * 3)
+    with open_bundle(path, engine="onnxruntime-cpu", threads=1) as bundle:
+        expected = bundle.sample(labels, indices)
+    files = sorted(file for file in path.iterdir())
+    draw, refused = random.Random(0), 0
+    for _ in range(FLIPS):
+        file = draw.choices(files, [file.stat().st_size for file in files])[0]
+        data = bytearray(file.read_bytes())
+        bit = draw.randrange(len(data) * 8)
+        data[bit // 8] ^= 1 << bit % 8
+        whole = file.read_bytes()
+        file.write_bytes(data)
+        try:
+            with open_bundle(path, engine="onnxruntime-cpu", threads=1) as bundle:
+                assert np.array_equal(bundle.sample(labels, indices), expected)
+        except DimError:
+            refused += 1
+        file.write_bytes(whole)
+    print(f"{refused} of {FLIPS} flipped bits refused, the others drew identical pixels")
+    assert refused > FLIPS // 4
 
 
 def test_runs_are_bounded_by_pixels(opened: Bundle, tmp_path: Path) -> None:

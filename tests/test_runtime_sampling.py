@@ -1,7 +1,11 @@
 """The sampling contract: golden vectors, a slow reference, prefixes, order, shuffles."""
 
+import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +44,33 @@ def test_golden_latents(case: dict) -> None:
     drawn = draw_latents(case["seed"], [case["class"]], [case["index"]], case["latent_dim"], case["latent_std"])
     assert drawn.dtype == np.float32
     assert [value.hex() for value in drawn[0].tolist()] == case["float32_hex"]
+
+
+def latents_hash() -> str:
+    n = 2**14
+    return hashlib.sha256(draw_latents(2026, np.arange(n) % 10, np.arange(n) // 10, 64, 1.0).tobytes()).hexdigest()
+
+
+def test_a_million_latents_have_the_golden_hash() -> None:
+    assert latents_hash() == GOLDEN["latents_sha256"]
+
+
+def test_the_processor_does_not_show() -> None:
+    """NumPy takes other code for logarithms, sines and cosines where the processor has no AVX-512 or AVX2."""
+    code = "from test_runtime_sampling import latents_hash; print(latents_hash())"
+    environment = os.environ | {
+        "NPY_DISABLE_CPU_FEATURES": disabled_features(),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == GOLDEN["latents_sha256"], result.stderr
+
+
+def disabled_features() -> str:
+    """The features of this processor beyond the least that NumPy was built for."""
+    from numpy._core._multiarray_umath import __cpu_baseline__, __cpu_dispatch__, __cpu_features__
+
+    return " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name) and name not in __cpu_baseline__)
 
 
 @pytest.mark.parametrize("case", GOLDEN["permutations"], ids=lambda case: f"n{case['n']}")
