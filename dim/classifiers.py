@@ -71,11 +71,13 @@ class _AveragePool(nn.AvgPool2d):
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         if maps_NCHW.device.type != "cpu" or not maps_NCHW.requires_grad or torch.compiler.is_exporting():
             return super().forward(maps_NCHW)
-        height, width = (side - side % 2 for side in maps_NCHW.shape[2:])
+        n, c, height, width = maps_NCHW.shape
+        even = maps_NCHW[:, :, : height // 2 * 2, : width // 2 * 2]
         # unbind's backward pass writes every value once; slicing's would fill zeros first.
-        upper, lower = maps_NCHW[:, :, :height, :width].unflatten(2, (-1, 2)).unbind(3)
-        left, right = (upper + lower).unflatten(3, (-1, 2)).unbind(4)
-        return (left + right) * 0.25
+        upper, lower = even.reshape(n, c, height // 2, 2, width // 2 * 2).unbind(3)
+        left, right = (upper + lower).reshape(n, c, height // 2, width // 2, 2).unbind(4)
+        pooled: Tensor = (left + right) * 0.25
+        return pooled
 
 
 def _globally_pooled(layers: Sequence[nn.Module]) -> nn.Sequential:
@@ -105,7 +107,7 @@ def _convnet(num_classes: int, channels: int, image_px: int, width: int) -> Clas
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; `average` halves the map by average pooling instead of a strided convolution."""
+    """Two 3x3 convolutions with a shortcut; `average` halves the map by pooling instead of a strided convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, average: bool) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class _ResidualBlock(nn.Module):
 
 
 def _resnet(blocks: int, average: bool) -> Callable[[int, int, int, int], Classifier]:
-    """Return the builder of a four-stage ResNet with `blocks` residual blocks per stage (1: ResNet-10, 2: ResNet-18)."""
+    """Return the builder of a four-stage ResNet, `blocks` residual blocks per stage (1: ResNet-10, 2: ResNet-18)."""
 
     def build(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
         layers: list[nn.Module] = [_conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
@@ -153,7 +155,7 @@ def _resnet(blocks: int, average: bool) -> Callable[[int, int, int, int], Classi
 
 
 def _vgg11(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
-    """VGG-11 with BatchNorm and one linear layer, as the CIFAR variants have it; maps are not pooled below 2x2 before the end."""
+    """VGG-11 with BatchNorm and one linear layer, as for CIFAR; maps are not pooled below 2x2 before the end."""
     layers: list[nn.Module] = []
     side, inputs = image_px, channels
     for stage, (multiple, convolutions) in enumerate([(1, 1), (2, 1), (4, 2), (8, 2), (8, 2)]):
@@ -185,7 +187,7 @@ class _DenseLayer(nn.Module):
 
 
 def _densenet(num_classes: int, channels: int, image_px: int, width: int) -> Classifier:
-    """DenseNet-BC 121 for small images (Huang et al., 2017): blocks of 6, 12, 24 and 16 layers, `width` is the growth rate."""
+    """DenseNet-BC for small images (Huang et al., 2017): blocks of 6, 12, 24, 16 layers, `width` is the growth rate."""
     inputs, side = 2 * width, image_px
     layers: list[nn.Module] = [_conv3x3(channels, inputs)]
     if image_px > 64:
