@@ -12,6 +12,9 @@ from dim.cli.bundles import choose_bundle
 from dim.cli.options import JsonOption
 from dim.cli.terminal import in_units, print_json, print_table
 
+_PNG_WIDTH_PX = 720
+_LEAST_COLUMNS = 4
+
 
 def inspect(
     bundle: Annotated[
@@ -88,8 +91,19 @@ def _show_preview(path: Path, png: Path | None, in_terminal: bool) -> None:
     from dim.runtime.preview import draw_rows, grid, to_ansi, write_png
 
     with open_bundle(path, say=lambda line: None) as opened:
-        picture = grid(draw_rows(opened))
+        images = draw_rows(opened)
     if png is not None:
-        write_png(png, picture)
+        picture = grid(images)
+        write_png(png, picture, scale=max(1, _PNG_WIDTH_PX // picture.shape[1]))
     if in_terminal:
-        print(to_ansi(picture, max_columns=shutil.get_terminal_size().columns))
+        letters = shutil.get_terminal_size().columns
+        print(to_ansi(grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
+
+
+def columns_that_fit(letters: int, image_px: int) -> int:
+    """Return how many images of a row to show, so that at least four do and none shrinks more than it must."""
+    for shrunk in range(1, 1000):
+        columns = (letters * shrunk - 2) // (image_px + 2)
+        if columns >= _LEAST_COLUMNS:
+            return columns
+    return _LEAST_COLUMNS

@@ -89,9 +89,7 @@ def _paper(data: DataShape) -> DistillConfig:
     return DistillConfig(
         name="",
         preset="paper",
-        generator=GeneratorConfig(
-            kind="paper", latent_dim=max(100, len(data.classes) + 90), width=196, max_width=196
-        ),
+        generator=GeneratorConfig(kind="paper", latent_dim=max(100, len(data.classes) + 90), width=196, max_width=196),
         discriminator=DiscriminatorConfig(kind="paper", width=196, max_width=196, group_size=1),
         stage1=StageConfig(steps=150 * max(images // 128, 1), batch_size=128, adversarial=game),
         pool=PoolConfig(
@@ -137,8 +135,11 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
 
 
 def _replace(config: Any, path: list[str], value: Any, whole: str) -> Any:
-    if not hasattr(config, path[0]):
+    if path[0] not in getattr(type(config), "__dataclass_fields__", {}):
         raise BadValueError(f"The configuration has no field {whole!r}.")
+    old = getattr(config, path[0])
     if len(path) > 1:
-        value = _replace(getattr(config, path[0]), path[1:], value, whole)
+        value = _replace(old, path[1:], value, whole)
+    elif type(value) is not type(old) and not (type(old) is float and type(value) is int):
+        raise BadValueError(f"{whole} is {value!r}; it must be of the same kind as {old!r}.")
     return replace(config, **{path[0]: value})

@@ -101,6 +101,7 @@ def build_tiny_bundle(
     precisions: Sequence[str] = ("fp32",),
     extra_files: Mapping[str, bytes] | None = None,
     latent_std: float = 1.0,
+    distill_config: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a tiny bundle and return its path."""
     files = {
@@ -133,7 +134,7 @@ def build_tiny_bundle(
             licence="CC0-1.0",
             note="drawn from a random generator",
         ),
-        distill_config={"preset": "none"},
+        distill_config={"preset": "none", **(distill_config or {})},
         licence="CC0-1.0",
     )
     return Path(path)

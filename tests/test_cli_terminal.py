@@ -1,0 +1,96 @@
+"""What goes to stdout, what to stderr, and how numbers are written."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from dim.cli.bars import Bars
+from dim.cli.terminal import in_time, in_units, print_json, print_table, say, training_libraries
+from dim.runtime.errors import MissingExtraError
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (7, "7 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (12_345, "12.3 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (4_430_000_000, "4.43 GB"),
+        (5e15, "5000 TB"),
+    ],
+)
+def test_bytes_are_written_in_three_digits(count: float, text: str) -> None:
+    assert in_units(count, "B") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.9, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (7800, "2 h 10 min")],
+)
+def test_durations_are_written_as_people_say_them(seconds: float, text: str) -> None:
+    assert in_time(seconds) == text
+
+
+def test_json_keeps_paths_and_leaves_out_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"path": Path("a/b"), "inner": {"values": (1, math.nan, math.inf)}, "name": "zwölf"})
+    assert json.loads(capsys.readouterr().out) == {
+        "path": "a/b",
+        "inner": {"values": [1, None, None]},
+        "name": "zwölf",
+    }
+
+
+def test_a_table_off_a_terminal_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Title", ("name", "size"), [("x" * 120, "1")], numbers=("size",))
+    out = capsys.readouterr().out
+    assert "x" * 120 in out and out.startswith("Title")
+
+
+def test_a_table_shows_square_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("", ("name",), [("[bold]",)])
+    assert "[bold]" in capsys.readouterr().out
+
+
+def test_bars_vanish_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars() as bars:
+        bars.show("work", 1, 2, "1/2")
+        bars.note("a note")
+        say("a line with [brackets]")
+        bars.clear()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "a line with [brackets]\n")
+
+
+def test_bars_show_and_clean_up_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with Bars() as bars:
+        bars.show("work", 1, 2, "1/2 things")
+        bars.note("generator 0.5")
+        say("a line [above]")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "work" in captured.err and "1/2 things" in captured.err and "generator 0.5" in captured.err
+    assert "a line [above]" in captured.err
+
+
+def test_a_missing_training_package_names_its_extra() -> None:
+    with pytest.raises(MissingExtraError) as caught, training_libraries():
+        import torch_that_is_not_there.nn  # type: ignore[import-not-found] # noqa: F401
+    assert str(caught.value) == (
+        "The package 'torch_that_is_not_there' is not installed and is needed to distil, export and evaluate: "
+        "run  pip install 'dim-distill[train]'"
+    )
+
+
+def test_a_missing_module_of_our_own_is_not_hidden() -> None:
+    with pytest.raises(ModuleNotFoundError), training_libraries():
+        import dim.not_there  # type: ignore[import-not-found] # noqa: F401
