@@ -170,7 +170,8 @@ def parse_policy(policy: str) -> tuple[tuple[str, float], ...]:
             strength = float("nan")
         if not low <= strength <= high:
             raise BadValueError(
-                f"The strength of '{token}' in augmentation policy '{policy}' must be a number from {low:g} to {high:g}."
+                f"The strength of '{token}' in augmentation policy '{policy}' must be a number from {low:g} "
+                f"to {high:g}."
             )
         steps.append((name, strength))
     return tuple(steps)
@@ -197,7 +198,7 @@ def augment(images_NCHW: Tensor, policy: str, generator: torch.Generator | None 
 
 
 def default_policy(data_name: str) -> str:
-    """Return the student's augmentation for a dataset: small shifts, and mirroring only where it is known to keep the class.
+    """Return the student's augmentation for a dataset: small shifts, and mirroring where it is known to keep the class.
 
     Args:
         data_name: the dataset's name, as `load_data` knows it; folders and archives are never mirrored, because nobody

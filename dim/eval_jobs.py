@@ -1,7 +1,6 @@
 """Running cells one after another in this process, or side by side in others.
 
-Small students do not fill two cores, let alone a GPU: on two cores, two jobs of one thread each finish a table in less
-time than one job of two threads.
+Small students do not fill two cores, let alone a GPU, so several are trained at once on shares of the threads.
 """
 
 import multiprocessing

@@ -115,6 +115,14 @@ def evaluate(
     student_precision = choose_precision(precision, torch_device)
     chosen = resolve_recipe(recipe, data.name)
     subjects = _read_subjects(bundle_path, compare or {}, data)
+    for subject in subjects:
+        origin = subject.manifest.distill_config.get("data")
+        if isinstance(origin, dict) and origin.get("fingerprint") not in (None, data.fingerprint()):
+            say(
+                f"Caution: {subject.folder} was distilled from other data than this {data.name} "
+                f"(SHA-256 {str(origin['fingerprint'])[:12]}, here {data.fingerprint()[:12]}), so these test images may "
+                "be among those it was distilled from."
+            )
     if soft and bundle_path is None:
         raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
     teacher = teacher_hash(subjects[0].folder, subjects[0].manifest) if soft else ""

@@ -377,5 +377,15 @@ def test_a_bundle_of_another_dataset_is_refused(bundle: Path, data: ImageSet, tm
         evaluate(bundle, data, out=tmp_path, compare={"same": bundle})
 
 
+def test_other_data_than_the_bundle_came_from_is_said(data: ImageSet, tmp_path: Path) -> None:
+    for number, fingerprint in enumerate([data.fingerprint(), "ab" * 32]):
+        path = build_tiny_bundle(
+            tmp_path / f"{number}.dim", distill_config={"data": {"fingerprint": fingerprint}, "name": "x"}
+        )
+        said: list[str] = []
+        evaluate(path, data, out=tmp_path, ipcs=(1,), seeds=(0,), modes=("fixed",), say=said.append, **QUICK)
+        assert any(sentence.startswith("Caution: ") and "abababababab" in sentence for sentence in said) == bool(number)
+
+
 def test_sizes_are_readable() -> None:
     assert [format_bytes(n) for n in (17, 6400, 3_915_000, 153_600_000)] == ["17 B", "6.4 kB", "3.9 MB", "154 MB"]
