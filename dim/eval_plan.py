@@ -1,6 +1,7 @@
 """Which students an evaluation trains, and in which order."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from dim.data_set import ImageSet
@@ -54,30 +55,26 @@ def plan_cells(
         budget = bundles[0][1].files[CANONICAL_ONNX].size_bytes // (image_bytes * len(data.classes))
         if budget < max(data.class_counts):
             real["stream"].append(("real-bytes", "real, equal bytes", "", max(1, budget)))
-    cells = []
-    for ipc in ipcs:
-        for arch in archs:
-            for seed in seeds:
-                for labels in ("hard", "soft") if teacher else ("hard",):
-                    for mode in modes:
-                        for source, name, content_id, limit in drawn + real[mode]:
-                            cells.append(
-                                Cell(
-                                    source=source,
-                                    subject=name,
-                                    content_id=content_id,
-                                    images_per_class=limit,
-                                    mode=mode,
-                                    ipc=ipc,
-                                    arch=arch,
-                                    seed=seed,
-                                    epochs=epochs,
-                                    labels=labels,
-                                    teacher=teacher if labels == "soft" else "",
-                                    engine_precision=engine_precision if source == "bundle" else "",
-                                    **common,
-                                )
-                            )
+    kinds = ("hard", "soft") if teacher else ("hard",)
+    cells = [
+        Cell(
+            source=source,
+            subject=name,
+            content_id=content_id,
+            images_per_class=limit,
+            mode=mode,
+            ipc=ipc,
+            arch=arch,
+            seed=seed,
+            epochs=epochs,
+            labels=labels,
+            teacher=teacher if labels == "soft" else "",
+            engine_precision=engine_precision if source == "bundle" else "",
+            **common,
+        )
+        for ipc, arch, seed, labels, mode in product(ipcs, archs, seeds, kinds, modes)
+        for source, name, content_id, limit in drawn + real[mode]
+    ]
     if whole_epochs:
         cells += [
             Cell(
@@ -95,7 +92,6 @@ def plan_cells(
                 engine_precision="",
                 **common,
             )
-            for arch in archs
-            for seed in seeds
+            for arch, seed in product(archs, seeds)
         ]
     return cells

@@ -120,8 +120,8 @@ def evaluate(
         if isinstance(origin, dict) and origin.get("fingerprint") not in (None, data.fingerprint()):
             say(
                 f"Caution: {subject.folder} was distilled from other data than this {data.name} "
-                f"(SHA-256 {str(origin['fingerprint'])[:12]}, here {data.fingerprint()[:12]}), so these test images may "
-                "be among those it was distilled from."
+                f"(SHA-256 {str(origin['fingerprint'])[:12]}, here {data.fingerprint()[:12]}), so these test images "
+                "may be among those it was distilled from."
             )
     if soft and bundle_path is None:
         raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
