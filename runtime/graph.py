@@ -79,7 +79,7 @@ def parse_onnx(onnx_bytes: bytes) -> Any:
     """Parse an ONNX file into an `onnx.ModelProto`.
 
     Raises:
-        GraphError: it is no ONNX file, or holds fields that this version of onnx does not know.
+        GraphError: it is no ONNX file, holds text that is not UTF-8, or fields that this version of onnx does not know.
         MissingExtraError: onnx is not installed.
     """
     try:
@@ -96,4 +96,17 @@ def parse_onnx(onnx_bytes: bytes) -> Any:
     # An engine with a newer parser would read what was not checked here.
     if model.ByteSize() != known_bytes:
         raise GraphError("The ONNX file holds fields that this version of onnx does not know: upgrade onnx.")
+    _check_text(model)
     return model
+
+
+def _check_text(message: Any) -> None:
+    """Check that all text is UTF-8: protobuf hands over the rest as bytes, and engines read it each in its own way."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in (value,) if hasattr(value, "ListFields") else value:
+                _check_text(inner)
+        elif field.cpp_type == field.CPPTYPE_STRING and field.type != field.TYPE_BYTES:
+            for text in (value,) if isinstance(value, str | bytes) else value:
+                if not isinstance(text, str):
+                    raise GraphError(f"The ONNX file holds text in {field.name} that is not UTF-8: {text[:40]!r}.")

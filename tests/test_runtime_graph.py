@@ -217,6 +217,12 @@ def test_unknown_fields_are_refused() -> None:
         parse_onnx(PLAIN + b"\xfa\x7f\x03abc")
 
 
+@pytest.mark.parametrize("old", [b"embedding", b"Tanh", b"generator"])
+def test_text_that_is_not_utf8_is_refused(old: bytes) -> None:
+    with pytest.raises(GraphError, match="that is not UTF-8"):
+        parse_onnx(PLAIN.replace(old, b"\xff" + old[1:]))
+
+
 @pytest.mark.parametrize("data", [b"", b"not onnx", PLAIN[:1000], b"\x00" * 100])
 def test_what_is_no_onnx_file_is_refused(data: bytes) -> None:
     with pytest.raises(GraphError):
