@@ -1,23 +1,34 @@
-"""What an engine is, and how one is chosen."""
+"""What an engine is, and how one is chosen.
+
+`auto` takes the first that works of TensorRT, TensorRT for RTX, ONNX Runtime on CUDA, ONNX Runtime on the CPU. Nothing
+falls back in silence: every engine that was passed over is named with its reason, and `device="gpu"` fails before it
+runs on the CPU.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, MissingExtraError
+from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, MissingExtraError, ParityError
+from dim.runtime.gpu import Driver, find_driver, require_gpu
 from dim.runtime.manifest import Manifest, onnx_name
 from dim.runtime.manifest_check import PRECISIONS
+from dim.runtime.trust import parse_pins
 
 DEVICES = ("auto", "cpu", "gpu")
 
 
 class Engine(Protocol):
     """Something that turns latents and labels into images; `run` may be called from several threads at once."""
+
+    reason: str
+    """Why this engine was chosen, one clause."""
 
     @property
     def name(self) -> str:
@@ -72,16 +83,40 @@ class EngineRequest:
 
     bundle: BundleLike
     precision: str
-    trust: tuple[str, ...]
+    """The precision asked for, fp32 where none was."""
+    any_precision: bool
+    """None was asked for: a prebuilt engine of another precision will do."""
+    trust: frozenset[str]
     """SHA-256 hashes of plans that the user vouches for."""
     threads: int | None
     """Threads of a CPU engine; None for every core this process may use."""
-    say: Callable[[str], None]
+    batch: int | None
+    """The padded batch of a GPU engine; None for the engine's own, halved at the start where the GPU is full."""
+    driver: Driver
+    say: Callable[[str], None] = field(repr=False)
 
 
 def say_to_log(message: str) -> None:
     """Hand a message to the logger `dim.runtime`: what the library says when nobody listens otherwise."""
     logging.getLogger("dim.runtime").info(message)
+
+
+def _open_plan(format: str, request: EngineRequest) -> Engine:
+    from dim.runtime.open_plan import open_plan
+
+    return open_plan(request, format)
+
+
+def _open_onnx_cuda(request: EngineRequest) -> Engine:
+    from dim.runtime.engine_cuda import CudaEngine
+
+    return CudaEngine(request)
+
+
+def _open_onnx_cpu(request: EngineRequest) -> Engine:
+    from dim.runtime.engine_onnx import OnnxEngine
+
+    return OnnxEngine(request)
 
 
 def _open_fake(request: EngineRequest) -> Engine:
@@ -90,20 +125,10 @@ def _open_fake(request: EngineRequest) -> Engine:
     return FakeEngine(request.bundle.manifest)
 
 
-def _open_onnx_cpu(request: EngineRequest) -> Engine:
-    from dim.runtime.engine_onnx import OnnxEngine
-
-    return OnnxEngine(request, device="cpu")
-
-
-def _open_onnx_cuda(request: EngineRequest) -> Engine:
-    from dim.runtime.engine_onnx import OnnxEngine
-
-    return OnnxEngine(request, device="gpu")
-
-
-# Engine name -> device, opener. A new engine is one line here.
+# Engine name -> device, opener; in the order in which `auto` tries them. A new engine is one line here.
 ENGINES: dict[str, tuple[str, Callable[[EngineRequest], Engine]]] = {
+    "tensorrt": ("gpu", partial(_open_plan, "trt")),
+    "tensorrt-rtx": ("gpu", partial(_open_plan, "rtx")),
     "onnxruntime-cuda": ("gpu", _open_onnx_cuda),
     "onnxruntime-cpu": ("cpu", _open_onnx_cpu),
     "fake": ("cpu", _open_fake),
@@ -118,6 +143,8 @@ def open_engine(
     precision: str | None = None,
     trust: Sequence[str] = (),
     threads: int | None = None,
+    batch: int | None = None,
+    driver: Driver | None = None,
     say: Callable[[str], None] = say_to_log,
 ) -> Engine:
     """Choose an engine, open it, and say which one it is and why.
@@ -126,13 +153,15 @@ def open_engine(
         bundle: where the ONNX files are.
         engine: "auto", or a name from ENGINES, which is then opened or fails.
         device: "auto", "cpu" or "gpu"; "gpu" fails where there is none, nothing falls back in silence.
-        precision: "fp32", "fp16" or "int8"; None for fp32.
+        precision: "fp32", "fp16" or "int8"; None for fp32, or for whatever a prebuilt engine that fits has.
         trust: "sha256:..." of prebuilt plans that may be loaded.
         threads: threads of a CPU engine; None for every core this process may use.
+        batch: the padded batch of a GPU engine, as a plan says it; None for the engine's own.
+        driver: an answer of `find_driver`; None asks anew.
         say: gets one sentence about the choice.
 
     Returns:
-        the engine.
+        the engine; `reason` tells why it was chosen.
 
     Raises:
         BadValueError: an unknown name, or an engine that does not run on that device.
@@ -141,6 +170,7 @@ def open_engine(
         MissingExtraError: the engine's library is not installed.
         DeviceError: the device is not to be had.
         EngineError: the engine cannot be opened.
+        ParityError: the engine had to be built and draws other images than the ONNX file.
     """
     if engine != "auto" and engine not in ENGINES:
         raise BadValueError(f"There is no engine {engine!r}; there are auto, {', '.join(ENGINES)}.")
@@ -148,16 +178,27 @@ def open_engine(
         raise BadValueError(f"There is no device {device!r}; there are {', '.join(DEVICES)}.")
     if engine != "auto" and device not in ("auto", ENGINES[engine][0]):
         raise BadValueError(f"The engine {engine} runs on the {ENGINES[engine][0]}, not on the {device}.")
-    if threads is not None and threads < 1:
-        raise BadValueError(f"The number of threads is {threads}; it must be at least 1.")
+    for name, value in (("number of threads", threads), ("batch", batch)):
+        if value is not None and value < 1:
+            raise BadValueError(f"The {name} is {value}; it must be at least 1.")
+    pins, chosen = parse_pins(trust), choose_precision(bundle, precision)
+    wants_gpu = device != "cpu" and (engine == "auto" or ENGINES[engine][0] == "gpu")
     request = EngineRequest(
-        bundle=bundle, precision=choose_precision(bundle, precision), trust=tuple(trust), threads=threads, say=say
+        bundle=bundle,
+        precision=chosen,
+        any_precision=precision is None,
+        trust=pins,
+        threads=threads,
+        batch=batch,
+        driver=driver or (find_driver() if wants_gpu else _UNASKED),
+        say=say,
     )
     if engine != "auto":
-        opened = ENGINES[engine][1](request)
-        say(f"Engine: {opened.name} on the {opened.device}, {opened.precision}, as asked.")
-        return opened
+        return _opened(ENGINES[engine][1](request), "as asked", say)
     return _open_first(request, device)
+
+
+_UNASKED = Driver(version=None, cuda=None, gpus=(), problem="the driver was not asked")
 
 
 def choose_precision(bundle: BundleLike, precision: str | None) -> str:
@@ -180,18 +221,28 @@ def choose_precision(bundle: BundleLike, precision: str | None) -> str:
 def _open_first(request: EngineRequest, device: str) -> Engine:
     """Open the first engine of the table that works on the device, the fake one excepted."""
     passed_over: list[str] = []
+    if device == "gpu":
+        require_gpu("run with --device gpu", request.driver)
+    elif device == "auto" and request.driver.problem is not None:
+        device = "cpu"
+        passed_over.append(f"no GPU engine, because {request.driver.problem}")
     for name, (engine_device, opener) in ENGINES.items():
         if name == "fake" or device not in ("auto", engine_device):
             continue
         try:
             opened = opener(request)
-        except (EngineError, MissingExtraError) as error:
+        except (EngineError, MissingExtraError, ParityError) as error:
             passed_over.append(f"{name}: {error}")
-            last_error: EngineError | MissingExtraError = error
+            last_error: EngineError | MissingExtraError | ParityError = error
             continue
-        reason = ", the first that works here; `dim doctor` says why others do not" if passed_over else ""
-        request.say(f"Engine: {opened.name} on the {opened.device}, {opened.precision}{reason}.")
-        return opened
-    if len(passed_over) == 1 or device != "gpu":
-        raise last_error
-    raise DeviceError(f"No engine works on the {device}: {' '.join(passed_over)}")
+        return _opened(opened, " ".join(passed_over) or "the first choice", request.say)
+    if device == "gpu":
+        raise DeviceError(f"No engine works on the GPU. {' '.join(passed_over)}")
+    raise last_error
+
+
+def _opened(engine: Engine, reason: str, say: Callable[[str], None]) -> Engine:
+    engine.reason = f"{reason}; {engine.reason}" if engine.reason else reason
+    padded = f", batch {engine.batch}" if engine.batch is not None else ""
+    say(f"Engine: {engine.name} on the {engine.device}, {engine.precision}{padded}, {engine.reason.rstrip('.')}.")
+    return engine

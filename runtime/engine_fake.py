@@ -17,6 +17,7 @@ class FakeEngine:
     precision = "fp32"
     batch: int | None = None
     version = "fake 1"
+    reason = ""
 
     def __init__(self, manifest: Manifest) -> None:
         self._shape = (manifest.height, manifest.width, manifest.channels)

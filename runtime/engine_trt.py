@@ -48,6 +48,7 @@ class PlanEngine:
     """
 
     device = "gpu"
+    reason = ""
 
     def __init__(
         self,
@@ -249,7 +250,7 @@ class PlanEngine:
                 self._gpu.wait()
                 self._release()
                 if batch // 2 < least:
-                    raise DeviceError(
+                    raise GpuMemoryError(
                         f"The GPU has no room for a batch of {batch}: close other programs on it, or use --device cpu "
                         f"({error})"
                     ) from error
