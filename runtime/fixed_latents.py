@@ -1,7 +1,10 @@
 """`latents.npz`: latents optimised for fixed sets, float32 [K, M, Z] under the one key `latents`."""
 
 import io
+import math
+import re
 import zipfile
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,15 @@ from dim.runtime.manifest import Manifest
 
 MAX_LATENTS_BYTES = 256 * 2**20
 _MEMBER = "latents.npy"
-_MAX_HEADER_BYTES = 4096
+# What NumPy writes before a numeric array, read without evaluating it.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,16})', 'fortran_order': (True|False), "
+    rb"'shape': \(([0-9, ]{0,60})\), \} *\n",
+    re.DOTALL,
+)
+_PREFIX_BYTES = 10
+_END_BYTES = 22
+_MAX_DIRECTORY_BYTES = 1024
 
 
 def read_fixed_latents(data: bytes, manifest: Manifest) -> NDArray[np.float32]:
@@ -27,6 +38,33 @@ def read_fixed_latents(data: bytes, manifest: Manifest) -> NDArray[np.float32]:
     Raises:
         BundleError: anything but one finite float32 array of that shape.
     """
+    content = _only_member(data)
+    header = _HEADER.match(content)
+    if header is None:
+        raise BundleError("latents.npz is not an archive of NumPy arrays: latents.npy has no header of format 1.0.")
+    dtype, order, sizes = (group.decode() for group in header.groups())
+    shape = tuple(int(size) for size in sizes.replace(",", " ").split())
+    num_classes, latent_dim = manifest.num_classes, manifest.latent_dim
+    if len(shape) != 3 or (shape[0], shape[2]) != (num_classes, latent_dim) or shape[1] < 1:
+        raise BundleError(f"latents.npz has the shape {shape}; it must be ({num_classes}, images, {latent_dim}).")
+    if dtype != "<f4" or order != "False":
+        raise BundleError(f"latents.npz holds {dtype} values; it must hold <f4 (float32) in C order.")
+    start = _PREFIX_BYTES + int.from_bytes(content[_PREFIX_BYTES - 2 : _PREFIX_BYTES], "little")
+    if start != header.end() or len(content) - start != 4 * math.prod(shape):
+        raise BundleError("latents.npz is truncated or longer than its header says.")
+    latents = np.frombuffer(content, "<f4", offset=start).reshape(shape).astype(np.float32, copy=False)
+    if not np.isfinite(latents).all():
+        raise BundleError("latents.npz holds values that are not finite.")
+    return latents
+
+
+def _only_member(data: bytes) -> bytes:
+    """Unpack the archive's one member, never more bytes than its directory and the limit allow."""
+    end = data[-_END_BYTES:]
+    # The reader makes an object of every entry in the directory, whatever number the archive admits to.
+    long_directory = int.from_bytes(end[12:16], "little") > _MAX_DIRECTORY_BYTES
+    if end[:4] != b"PK\x05\x06" or long_directory or data[-_END_BYTES - 20 : -_END_BYTES - 16] == b"PK\x06\x07":
+        raise BundleError(f"latents.npz is not an archive of NumPy arrays that holds {_MEMBER} alone.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -36,27 +74,13 @@ def read_fixed_latents(data: bytes, manifest: Manifest) -> NDArray[np.float32]:
                 raise BundleError(
                     f"latents.npz unpacks to {members[0].file_size:,} bytes; at most {MAX_LATENTS_BYTES:,} are read."
                 )
+            if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise BundleError("latents.npz is packed by a method that NumPy does not write.")
             with archive.open(members[0]) as stream:
-                # The size in the archive's directory is the writer's word; one byte more shows that it was a lie.
-                content = stream.read(members[0].file_size + 1)
-        file = io.BytesIO(content)
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise BundleError("latents.npz must hold an array of NumPy's format 1.0.")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER_BYTES)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, RuntimeError) as error:
+                # The size in the directory is the writer's word; one byte more shows that it was a lie.
+                return stream.read(members[0].file_size + 1)
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, OSError, EOFError, RuntimeError) as error:
         raise BundleError(f"latents.npz is not an archive of NumPy arrays: {error}.") from None
-    num_classes, latent_dim = manifest.num_classes, manifest.latent_dim
-    if len(shape) != 3 or (shape[0], shape[2]) != (num_classes, latent_dim) or shape[1] < 1:
-        raise BundleError(f"latents.npz has the shape {shape}; it must be ({num_classes}, images, {latent_dim}).")
-    if dtype != np.dtype("<f4") or fortran_order:
-        raise BundleError(f"latents.npz holds {dtype} values; it must hold float32 in C order.")
-    start = file.tell()
-    if len(content) - start != 4 * num_classes * shape[1] * latent_dim:
-        raise BundleError("latents.npz is truncated or longer than its header says.")
-    latents = np.frombuffer(content, np.float32, offset=start).reshape(shape)
-    if not np.isfinite(latents).all():
-        raise BundleError("latents.npz holds values that are not finite.")
-    return latents
 
 
 def write_fixed_latents(latents: NDArray[np.float32]) -> bytes:

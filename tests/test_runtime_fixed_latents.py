@@ -66,16 +66,20 @@ class Evil:
         (archive(array_bytes(GOOD), more=b"x"), "it holds 2 files"),
         (archive(b"x"), "is not an archive of NumPy arrays"),
         (archive(array_bytes(GOOD)[:40]), "is not an archive of NumPy arrays"),
+        (archive(array_bytes(GOOD).replace(b"(3, 4, 16)", b"((((((((((")), "has no header of format 1.0"),
+        (archive(array_bytes(GOOD).replace(b"(3, 4, 16)", b"(3, 4,  6)")), r"has the shape \(3, 4, 6\)"),
+        (archive(array_bytes(GOOD).replace(b"\x76\x00{", b"\x77\x00{")), "truncated or longer"),
+        (archive(array_bytes(GOOD), compression=zipfile.ZIP_BZIP2), "by a method that NumPy does not write"),
         (archive(array_bytes(GOOD)[:-1]), "truncated or longer"),
         (archive(array_bytes(GOOD) + b"x"), "truncated or longer"),
         (archive(array_bytes(GOOD[:2])), r"has the shape \(2, 4, 16\); it must be \(3, images, 16\)"),
         (archive(array_bytes(GOOD[:, :0])), r"has the shape \(3, 0, 16\)"),
         (archive(array_bytes(GOOD[0])), r"has the shape \(4, 16\)"),
-        (archive(array_bytes(GOOD.astype(np.float64))), "holds float64 values"),
+        (archive(array_bytes(GOOD.astype(np.float64))), "holds <f8 values"),
         (archive(array_bytes(GOOD.astype(">f4"))), "holds >f4 values"),
         (archive(array_bytes(np.asfortranarray(GOOD))), "in C order"),
         (archive(array_bytes(GOOD * np.nan)), "not finite"),
-        (archive(array_bytes(np.array([[[Evil()] * 16] * 4] * 3), allow_pickle=True)), "holds object values"),
+        (archive(array_bytes(np.array([[[Evil()] * 16] * 4] * 3), allow_pickle=True)), r"holds \|O values"),
         (archive(pickle.dumps(Evil())), "is not an archive of NumPy arrays"),
     ],
 )  # fmt: skip
@@ -88,6 +92,22 @@ def test_a_bomb_is_refused_before_it_is_unpacked(manifest: Manifest, monkeypatch
     monkeypatch.setattr(fixed_latents, "MAX_LATENTS_BYTES", 10_000)
     with pytest.raises(BundleError, match="unpacks to 100,000 bytes; at most 10,000 are read"):
         read_fixed_latents(archive(b"\0" * 100_000, compression=zipfile.ZIP_DEFLATED), manifest)
+
+
+def test_a_vast_directory_is_refused_before_it_is_read(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = archive(array_bytes(GOOD), **{f"{i}.npy": b"" for i in range(100)})
+    commented = archive(array_bytes(GOOD)) + b"comment"
+    monkeypatch.setattr(fixed_latents.zipfile, "ZipFile", lambda *args: pytest.fail("the directory was read"))
+    for data in (many, commented, many[:-22] + b"PK\x06\x07" + b"\0" * 16 + many[-22:]):
+        with pytest.raises(BundleError, match="that holds latents.npy alone"):
+            read_fixed_latents(data, manifest)
+
+
+def test_a_damaged_deflate_stream_is_refused(manifest: Manifest) -> None:
+    data = archive(array_bytes(GOOD), compression=zipfile.ZIP_DEFLATED)
+    start = data.index(b"latents.npy") + len("latents.npy")
+    with pytest.raises(BundleError, match="is not an archive of NumPy arrays"):
+        read_fixed_latents(data[:start] + b"\xff" * 20 + data[start + 20 :], manifest)
 
 
 def test_a_lie_about_the_size_is_noticed(manifest: Manifest) -> None:
