@@ -58,7 +58,7 @@ def iterate_entries(path: Path) -> Iterator[Entry]:
 
 
 def _iterate_kind(path: Path) -> Iterator[Entry]:
-    try:
+    with _named_failure(path):
         if path.is_dir():
             yield from _folder_entries(path, path.resolve(), "", 0)
         elif _starts_with(path, (b"PK\x03\x04", b"PK\x05\x06")):
@@ -66,6 +66,12 @@ def _iterate_kind(path: Path) -> Iterator[Entry]:
         else:
             for member in read_tar(path):
                 yield _tar_entry(path, member)
+
+
+@contextmanager
+def _named_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -124,7 +130,7 @@ def _folder_entries(folder: Path, root: Path, prefix: str, depth: int) -> Iterat
 
 def _file_reader(path: Path) -> Callable[[int], bytes]:
     def read(limit: int) -> bytes:
-        with open(path, "rb") as file:
+        with _named_failure(path), open(path, "rb") as file:
             return read_limited(file, limit, str(path))
 
     return read
@@ -159,7 +165,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 def open_zip_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[BinaryIO]:
     """One member of a zip file, for reading; damage becomes `DataError`."""
     check_zip_member(path, info)
-    with _named_damage(path), archive.open(info) as file:
+    with _named_failure(path), _named_damage(path), archive.open(info) as file:
         yield cast(BinaryIO, file)
 
 
@@ -190,7 +196,7 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
         for info in archive.infolist():
             check_zip_member(path, info)
             relative = check_path(info.filename, path)
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 yield Entry(relative, True, _no_data)
             else:
                 yield Entry(relative, False, _zip_reader(path, archive, info))
@@ -210,6 +216,7 @@ def _tar_entry(path: Path, member: TarMember) -> Entry:
     def read(limit: int) -> bytes:
         if member.size_bytes > limit:
             raise DataError(f"{path}: {relative}: more than {limit} bytes, which is the limit for one file")
-        return member.read()
+        with _named_failure(path):
+            return member.read()
 
     return Entry(relative, member.is_folder, read)

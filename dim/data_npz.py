@@ -22,7 +22,8 @@ from dim.data_set import Labels, RawSet
 from dim.runtime.errors import DataError
 
 _HEADER = re.compile(
-    r"\{'descr': '([<>|=]?[a-zA-Z][0-9]{0,9})', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,200})\),? ?\} *\n?"
+    r"\{'descr': '([<>|=]?[a-zA-Z][0-9]{0,9})', 'fortran_order': (True|False), "
+    r"'shape': \(((?:N,|N(?:, N){1,9})?)\),? ?\} *\n?".replace("N", "(?:0|[1-9][0-9]{0,18})")
 )
 _MAX_HEADER_BYTES = 2**12
 _CHUNK_BYTES = 2**24
@@ -74,7 +75,7 @@ def read_npy(file: BinaryIO, name: str) -> NDArray[Any]:
         DataError: not such an array, truncated, or larger than `MAX_SET_BYTES`.
     """
     start = file.read(8)
-    if len(start) < 8 or start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3):
+    if len(start) < 8 or start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3) or start[7] != 0:
         raise DataError(f"{name}: not an array in NumPy's format (versions 1 to 3)")
     width = 2 if start[6] == 1 else 4
     size_field = file.read(width)

@@ -7,8 +7,10 @@ interpreted here on a stack of our own. The names that an array needs (`numpy.co
 is refused.
 """
 
+import io
 import math
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,15 @@ _VALUES = frozenset(
 )
 _TWO_BYTE_TEXT = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_IGNORED = frozenset(("PROTO", "FRAME"))
+_INTERPRETED = (
+    _VALUES
+    | _CONSTANTS.keys()
+    | _TUPLES.keys()
+    | {"BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GET", "MARK", "EMPTY_LIST", "EMPTY_DICT"}
+    | {"LIST", "DICT", "TUPLE", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}
+    | {"STOP", "PROTO", "FRAME"}
+)
+_OPCODES: dict[str, Any] = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class _Refused(Exception):
@@ -83,11 +93,7 @@ def _run(data: bytes) -> Any:
     value: dict[Any, Any]
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    argument: Any
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        code = opcode.name
-        if step > MAX_PICKLE_STEPS:
-            raise _Refused(f"the pickle has more than {MAX_PICKLE_STEPS} instructions")
+    for code, argument in _instructions(data):
         if code in _VALUES:
             stack.append(argument.encode("latin-1") if code in _TWO_BYTE_TEXT else argument)
         elif code in ("BINPUT", "LONG_BINPUT", "PUT"):
@@ -142,9 +148,38 @@ def _run(data: bytes) -> Any:
             if len(stack) != 1:
                 raise ValueError(f"{len(stack)} values are left at its end")
             return stack[0]
-        elif code not in _IGNORED:
-            raise _Refused(f"the pickle uses the instruction {code}")
     raise ValueError("it has no end")
+
+
+def _instructions(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Name and argument of every instruction; one that is not interpreted is refused before its argument is read."""
+    file = io.BytesIO(data)
+    for _ in range(MAX_PICKLE_STEPS):
+        byte = file.read(1)
+        if not byte:
+            raise ValueError("it has no end")
+        opcode = _OPCODES.get(byte.decode("latin-1"))
+        if opcode is None:
+            raise ValueError(f"{byte!r} is no instruction")
+        if opcode.name not in _INTERPRETED:
+            raise _Refused(f"the pickle uses the instruction {opcode.name}")
+        if opcode.name == "GLOBAL":
+            yield opcode.name, _line(file) + " " + _line(file)
+        elif opcode.name == "STRING":
+            text = _line(file)
+            if len(text) < 2 or text[0] not in "'\"" or text[0] != text[-1] or "\\" in text:
+                raise ValueError("a string that is not quoted plainly")
+            yield opcode.name, text[1:-1]
+        else:
+            yield opcode.name, opcode.arg.reader(file) if opcode.arg is not None else None
+    raise _Refused(f"the pickle has more than {MAX_PICKLE_STEPS} instructions")
+
+
+def _line(file: io.BytesIO) -> str:
+    line = file.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("a line without end")
+    return line[:-1].decode("latin-1")
 
 
 def _pop(stack: list[Any]) -> Any:

@@ -234,4 +234,5 @@ def _type_name(number: int) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(name[:40] for name in names[:8]) or "none"
+    # A name that is not UTF-8 comes as bytes.
+    return ", ".join(str(name)[:40] for name in names[:8]) or "none"

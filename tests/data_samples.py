@@ -81,8 +81,8 @@ def python2_pickle(value: Any) -> bytes:
     return b"\x80\x02" + dump(value) + b"."
 
 
-def cifar_files(num_classes: int, per_batch: int, *, binary: bool) -> dict[str, bytes]:
-    """The files of a small CIFAR-10 (10 classes) or CIFAR-100 (100 classes), under their official paths."""
+def cifar_files(num_classes: int, per_batch: int, *, binary: bool, flat: bool = False) -> dict[str, bytes]:
+    """The files of a small CIFAR-10 (10 classes) or CIFAR-100 (100 classes), by their official paths; `flat` is black."""
     ten = num_classes == 10
     names = [f"class_{label:03d}" for label in range(num_classes)]
     train = [f"data_batch_{i}" for i in range(1, 6)] if ten else ["train"]
@@ -93,6 +93,7 @@ def cifar_files(num_classes: int, per_batch: int, *, binary: bool) -> dict[str, 
     files: dict[str, bytes] = {f"{folder}/readme.html": b"<html>"}
     for seed, file in enumerate((*train, *test)):
         rows = random_images(per_batch, 32, 3, seed).transpose(0, 3, 1, 2).reshape(per_batch, -1)
+        rows = rows * (not flat)
         labels = [label % num_classes for label in range(per_batch)]
         if binary:
             coarse = b"" if ten else b"\x07"
