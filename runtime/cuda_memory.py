@@ -74,6 +74,10 @@ class GpuSession:
         except Exception as error:
             raise _memory_error(error, size_bytes, "device") from error
 
+    def part(self, buffer: Any, start: int, size_bytes: int) -> Any:
+        """A stretch of a device buffer, which stays alive as long as the part does."""
+        return self.core.Buffer.from_handle(int(buffer.handle) + start, size_bytes, owner=buffer)
+
     def pin(self, shape: Sequence[int], dtype: type[np.generic]) -> "PinnedArray":
         """Take host memory that the GPU copies to and from without a detour.
 

@@ -62,6 +62,7 @@ class CudaEngine:
         """Draw images; see `Engine.run`. Any N: one padded batch after the other."""
         images = np.empty((len(labels), *self._shape), np.uint8)
         with self._lock:
+            self._check_open()
             for at in range(0, len(labels), self.batch):
                 piece = slice(at, at + self.batch)
                 self._bind_inputs(latents[piece], labels[piece])
@@ -72,27 +73,37 @@ class CudaEngine:
         return images
 
     def run_dlpack(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> "CudaImages":
-        """Draw at most one batch and leave it on the GPU, in memory of its own.
+        """Draw images and leave them on the GPU, in memory of their own.
 
         Args:
             latents: float32 [N, Z].
-            labels: int64 [N], N at most `batch`.
+            labels: int64 [N], any N.
 
         Returns:
             uint8 [N, H, W, C] for `torch.from_dlpack` and its like; complete when this returns.
+
+        Raises:
+            EngineError: this version of ONNX Runtime exports nothing.
         """
+        count = len(labels)
+        calls = max(1, -(-count // self.batch))
+        shape = (self.batch, *self._shape)
         with self._lock:
-            self._bind_inputs(latents, labels)
+            self._check_open()
             value = self._onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                (self.batch, *self._shape), np.uint8, "cuda", self._gpu_index
+                (calls * self.batch, *self._shape), np.uint8, "cuda", self._gpu_index
             )
             if not hasattr(value, "__dlpack__"):
                 raise EngineError(
                     f"{self.version} cannot hand images on by DLPack: run  pip install --upgrade onnxruntime-gpu"
                 )
-            self._binding.bind_ortvalue_output("images", value)
-            self._run_bound()
-            return CudaImages(value, len(labels))
+            for call in range(calls):
+                piece = slice(call * self.batch, (call + 1) * self.batch)
+                self._bind_inputs(latents[piece], labels[piece])
+                start = value.data_ptr() + call * int(np.prod(shape))
+                self._binding.bind_output("images", "cuda", self._gpu_index, np.uint8, shape, start)
+                self._run_bound()
+            return CudaImages(value, count)
 
     def close(self) -> None:
         """Drop the session; runs in other threads end first."""
@@ -141,8 +152,7 @@ class CudaEngine:
                 batch //= 2
 
     def _bind_inputs(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        if self._session is None:
-            raise EngineError("The engine was closed; open the bundle again.")
+        self._check_open()
         count = len(labels)
         if count > self.batch or latents.shape != (count, self._latent_dim):
             raise BadValueError(
@@ -155,6 +165,10 @@ class CudaEngine:
         # Binding copies to the GPU; the binding keeps the arrays alive besides.
         self._binding.bind_cpu_input("latents", padded_latents)
         self._binding.bind_cpu_input("labels", padded_labels)
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise EngineError("The engine was closed; open the bundle again.")
 
     def _run_bound(self) -> None:
         try:

@@ -131,24 +131,31 @@ class PlanEngine:
                 self._free.extend(slot for slot, _ in waiting)
 
     def run_dlpack(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> DeviceImages:
-        """Draw at most one batch and leave it on the GPU, in memory of its own.
+        """Draw images and leave them on the GPU, in memory of their own.
 
         Args:
             latents: float32 [N, Z].
-            labels: int64 [N], N at most `batch`.
+            labels: int64 [N], any N.
 
         Returns:
-            uint8 [N, H, W, C] for `torch.from_dlpack` and its like; the host does not wait for it.
+            uint8 [N, H, W, C] for `torch.from_dlpack` and its like; the host does not wait for them.
         """
         with self._lock:
-            slot = self._enqueue(latents, labels)
-            images = self._gpu.allocate(self._device_images.size)
-            self._device_images.copy_to(images, stream=self._gpu.compute)
+            self._check_open()
+            self._gpu.activate()
+            count, padded_bytes = len(labels), self._device_images.size
+            calls = max(1, -(-count // self._batch))
+            images = self._gpu.allocate(calls * padded_bytes)
+            for call in range(calls):
+                piece = slice(call * self._batch, (call + 1) * self._batch)
+                slot = self._enqueue(latents[piece], labels[piece])
+                part = self._gpu.part(images, call * padded_bytes, padded_bytes)
+                self._device_images.copy_to(part, stream=self._gpu.compute)
+                self._gpu.compute.record(slot.copied)
+                self._free.append(slot)
             ready = self._gpu.event()
             self._gpu.compute.record(ready)
-            self._gpu.compute.record(slot.copied)
-            self._free.append(slot)
-            return DeviceImages(self._gpu.core, images, (len(labels), *self._shape), ready)
+            return DeviceImages(self._gpu.core, images, (count, *self._shape), ready)
 
     def close(self) -> None:
         """Wait for the GPU and give its memory back; harmless when called twice."""

@@ -93,6 +93,7 @@ class FakeGpu:
             LegacyPinnedMemoryResource=lambda: FakePinnedResource(self),
             EventOptions=lambda *, blocking_sync=False: SimpleNamespace(blocking_sync=blocking_sync),
             Stream=SimpleNamespace(from_handle=self.foreign_stream),
+            Buffer=SimpleNamespace(from_handle=self.part_of),
             utils=SimpleNamespace(StridedMemoryView=FakeView),
         )
         self.core.LEGACY_DEFAULT_STREAM = FakeStream(self, "legacy")
@@ -100,6 +101,10 @@ class FakeGpu:
 
     def foreign_stream(self, handle: int) -> "FakeStream":
         return self.streams.setdefault(handle, FakeStream(self, f"foreign {handle}", handle))
+
+    def part_of(self, ptr: int, size: int, mr: Any = None, owner: Any = None, *, stream: Any = None) -> "FakeBuffer":
+        assert owner.handle <= ptr and ptr + size <= owner.handle + owner.size, "not inside the owner"
+        return FakePart(self, ptr, size, owner)
 
     def run_others(self, waited_for: "FakeStream") -> None:
         """Let every other stream run as far ahead as it can, when the test wants the worst case."""
@@ -163,15 +168,19 @@ class FakeBuffer:
     def copy_to(self, dst: "FakeBuffer | None" = None, *, stream: "FakeStream", options: Any = None) -> "FakeBuffer":
         self.gpu.check_current()
         assert dst is not None and dst.size == self.size, "buffer sizes mismatch between src and dst"
-        assert self.handle in self.gpu.buffers and dst.handle in self.gpu.buffers, "a closed buffer is copied"
+        assert self.alive and dst.alive, "a closed buffer is copied"
         target = dst
 
         def copy() -> None:
-            assert self.handle in self.gpu.buffers and target.handle in self.gpu.buffers, "closed under a copy"
+            assert self.alive and target.alive, "closed under a copy"
             target.memory[:] = self.memory
 
         stream.push(f"copy {self.kind} to {dst.kind} {self.size}", copy)
         return dst
+
+    @property
+    def alive(self) -> bool:
+        return self.handle in self.gpu.buffers
 
     def set_deallocation_stream(self, stream: "FakeStream") -> None:
         self.deallocation_stream = stream
@@ -179,6 +188,19 @@ class FakeBuffer:
     def close(self, stream: "FakeStream | None" = None) -> None:
         assert self.gpu.buffers.pop(self.handle, None) is self, "a buffer is closed twice"
         self.memory[:] = POISON
+
+
+class FakePart(FakeBuffer):
+    """A stretch of another buffer's memory."""
+
+    def __init__(self, gpu: FakeGpu, ptr: int, size: int, owner: FakeBuffer) -> None:
+        self.gpu, self.kind, self.size, self.handle = gpu, owner.kind, size, ptr
+        start = ptr - owner.handle
+        self.memory, self.owner = owner.memory[start : start + size], owner
+
+    @property
+    def alive(self) -> bool:
+        return self.owner.alive
 
 
 class FakeEvent:

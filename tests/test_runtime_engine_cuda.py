@@ -30,6 +30,22 @@ class Opened:
     manifest: Manifest
 
 
+class CpuBinding:
+    """An IO binding that takes CUDA memory and uses the CPU's."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.rows: dict[str, int] = {}
+
+    def bind_cpu_input(self, name: str, array: NDArray[Any]) -> None:
+        self.rows[name] = len(array)
+        self.real.bind_cpu_input(name, array)
+
+    def bind_output(self, name: str, device: str, index: int, dtype: Any, shape: Any, pointer: int) -> None:
+        assert device in ("cpu", "cuda") and index == 0 and dtype is np.uint8
+        self.real.bind_output(name, "cpu", 0, dtype, shape, pointer)
+
+
 class FakeCuda:
     """The module `onnxruntime` of a CUDA wheel, running on the CPU."""
 
@@ -59,7 +75,7 @@ class FakeCuda:
         assert device == "cuda" and index == 0
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cpu", 0)
 
-    def InferenceSession(self, model: bytes, options: Any, providers: Any) -> Any:  # noqa: N802
+    def InferenceSession(self, model: bytes, options: Any, providers: Any) -> Any:
         assert self.preloaded, "the CUDA libraries come first"
         self.options, self.providers = options, providers
         if self.open_error:
@@ -72,17 +88,17 @@ class FakeCuda:
             placed.append(SimpleNamespace(ep_name=CPU, get_nodes=lambda: on_cpu))
 
         def run_with_iobinding(binding: Any) -> None:
-            rows = len(binding._numpy_obj_references["labels"])
+            rows = binding.rows["labels"]
             self.batches.append(rows)
-            assert len(binding._numpy_obj_references["latents"]) == rows
+            assert binding.rows["latents"] == rows
             if rows > self.room_for:
                 raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
-            real.run_with_iobinding(binding)
+            real.run_with_iobinding(binding.real)
 
         return SimpleNamespace(
             get_providers=lambda: [self.takes, CPU],
             disable_fallback=lambda: None,
-            io_binding=real.io_binding,
+            io_binding=lambda: CpuBinding(real.io_binding()),
             run_with_iobinding=run_with_iobinding,
             get_provider_graph_assignment_info=lambda: placed,
         )
@@ -141,11 +157,14 @@ def test_images_stay_on_the_gpu_for_dlpack(bundle: Opened, cuda: FakeCuda) -> No
     latents, labels = rows(5)
     first = engine.run_dlpack(latents, labels)  # type: ignore[attr-defined]
     second = engine.run_dlpack(latents[::-1].copy(), labels[::-1].copy())  # type: ignore[attr-defined]
+    many = engine.run_dlpack(*rows(21))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(np.from_dlpack(many), expected(bundle, *rows(21)))
+    assert np.from_dlpack(engine.run_dlpack(*rows(0))).shape == (0, 8, 8, 1)  # type: ignore[attr-defined]
     assert first.shape == (5, 8, 8, 1) and len(first) == 5
     np.testing.assert_array_equal(np.from_dlpack(first), expected(bundle, latents, labels))
     np.testing.assert_array_equal(np.from_dlpack(second), np.from_dlpack(first)[::-1])
     with pytest.raises(BadValueError, match="up to 8 rows of 16 latents"):
-        engine.run_dlpack(*rows(9))  # type: ignore[attr-defined]
+        engine.run(latents[:, :3], labels)
     np.testing.assert_array_equal(engine.run(latents, labels), expected(bundle, latents, labels))
 
 

@@ -223,7 +223,7 @@ def test_rows_that_do_not_fit(machine: Machine) -> None:
     with pytest.raises(BadValueError, match="up to 8 rows of 16 latents"):
         engine.run(latents[:, :4], labels)
     with pytest.raises(BadValueError, match="9 labels were given"):
-        engine.run_dlpack(*rows(9))
+        next(engine.run_ahead([rows(9)]))
 
 
 @pytest.mark.parametrize("scratch", [64, 40_000])
@@ -314,6 +314,18 @@ def test_dlpack_stream_numbers(machine: Machine, stream: int | None, waits: str 
     assert machine.gpu.calls == ([waits] if waits else [])
     with pytest.raises(BadValueError, match="The DLPack stream 0 is not a CUDA stream"):
         images.__dlpack__(stream=0)
+
+
+@pytest.mark.parametrize("count", [0, 8, 9, 30])
+def test_dlpack_of_any_number_of_images(machine: Machine, count: int) -> None:
+    engine = machine.open()
+    latents, labels = rows(count)
+    images = engine.run_dlpack(latents, labels)
+    images.__dlpack__(stream=9)
+    machine.gpu.streams[9].sync()
+    assert images._view.array.shape == (count, 8, 8, 1)
+    if count:
+        np.testing.assert_array_equal(images._view.array, expected(machine.bundle, latents, labels))
 
 
 def test_dlpack_images_have_memory_of_their_own(machine: Machine) -> None:
@@ -435,10 +447,11 @@ def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda_memory.import_cuda_core("rtx")
 
 
-SAME_AS_REAL = {
+SAME_AS_REAL: dict[type, tuple[str, str, list[Any]]] = {
     fake_gpu.FakeDevice: ("cuda.core", "Device", ["set_current", "create_stream", "create_event", "allocate"]),
     fake_gpu.FakePinnedResource: ("cuda.core", "LegacyPinnedMemoryResource", ["allocate"]),
     fake_gpu.FakeBuffer: ("cuda.core", "Buffer", ["copy_to", "set_deallocation_stream", "close"]),
+    FakeGpu: ("cuda.core", "Buffer", [("part_of", "from_handle")]),
     fake_gpu.FakeEvent: ("cuda.core", "Event", ["sync"]),
     fake_gpu.FakeStream: ("cuda.core", "Stream", ["record", "wait", "sync", "close", "create_graph_builder"]),
     fake_gpu.FakeGraphBuilder: (
@@ -455,8 +468,9 @@ SAME_AS_REAL = {
 def test_the_fake_cuda_core_has_the_real_signatures(fake: type) -> None:
     module, name, methods = SAME_AS_REAL[fake]
     real = getattr(pytest.importorskip(module), name)
-    for method in methods:
-        theirs, ours = inspect.signature(getattr(real, method)), inspect.signature(getattr(fake, method))
+    for pair in methods:
+        mine_name, method = pair if isinstance(pair, tuple) else (pair, pair)
+        theirs, ours = inspect.signature(getattr(real, method)), inspect.signature(getattr(fake, mine_name))
         without_self = [each for each in theirs.parameters.values() if each.name not in ("self", "cls")]
         mine = [each for each in ours.parameters.values() if each.name not in ("self", "cls")]
         assert [(each.name, each.kind) for each in mine] == [(each.name, each.kind) for each in without_self], method
