@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from dim.export.onnx_graph import serialised, tidy
-from dim.export.to_onnx import first_pixel_node, parse
+from dim.export.onnx_graph import first_pixel_node, parse, serialised, tidy
 from dim.runtime.errors import ParityError
 
 FLOAT32_INPUTS = {"Resize": (1, 2)}

@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from dim.export.onnx_graph import Array, GraphEditor, attribute, serialised, tidy
-from dim.export.to_onnx import parse
+from dim.export.onnx_graph import Array, GraphEditor, attribute, parse, serialised, tidy
+from dim.runtime.engine_onnx import open_cpu_session
 
 MAX_INT8 = 127
 CALIBRATION_BATCH = 32
@@ -152,14 +152,12 @@ def _sample_values(
     model: ModelProto, names: list[str], latents: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> dict[str, Array]:
     """Run the float32 graph and keep an even sample of the values with the given names."""
-    from dim.export.session import open_session
-
     probe = ModelProto()
     probe.CopyFrom(model)
     inputs = {value.name for value in probe.graph.input}
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in inputs)
-    session = open_session(probe.SerializeToString())
+    session = open_cpu_session(probe.SerializeToString())
     kept: dict[str, list[Array]] = {name: [] for name in names}
     num_batches = -(-len(latents) // CALIBRATION_BATCH)
     for start in range(0, len(latents), CALIBRATION_BATCH):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
+
+from dim.runtime.errors import GraphError
 
 Array = NDArray[Any]
 
@@ -117,11 +120,29 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return default
 
 
+def parse(data: bytes) -> ModelProto:
+    """Read an ONNX file of this package."""
+    return onnx.load_from_string(data)
+
+
+def first_pixel_node(model: ModelProto) -> int:
+    """The position of the node that starts the scaling to pixels, which stays float32 in every precision.
+
+    Raises:
+        GraphError: there is none.
+    """
+    for place, node in enumerate(model.graph.node):
+        if "half_range" in node.input:
+            return place
+    raise GraphError("The ONNX file does not scale to pixels as dim export writes it: export the run again.")
+
+
 def tidy(model: ModelProto, name: str) -> None:
     """Remove every trace of the machine and of chance: metadata, doc strings, producer, value names that count calls.
 
-    torch writes source paths and lines into `metadata_props`. Inputs, outputs and constants keep their names; nodes and
-    the values between them are named by operator and position, so that two exports have the same bytes.
+    torch writes source paths and lines into `metadata_props`. Inputs, outputs and weights keep their names; nodes, the
+    values between them and torch's own constants are named by kind and position, so that two exports have the same
+    bytes.
 
     Args:
         model: changed in place.
@@ -138,6 +159,11 @@ def tidy(model: ModelProto, name: str) -> None:
     kept = outputs | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     counts: Counter[str] = Counter()
     renamed: dict[str, str] = {"": ""}
+    for tensor in graph.initializer:
+        if re.fullmatch(r"val_\d+", tensor.name):
+            renamed[tensor.name] = f"constant_{counts['constant']}"
+            counts["constant"] += 1
+            tensor.name = renamed[tensor.name]
     for node in graph.node:
         node.name = f"{node.op_type.lower()}_{counts[node.op_type]}"
         counts[node.op_type] += 1

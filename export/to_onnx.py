@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -152,21 +151,8 @@ def _add_constants(model: ModelProto, constants: Mapping[str, np.generic | NDArr
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
 
-def first_pixel_node(model: ModelProto) -> int:
-    """The position of the node that starts the scaling to pixels, which stays float32 in every precision."""
-    for place, node in enumerate(model.graph.node):
-        if "half_range" in node.input:
-            return place
-    raise GraphError("The ONNX file has no scaling to pixels: it was not written by dim export.")
-
-
 def _check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:
     if list(found) != list(expected):
         raise GraphError(
             f"The generator's {name} have the shape {list(found)}; the run's config says {list(expected)}."
         )
-
-
-def parse(data: bytes) -> ModelProto:
-    """Read an ONNX file of this package."""
-    return onnx.load_from_string(data)
