@@ -42,7 +42,7 @@ def read_fixed_latents(data: bytes, manifest: Manifest) -> NDArray[np.float32]:
     header = _HEADER.match(content)
     if header is None:
         raise BundleError("latents.npz is not an archive of NumPy arrays: latents.npy has no header of format 1.0.")
-    dtype, order, sizes = (group.decode() for group in header.groups())
+    dtype, order, sizes = (group.decode("latin-1") for group in header.groups())
     shape = tuple(int(size) for size in sizes.replace(",", " ").split())
     num_classes, latent_dim = manifest.num_classes, manifest.latent_dim
     if len(shape) != 3 or (shape[0], shape[2]) != (num_classes, latent_dim) or shape[1] < 1:
