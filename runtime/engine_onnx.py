@@ -89,7 +89,8 @@ def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=[(_PROVIDER, {})])
+        # Without enable_fallback=0 a failure is printed on stdout and tried again.
+        session = onnxruntime.InferenceSession(model, options, providers=[(_PROVIDER, {})], enable_fallback=0)
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot open the ONNX file: {first_line(error)}") from error
     session.disable_fallback()
