@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dim.cli import distill, evaluate, generate, inspect, verify
+from dim.cli import distill, evaluate, export, generate, inspect, verify
 from dim.runtime.errors import DimError
 from dim.version import __version__
 
@@ -57,6 +57,7 @@ def dim(
 
 _MAKE, _USE, _ASK = "Make a bundle", "Use a bundle", "Look and check"
 app.command("distill", rich_help_panel=_MAKE)(distill.distill)
+app.command("export", rich_help_panel=_MAKE)(export.export)
 app.command("generate", rich_help_panel=_USE)(generate.generate)
 app.command("eval", rich_help_panel=_USE)(evaluate.evaluate)
 app.command("inspect", rich_help_panel=_ASK)(inspect.inspect)
