@@ -121,7 +121,8 @@ class CudaEngine:
             onnxruntime.preload_dlls()  # CUDA and cuDNN from the wheels that the extra installs
         providers = [(PROVIDER, {"device_id": str(self._gpu_index), **PROVIDER_OPTIONS})]
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=providers)
+            # Without enable_fallback=0 a failure is printed on stdout and tried again, on the CPU.
+            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         except Exception as error:
             raise DeviceError(f"ONNX Runtime cannot use CUDA here: {first_line(error)}; run  dim doctor") from error
         taken = session.get_providers()[0]

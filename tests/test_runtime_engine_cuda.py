@@ -75,7 +75,8 @@ class FakeCuda:
         assert device == "cuda" and index == 0
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cpu", 0)
 
-    def InferenceSession(self, model: bytes, options: Any, providers: Any) -> Any:
+    def InferenceSession(self, model: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
+        assert not enable_fallback
         assert self.preloaded, "the CUDA libraries come first"
         self.options, self.providers = options, providers
         if self.open_error:
