@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from dim.cli.terminal import in_time, in_units, print_json, say
 
 if TYPE_CHECKING:
     from dim.cli.bars import Bars
+    from dim.runtime.generate import GenerateSummary, SetEstimate
 
 _SIZE, _SCALE = "Size (one of the first four)", "Scale out"
 
@@ -59,6 +60,15 @@ def generate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another set in --out.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
+    soft_labels: Annotated[
+        bool,
+        typer.Option(
+            "--soft-labels", help="Write the logits of the bundle's teacher too.", rich_help_panel=OUTPUT_PANEL
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan: images, bytes, time.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
     as_json: JsonOption = False,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
@@ -77,6 +87,7 @@ def generate(
     """
     from dim.cli.bars import Bars
     from dim.runtime.bundle import open_bundle
+    from dim.runtime.generate import estimate_set
     from dim.runtime.generate import generate as write_set
     from dim.runtime.sizes import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
 
@@ -103,28 +114,40 @@ def generate(
             classes=None if classes is None else parse_classes(classes),
             start=start,
         )
-        summary = write_set(
-            opened,
-            out,
-            counts=counts,
-            seed=seed,
-            start=start,
-            format=format,
-            shard=parse_shard(shard),
-            overwrite=overwrite,
-            shard_images=shard_images,
-            shard_bytes=None if shard_size is None else parse_bytes(shard_size),
-            say=say,
-            progress=_Meter(bars),
-        )
-    if as_json:
-        print_json(asdict(summary))
-        return
-    speed = summary.images_drawn / max(summary.seconds, 1e-9)
-    drawn = f"{summary.images_drawn:,} images, {in_units(summary.bytes_written, 'B')}"
-    whole = "complete" if summary.complete else f"part {shard} done"
+        wish: dict[str, Any] = {
+            "counts": counts,
+            "seed": seed,
+            "start": start,
+            "format": format,
+            "shard": parse_shard(shard),
+            "overwrite": overwrite,
+            "shard_images": shard_images,
+            "shard_bytes": None if shard_size is None else parse_bytes(shard_size),
+            "soft_labels": soft_labels,
+            "say": say,
+        }
+        if dry_run:
+            estimate = estimate_set(opened, out, **wish)
+            print_json(asdict(estimate)) if as_json else _print_estimate(estimate)
+            return
+        summary = write_set(opened, out, **wish, progress=_Meter(bars))
+    print_json(asdict(summary)) if as_json else _print_summary(summary, shard)
+
+
+def _print_estimate(estimate: "SetEstimate") -> None:
+    print(f"{estimate.out}: {estimate.images:,} images as {estimate.format}, nothing written yet.")
+    print(f"To draw:   {estimate.images_missing:,} images by {estimate.engine}")
+    free = "" if estimate.free_bytes is None else f"; {in_units(estimate.free_bytes, 'B')} are free"
+    print(f"To write:  about {in_units(estimate.bytes, 'B')}{free}")
+    print(f"It takes:  about {in_time(estimate.seconds)}")
+
+
+def _print_summary(summary: "GenerateSummary", shard: str) -> None:
+    whole = "complete" if summary.complete else f"shard {shard} done, others missing"
     print(f"{summary.out}: {summary.images:,} images as {summary.format}, {whole}.")
     if summary.images_drawn:
+        speed = summary.images_drawn / max(summary.seconds, 1e-9)
+        drawn = f"{summary.images_drawn:,} images, {in_units(summary.bytes_written, 'B')}"
         print(f"Drawn now: {drawn} in {in_time(summary.seconds)} ({speed:,.0f} images/s).")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dim.cli import distill, evaluate, export, generate, inspect, verify
+from dim.cli import distill, doctor, evaluate, export, generate, inspect, verify
 from dim.runtime.errors import DimError
 from dim.version import __version__
 
@@ -62,6 +62,7 @@ app.command("generate", rich_help_panel=_USE)(generate.generate)
 app.command("eval", rich_help_panel=_USE)(evaluate.evaluate)
 app.command("inspect", rich_help_panel=_ASK)(inspect.inspect)
 app.command("verify", rich_help_panel=_ASK)(verify.verify)
+app.command("doctor", rich_help_panel=_ASK)(doctor.doctor)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from dim.cli.main import app
 from dim.runtime.errors import BundleError
 from dim.version import __version__
 
-COMMANDS = ["distill", "export", "generate", "eval", "inspect", "verify"]
+COMMANDS = ["distill", "export", "generate", "eval", "inspect", "verify", "doctor"]
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:

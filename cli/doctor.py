@@ -1,0 +1,51 @@
+"""`dim doctor`: which engines and devices really work here, what is missing, and the line that mends it."""
+
+from typing import TYPE_CHECKING
+
+from dim.cli.options import JsonOption
+from dim.cli.terminal import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from dim.runtime.doctor import DoctorReport, EngineState
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show which engines and devices really work here.
+
+    Every engine draws from a tiny bundle with a known answer; one that does not work is shown with what was found, what
+    is needed, and the line that mends it.
+
+    Example:  [bold]dim doctor[/bold]
+    """
+    from dim.runtime.doctor import doctor as examine
+
+    report = examine(say=say)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    _print_machine(report)
+    rows = [(state.engine, "works" if state.works else "does not work", state.reason) for state in report.engines]
+    print_table("", ("engine", "", "why"), rows)
+    for state in report.engines:
+        if not state.works:
+            _print_state(state)
+    for problem, fix in report.problems:
+        print(f"Problem: {problem}.\n  mend it:  {fix}")
+
+
+def _print_machine(report: "DoctorReport") -> None:
+    driver = report.driver
+    print(f"dim {report.dim}, Python {report.python}, {report.machine}, {report.cores} cores", end="")
+    print(", fast int8" if report.fast_int8 else "")
+    print(f"NVIDIA driver: {driver.version if driver.problem is None else driver.problem}")
+    installed = [f"{name} {version}" for name, version in report.packages.items() if version is not None]
+    print(f"Packages: {', '.join(installed)}")
+    print(f"Recommended engine: {report.recommended or 'none works, see below'}")
+
+
+def _print_state(state: "EngineState") -> None:
+    print(f"{state.engine}")
+    for name, needed in state.needed.items():
+        print(f"  {name + ':':<20} {state.found.get(name) or 'missing'}, needed: {needed}")
+    if state.fix:
+        print(f"  mend it:  {state.fix}")
