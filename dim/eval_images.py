@@ -1,8 +1,9 @@
 """The images that students of the evaluation are trained on: sets and streams, generated and real.
 
-All are iterators of batches, of which the student takes as many as it has steps, drawn in chunks of many batches: an engine
-with a padded batch of 256 would otherwise draw 256 images for a batch of 10, and drawing in turns with training never
-has more threads than cores. On ONNX Runtime's CPU provider, which pads nothing, the chunk made no difference.
+All are iterators of batches, of which a student takes as many as it has steps. Images are drawn in chunks of many
+batches: an engine with a padded batch of 256 would otherwise draw 256 images for a batch of 10, and drawing in turns
+with training never has more threads than cores. On ONNX Runtime's CPU provider, which pads nothing, the chunk made no
+difference.
 """
 
 from collections.abc import Callable, Iterator
