@@ -1,6 +1,6 @@
 """`dim verify`: is a bundle whole, does it keep its contracts, do its files agree, and do they draw anything?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dim.runtime.graph import MAX_ONNX_BYTES, check_contract, check_graph, teach
 from dim.runtime.manifest import Manifest, onnx_name
 from dim.runtime.manifest_check import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.sampling import draw_latents, order_slice
+from dim.runtime.verify_engines import verify_engines
 
 BATCHES = (1, 16, 64)
 """Least, middle and most rows that one run is asked for."""
@@ -53,13 +54,20 @@ class VerifyReport:
 
 
 def verify(
-    bundle_path: str | Path, *, threads: int | None = None, progress: Callable[[VerifyRow], None] = lambda row: None
+    bundle_path: str | Path,
+    *,
+    threads: int | None = None,
+    trust: Sequence[str] = (),
+    progress: Callable[[VerifyRow], None] = lambda row: None,
 ) -> VerifyReport:
     """Check every file of a bundle and compare what its precisions draw, on ONNX Runtime's CPU provider.
+
+    Compiled engines are run, too, where this machine can run them and may load them.
 
     Args:
         bundle_path: the bundle's folder.
         threads: CPU threads; None for every core this process may use.
+        trust: "sha256:..." of engines that may be loaded although somebody else built them.
         progress: gets each row as soon as it is known.
 
     Returns:
@@ -72,6 +80,7 @@ def verify(
     checks = _Checks(Path(bundle_path), threads, progress)
     if checks.files() and checks.graphs():
         checks.precisions()
+        verify_engines(checks.path, checks.manifest, checks.add, trust=trust)
     return VerifyReport(path=checks.path, manifest=checks.manifest, rows=tuple(checks.rows))
 
 

@@ -2,96 +2,27 @@
 
 import hashlib
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_trt
 import numpy as np
 import pytest
-from fake_gpu import FakeGpu, fake_driver
-from fake_trt import FakeTrt
+from fake_machine import ADA, NONE, TURING, Machine, Opened
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime import build_engines as build_engines_module
-from dim.runtime import engine_cuda, engine_trt, open_plan, trt_library
+from dim.runtime import trt_library
 from dim.runtime.build_engines import build_engines
 from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
 from dim.runtime.engine import open_engine
 from dim.runtime.engine_files import engines_in_bundle, engines_in_cache
-from dim.runtime.errors import (
-    BadValueError,
-    BundleError,
-    DeviceError,
-    EngineError,
-    MissingExtraError,
-    ParityError,
-)
-from dim.runtime.gpu import Driver, find_driver
-from dim.runtime.manifest import Manifest
+from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, ParityError
+from dim.runtime.gpu import Driver
 from dim.runtime.sidecar import read_sidecar
-
-ADA = find_driver(fake_driver())
-TURING = find_driver(fake_driver(name="NVIDIA T4", capability=(7, 5)))
-NONE = find_driver(fake_driver(missing=True))
-
-
-@dataclass(frozen=True)
-class Opened:
-    path: Path
-    manifest: Manifest
-
-
-class Machine:
-    """A machine with a fake GPU and the fake libraries that a test installs."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.gpu = FakeGpu()
-        self.patch = patch
-        self.path = build_tiny_bundle(folder / "tiny.dim", precisions=("fp32", "fp16"))
-        self.said: list[str] = []
-        self.driver = ADA
-        patch.setenv("DIM_CACHE", str(folder / "cache"))
-        patch.setattr(engine_trt, "import_cuda_core", lambda extra: self.gpu.core)
-        patch.setattr(build_engines_module, "find_driver", lambda: self.driver)
-        patch.setattr(engine_cuda, "import_onnxruntime", self._no_cuda)
-        patch.setattr(open_plan, "DEFAULT_BATCH", (1, 16, 64))
-        for name in ("tensorrt", "tensorrt_rtx"):
-            patch.setitem(sys.modules, name, None)
-        trt_library.load_library.cache_clear()
-
-    @staticmethod
-    def _no_cuda(extra: str) -> Any:
-        raise MissingExtraError("onnxruntime", "gpu", "run ONNX files on the GPU")
-
-    def install(self, format: str, version: str | None = None) -> FakeTrt:
-        default = {"trt": "10.9.0.34", "rtx": "1.7.1.116"}[format]
-        module = FakeTrt(self.gpu, format, version or default)
-        self.patch.setitem(sys.modules, {"trt": "tensorrt", "rtx": "tensorrt_rtx"}[format], module)
-        trt_library.load_library.cache_clear()
-        return module
-
-    def forget(self) -> None:
-        """Become another user: nothing was built here."""
-        shutil.rmtree(self.cache)
-
-    @property
-    def cache(self) -> Path:
-        from dim.runtime.cache import cache_dir
-
-        return cache_dir()
-
-    def open(self, **options: Any) -> Any:
-        self.said.clear()
-        bundle = Opened(self.path, load_manifest(self.path))
-        return open_engine(bundle, say=self.said.append, **{"driver": self.driver, **options})
-
-    def build(self, format: str = "trt", **options: Any) -> list[Path]:
-        self.said.clear()
-        return build_engines(self.path, format=format, say=self.said.append, **{"batch": (1, 4, 8), **options})
 
 
 @pytest.fixture
