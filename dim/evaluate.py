@@ -31,6 +31,8 @@ from dim.runtime.errors import BadValueError, DeviceError
 from dim.runtime.manifest import Manifest
 from dim.students import Recipe, choose_precision, resolve_recipe
 
+_MIN_STEPS_FOR_JOBS = 2000
+"""Starting a process takes as long as some hundreds of steps."""
 EVAL_PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"ipcs": (10, 50), "epochs": 100, "seeds": (0, 1, 2), "archs": ("convnet3",), "width": 32},
     "full": {"ipcs": (10, 50, 1), "epochs": 1000, "seeds": (0, 1, 2), "archs": ("convnet3", "resnet18")},
@@ -68,7 +70,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     engine: str = "auto",
     engine_device: str = "auto",
     engine_precision: str | None = None,
@@ -96,10 +98,12 @@ def evaluate(
         device: `auto`, `cpu` or `gpu`, for the students.
         precision: `auto`, `fp32` or `bf16`, for the students.
         threads: CPU threads in all; None for every core this process may use.
-        jobs: students trained side by side, sharing the threads.
+        jobs: students trained side by side, sharing the threads; None for one per thread on a CPU, at most 8, where
+            there is enough to do, and for one on a GPU. On two busy cores, two jobs of one thread made 16 steps per
+            second together, one job of two threads 1.
         engine, engine_device, engine_precision: as in `dim.runtime.open_bundle`, for the images.
         say: gets a sentence about every choice made here.
-        progress: gets the progress, from another thread where `jobs` is above 1.
+        progress: gets the progress, from another thread where there are several jobs.
 
     Returns:
         The results in the order of the plan, those of earlier runs included.
@@ -142,24 +146,6 @@ def evaluate(
         precision=student_precision,
         engine_precision=engine_precision or "",
     )
-    total_threads = threads or usable_cores()
-    jobs = min(jobs, total_threads)
-    bench = Bench(
-        data=data,
-        bundles={subject.manifest.content_id: subject.folder for subject in subjects},
-        device=str(torch_device),
-        threads=max(1, total_threads // jobs),
-        engine=engine,
-        engine_device=engine_device,
-    )
-    say(f"Students: {chosen.name} recipe, {student_precision} on {torch_device}, {jobs} at a time.")
-    for subject in subjects:
-        # An engine that does not work shall say so now, not after an hour of students.
-        drawing = bench.bundle(subject.manifest.content_id, engine_precision or "").engine
-        say(f"{subject.name}: {subject.folder}, drawn by {drawing.name} {drawing.precision} on the {drawing.device}.")
-    if soft:
-        bench.teacher(teacher)
-    bench.close()
     results: dict[int, CellResult] = {}
     if resume:
         found = {index: read_result(cell, out) for index, cell in enumerate(cells)}
@@ -167,6 +153,22 @@ def evaluate(
         if results:
             say(f"{len(results)} of {len(cells)} students were finished before, in {out}.")
     missing = [(index, cell) for index, cell in enumerate(cells) if index not in results]
+    total_threads = threads or usable_cores()
+    if jobs is None:
+        steps = sum(cell.steps(len(data.classes), len(data.train_labels)) for _, cell in missing)
+        jobs = 8 if torch_device.type == "cpu" and steps >= _MIN_STEPS_FOR_JOBS else 1
+    jobs = max(1, min(jobs, total_threads, len(missing)))
+    bench = Bench(
+        data=data,
+        bundles={subject.manifest.content_id: subject.folder for subject in subjects},
+        device=str(torch_device),
+        threads=total_threads // jobs,
+        engine=engine,
+        engine_device=engine_device,
+    )
+    if missing:
+        say(f"Students: {chosen.name} recipe, {student_precision} on {torch_device}, {jobs} at a time.")
+        _try_engines(bench, subjects, engine_precision or "", teacher, say)
 
     def report(index: int, step: int, steps: int) -> None:
         done = len(results)
@@ -224,6 +226,18 @@ def _read_subjects(bundle_path: Path | None, compare: Mapping[str, Path], data: 
     return subjects
 
 
+def _try_engines(
+    bench: Bench, subjects: Sequence[_Subject], precision: str, teacher: str, say: Callable[[str], None]
+) -> None:
+    """Open every engine once: one that does not work shall say so now, not after an hour of students."""
+    for subject in subjects:
+        engine = bench.bundle(subject.manifest.content_id, precision).engine
+        say(f"{subject.name}: {subject.folder}, drawn by {engine.name} {engine.precision} on the {engine.device}.")
+    if teacher:
+        bench.teacher(teacher)
+    bench.close()
+
+
 def _choose_device(device: str) -> torch.device:
     if device not in ("auto", "cpu", "gpu"):
         raise BadValueError(f"device is '{device}'; it must be auto, cpu or gpu.")
@@ -243,7 +257,7 @@ def _check_arguments(
     seeds: Sequence[int],
     epochs: int,
     whole_epochs: int,
-    jobs: int,
+    jobs: int | None,
     width: int | None,
     data: ImageSet,
 ) -> None:
@@ -259,7 +273,7 @@ def _check_arguments(
         ("seed", seeds, 0),
         ("epochs", [epochs], 1),
         ("whole_epochs", [whole_epochs], 0),
-        ("jobs", [jobs], 1),
+        ("jobs", [] if jobs is None else [jobs], 1),
     ]:
         for number in values_:
             if number < low:
