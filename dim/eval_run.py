@@ -27,11 +27,10 @@ from dim.eval_images import (
     real_stream,
 )
 from dim.runtime.bundle import Bundle, open_bundle
-from dim.runtime.bundle_files import check_file
-from dim.runtime.errors import BadValueError, BundleError, MissingExtraError
-from dim.runtime.graph import check_contract, teacher_contract
+from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import CANONICAL_ONNX, TEACHER_ONNX
+from dim.runtime.soft_labels import open_teacher
 from dim.students import Normalizer, StudentSpec, measure_accuracy, train_student
 from dim.version import __version__
 
@@ -78,13 +77,16 @@ class Bench:
         return self._opened[key]
 
     def teacher(self, sha256: str) -> Score:
-        """Return the teacher whose file has that hash, from whichever bundle holds it."""
+        """Return the teacher whose file has that hash, from whichever bundle holds it.
+
+        Its logits are rounded to float16, as in the files that `dim generate --soft-labels` writes.
+        """
         if sha256 not in self._teachers:
             for folder in self.bundles.values():
                 with open_bundle(folder, say=lambda sentence: None) as bundle:
                     record = bundle.manifest.files.get(TEACHER_ONNX)
                     if record is not None and record.sha256 == sha256:
-                        self._teachers[sha256] = _open_teacher(folder, bundle.manifest, self.threads)
+                        self._teachers[sha256] = _in_parts(open_teacher(bundle, self.threads))
                         break
         return self._teachers[sha256]
 
@@ -136,27 +138,17 @@ def teacher_hash(folder: Path, manifest: Manifest) -> str:
     return manifest.files[TEACHER_ONNX].sha256
 
 
-def _open_teacher(folder: Path, manifest: Manifest, threads: int) -> Score:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "cpu", "run a bundle's teacher") from None
-    model = check_file(folder, manifest, TEACHER_ONNX)
-    check_contract(model, teacher_contract(manifest))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _in_parts(score: Callable[[NDArray[np.uint8]], NDArray[np.float16]]) -> Score:
+    """Bound the memory that a teacher takes, whatever the size of the set."""
 
-    def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def score_all(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         parts = [
-            session.run(["logits"], {"images": np.ascontiguousarray(images[start : start + _TEACHER_ROWS])})[0]
+            score(np.ascontiguousarray(images[start : start + _TEACHER_ROWS]))
             for start in range(0, len(images), _TEACHER_ROWS)
         ]
-        logits: NDArray[np.float32] = np.concatenate(parts)
-        return logits
+        return np.concatenate(parts).astype(np.float32)
 
-    return score
+    return score_all
 
 
 def run_cell(bench: Bench, cell: Cell, progress: Callable[[int, int], None]) -> CellResult:
