@@ -38,7 +38,7 @@ def to_half(canonical: bytes) -> bytes:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
             weight = numpy_helper.to_array(tensor)
             largest = float(np.abs(weight).max(initial=0))
-            if largest > np.finfo(np.float16).max:
+            if largest > float(np.finfo(np.float16).max):
                 raise ParityError(
                     f"fp16 cannot hold the weight {tensor.name}: it reaches {largest:.3g}, half precision ends at "
                     "65,504; export without fp16."

@@ -20,7 +20,7 @@ from dim.runtime.manifest_check import MANIFEST_NAME
 from dim.runtime.preview import draw_rows, grid, png_bytes
 from dim.runtime.verify import verify
 
-PREVIEW_PX = 700
+PREVIEW_PX = 750
 """Small previews are enlarged by a whole factor to at most this width."""
 
 Say = Callable[[str], None]

@@ -20,7 +20,7 @@ from dim.runtime import strict_json
 from dim.runtime.errors import BundleError, RunError
 
 MAX_JSON_BYTES = 8 * 2**20
-GENERATOR, CONFIG = "generator.safetensors", "config.json"
+GENERATOR, CONFIG, DEPLOYMENT = "generator.safetensors", "config.json", "deployment.json"
 MAX_LATENTS_BYTES = 256 * 2**20
 
 
@@ -35,6 +35,8 @@ class Run:
     """On the CPU, float32, in evaluation mode."""
     latents: NDArray[np.float32] | None
     """Latents optimised for fixed sets, [K, M, Z], where the run has some."""
+    latent_std: float
+    """Standard deviation of the deployed latents: the one that `deployment.json` chose, else the one trained with."""
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -50,11 +52,6 @@ class Run:
     def latent_dim(self) -> int:
         """Z."""
         return int(self.config["generator"]["latent_dim"])
-
-    @property
-    def latent_std(self) -> float:
-        """Standard deviation of the latents."""
-        return float(self.config["latent_std"])
 
 
 class Classifier(nn.Module):
@@ -126,7 +123,21 @@ def read_run(path: Path) -> Run:
     if not (path / GENERATOR).is_file():
         raise _unfinished(path)
     generator = _load_network(path / GENERATOR, lambda: build_generator(config["generator"]))
-    return Run(path=path, config=config, generator=generator, latents=_read_latents(path, config))
+    latents, latent_std = _read_latents(path, config), _read_latent_std(path, config)
+    return Run(path=path, config=config, generator=generator, latents=latents, latent_std=latent_std)
+
+
+def _read_latent_std(path: Path, config: Mapping[str, Any]) -> float:
+    """The deployed spread of the latents; above 0 and at most 100, as in the configuration."""
+    chosen = path / DEPLOYMENT
+    values = _read_json(chosen) if chosen.exists() else config
+    try:
+        latent_std = float(values["latent_std"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{chosen} has no number latent_std: the run is damaged.") from None
+    if not 0 < latent_std <= 100:
+        raise RunError(f"{chosen} has the latent_std {latent_std}; it must be above 0 and at most 100.")
+    return latent_std
 
 
 def _read_json(path: Path) -> Any:

@@ -153,6 +153,4 @@ def _add_constants(model: ModelProto, constants: Mapping[str, np.generic | NDArr
 
 def _check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:
     if list(found) != list(expected):
-        raise GraphError(
-            f"The generator's {name} have the shape {list(found)}; the run's config says {list(expected)}."
-        )
+        raise GraphError(f"The generator's {name} have the shape {list(found)}; its attributes say {list(expected)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from dim.checkpoint import write_tensors
 from dim.classifiers import build_classifier
+from dim.export.to_onnx import generator_to_onnx
 from dim.generator import build_generator
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -45,6 +47,12 @@ def make_generator(config: dict[str, Any], seed: int = 0) -> nn.Module:
         for _ in range(3):
             generator(torch.randn(32, config["latent_dim"]), torch.randint(0, config["num_classes"], (32,)))
     return generator.eval()
+
+
+@functools.cache
+def canonical_onnx(**changes: Any) -> bytes:
+    """The exported file of `make_generator(generator_config(**changes))`."""
+    return generator_to_onnx(make_generator(generator_config(**changes)))
 
 
 def run_config(generator: dict[str, Any], **changes: Any) -> dict[str, Any]:
