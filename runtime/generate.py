@@ -1,11 +1,10 @@
 """`generate`: a training set on disk from a bundle, complete or resumable, the same bytes either way."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +12,14 @@ from numpy.typing import NDArray
 from dim.runtime.bundle import Bundle
 from dim.runtime.croissant import croissant_json
 from dim.runtime.dataset_card import dataset_card, describe_set, split_like_classes
-from dim.runtime.engine import Engine, open_engine, say_to_log
-from dim.runtime.errors import BadValueError, OutputError
-from dim.runtime.manifest_check import FIXED_LATENTS
+from dim.runtime.engine import Engine, say_to_log
+from dim.runtime.estimate import check_space, try_out
 from dim.runtime.pipeline import Draw, run_pipeline
-from dim.runtime.plan import EngineInfo, Plan, check_folder_names, choose_part_images
+from dim.runtime.plan import Plan
+from dim.runtime.set_claim import check_engine, claim_set, engine_for, find_set, old_bytes, opened_store
 from dim.runtime.set_files import (
     WITH_CLASS_NAMES,
     SetFile,
-    begin_set,
     complete_set,
     make_folders,
     note_part,
@@ -29,16 +27,12 @@ from dim.runtime.set_files import (
     part_is_there,
     read_part,
     read_set,
-    refuse_foreign,
-    remove_set,
-    reopen,
 )
-from dim.runtime.set_store import LocalStore, Store, explain
-from dim.runtime.sizes import MAX_PER_CLASS, check_shard
+from dim.runtime.set_request import Wish, engine_info, make_wish
+from dim.runtime.set_store import Store
+from dim.runtime.soft_labels import open_teacher
 from dim.runtime.writers import part_format
 from dim.runtime.writers_npz import classes_json
-from dim.runtime.writers_part import PartRecord
-from dim.version import __version__
 
 
 class Progress(Protocol):
@@ -70,15 +64,27 @@ class GenerateSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What the caller asked for, checked; the plan without its engine."""
+class SetEstimate:
+    """What a run would do."""
 
-    plan: Plan
-    shard: tuple[int, int]
-    shard_images: int | None
-    shard_bytes: int | None
-    engine: dict[str, Any]
-    """Engine, device and precision where the caller named them."""
+    out: str
+    format: str
+    images: int
+    """Images of the whole set."""
+    images_missing: int
+    """Images that this worker would draw."""
+    parts: int
+    part_images: int
+    """Images of a part: of a file, where the format has several images in one."""
+    bytes: int
+    """About what the missing images will take, from a few that were drawn and encoded."""
+    free_bytes: int | None
+    """What is free there; None where nobody knows."""
+    seconds: float
+    """About how long this worker will take."""
+    engine: str
+    resumes: bool
+    """Whether the set is there already, in part or whole."""
 
 
 def generate(
@@ -93,6 +99,7 @@ def generate(
     overwrite: bool = False,
     shard_images: int | None = None,
     shard_bytes: int | None = None,
+    soft_labels: bool = False,
     encoders: int | None = None,
     say: Callable[[str], None] = say_to_log,
     progress: Progress | None = None,
@@ -110,6 +117,7 @@ def generate(
         overwrite: replace another set, or write beside foreign files; only what the old set lists is removed.
         shard_images: images per file; by default NPZ and NPY are one file, shards of the others grow with the set.
         shard_bytes: largest file in bytes, instead of `shard_images`.
+        soft_labels: write the logits of the bundle's teacher beside the images, float16 [N, K].
         encoders: encoding threads; None for one per core, at most 8.
         say: gets one sentence about each choice.
         progress: called after every write.
@@ -119,242 +127,157 @@ def generate(
 
     Raises:
         BadValueError: an argument is out of range or a class cannot be a folder.
-        OutputError: the folder holds another set or foreign files, another process writes this shard, the disk is full
-            or went away; what is finished stays and the same call completes it.
+        BundleError: soft labels are wanted and the bundle has no teacher.
+        OutputError: the folder holds another set or foreign files, another process writes this shard, the disk is too
+            small, full or went away; what is finished stays and the same call completes it.
         EngineError: the engine of the plan is not to be had or failed.
     """
     began = time.monotonic()
-    wish = make_wish(bundle, counts, seed, start, format, shard, shard_images, shard_bytes)
+    wish = make_wish(
+        bundle,
+        counts=counts,
+        seed=seed,
+        start=start,
+        format=format,
+        shard=shard,
+        shard_images=shard_images,
+        shard_bytes=shard_bytes,
+        soft_labels=soft_labels,
+    )
+    meter = Meter(progress)
     with opened_store(out) as store:
         found = find_set(store, wish, overwrite)
-        if found is not None and found.parts is not None:
-            if all(part_is_there(store, found.plan, record) for record in found.parts):
-                # An earlier run may have been cut off while it cleared up.
-                store.clear_state()
-                say(f"The set in {store} is complete already.")
-                return _summary(store, found, wish.shard, 0, 0, began)
-        if format == "imagefolder" and (split_like := split_like_classes(wish.plan.classes, wish.plan.counts)):
-            say(
-                f"Hugging Face `imagefolder` takes the folder '{split_like[0]}' for a split: load the set by its path, "
-                "load_dataset(PATH), which reads the card."
-            )
+        if found is not None and is_whole(store, found):
+            # An earlier run may have been cut off while it cleared up.
+            store.clear_state()
+            say(f"The set in {store} is complete already.")
+            return _summary(store, found, shard, meter, began)
+        if found is None:
+            check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
+        _warn_of_splits(wish.plan, say)
         with engine_for(bundle, found, say) as engine:
-            found = claim_set(store, wish, found, engine, overwrite)
-            make_folders(store, found.plan)
+            found = begin(store, bundle, wish, found, engine, overwrite)
             refusal = (
                 f"Shard {shard[0]}/{shard[1]} of {store} is being written by another process: wait for it, or stop it."
             )
-            meter = Meter(progress)
             with store.lock(f"shard-{shard[0]}-of-{shard[1]}", refusal):
-                make_parts(store, found.plan, drawing(bundle, engine, found.plan), wish.shard, meter, encoders)
+                make_parts(
+                    store, found.plan, drawing(bundle, engine, found.plan), parts_of(found.plan, shard), meter, encoders
+                )
             found = complete_if_done(store, bundle, found)
-    return _summary(store, found, wish.shard, meter.drawn, meter.bytes, began)
+    return _summary(store, found, shard, meter, began)
 
 
-def make_wish(
+def estimate_set(
     bundle: Bundle,
+    out: str | Path,
+    *,
     counts: Sequence[int],
-    seed: int,
-    start: int,
-    format: str,
-    shard: tuple[int, int],
-    shard_images: int | None,
-    shard_bytes: int | None,
-) -> Wish:
-    """Check what the caller asks for before anything is touched; the arguments are `generate`'s."""
-    manifest = bundle.manifest
-    writer = part_format(format)
-    if len(counts) != len(manifest.classes) or not any(counts):
-        raise BadValueError(
-            f"counts has {len(counts)} numbers, the largest {max(counts, default=0)}; give one number for each of "
-            f"{len(manifest.classes)} classes, at least one of them above 0."
-        )
-    if min(counts) < 0 or start < 0 or start + max(counts) > MAX_PER_CLASS:
-        raise BadValueError(
-            f"start is {start} and the counts go from {min(counts)} to {max(counts)}; indices go from 0 to 2**32 - 1."
-        )
-    if not 0 <= seed < 2**64:
-        raise BadValueError(f"The seed is {seed}; it must lie between 0 and 2**64 - 1.")
-    if format == "imagefolder":
-        check_folder_names(manifest.classes, counts)
-        if shard_images is not None or shard_bytes is not None:
-            raise BadValueError("The format imagefolder has no shards; leave out their size, or choose another format.")
-    options = bundle._options
-    plan = Plan(
-        bundle=manifest.name,
-        content_id=manifest.content_id,
-        sampling_version=manifest.sampling_version,
+    seed: int = 0,
+    start: int = 0,
+    format: str = "imagefolder",
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+    shard_images: int | None = None,
+    shard_bytes: int | None = None,
+    soft_labels: bool = False,
+    say: Callable[[str], None] = say_to_log,
+) -> SetEstimate:
+    """Say what `generate` would do with the same arguments, from a few images drawn and encoded; writes nothing.
+
+    Raises:
+        as `generate`, as far as it can be told beforehand.
+    """
+    wish = make_wish(
+        bundle,
+        counts=counts,
         seed=seed,
         start=start,
-        fixed_latents=bundle.fixed_latents and FIXED_LATENTS in manifest.files,
-        classes=manifest.classes,
-        counts=tuple(int(count) for count in counts),
-        height=manifest.height,
-        width=manifest.width,
-        channels=manifest.channels,
         format=format,
-        part_images=1,
-        soft_labels=False,
-        encoder=writer.encoder(),
-        engine=EngineInfo(name="", version="", device="", precision="", batch=None),
-    )
-    # The batch that rounds the default is not known yet; this call checks the caller's own wish.
-    choose_part_images(format, plan.images, (plan.height, plan.width, plan.channels), None, shard_images, shard_bytes)
-    return Wish(
-        plan=plan,
-        shard=check_shard(shard),
+        shard=shard,
         shard_images=shard_images,
         shard_bytes=shard_bytes,
-        engine={
-            "name": options["engine"] if options["engine"] != "auto" else None,
-            "device": options["device"] if options["device"] != "auto" else None,
-            "precision": options["precision"],
-        },
+        soft_labels=soft_labels,
     )
+    with opened_store(out) as store:
+        found = find_set(store, wish, overwrite)
+        if found is None:
+            check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
+        with engine_for(bundle, found, say) as engine:
+            plan = found.plan if found is not None else planned(wish, engine)
+            draw = drawing(bundle, engine, plan)
+            mine = parts_of(plan, shard)
+            if found is None:
+                check_space(store, plan, plan.images, draw, old_bytes(store))
+                missing = plan.images_of(mine)
+            elif found.parts is not None:
+                missing = plan.images_of(
+                    r.part for r in found.parts if r.part in mine and not part_is_there(store, plan, r)
+                )
+            else:
+                missing = plan.images_of(missing_parts(store, plan, mine))
+            free = store.free()
+            trial = try_out(plan, draw, free.block if free is not None else 1)
+            return SetEstimate(
+                out=str(store),
+                format=plan.format,
+                images=plan.images,
+                images_missing=missing,
+                parts=plan.parts,
+                part_images=plan.part_images,
+                bytes=round(missing * trial.image_bytes),
+                free_bytes=free.bytes if free is not None else None,
+                seconds=missing * trial.seconds,
+                engine=name_engine(plan),
+                resumes=found is not None,
+            )
 
 
-@contextlib.contextmanager
-def opened_store(out: str | Path) -> Iterator[Store]:
-    """Open the place of a set and turn the operating system's errors there into sentences."""
-    store: Store = LocalStore(Path(out))
-    try:
-        yield store
-    except OSError as error:
-        raise explain(error, str(store)) from error
-    finally:
-        store.close()
-
-
-def find_set(store: Store, wish: Wish, overwrite: bool) -> SetFile | None:
-    """Return the set that is there if it is the one asked for, or None where a new one may begin.
-
-    Raises:
-        OutputError: another set, or foreign files, and no `overwrite`.
-    """
-    try:
-        found = read_set(store)
-    except OutputError:
-        if not overwrite:
-            raise
-        return None
+def begin(store: Store, bundle: Bundle, wish: Wish, found: SetFile | None, engine: Engine, overwrite: bool) -> SetFile:
+    """Check the engine and the disk, then return the set to work on, begun if it is new."""
+    plan = planned(wish, engine)
     if found is None:
-        refuse_foreign(store, wish.plan, overwrite)
-        return None
-    difference = differs(found, wish)
-    if difference is None:
-        return found
-    if not overwrite:
-        raise OutputError(
-            f"{store} holds another set ({difference}): choose another folder, or use --overwrite to replace that set."
-        )
-    return None
+        check_space(store, plan, plan.images, drawing(bundle, engine, plan), old_bytes(store))
+        claimed = claim_set(store, wish, found, plan, overwrite)
+        # Another worker may have begun it with another engine.
+        check_engine(store, wish, claimed, engine)
+    else:
+        check_engine(store, wish, found, engine)
+        claimed = claim_set(store, wish, found, plan, overwrite)
+        # Every shard goes to the same disk.
+        missing = set(range(claimed.plan.parts)) - noted_parts(store)
+        draw = drawing(bundle, engine, claimed.plan)
+        check_space(store, claimed.plan, claimed.plan.images_of(missing), draw)
+    make_folders(store, claimed.plan)
+    return claimed
 
 
-def differs(found: SetFile, wish: Wish) -> str | None:
-    """Say where the set on disk is not the one asked for, or return None."""
-    open_fields = ["engine", "part_images"] + (["encoder"] if found.parts is not None else [])
-    old = found.plan
-    if (difference := old.difference(wish.plan, ignore=open_fields)) is not None:
-        return difference
-    if wish.shard_images is not None or wish.shard_bytes is not None:
-        cut = choose_part_images(
-            old.format,
-            old.images,
-            (old.height, old.width, old.channels),
-            old.engine.batch,
-            wish.shard_images,
-            wish.shard_bytes,
-        )
-        if cut != old.part_images:
-            return f"part_images {old.part_images} instead of {cut}"
-    for key, wanted in wish.engine.items():
-        if wanted is not None and getattr(old.engine, key) != wanted:
-            return f"engine {key} {getattr(old.engine, key)} instead of {wanted}"
-    return None
-
-
-@contextlib.contextmanager
-def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]) -> Iterator[Engine]:
-    """Open the engine of a plan that was begun, else the bundle's own."""
-    if found is None:
-        yield bundle.engine
-        return
-    wanted, options = found.plan.engine, bundle._options
-    chosen = bundle._engine
-    if chosen is not None and engine_info(chosen) == wanted:
-        yield chosen
-        return
-    engine = open_engine(
-        bundle,
-        engine=wanted.name,
-        device=wanted.device,
-        precision=wanted.precision,
-        trust=options["trust"],
-        threads=options["threads"],
-        say=say,
-    )
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def engine_info(engine: Engine) -> EngineInfo:
-    """Describe an engine as the plan has it."""
-    return EngineInfo(
-        name=engine.name, version=engine.version, device=engine.device, precision=engine.precision, batch=engine.batch
-    )
-
-
-def claim_set(store: Store, wish: Wish, found: SetFile | None, engine: Engine, overwrite: bool) -> SetFile:
-    """Return the set to work on: the one found, or a new one, written down unless another worker was faster.
-
-    Raises:
-        OutputError: the set was begun with another engine, or another plan came in between.
-    """
+def planned(wish: Wish, engine: Engine) -> Plan:
+    """Fill in the engine and the cut of a new plan."""
     info = engine_info(engine)
-    if found is None:
-        plan = wish.plan
-        shape = (plan.height, plan.width, plan.channels)
-        cut = choose_part_images(plan.format, plan.images, shape, info.batch, wish.shard_images, wish.shard_bytes)
-        plan = plan.with_engine(info, cut)
-        store.begin_state()
-        with store.lock("begin"):
-            # Between the first look and the lock another worker may have begun this very set.
-            if (found := find_set(store, wish, overwrite)) is None:
-                if overwrite:
-                    _remove_old(store, plan)
-                found = begin_set(store, plan, f"dim {__version__}")
-    difference = found.plan.difference(replace(found.plan, engine=info, encoder=wish.plan.encoder))
-    if difference is not None:
-        raise OutputError(
-            f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
-            "go on with that, or use --overwrite to start anew."
-        )
-    store.begin_state()
-    return reopen(store, found) if found.parts is not None else found
+    return wish.plan.with_engine(info, wish.cut(info.batch))
 
 
-def _remove_old(store: Store, plan: Plan) -> None:
-    """Remove the set that is to be replaced, and check that what stays does not mix with the new one."""
-    try:
-        old = read_set(store)
-    except OutputError:
-        old = None
-        store.remove("dataset.json")
-    if old is not None:
-        remove_set(store, old)
-    refuse_foreign(store, plan, overwrite=True)
+def is_whole(store: Store, found: SetFile) -> bool:
+    """Say whether a set is complete and its files are there."""
+    return found.parts is not None and all(part_is_there(store, found.plan, record) for record in found.parts)
+
+
+def parts_of(plan: Plan, shard: tuple[int, int]) -> range:
+    """List the parts that fall to a shard."""
+    return range(shard[0], plan.parts, shard[1])
 
 
 def drawing(bundle: Bundle, engine: Engine, plan: Plan) -> Draw:
-    """Return the function that draws images of a plan."""
+    """Return the function that draws images of a plan, and scores them where it has a teacher."""
+    use = "fixed" if plan.fixed_latents else "stream"
+    score = open_teacher(bundle, bundle._options["threads"]) if plan.soft_labels else None
 
     def draw(
         labels: NDArray[np.int64], indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float16] | None]:
-        latents = bundle.latents(labels, indices, plan.seed, "fixed" if plan.fixed_latents else "stream")
-        return engine.run(latents, labels), None
+        images = engine.run(bundle.latents(labels, indices, plan.seed, use), labels)
+        return images, score(images) if score is not None else None
 
     return draw
 
@@ -384,22 +307,22 @@ class Meter:
 
 
 def make_parts(
-    store: Store, plan: Plan, draw: Draw, shard: tuple[int, int], meter: Meter, encoders: int | None = None
+    store: Store, plan: Plan, draw: Draw, parts: Sequence[int], meter: Meter, encoders: int | None = None
 ) -> None:
-    """Make what is missing of a shard's parts and enter each into the journal."""
-    mine = range(shard[0], plan.parts, shard[1])
-    missing = missing_parts(store, plan, mine)
-    sizes = {part: plan.span(part)[1] - plan.span(part)[0] for part in missing}
-    total = sum(plan.span(part)[1] - plan.span(part)[0] for part in mine)
-    meter.begin(total, total - sum(sizes.values()))
-    if not missing:
-        return
-    writer = part_format(plan.format)
-
-    def finished(record: PartRecord) -> None:
-        note_part(store, record)
-
-    run_pipeline(plan, missing, draw, lambda part: writer.open(plan, store, part), finished, meter.add, encoders)
+    """Make what is missing of some parts and enter each into the journal."""
+    missing = missing_parts(store, plan, parts)
+    meter.begin(plan.images_of(parts), plan.images_of(parts) - plan.images_of(missing))
+    if missing:
+        writer = part_format(plan.format)
+        run_pipeline(
+            plan,
+            missing,
+            draw,
+            lambda part: writer.open(plan, store, part),
+            lambda record: note_part(store, record),
+            meter.add,
+            encoders,
+        )
 
 
 def missing_parts(store: Store, plan: Plan, parts: Sequence[int]) -> list[int]:
@@ -423,7 +346,14 @@ def complete_if_done(store: Store, bundle: Bundle, found: SetFile) -> SetFile:
             present = [record for record in records if record is not None]
             if current.parts is not None or len(present) < found.plan.parts:
                 return current
-            return complete_set(store, current, present, set_extras(bundle, found.plan, present))
+            plan = found.plan
+            extras = {
+                "README.md": dataset_card(bundle.manifest, plan),
+                "croissant.json": croissant_json(bundle.manifest, plan, present, describe_set(plan)),
+            }
+            if plan.format in WITH_CLASS_NAMES:
+                extras["classes.json"] = classes_json(plan)
+            return complete_set(store, current, present, extras)
     except FileNotFoundError:
         # Another worker completed the set in the meantime and removed the journal.
         completed = read_set(store)
@@ -432,31 +362,32 @@ def complete_if_done(store: Store, bundle: Bundle, found: SetFile) -> SetFile:
         return completed
 
 
-def set_extras(bundle: Bundle, plan: Plan, records: Sequence[PartRecord]) -> dict[str, bytes]:
-    """Make the files that stand beside the images."""
-    extras = {
-        "README.md": dataset_card(bundle.manifest, plan),
-        "croissant.json": croissant_json(bundle.manifest, plan, records, describe_set(plan)),
-    }
-    if plan.format in WITH_CLASS_NAMES:
-        extras["classes.json"] = classes_json(plan)
-    return extras
-
-
-def _summary(
-    store: Store, found: SetFile, shard: tuple[int, int], drawn: int, written: int, began: float
-) -> GenerateSummary:
-    plan, engine = found.plan, found.plan.engine
+def name_engine(plan: Plan) -> str:
+    """Name a plan's engine with all that decides its pixels."""
+    engine = plan.engine
     batch = f", batch {engine.batch}" if engine.batch is not None else ""
+    return f"{engine.name} ({engine.version}, {engine.device}, {engine.precision}{batch})"
+
+
+def _warn_of_splits(plan: Plan, say: Callable[[str], None]) -> None:
+    if plan.format == "imagefolder" and (split_like := split_like_classes(plan.classes, plan.counts)):
+        say(
+            f"Hugging Face `imagefolder` takes the folder '{split_like[0]}' for a split: load the set by its path, "
+            "load_dataset(PATH), which reads the card."
+        )
+
+
+def _summary(store: Store, found: SetFile, shard: tuple[int, int], meter: Meter, began: float) -> GenerateSummary:
+    plan = found.plan
     return GenerateSummary(
         out=str(store),
         format=plan.format,
         images=plan.images,
-        shard_images=sum(plan.span(p)[1] - plan.span(p)[0] for p in range(shard[0], plan.parts, shard[1])),
-        images_drawn=drawn,
-        bytes_written=written,
+        shard_images=plan.images_of(parts_of(plan, shard)),
+        images_drawn=meter.drawn,
+        bytes_written=meter.bytes,
         seconds=time.monotonic() - began,
         parts=plan.parts,
         complete=found.parts is not None,
-        engine=f"{engine.name} ({engine.version}, {engine.device}, {engine.precision}{batch})",
+        engine=name_engine(plan),
     )

@@ -5,7 +5,7 @@ A set is cut into parts of `part_images` images in the set's order. A part is th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -56,8 +56,8 @@ class Plan:
     channels: int
     format: str
     part_images: int
-    soft_labels: bool
-    """Whether the bundle's teacher scores every image."""
+    teacher: str
+    """SHA-256 of the bundle's teacher, which scores every image; empty without soft labels."""
     encoder: str
     """The library that turns pixels into bytes, with its version; another one may give other bytes."""
     engine: EngineInfo
@@ -73,6 +73,11 @@ class Plan:
         return -(-self.images // self.part_images)
 
     @property
+    def soft_labels(self) -> bool:
+        """Whether logits are written beside the images."""
+        return bool(self.teacher)
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of one image's pixels."""
         return self.height * self.width * self.channels
@@ -80,6 +85,10 @@ class Plan:
     def span(self, part: int) -> tuple[int, int]:
         """Return the positions start, stop of a part in the set's order."""
         return part * self.part_images, min((part + 1) * self.part_images, self.images)
+
+    def images_of(self, parts: Iterable[int]) -> int:
+        """Count the images of some parts."""
+        return sum(stop - start for start, stop in map(self.span, parts))
 
     def samples(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """List labels int64 [N] and indices int64 [N] of the positions start..stop-1, the set's `start` added."""
@@ -111,8 +120,19 @@ class Plan:
         for name in ("height", "width", "channels", "part_images"):
             if not 1 <= getattr(plan, name) <= 2**40:
                 raise _malformed(f"plan.{name}", getattr(plan, name))
-        if plan.format not in FORMATS or plan.parts > MAX_PARTS or not 0 <= plan.seed < 2**64 or plan.start < 0:
+        if (
+            plan.format not in FORMATS
+            or plan.parts > MAX_PARTS
+            or not 0 <= plan.seed < 2**64
+            or not 0 <= plan.start <= 2**32 - max(counts)
+        ):
             raise _malformed("plan", f"{plan.format}, {plan.parts} parts, seed {plan.seed}, start {plan.start}")
+        if plan.format == "imagefolder":
+            try:
+                check_folder_names(plan.classes, plan.counts)
+            except BadValueError:
+                # Files of a set are named by its classes, and --overwrite removes them.
+                raise _malformed("plan.classes", plan.classes) from None
         return plan
 
     def difference(self, other: "Plan", ignore: Sequence[str] = ()) -> str | None:
@@ -185,9 +205,10 @@ def choose_part_images(
     elif format in SINGLE_FILE_FORMATS:
         size = images
     else:
-        smallest, share = (64, 64) if format == "imagefolder" else (10_000, 256)
+        smallest, share = (256, 64) if format == "imagefolder" else (10_000, 256)
         ceiling = max(64, 2**28 // math.prod(image_hwc))
         size = min(max(smallest, -(-images // share)), 65_536 if format == "imagefolder" else 2**20, ceiling)
+        size = max(size, -(-images // MAX_PARTS))
         if batch is not None:
             size = -(-size // batch) * batch
     if -(-images // size) > MAX_PARTS:

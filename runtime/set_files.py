@@ -15,7 +15,7 @@ from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import STATE, Store
 from dim.runtime.writers import part_format
-from dim.runtime.writers_part import PartRecord
+from dim.runtime.writers_part import PartRecord, numbered
 
 DATASET = "dataset.json"
 FORMAT_VERSION = 1
@@ -94,26 +94,34 @@ def own_names(plan: Plan) -> set[str]:
     formats = part_format(plan.format)
     names = {DATASET, STATE, "README.md", "croissant.json"}
     names |= {folder.partition("/")[0] for folder in formats.folders(plan)}
-    if plan.format != "imagefolder":
-        for part in range(plan.parts):
+    for part in range(plan.parts):
+        if plan.format == "imagefolder":
+            names |= {numbered("logits", plan, part, ".npy")} if plan.soft_labels else set()
+        else:
             names |= {path.partition("/")[0] for path in formats.files(plan, part)}
     return names | ({"classes.json"} if plan.format in WITH_CLASS_NAMES else set())
 
 
-def refuse_foreign(store: Store, plan: Plan, overwrite: bool) -> None:
-    """Check that a new set would stand alone.
+def refuse_foreign(store: Store) -> None:
+    """Check that a place without a set of ours is empty.
 
     Raises:
-        OutputError: the place holds files that no set of ours lists; with `overwrite`, only where they would mix with
-            the set's own.
+        OutputError: it is not.
     """
-    foreign = [name for name in store.list() if name != STATE]
-    if foreign and not overwrite:
+    if foreign := [name for name in store.list() if name != STATE]:
         raise OutputError(
             f"{store} already holds '{foreign[0]}' and no set of ours: choose an empty folder, "
             "or use --overwrite to write beside what is there."
         )
-    if clashing := sorted(own_names(plan).intersection(foreign)):
+
+
+def refuse_clashes(store: Store, plan: Plan) -> None:
+    """Check that a new set would not mix with what is in its place.
+
+    Raises:
+        OutputError: a file or folder has a name that the set needs.
+    """
+    if clashing := sorted(own_names(plan).intersection(store.list()) - {STATE}):
         raise OutputError(
             f"{store} holds '{clashing[0]}', which the new set needs and no earlier set lists: move it away first."
         )

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,17 @@ from dim.runtime.atomic import sync_folder
 from dim.runtime.errors import OutputError
 
 STATE = ".dim"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """What a file system has left."""
+
+    bytes: int
+    files: int
+    """File entries."""
+    block: int
+    """The unit, in bytes, in which files take space."""
 
 
 class Store(Protocol):
@@ -81,8 +93,8 @@ class Store(Protocol):
     def refuse_links(self, folders: Sequence[str]) -> None:
         """Raise OutputError if one of the folders is a link, which would lead out of the set."""
 
-    def free_bytes(self) -> tuple[int, int] | None:
-        """Return free bytes and free file entries, or None where nobody knows."""
+    def free(self) -> "Free | None":
+        """Say what is free, or None where nobody knows."""
 
     def close(self) -> None:
         """Remove what belongs to this process only."""
@@ -233,13 +245,14 @@ class LocalStore:
     def clear_state(self) -> None:
         shutil.rmtree(self.root / STATE, ignore_errors=True)
 
-    def free_bytes(self) -> tuple[int, int] | None:
-        place = self.root
+    def free(self) -> "Free | None":
+        place = self.root.absolute()
         while not place.exists():
             place = place.parent
         stat = os.statvfs(place)
         # Some file systems make file entries as they need them and report none at all.
-        return stat.f_bavail * stat.f_frsize, stat.f_favail if stat.f_files else 2**62
+        files = stat.f_favail if stat.f_files else 2**62
+        return Free(bytes=stat.f_bavail * stat.f_frsize, files=files, block=stat.f_frsize)
 
     def close(self) -> None:
         shutil.rmtree(self.root / STATE / "work" / self._own, ignore_errors=True)

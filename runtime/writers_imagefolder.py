@@ -5,10 +5,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dim.runtime.atomic import sync_folder
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import LocalStore, Store, write_file
-from dim.runtime.writers_part import LIST_STEP, Batch, FileEntry, PartRecord, altered, record_of
+from dim.runtime.writers_npz import npy_header
+from dim.runtime.writers_part import (
+    LIST_STEP,
+    Batch,
+    FileEntry,
+    HashedFile,
+    PartRecord,
+    altered,
+    numbered,
+    record_of,
+)
 from dim.runtime.writers_png import encode_png, encoder_version
 
 # An image, the bytes written for it, and its temporary path where it still has one.
@@ -30,6 +39,8 @@ class ImageFolder:
             labels, indices = plan.samples(start, min(start + LIST_STEP, stop))
             for label, index in zip(labels.tolist(), indices.tolist(), strict=True):
                 yield f"{plan.classes[label]}/{index:08d}.png"
+        if plan.soft_labels:
+            yield numbered("logits", plan, part, ".npy")
 
     def folders(self, plan: Plan) -> list[str]:
         return [name for name, count in zip(plan.classes, plan.counts, strict=True) if count]
@@ -43,15 +54,20 @@ class ImageFolderPart:
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._plan, self._store, self._part = plan, store, part
         self._made: Made = []
+        self._logits: HashedFile | None = None
+        if plan.soft_labels:
+            start, stop = plan.span(part)
+            self._logits = HashedFile(store.scratch(f"logits-{part}.npy"))
+            self._logits.append(npy_header("<f2", (stop - start, len(plan.classes))))
 
-    def encode(self, batch: Batch) -> Made:
+    def encode(self, batch: Batch) -> tuple[Made, bytes]:
         made: Made = []
         files = encode_png(batch.images)
         for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
             path = f"{self._plan.classes[label]}/{index:08d}.png"
             entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
             made.append((entry, *self._write(path, data, f"{label}-{index}.png")))
-        return made
+        return made, b"" if batch.scores is None else batch.scores.astype("<f2").tobytes()
 
     def _write(self, path: str, data: bytes, scratch: str) -> tuple[int, Path | None]:
         """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
@@ -66,9 +82,12 @@ class ImageFolderPart:
         write_file(temporary, data)
         return len(data), temporary
 
-    def write(self, encoded: Made) -> int:
-        self._made.extend(encoded)
-        return sum(written for _, written, _ in encoded)
+    def write(self, encoded: tuple[Made, bytes]) -> int:
+        made, logits = encoded
+        self._made.extend(made)
+        if self._logits is not None:
+            self._logits.append(logits)
+        return sum(written for _, written, _ in made) + len(logits)
 
     def finish(self) -> PartRecord:
         if isinstance(self._store, LocalStore):
@@ -76,9 +95,12 @@ class ImageFolderPart:
             for entry, _, temporary in self._made:
                 if temporary is not None:
                     os.rename(temporary, self._store.path(entry.path))
-            for folder in {entry.path.partition("/")[0] for entry, _, _ in self._made}:
-                sync_folder(self._store.path(folder))
-        return record_of(self._part, len(self._made), [entry for entry, _, _ in self._made], listed=False)
+            self._store.flush()
+        entries = [entry for entry, _, _ in self._made]
+        if self._logits is not None:
+            entries.append(self._logits.publish(self._store, numbered("logits", self._plan, self._part, ".npy")))
+        return record_of(self._part, len(self._made), entries, listed=False)
 
     def abort(self) -> None:
-        self._made.clear()
+        if self._logits is not None:
+            self._logits.close()

@@ -19,6 +19,7 @@ from dim.runtime.generate import generate
 from dim.runtime.sampling import index_major_order
 
 COUNTS = (70, 40, 5)
+MANY = (350, 200, 40)
 FORMATS = ("imagefolder", "npz", "npy")
 
 
@@ -120,10 +121,10 @@ def test_the_same_call_again_touches_nothing(bundle: Bundle, tmp_path: Path, for
 def test_shards_share_a_folder_and_end_in_the_same_bytes(
     bundle: Bundle, tmp_path: Path, format: str, shards: int
 ) -> None:
-    sizes: dict[str, Any] = {} if format == "imagefolder" else {"shard_images": 20}
-    generate(bundle, tmp_path / "one", counts=COUNTS, format=format, **sizes)
+    sizes: dict[str, Any] = {} if format == "imagefolder" else {"shard_images": 90}
+    generate(bundle, tmp_path / "one", counts=MANY, format=format, **sizes)
     done = [
-        generate(bundle, tmp_path / "many", counts=COUNTS, format=format, shard=(i, shards), **sizes).complete
+        generate(bundle, tmp_path / "many", counts=MANY, format=format, shard=(i, shards), **sizes).complete
         for i in reversed(range(shards))
     ]
     assert done == [False] * (shards - 1) + [True]
@@ -248,28 +249,28 @@ def test_a_second_writer_of_a_shard_is_refused(bundle: Bundle, tmp_path: Path) -
     import fcntl
 
     out = tmp_path / "set"
-    generate(bundle, out, counts=COUNTS, shard=(0, 2))
+    generate(bundle, out, counts=MANY, shard=(0, 2))
     held = os.open(out / ".dim" / "locks" / "shard-1-of-2", os.O_CREAT | os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(OutputError) as caught:
-        generate(bundle, out, counts=COUNTS, shard=(1, 2))
+        generate(bundle, out, counts=MANY, shard=(1, 2))
     assert str(caught.value) == (f"Shard 1/2 of {out} is being written by another process: wait for it, or stop it.")
     os.close(held)
-    assert generate(bundle, out, counts=COUNTS, shard=(1, 2)).complete
+    assert generate(bundle, out, counts=MANY, shard=(1, 2)).complete
 
 
 def test_the_engine_of_the_plan_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
     with Bundle(tiny_bundle, engine="fake") as fake:
-        generate(fake, tmp_path / "set", counts=COUNTS, shard=(0, 2))
+        generate(fake, tmp_path / "set", counts=MANY, shard=(0, 2))
     with Bundle(tiny_bundle, engine="onnxruntime-cpu") as other:
         with pytest.raises(OutputError, match="engine name fake instead of onnxruntime-cpu"):
-            generate(other, tmp_path / "set", counts=COUNTS, shard=(1, 2))
+            generate(other, tmp_path / "set", counts=MANY, shard=(1, 2))
     said: list[str] = []
     with Bundle(tiny_bundle) as automatic:
-        summary = generate(automatic, tmp_path / "set", counts=COUNTS, shard=(1, 2), say=said.append)
+        summary = generate(automatic, tmp_path / "set", counts=MANY, shard=(1, 2), say=said.append)
     assert summary.complete and summary.engine == "fake (fake 1, cpu, fp32)"
     with Bundle(tiny_bundle, engine="fake") as fake:
-        generate(fake, tmp_path / "one", counts=COUNTS)
+        generate(fake, tmp_path / "one", counts=MANY)
     assert tree(tmp_path / "one") == tree(tmp_path / "set")
 
 
@@ -277,11 +278,11 @@ def test_another_version_of_the_engine_is_refused(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "set"
-    generate(bundle, out, counts=COUNTS, shard=(0, 2))
+    generate(bundle, out, counts=MANY, shard=(0, 2))
     with monkeypatch.context() as patch:
         patch.setattr(FakeEngine, "version", "fake 2")
         with pytest.raises(OutputError) as caught:
-            generate(bundle, out, counts=COUNTS, shard=(1, 2))
+            generate(bundle, out, counts=MANY, shard=(1, 2))
     assert str(caught.value) == (
         f"The set in {out} was begun with engine version fake 1 instead of fake 2, and the rest would not be the same "
         "bytes: go on with that, or use --overwrite to start anew."

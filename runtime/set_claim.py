@@ -1,0 +1,144 @@
+"""Finding, beginning, resuming and replacing the set in a place."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from dim.runtime.bundle import Bundle
+from dim.runtime.engine import Engine, open_engine
+from dim.runtime.errors import OutputError
+from dim.runtime.plan import Plan
+from dim.runtime.set_files import (
+    DATASET,
+    SetFile,
+    begin_set,
+    read_set,
+    refuse_clashes,
+    refuse_foreign,
+    remove_set,
+    reopen,
+)
+from dim.runtime.set_request import Wish, differs, engine_info
+from dim.runtime.set_store import LocalStore, Store, explain
+from dim.version import __version__
+
+
+@contextlib.contextmanager
+def opened_store(out: str | Path) -> Iterator[Store]:
+    """Open the place of a set and turn the operating system's errors there into sentences."""
+    store: Store = LocalStore(Path(out))
+    try:
+        yield store
+    except OSError as error:
+        raise explain(error, str(store)) from error
+    finally:
+        store.close()
+
+
+def find_set(store: Store, wish: Wish, overwrite: bool) -> SetFile | None:
+    """Return the set that is there if it is the one asked for, or None where a new one may begin.
+
+    Raises:
+        OutputError: another set, or foreign files, and no `overwrite`.
+    """
+    try:
+        found = read_set(store)
+    except OutputError:
+        if not overwrite:
+            raise
+        return None
+    if found is None:
+        if not overwrite:
+            refuse_foreign(store)
+        return None
+    difference = differs(found, wish)
+    if difference is None:
+        return found
+    if not overwrite:
+        raise OutputError(
+            f"{store} holds another set ({difference}): choose another folder, or use --overwrite to replace that set."
+        )
+    return None
+
+
+@contextlib.contextmanager
+def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]) -> Iterator[Engine]:
+    """Open the engine of a plan that was begun, else the bundle's own."""
+    if found is None:
+        yield bundle.engine
+        return
+    wanted, options = found.plan.engine, bundle._options
+    chosen = bundle._engine
+    if chosen is not None and engine_info(chosen) == wanted:
+        yield chosen
+        return
+    engine = open_engine(
+        bundle,
+        engine=wanted.name,
+        device=wanted.device,
+        precision=wanted.precision,
+        trust=options["trust"],
+        threads=options["threads"],
+        say=say,
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def check_engine(store: Store, wish: Wish, found: SetFile, engine: Engine) -> None:
+    """Check that an engine would go on with the same bytes.
+
+    Raises:
+        OutputError: the set was begun with another engine, version, batch or encoder.
+    """
+    now = replace(found.plan, engine=engine_info(engine), encoder=wish.plan.encoder)
+    if (difference := found.plan.difference(now)) is not None:
+        raise OutputError(
+            f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
+            "go on with that, or use --overwrite to start anew."
+        )
+
+
+def claim_set(store: Store, wish: Wish, found: SetFile | None, plan: Plan, overwrite: bool) -> SetFile:
+    """Return the set to work on: the one found, or a new one, written down unless another worker was faster.
+
+    Args:
+        store: the place.
+        wish: what was asked for.
+        found: the set that is there, or None.
+        plan: the plan to begin with, its engine and cut filled in.
+        overwrite: whether to replace another set.
+    """
+    store.begin_state()
+    if found is None:
+        with store.lock("begin"):
+            # Between the first look and the lock another worker may have begun this very set.
+            if (found := find_set(store, wish, overwrite)) is None:
+                if overwrite:
+                    _remove_old(store, plan)
+                found = begin_set(store, plan, f"dim {__version__}")
+    return reopen(store, found) if found.parts is not None else found
+
+
+def old_bytes(store: Store) -> int:
+    """Count the bytes that replacing the set in a place sets free."""
+    try:
+        old = read_set(store)
+    except OutputError:
+        return 0
+    return sum(record.bytes for record in old.parts or ()) if old is not None else 0
+
+
+def _remove_old(store: Store, plan: Plan) -> None:
+    """Remove the set that is to be replaced, and check that what stays does not mix with the new one."""
+    try:
+        old = read_set(store)
+    except OutputError:
+        old = None
+        store.remove(DATASET)
+    if old is not None:
+        remove_set(store, old)
+    refuse_clashes(store, plan)
