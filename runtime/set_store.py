@@ -48,8 +48,8 @@ class Store(Protocol):
     def digest(self, name: str) -> str | None:
         """Return the SHA-256 of an object, read in pieces, or None where there is none."""
 
-    def put(self, name: str, data: bytes) -> None:
-        """Write an object whole, replacing one of that name."""
+    def put(self, name: str, data: bytes, durable: bool = False) -> None:
+        """Write an object whole, replacing one of that name; `durable` waits for the disk."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object whole unless it exists; return whether it was written."""
@@ -135,11 +135,12 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, durable: bool = False) -> None:
         temporary = self.scratch(name.replace("/", "-") + ".new")
-        write_file(temporary, data, durable=True)
+        write_file(temporary, data, durable)
         os.rename(temporary, self.path(name))
-        sync_folder(self.path(name).parent)
+        if durable:
+            sync_folder(self.path(name).parent)
 
     def create(self, name: str, data: bytes) -> bool:
         if self.path(name).exists():
@@ -157,14 +158,13 @@ class LocalStore:
             os.rename(temporary, self.path(name))
         else:
             os.unlink(temporary)
-        sync_folder(self.path(name).parent)
         return True
 
     def publish(self, made: Path, name: str) -> None:
         with open(made, "rb") as file:
             os.fsync(file.fileno())
+        # Should the new name be lost in a power cut, the next run misses the file and makes it again.
         os.rename(made, self.path(name))
-        sync_folder(self.path(name).parent)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -95,7 +95,6 @@ class ImageFolderPart:
             for entry, _, temporary in self._made:
                 if temporary is not None:
                     os.rename(temporary, self._store.path(entry.path))
-            self._store.flush()
         entries = [entry for entry, _, _ in self._made]
         if self._logits is not None:
             entries.append(self._logits.publish(self._store, numbered("logits", self._plan, self._part, ".npy")))
