@@ -96,8 +96,8 @@ def finish(path: Path, record: Mapping[str, Any]) -> Manifest:
         row = failed[0]
         allowed = f", {row.allowed} is allowed" if row.allowed else ""
         raise ParityError(
-            f"The new bundle fails its verification, so it was not published: {row.subject}, {row.check}: {row.found}"
-            f"{allowed}."
+            f"The new bundle fails its verification, so it was not published: {row.subject}, {row.check}: "
+            f"{row.found.rstrip('.')}{allowed}."
         )
     return manifest
 

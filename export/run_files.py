@@ -195,7 +195,7 @@ def _read_latents(path: Path, config: Mapping[str, Any]) -> NDArray[np.float32] 
     if file.stat().st_size > MAX_LATENTS_BYTES:
         raise RunError(f"{file} has {file.stat().st_size:,} bytes; at most {MAX_LATENTS_BYTES:,} are read.")
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             latents: NDArray[Any] = archive["latents"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{file} cannot be read: {error}.") from None

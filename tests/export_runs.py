@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from dim.checkpoint import write_tensors
 from dim.classifiers import build_classifier
+from dim.export import export_run
 from dim.export.to_onnx import generator_to_onnx
 from dim.generator import build_generator
 
@@ -105,3 +108,31 @@ def make_run(path: Path, *, seed: int = 0, pool: tuple[str, ...] = (), **changes
     if pool:
         write_classifiers(path, "pool", config, pool)
     return path
+
+
+_exported: dict[str, bytes] = {}
+
+
+def export_each_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights give the same file (tested elsewhere), so torch's slow exporter runs once per network."""
+    original = export_run.generator_to_onnx
+
+    def export(network: nn.Module) -> bytes:
+        state = {name: tensor.numpy().tobytes() for name, tensor in network.state_dict().items()}
+        key = hashlib.sha256(repr((repr(network), sorted(state.items()))).encode()).hexdigest()
+        if key not in _exported:
+            _exported[key] = original(network)
+        return _exported[key]
+
+    monkeypatch.setattr(export_run, "generator_to_onnx", export)
+
+
+def accept_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained classifiers change their minds about one pair in thirty; and 5,000 pairs take seconds."""
+    monkeypatch.setattr("dim.export.acceptance.MIN_SAME_CLASS", 0.5)
+    monkeypatch.setattr(export_run, "NUM_PAIRS", 64)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

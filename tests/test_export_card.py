@@ -1,0 +1,107 @@
+"""The model card: the command that reproduces a run, accuracy rows, and names that try to be markup."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from export_runs import generator_config, run_config
+from tiny_bundle import build_tiny_bundle
+
+from dim.config import to_dict
+from dim.export.card import model_card, record_accuracy, reproducing_command
+from dim.presets import preset
+from dim.runtime.bundle_files import load_manifest
+
+ROW: dict[str, Any] = {
+    "subject": "bundle | mine",
+    "mode": "stream",
+    "ipc": 10,
+    "arch": "convnet3",
+    "width": None,
+    "labels": "hard",
+    "recipe": "default",
+    "epochs": 1000,
+    "accuracy_mean": 98.125,
+    "accuracy_std": 0.25,
+    "seeds": [0, 1, 2],
+    "steps": 2000,
+    "distinct_images": 100000,
+    "protocol": "test split once",
+}
+
+
+def config_of(name: str, overrides: dict[str, Any], **data: Any) -> dict[str, Any]:
+    """A run's configuration as `dim distill` writes it."""
+    shape: Any = SimpleNamespace(name=name, classes=("a", "b", "c", "d"), class_counts=(10, 11, 12, 13), height=28)
+    values = to_dict(preset("small", data=shape, overrides=overrides))
+    generator = values["generator"] | {"num_classes": 4, "image_px": 28, "channels": 1}
+    record = run_config(generator)["data"] | {"name": name} | data
+    return values | {"format_version": 1, "generator": generator, "data": record}
+
+
+def test_a_preset_needs_no_settings() -> None:
+    assert reproducing_command(config_of("mnist", {})) == "dim distill --data mnist --preset small --out runs/mnist"
+
+
+def test_settings_seed_and_shape_are_spelled_out() -> None:
+    command = reproducing_command(
+        config_of("my set", {"seed": 7, "stage1.steps": 9, "pool.architectures": ("mlp", "vgg11")})
+    )
+    assert command is not None
+    assert shlex.split(command) == [
+        *("dim", "distill", "--data", "my set", "--preset", "small", "--size", "28", "--channels", "1", "--seed", "7"),
+        *("--set", "stage1.steps=9", "--set", 'pool.architectures=["mlp", "vgg11"]', "--out", "runs/my set"),
+    ]
+
+
+def test_how_often_a_run_reported_is_left_out() -> None:
+    assert reproducing_command(config_of("mnist", {"log_steps": 3})) == reproducing_command(config_of("mnist", {}))
+
+
+def test_an_unknown_preset_has_no_command() -> None:
+    assert reproducing_command(run_config(generator_config(), preset="lost")) is None
+
+
+def test_accuracy_rows_go_into_manifest_and_card(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    assert "Not measured yet:" in model_card(load_manifest(bundle))
+    before = load_manifest(bundle)
+    after = record_accuracy(bundle, [ROW])
+    assert after.accuracy == (ROW,)
+    assert after.content_id == before.content_id
+    card = (bundle / "README.md").read_text()
+    assert "| bundle \\| mine | stream | 10 | convnet3 | hard | 98.12 ± 0.25 | 3 | 2,000 | 100,000 |" in card
+    assert "Protocol: test split once." in card
+    assert "default, 1000 epochs" in card
+
+
+def test_rows_may_lack_fields(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    record_accuracy(bundle, [{"accuracy_mean": 5, "width": 64, "arch": "vgg11"}])
+    assert "| ? | ? | all | vgg11 (width 64) | hard | 5.00 | 0 | ? | ? |" in (bundle / "README.md").read_text()
+
+
+def test_names_cannot_be_markup(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", classes=("<script>", "a|b", "[x](y)", "*b*"))
+    card = model_card(load_manifest(bundle))
+    assert "\\<script\\> (10), a\\|b (20), \\[x\\](y) (30), \\*b\\* (40)" in card
+
+
+def test_many_classes_are_cut_short(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", classes=[f"class {i}" for i in range(100)])
+    card = model_card(load_manifest(bundle))
+    assert "class 19 (200), and 80 more." in card
+    assert "class 20 " not in card
+
+
+def test_every_file_is_listed_with_its_hash(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", precisions=("fp32", "fp16"))
+    manifest = load_manifest(bundle)
+    card = model_card(manifest)
+    for name, record in manifest.files.items():
+        listed = f"| `{name}` | {record.size_bytes:,} | `{record.sha256}` |" in card
+        assert listed == (name != "README.md")
+    assert manifest.content_id in card
