@@ -98,7 +98,7 @@ class ClassBatchNorm(nn.Module):
 
 
 @torch.no_grad()
-def refresh_statistics(network: nn.Module, batches: "list[tuple[Tensor, ...]]") -> None:
+def refresh_statistics(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
     """Replace the running statistics by averages over `batches` ("standing statistics", BigGAN, arXiv 1809.11096).
 
     A moving average of weights has no batch statistics of its own: these must be measured.

@@ -182,6 +182,26 @@ class MatchingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeploymentConfig:
+    """The last choices, made by the kept pool on training images; see `dim.deployment`."""
+
+    latent_stds: tuple[float, ...] = ()
+    """Spreads of the latents to choose from (GaFi, arXiv 2305.10118, widens them); empty deploys the trained one."""
+    fixed_latents: int = 0
+    """Latents per class chosen for fixed sets; 0 writes none."""
+    candidates: int = 500
+    """Latents per class to choose from."""
+
+    def __post_init__(self) -> None:
+        if any(not 0.1 <= std <= 10 for std in self.latent_stds):
+            raise BadValueError(
+                f"DeploymentConfig.latent_stds is {self.latent_stds}; each must lie between 0.1 and 10."
+            )
+        _between(self, "candidates", 1, 100_000)
+        _between(self, "fixed_latents", 0, self.candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Everything that decides what a distillation produces, beside the data."""
 
@@ -207,6 +227,8 @@ class DistillConfig:
     """Matching."""
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     """The matching loss of stage 2."""
+    deployment: DeploymentConfig = field(default_factory=DeploymentConfig)
+    """What is chosen at the end."""
     checkpoint_steps: int = 500
     """Steps between checkpoints; an interruption loses at most this many."""
     grid_steps: int = 500
@@ -220,6 +242,12 @@ class DistillConfig:
         _one_of(self, "autocast", ("auto", "bf16", "off"))
         for name in ("checkpoint_steps", "grid_steps", "log_steps"):
             _between(self, name, 1, 10_000_000)
+        if (self.deployment.latent_stds or self.deployment.fixed_latents) and (
+            self.pool.kind != "kept" or self.matching.loss == "none"
+        ):
+            raise BadValueError(
+                "DistillConfig.deployment needs the kept pool: set pool.kind to 'kept', and a matching loss."
+            )
         paper = self.stage1.adversarial.loss == "wgan-gp-ac"
         if paper != (self.discriminator.kind == "paper"):
             raise BadValueError("The loss 'wgan-gp-ac' and the discriminator 'paper' belong together.")
@@ -238,6 +266,7 @@ _NESTED: Mapping[str, type] = {
     "adversarial": AdversarialConfig,
     "pool": PoolConfig,
     "matching": MatchingConfig,
+    "deployment": DeploymentConfig,
 }
 
 

@@ -100,9 +100,7 @@ class _Block(nn.Module):
         return output
 
 
-def build_discriminator(
-    config: DiscriminatorConfig, *, num_classes: int, image_px: int, channels: int
-) -> nn.Module:
+def build_discriminator(config: DiscriminatorConfig, *, num_classes: int, image_px: int, channels: int) -> nn.Module:
     """The discriminator of a configuration.
 
     Returns:

@@ -16,15 +16,16 @@ from torch import nn
 from dim.checkpoint import CheckpointFolder, write_json, write_tensors
 from dim.config import DistillConfig, to_dict
 from dim.data import ImageSet
+from dim.deployment import choose_deployment
 from dim.device_data import DeviceData
 from dim.distributed import World, process_group
 from dim.game import Game
+from dim.pool import KeptPool
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.session import Progress, Session
 from dim.stage1 import train_gan
-from dim.stage2 import match
+from dim.stage2 import build_pool, match
 from dim.version import __version__
-
 
 INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a run's record that do not change what it produces, so that a resumed run may change them."""
@@ -54,7 +55,9 @@ def choose_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise DeviceError("torch sees no CUDA GPU here: use --device cpu, or install a CUDA build of torch and a driver.")
+        raise DeviceError(
+            "torch sees no CUDA GPU here: use --device cpu, or install a CUDA build of torch and a driver."
+        )
     return torch.device("cuda", 0)
 
 
@@ -138,8 +141,12 @@ def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
             return False
         if session.world.is_main:
             _write_generator(run_dir / "generator-stage1.safetensors", game.deployed_generator())
-    if session.config.stage2.steps and not match(session, data_record):
-        return False
+    if session.config.stage2.steps:
+        pool = build_pool(session, data_record)
+        if not match(session, pool):
+            return False
+        if isinstance(pool, KeptPool) and session.world.is_main:
+            choose_deployment(session, pool)
     if session.world.is_main:
         _write_generator(run_dir / "generator.safetensors", game.deployed_generator())
         session.say(f"Finished: {run_dir}. Next:  dim export {run_dir}")

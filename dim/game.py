@@ -114,9 +114,7 @@ class Game:
             generator=generator,
         )
 
-    def augmented(
-        self, images_NCHW: Tensor, policy: str, generator: torch.Generator, *, fill: float = -1.0
-    ) -> Tensor:
+    def augmented(self, images_NCHW: Tensor, policy: str, generator: torch.Generator, *, fill: float = -1.0) -> Tensor:
         """`augment` with draws made for the whole batch of all processes and cut to this one's share."""
         if self.world.size == 1:
             return augment(images_NCHW, policy, generator, fill=fill)
@@ -223,7 +221,9 @@ class Game:
         for _ in range(batches):
             labels = self.data.draw_labels(batch_size, 1, generator)
             size = (batch_size, self.config.generator.latent_dim)
-            arguments.append((torch.randn(size, device=self.device, generator=generator) * self.config.latent_std, labels))
+            arguments.append(
+                (torch.randn(size, device=self.device, generator=generator) * self.config.latent_std, labels)
+            )
         refresh_statistics(network, arguments)
         return network
 

@@ -83,9 +83,7 @@ def _optimiser(member: PoolMember, config: PoolConfig) -> torch.optim.SGD:
     return torch.optim.SGD(member.parameters(), lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
 
-def _train_step(
-    session: Session, member: PoolMember, optimiser: torch.optim.SGD, *seed: int | str
-) -> Tensor:
+def _train_step(session: Session, member: PoolMember, optimiser: torch.optim.SGD, *seed: int | str) -> Tensor:
     """One SGD step on real images; every process makes the same one."""
     config, game = session.config.pool, session.game
     generator = step_generator(game.device, session.config.seed, *seed)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from dim.config import (
     AdversarialConfig,
+    DeploymentConfig,
     DiscriminatorConfig,
     DistillConfig,
     GeneratorConfig,
@@ -43,6 +44,7 @@ def _tiny(data: DataShape) -> DistillConfig:
         pool=PoolConfig(architectures=("convnet3", "resnet10"), width=16, ages=(50, 200), augment="crop=0.125"),
         stage2=StageConfig(steps=300, batch_size=64, adversarial=replace(game, final_lr_fraction=0.1)),
         matching=MatchingConfig(augment="crop=0.125"),
+        deployment=DeploymentConfig(latent_stds=(1.0, 1.15, 1.3), fixed_latents=50, candidates=300),
         grid_steps=300,
         checkpoint_steps=300,
     )
@@ -56,11 +58,12 @@ def _small(data: DataShape) -> DistillConfig:
         preset="small",
         generator=GeneratorConfig(latent_dim=64, width=32, max_width=128),
         discriminator=DiscriminatorConfig(width=16, max_width=128),
-        stage1=StageConfig(steps=4000, batch_size=128, adversarial=game),
-        pool=PoolConfig(width=16, ages=(50, 200, 800), augment="crop=0.07"),
+        stage1=StageConfig(steps=3000, batch_size=128, adversarial=game),
+        pool=PoolConfig(width=16, ages=(50, 200, 500), augment="crop=0.07"),
         matching=MatchingConfig(augment="crop=0.07"),
+        deployment=DeploymentConfig(latent_stds=(1.0, 1.1, 1.2, 1.3, 1.4), fixed_latents=100, candidates=1000),
         stage2=StageConfig(
-            steps=1000,
+            steps=600,
             batch_size=128,
             adversarial=replace(game, final_lr_fraction=0.05),
         ),

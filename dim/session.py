@@ -1,4 +1,4 @@
-"""What both stages share: the loop around a step, with logging, grids, checkpoints, a time limit and divergence checks."""
+"""What both stages share: the loop around a step, with logs, grids, checkpoints, a time limit, divergence checks."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ class Session:
                 speed = (done - last_step) * config.batch_size / max(now - last_time, 1e-9)
                 last_time, last_step = now, done
                 self._write_metrics(stage, done, losses)
-                self.progress(
-                    Progress(stage=stage, step=done, steps=config.steps, images_per_s=speed, losses=losses)
-                )
+                self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=speed, losses=losses))
             else:
                 self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=0.0, losses={}))
             if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
@@ -129,7 +127,11 @@ class Session:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds."""
         game, tensors = self.game, dict(self.extra)
-        for prefix, network in (("generator", game.generator), ("discriminator", game.discriminator), ("ema", game.ema)):
+        for prefix, network in (
+            ("generator", game.generator),
+            ("discriminator", game.discriminator),
+            ("ema", game.ema),
+        ):
             tensors |= {f"{prefix}.{k}": v for k, v in network.state_dict().items()}
         tensors |= optimiser_tensors("generator_optimiser", game.generator_optimiser)
         tensors |= optimiser_tensors("discriminator_optimiser", game.discriminator_optimiser)
@@ -138,10 +140,12 @@ class Session:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the networks and optimisers back to a checkpoint, and cut the metrics that came after it."""
         game, tensors = self.game, checkpoint.tensors
-        for prefix, network in (("generator", game.generator), ("discriminator", game.discriminator), ("ema", game.ema)):
-            network.load_state_dict(
-                {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
-            )
+        for prefix, network in (
+            ("generator", game.generator),
+            ("discriminator", game.discriminator),
+            ("ema", game.ema),
+        ):
+            network.load_state_dict({k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")})
         load_optimiser("generator_optimiser", game.generator_optimiser, tensors)
         load_optimiser("discriminator_optimiser", game.discriminator_optimiser, tensors)
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}

@@ -16,21 +16,31 @@ from dim.pool import FreshPool, KeptPool, PoolMember, prepare_pool
 from dim.session import Session
 
 
-def match(session: Session, data_record: Mapping[str, Any]) -> bool:
-    """Match for the stage's steps; returns False if the time limit stopped it.
+def build_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | FreshPool | None:
+    """The pool that the configuration asks for, or None where nothing is matched.
 
     Args:
         session: after stage 1.
         data_record: the run's record of its data.
+    """
+    if session.config.matching.loss == "none":
+        return None
+    fresh = session.config.pool.kind == "fresh"
+    return FreshPool(session, data_record) if fresh else prepare_pool(session, data_record)
+
+
+def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
+    """Match for the stage's steps; returns False if the time limit stopped it.
+
+    Args:
+        session: after stage 1.
+        pool: of `build_pool`.
     """
     game, config = session.game, session.config
     stage, matching = config.stage2, config.matching
     group_size = config.discriminator.group_size
     if matching.loss == "distribution":
         group_size = group_size_for(stage.batch_size // session.world.size, matching.classes_per_step, group_size)
-    pool: KeptPool | FreshPool | None = None
-    if matching.loss != "none":
-        pool = FreshPool(session, data_record) if config.pool.kind == "fresh" else prepare_pool(session, data_record)
     game.start_stage(stage.adversarial)
 
     def step(index: int) -> Mapping[str, Tensor]:
@@ -81,4 +91,3 @@ def _distance(
     if matching.feature_weight:
         distance = distance + matching.feature_weight * energy_distance(real_features, fake_features, group_size)
     return distance
-

@@ -36,9 +36,21 @@ QUICK = {
     "pool.width": 8,
     "pool.ages": (2, 4),
     "pool.batch_size": 16,
+    "deployment.latent_stds": (1.0, 1.2),
+    "deployment.fixed_latents": 3,
+    "deployment.candidates": 6,
     "checkpoint_steps": 2,
     "grid_steps": 100,
     "log_steps": 2,
+}
+
+
+FRESH = {
+    "deployment.latent_stds": (),
+    "deployment.fixed_latents": 0,
+    "pool.kind": "fresh",
+    "pool.steps_between": 2,
+    "pool.epoch_steps": 4,
 }
 
 
@@ -69,6 +81,8 @@ def test_a_run_leaves_everything_that_export_and_people_need(undisturbed: Path) 
         "generator-stage1.safetensors",
         "pool.safetensors",
         "pool.json",
+        "latents.npz",
+        "deployment.json",
         "metrics.jsonl",
         "curves.png",
         "grids",
@@ -100,7 +114,7 @@ class Stop(Exception):
 def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step: int, tmp_path: Path) -> None:
     if (kind, stage) == ("fresh", "pool"):
         stage, step = "stage2", 5
-    config = quick(**{"pool.kind": kind, "pool.steps_between": 2, "pool.epoch_steps": 4})
+    config = quick(**(FRESH if kind == "fresh" else {}))
     data = make_images()
     distill(config, data, tmp_path / "whole")
 
@@ -112,13 +126,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step
         distill(config, data, tmp_path / "run", progress=interrupt)
     assert distill(config, data, tmp_path / "run", resume=True).finished
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
-    for name in ("metrics.jsonl", "pool.safetensors", "generator-stage1.safetensors"):
+    names = ["metrics.jsonl", "pool.safetensors", "generator-stage1.safetensors"]
+    for name in names + (["latents.npz", "deployment.json"] if kind == "kept" else []):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from test_dim_distill import quick; from small_images import make_images;"
+        "import sys; from pathlib import Path; from test_dim_distill import quick;"
+        "from small_images import make_images;"
         "from dim.distill import distill; print('go', flush=True);"
         "distill(quick(), make_images(), Path(sys.argv[1]), resume=True, progress=lambda r: print(r.step, flush=True))"
     )
@@ -229,7 +245,7 @@ def test_presets_fit_digits_and_survive_json(name: str) -> None:
 
 def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
     for loss in ("none", "paper"):
-        distill(quick(**{"matching.loss": loss}), make_images(), tmp_path / loss)
+        distill(quick(**{**FRESH, "pool.kind": "kept", "matching.loss": loss}), make_images(), tmp_path / loss)
         lines = (tmp_path / loss / "metrics.jsonl").read_text().splitlines()
         assert ("matching_loss" in json.loads(lines[-1])) == (loss == "paper")
 
@@ -303,5 +319,3 @@ def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["stage1-00000002.json"]
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert distill(quick(), make_images(), tmp_path / "run", resume=True).finished
-
-

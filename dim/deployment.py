@@ -1,0 +1,188 @@
+"""The last choices of a distillation: how far the deployed latents spread, and which latents a fixed set uses.
+
+Both minimise the energy distance that stage 2 minimises, between generated and real training images as the kept pool
+sees them; no accuracy is consulted and no test image is read.
+
+Shapes: K classes, M latents kept per class, Z latent dimension, n candidates, r real images, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dim.checkpoint import write_atomically, write_json
+from dim.device_data import step_generator, to_signed
+from dim.pool import KeptPool, PoolMember
+from dim.runtime.fixed_latents import write_fixed_latents
+from dim.session import Progress, Session
+
+SPREAD_IMAGES = 128
+"""Images per class by which a spread of the latents is judged."""
+MAX_REAL_IMAGES = 1000
+"""Real images per class that candidates are compared with."""
+BATCH = 500
+MIN_SPREAD = 0.01
+"""Floor of a class's own spread, of embeddings about as long as 1: a class may have a single image."""
+
+
+def choose_deployment(session: Session, pool: KeptPool) -> None:
+    """Choose the deployed `latent_std` and the latents of fixed sets; write `deployment.json` and `latents.npz`.
+
+    Args:
+        session: after stage 2.
+        pool: the kept pool; the oldest snapshot of each architecture is the judge.
+    """
+    config = session.config.deployment
+    judges = _judges(session, pool)
+    network = session.game.deployed_generator()
+    report: dict[str, Any] = {"latent_std": session.config.latent_std}
+    if len(config.latent_stds) > 1:
+        distances = spread_distances(session, network, judges, config.latent_stds)
+        report["energy_distances"] = {f"{std:g}": round(distance, 6) for std, distance in distances.items()}
+        report["latent_std"] = min(distances, key=lambda std: distances[std])
+        session.say(f"Latents spread {report['latent_std']:g} times as far fit the real images best.")
+    elif config.latent_stds:
+        report["latent_std"] = config.latent_stds[0]
+    if config.fixed_latents:
+        latents_KMZ = herd_latents(session, network, judges, report["latent_std"])
+        write_atomically(session.run_dir / "latents.npz", write_fixed_latents(latents_KMZ.cpu().numpy()))
+        session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
+    write_json(session.run_dir / "deployment.json", report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A classifier of the pool, and how long its features and logits of real images are on average."""
+
+    member: PoolMember
+    feature_length: Tensor
+    logit_length: Tensor
+
+    def embed(self, images_NCHW: Tensor) -> Tensor:
+        """Features and logits side by side, each of about unit length, float32 `[N, D]`."""
+        parts = []
+        for images in images_NCHW.split(BATCH):
+            features, logits = self.member(self.member.normalise(images))
+            parts.append(torch.cat([features.float() / self.feature_length, logits.float() / self.logit_length], dim=1))
+        return torch.cat(parts)
+
+
+@torch.no_grad()
+def _judges(session: Session, pool: KeptPool) -> list[Judge]:
+    """The oldest snapshot of each architecture, measured on real images of all classes."""
+    ages = len(session.config.pool.ages)
+    data = session.game.data
+    generator = step_generator(data.device, session.config.seed, "judges")
+    images = to_signed(data.draw_images(data.draw_labels(BATCH, 1, generator), generator))
+    judges = []
+    for member in pool.members[ages - 1 :: ages]:
+        features, logits = (output.float().norm(dim=1).mean() for output in member(member.normalise(images)))
+        judges.append(
+            Judge(member=member, feature_length=features.clamp_min(1e-6), logit_length=logits.clamp_min(1e-6))
+        )
+    return judges
+
+
+@torch.no_grad()
+def spread_distances(
+    session: Session, network: nn.Module, judges: Sequence[Judge], latent_stds: Sequence[float]
+) -> dict[float, float]:
+    """The energy distance between real and generated images for each spread of the latents, averaged over classes."""
+    totals = dict.fromkeys(latent_stds, 0.0)
+    num_classes = session.game.data.num_classes
+    for label in range(num_classes):
+        generator = step_generator(session.game.device, session.config.seed, "spread", label)
+        images = _real_images(session, label, 2 * SPREAD_IMAGES, generator)
+        real = [judge.embed(images) for judge in judges]
+        size = (SPREAD_IMAGES, session.config.generator.latent_dim)
+        noise = torch.randn(size, device=session.game.device, generator=generator)
+        scales = [_mean_distance(r, r) for r in real]
+        for std in latent_stds:
+            images = _generate(session, network, noise * std, label)
+            fake = [judge.embed(images) for judge in judges]
+            for r, f, within in zip(real, fake, scales, strict=True):
+                distance = 2 * torch.cdist(r, f).mean() - within - _mean_distance(f, f)
+                totals[std] += float(distance / within.clamp_min(MIN_SPREAD)) / (len(judges) * num_classes)
+        session.progress(_report("spread", label + 1, num_classes))
+    return totals
+
+
+@torch.no_grad()
+def herd_latents(session: Session, network: nn.Module, judges: Sequence[Judge], latent_std: float) -> Tensor:
+    """Pick latents greedily so that every prefix of a class's images resembles the whole class (kernel herding, Chen,
+    Welling and Smola 2010, with the energy distance's kernel): `--ipc 10` is the first ten of `--ipc 50`.
+
+    Returns:
+        float32 [K, M, Z] on the device.
+    """
+    config, device = session.config.deployment, session.game.device
+    chosen = []
+    num_classes = session.game.data.num_classes
+    for label in range(num_classes):
+        generator = step_generator(device, session.config.seed, "herding", label)
+        size = (config.candidates, session.config.generator.latent_dim)
+        latents = torch.randn(size, device=device, generator=generator) * latent_std
+        count = min(MAX_REAL_IMAGES, int(session.game.data.counts_K[label]))
+        real_images = _real_images(session, label, count, generator)
+        images = _generate(session, network, latents, label)
+        to_real = torch.zeros(config.candidates, device=device)
+        between = torch.zeros(config.candidates, config.candidates, device=device)
+        for judge in judges:
+            real, drawn = judge.embed(real_images), judge.embed(images)
+            scale = _mean_distance(real, real).clamp_min(MIN_SPREAD)
+            to_real += torch.cdist(drawn, real).mean(dim=1) / scale
+            between += torch.cdist(drawn, drawn) / scale
+        chosen.append(latents[herd(to_real, between, config.fixed_latents)])
+        session.progress(_report("herding", label + 1, num_classes))
+    return torch.stack(chosen).float()
+
+
+def herd(to_real_n: Tensor, between_nn: Tensor, count: int) -> Tensor:
+    """Greedy choice of `count` candidates whose every prefix has the least energy distance to the real images.
+
+    Args:
+        to_real_n: mean distance of each candidate to the real images, `[n]`.
+        between_nn: distances between candidates, `[n, n]`.
+        count: how many, at most n.
+
+    Returns:
+        indices int64 `[count]`, without repetition, in the order of choice.
+    """
+    picked: list[int] = []
+    repulsion = torch.zeros_like(to_real_n)
+    for number in range(count):
+        scores = to_real_n - repulsion / (number + 1)
+        scores[picked] = torch.inf
+        best = int(scores.argmin())
+        picked.append(best)
+        repulsion += between_nn[best]
+    return torch.tensor(picked, device=to_real_n.device)
+
+
+def _real_images(session: Session, label: int, count: int, generator: torch.Generator) -> Tensor:
+    labels = torch.full((count,), label, device=session.game.device)
+    return to_signed(session.game.data.draw_images(labels, generator))
+
+
+def _generate(session: Session, network: nn.Module, latents_nZ: Tensor, label: int) -> Tensor:
+    """Images as they will be deployed: rounded to 256 levels."""
+    parts = []
+    for part in latents_nZ.split(BATCH):
+        images = network(part, torch.full((len(part),), label, device=part.device))
+        parts.append(to_signed(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+    return torch.cat(parts)
+
+
+def _mean_distance(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Mean distance between different points of one set."""
+    count = len(a_ND)
+    return torch.cdist(a_ND, b_ND).sum() / max(count * (count - 1), 1)
+
+
+def _report(stage: str, step: int, steps: int) -> Progress:
+    return Progress(stage=stage, step=step, steps=steps, images_per_s=0.0, losses={})
