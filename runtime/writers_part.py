@@ -64,13 +64,17 @@ class PartRecord:
             if not all(type(number) is int and number >= 0 for number in numbers) or len(block["sha256"]) != 64:
                 raise ValueError
             files = tuple(FileEntry(**entry) for entry in block["files"])
-            if not all(type(entry.bytes) is int and type(entry.path) is str for entry in files):
+            if not all(type(entry.bytes) is int and _is_inside(entry.path) for entry in files):
                 raise ValueError
             return PartRecord(part=numbers[0], images=numbers[1], bytes=numbers[2], sha256=block["sha256"], files=files)
         except (KeyError, TypeError, ValueError):
             raise OutputError(
                 f"A record of a finished part is malformed: found {str(block)[:80]!r}; use --overwrite to start anew."
             ) from None
+
+
+def _is_inside(path: object) -> bool:
+    return isinstance(path, str) and path.isprintable() and not {"", ".", ".."}.intersection(path.split("/"))
 
 
 class PartWriter(Protocol):
