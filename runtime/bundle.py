@@ -51,6 +51,7 @@ if hasattr(os, "register_at_fork"):
 def open_bundle(
     path: str | Path | None = None,
     *,
+    sha256: str | None = None,
     engine: str = "auto",
     device: str = "auto",
     precision: str | None = None,
@@ -62,7 +63,9 @@ def open_bundle(
     """Open a bundle; the engine starts at the first image.
 
     Args:
-        path: the bundle's folder; None for the default bundle (`$DIM_BUNDLE`, the newest here, the shipped one).
+        path: the bundle's folder, or a URL (`https://`, `s3://`) from which it is fetched into the private cache; None
+            for the default bundle (`$DIM_BUNDLE`, the newest here, the shipped one).
+        sha256: the `manifest_sha256` that is expected; None for any bundle.
         engine: "auto", or an engine's name.
         device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
         precision: "fp32", "fp16" or "int8"; None lets the engine choose.
@@ -75,9 +78,9 @@ def open_bundle(
         the bundle; a context manager.
 
     Raises:
-        BundleError: no bundle there, or it is altered, malformed or too new.
+        BundleError: no bundle there, not the one that was pinned, or it is altered, malformed or too new.
     """
-    folder, reason = find_bundle(None if path is None else str(path))
+    folder, reason = find_bundle(None if path is None else str(path), sha256)
     if path is None:
         say(f"Bundle: {folder}, {reason}.")
     return Bundle(

@@ -108,7 +108,7 @@ def generate(
 
     Args:
         bundle: the open bundle.
-        out: the set's folder; made if it is not there.
+        out: the set's folder, made if it is not there, or a URL of an object store, such as `s3://bucket/set`.
         counts: images per class, as `dim.runtime.sizes.resolve_counts` returns them.
         seed: 0 to 2**64 - 1.
         start: the first index of every class; continues another set of the same seed.

@@ -9,22 +9,33 @@ from dim.runtime.manifest_check import MANIFEST_NAME
 SHIPPED = Path(__file__).parent / "shipped" / "mnist.dim"
 
 
-def find_bundle(explicit: str | None = None) -> tuple[Path, str]:
+def find_bundle(explicit: str | None = None, sha256: str | None = None) -> tuple[Path, str]:
     """Find the bundle: the one named, else `$DIM_BUNDLE`, else the newest here or under `runs/`, else the shipped.
 
     Args:
-        explicit: a path that the user gave, or None.
+        explicit: a path or a URL that the user gave, or None; a bundle from a URL is fetched into the private cache.
+        sha256: the `manifest_sha256` that is expected, or None for any.
 
     Returns:
         the bundle's folder, and why it is this one, as a phrase.
 
     Raises:
-        BundleError: there is none.
+        BundleError: there is none, or it is not the one that was pinned.
     """
+    path, reason = _find(explicit, sha256)
+    if sha256 is not None:
+        from dim.runtime.bundle_files import load_manifest
+        from dim.runtime.remote import check_pin
+
+        check_pin(load_manifest(path), sha256, str(path))
+    return path, reason
+
+
+def _find(explicit: str | None, sha256: str | None) -> tuple[Path, str]:
     if explicit is not None:
-        return _existing(Path(explicit), "as named")
+        return _named(explicit, "as named", sha256)
     if named := os.environ.get("DIM_BUNDLE"):
-        return _existing(Path(named), "from $DIM_BUNDLE")
+        return _named(named, "from $DIM_BUNDLE", sha256)
     here = [path for pattern in ("*.dim", "runs/*.dim", "runs/*/*.dim") for path in Path().glob(pattern)]
     bundles = [path for path in here if (path / MANIFEST_NAME).is_file()]
     if bundles:
@@ -35,6 +46,14 @@ def find_bundle(explicit: str | None = None) -> tuple[Path, str]:
         "There is no bundle: none is named, $DIM_BUNDLE is not set, no *.dim lies here or under runs/, and none came "
         "with this installation; pass --bundle PATH or make one with dim distill and dim export."
     )
+
+
+def _named(name: str, reason: str, sha256: str | None) -> tuple[Path, str]:
+    if "://" not in name:
+        return _existing(Path(name), reason)
+    from dim.runtime.remote import fetch_bundle
+
+    return fetch_bundle(name, sha256=sha256), f"from {name}"
 
 
 def _existing(path: Path, reason: str) -> tuple[Path, str]:

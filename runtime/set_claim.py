@@ -9,6 +9,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.engine import Engine, open_engine
 from dim.runtime.errors import OutputError
 from dim.runtime.plan import Plan
+from dim.runtime.remote_store import RemoteStore, explain_remote, is_remote
 from dim.runtime.set_files import (
     DATASET,
     SetFile,
@@ -27,11 +28,15 @@ from dim.version import __version__
 @contextlib.contextmanager
 def opened_store(out: str | Path) -> Iterator[Store]:
     """Open the place of a set and turn the operating system's errors there into sentences."""
-    store: Store = LocalStore(Path(out))
+    if is_remote(out):
+        store: Store = RemoteStore(str(out))
+        explained = explain_remote
+    else:
+        store, explained = LocalStore(Path(str(out).removeprefix("file://"))), explain
     try:
         yield store
     except OSError as error:
-        raise explain(error, str(store)) from error
+        raise explained(error, str(store)) from error
     finally:
         store.close()
 

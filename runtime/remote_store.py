@@ -1,0 +1,222 @@
+"""Sets in object stores (`s3://`, `gs://`, `memory://` and whatever else fsspec reaches): whole objects only, retried.
+
+A part is made in a local temporary folder, or for ImageFolder in memory, and uploaded whole: an object store shows an
+object once it is complete. There are no locks; two writers of one shard write the same bytes twice.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dim.runtime.errors import BadValueError, DimError, MissingExtraError, OutputError
+from dim.runtime.set_store import STATE, Free
+
+T = TypeVar("T")
+TRIES, FIRST_PAUSE_S = 5, 0.2
+READ_BYTES = 2**22
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+# Trying again does not help against these.
+_FINAL = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, DimError)
+
+
+def is_remote(place: str | Path) -> bool:
+    """Say whether a set's place is a URL rather than a folder of this machine."""
+    return "://" in str(place) and not str(place).startswith("file://")
+
+
+class RemoteStore:
+    """A prefix in an object store; the interface is that of `dim.runtime.set_store.Store`.
+
+    Args:
+        url: for example `s3://bucket/set`.
+
+    Raises:
+        BadValueError: the scheme is unknown.
+        MissingExtraError: the scheme's package is not installed.
+    """
+
+    remote = True
+
+    def __init__(self, url: str) -> None:
+        self._fs, root = open_file_system(url)
+        self.url = url.rstrip("/")
+        self._root = root.rstrip("/")
+        self._local = Path(tempfile.mkdtemp(prefix="dim-"))
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            data: bytes = self._try(lambda: self._fs.cat_file(self._path(name)))
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        return data
+
+    def size(self, name: str) -> int | None:
+        try:
+            info: dict[str, Any] = self._try(lambda: self._fs.info(self._path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def digest(self, name: str) -> str | None:
+        if self.size(name) is None:
+            return None
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            with self._fs.open(self._path(name), "rb", block_size=READ_BYTES) as file:
+                while piece := file.read(READ_BYTES):
+                    digest.update(piece)
+            return digest.hexdigest()
+
+        return self._try(read)
+
+    def put(self, name: str, data: bytes, durable: bool = False) -> None:
+        self._try(lambda: self._fs.pipe_file(self._path(name), data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        if self.size(name) is not None:
+            return False
+        try:
+            self._fs.pipe_file(self._path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        except _FINAL:
+            raise
+        except Exception:
+            # A store without conditional writes, or a failure that a plain write will meet again.
+            self.put(name, data)
+        return True
+
+    def publish(self, made: Path, name: str) -> None:
+        self._try(lambda: self._fs.put_file(str(made), self._path(name)))
+        made.unlink()
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._try(lambda: self._fs.rm_file(self._path(name)))
+
+    def remove_folder(self, name: str) -> None:
+        """Folders are only parts of names here."""
+
+    def make_folder(self, name: str) -> None:
+        """Folders are only parts of names here."""
+
+    def refuse_links(self, folders: Sequence[str]) -> None:
+        """There are no links here."""
+
+    def list(self, folder: str = "") -> list[str]:
+        path = self._path(folder) if folder else self._root
+        try:
+            found: list[str] = self._try(lambda: self._fs.ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        # Some stores list the folder itself, as an empty object.
+        return sorted({entry.rstrip("/").rpartition("/")[2] for entry in found if entry.strip("/") != path.strip("/")})
+
+    def scratch(self, name: str) -> Path:
+        return self._local / name
+
+    def partial(self, name: str) -> Path:
+        return self._local / name
+
+    def flush(self) -> None:
+        """An object that was uploaded is durable."""
+
+    @contextlib.contextmanager
+    def lock(self, name: str, refusal: str | None = None) -> Iterator[None]:
+        yield
+
+    def begin_state(self) -> None:
+        """There is nothing to make before the first object."""
+
+    def clear_journal(self) -> None:
+        self._remove_below(f"{STATE}/parts")
+
+    def clear_state(self) -> None:
+        self._remove_below(STATE)
+
+    def free(self) -> Free | None:
+        return None
+
+    def close(self) -> None:
+        shutil.rmtree(self._local, ignore_errors=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _remove_below(self, folder: str) -> None:
+        if self.list(folder):
+            with contextlib.suppress(FileNotFoundError):
+                self._try(lambda: self._fs.rm(self._path(folder), recursive=True))
+
+    def _try(self, action: Callable[[], T]) -> T:
+        """Run an action on the store, again after growing pauses where it fails for a reason that may pass."""
+        for attempt in range(TRIES):
+            try:
+                return action()
+            except _FINAL:
+                raise
+            except Exception as error:
+                if attempt == TRIES - 1:
+                    raise _explain(error, self.url) from error
+                time.sleep(FIRST_PAUSE_S * 2**attempt)
+        raise AssertionError("every attempt returns or raises")
+
+
+def open_file_system(url: str) -> tuple[Any, str]:
+    """Open the file system of a URL with fsspec.
+
+    Returns:
+        the file system, and the path within it.
+
+    Raises:
+        BadValueError: the scheme is unknown or the URL is malformed.
+        MissingExtraError: the scheme's package is not installed.
+        OutputError: the store cannot be set up, for example without credentials.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        # A cached listing would hide what other workers have finished since.
+        file_system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError:
+        package, extra = _EXTRAS.get(scheme, (f"the fsspec package for {scheme}", scheme))
+        raise MissingExtraError(package, extra, f"reach {scheme}:// URLs") from None
+    except ValueError as error:
+        raise BadValueError(f"{url} is not a place to write to: {error}.") from None
+    except Exception as error:
+        raise _explain(error, url) from error
+    if not path.strip("/"):
+        raise BadValueError(f"{url} names no folder; add a bucket and a name, for example  s3://bucket/set.")
+    return file_system, path
+
+
+def explain_remote(error: OSError, place: str) -> OutputError:
+    """Turn a refusal of an object store into a sentence that says how to go on."""
+    if isinstance(error, PermissionError):
+        return OutputError(
+            f"{place} cannot be written: permission denied; check the credentials and the bucket's policy."
+        )
+    if isinstance(error, FileNotFoundError):
+        return OutputError(f"{place} cannot be written: {_first_line(error)}; does the bucket exist?")
+    return _explain(error, place)
+
+
+def _explain(error: Exception, url: str) -> OutputError:
+    return OutputError(
+        f"{url} cannot be reached or written: {_first_line(error)}; mend it and run the same command again, what is "
+        "finished is kept."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
