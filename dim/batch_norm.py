@@ -6,6 +6,8 @@ gathers its sums by `all_reduce`, and in one process it is `torch.nn.functional.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class BatchNorm(nn.BatchNorm2d):
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = input.numel() // input.shape[1]
         sums = torch.cat([values.sum(axes), values.square().sum(axes), values.new_tensor([float(count)])])
-        sums = _AllReduceSum.apply(sums)
+        sums = _AllReduceSum.apply(sums)  # type: ignore[no-untyped-call]
         total = sums[-1]
         mean, square = sums[:-1].chunk(2)
         mean, square = mean / total, square / total
@@ -45,7 +47,8 @@ class BatchNorm(nn.BatchNorm2d):
         output = (values - mean.view(shape)) * scale.view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
-        return output.to(input.dtype)
+        normalised: Tensor = output.to(input.dtype)
+        return normalised
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
@@ -98,7 +101,7 @@ class ClassBatchNorm(nn.Module):
 
 
 @torch.no_grad()
-def refresh_statistics(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
+def refresh_statistics(network: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
     """Replace the running statistics by averages over `batches` ("standing statistics", BigGAN, arXiv 1809.11096).
 
     A moving average of weights has no batch statistics of its own: these must be measured.
@@ -121,5 +124,3 @@ def refresh_statistics(network: nn.Module, batches: list[tuple[Tensor, ...]]) ->
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-

@@ -86,7 +86,7 @@ class AdversarialConfig:
     r1_every: int = 8
     """Steps between R1 penalties, each then weighted by this number (arXiv 1912.04958)."""
     augment: str = "crop=0.1"
-    """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738), parts joined by `_`; empty: none."""
+    """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738); empty: none."""
     ema_halflife_kimg: float = 10.0
     """Half-life of the generator's moving average, in thousands of generated images; 0 keeps the raw weights."""
 
@@ -127,7 +127,7 @@ class PoolConfig:
     """The classifiers whose logits are matched (paper, section 3.3)."""
 
     kind: str = "kept"
-    """`kept`: trained once, snapshots at several ages stay on the device; `fresh`: a new one per epoch, as published."""
+    """`kept`: trained once, snapshots of several ages stay on the device; `fresh`: one per epoch, as published."""
     architectures: tuple[str, ...] = POOL
     """Names that `build_classifier` knows."""
     width: int = 0

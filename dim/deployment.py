@@ -66,7 +66,7 @@ class Judge:
     def embed(self, images_NCHW: Tensor) -> Tensor:
         """Features and logits side by side, each of about unit length, float32 `[N, D]`."""
         parts = []
-        for images in images_NCHW.split(BATCH):
+        for images in torch.split(images_NCHW, BATCH):
             features, logits = self.member(self.member.normalise(images))
             parts.append(torch.cat([features.float() / self.feature_length, logits.float() / self.logit_length], dim=1))
         return torch.cat(parts)
@@ -172,7 +172,7 @@ def _real_images(session: Session, label: int, count: int, generator: torch.Gene
 def _generate(session: Session, network: nn.Module, latents_nZ: Tensor, label: int) -> Tensor:
     """Images as they will be deployed: rounded to 256 levels."""
     parts = []
-    for part in latents_nZ.split(BATCH):
+    for part in torch.split(latents_nZ, BATCH):
         images = network(part, torch.full((len(part),), label, device=part.device))
         parts.append(to_signed(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
     return torch.cat(parts)

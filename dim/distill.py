@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dim.allocator import keep_freed_memory
 from dim.checkpoint import CheckpointFolder, write_json, write_tensors
 from dim.config import DistillConfig, to_dict
 from dim.data import ImageSet
@@ -100,6 +101,8 @@ def distill(
         if torch_device.type == "cuda":
             torch_device = torch.device("cuda", world.local_rank)
             torch.backends.cudnn.benchmark = True
+        else:
+            keep_freed_memory()
         _check_fit(config, data, world)
         record = describe_run(config, data)
         if world.is_main:
@@ -249,12 +252,12 @@ def _tensorboard(run_dir: Path) -> Callable[..., None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files") from None
-    writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def log(stage: str, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            writer.add_scalar(f"{stage}/{name}", value, step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+            writer.add_scalar(f"{stage}/{name}", value, step)
+        writer.flush()
 
     return log
 

@@ -225,7 +225,7 @@ class Game:
                 (torch.randn(size, device=self.device, generator=generator) * self.config.latent_std, labels)
             )
         refresh_statistics(network, arguments)
-        return network
+        return network  # type: ignore[no-any-return]
 
 
 def amp_dtype(autocast: str, device: torch.device) -> torch.dtype | None:

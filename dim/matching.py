@@ -38,8 +38,8 @@ def energy_distance(real_ND: Tensor, fake_ND: Tensor, group_size: int) -> Tensor
     Returns:
         A scalar; may be slightly negative, as unbiased estimates are.
     """
-    real = real_ND.float().unflatten(0, (-1, group_size))
-    fake = fake_ND.float().unflatten(0, (-1, group_size))
+    real = real_ND.float().reshape(-1, group_size, real_ND.shape[1])
+    fake = fake_ND.float().reshape(-1, group_size, fake_ND.shape[1])
     pairs = group_size * (group_size - 1)
     across = _distances(real, fake).mean(dim=(1, 2))
     within_real = _distances(real, real).sum(dim=(1, 2)) / pairs

@@ -16,7 +16,7 @@ DimError                    anything the command line reports in one line with e
 
 
 class DimError(Exception):
-    """Base of every error that is the world's fault or the user's; the message is one sentence that says how to go on."""
+    """Base of all errors that are the world's fault or the user's; the message is one sentence and says how to go on."""
 
 
 class BadValueError(DimError, ValueError):

@@ -82,7 +82,7 @@ def python2_pickle(value: Any) -> bytes:
 
 
 def cifar_files(num_classes: int, per_batch: int, *, binary: bool, flat: bool = False) -> dict[str, bytes]:
-    """The files of a small CIFAR-10 (10 classes) or CIFAR-100 (100 classes), by their official paths; `flat` is black."""
+    """The files of a small CIFAR-10 (10 classes) or CIFAR-100 (100 classes) by official paths; `flat` is black."""
     ten = num_classes == 10
     names = [f"class_{label:03d}" for label in range(num_classes)]
     train = [f"data_batch_{i}" for i in range(1, 6)] if ten else ["train"]

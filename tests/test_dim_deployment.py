@@ -44,7 +44,8 @@ def test_a_herded_set_is_nearer_to_the_whole_than_a_random_one() -> None:
     to_real, between = torch.cdist(candidates, real).mean(1), torch.cdist(candidates, candidates)
     picked = herd(to_real, between, 50).tolist()
     for count in (1, 10, 50):
-        random = [energy(torch.randperm(400, generator=generator)[:count].tolist(), to_real, between) for _ in range(20)]
+        sets = [torch.randperm(400, generator=generator)[:count].tolist() for _ in range(20)]
+        random = [energy(points, to_real, between) for points in sets]
         assert energy(picked[:count], to_real, between) < min(random)
 
 
