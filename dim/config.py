@@ -242,15 +242,16 @@ class DistillConfig:
         _one_of(self, "autocast", ("auto", "bf16", "off"))
         for name in ("checkpoint_steps", "grid_steps", "log_steps"):
             _between(self, name, 1, 10_000_000)
-        if (self.deployment.latent_stds or self.deployment.fixed_latents) and (
-            self.pool.kind != "kept" or self.matching.loss == "none"
-        ):
-            raise BadValueError(
-                "DistillConfig.deployment needs the kept pool: set pool.kind to 'kept', and a matching loss."
-            )
+        if self.wants_choices and self.pool.kind != "kept":
+            raise BadValueError("DistillConfig.deployment needs the kept pool: set pool.kind to 'kept'.")
         paper = self.stage1.adversarial.loss == "wgan-gp-ac"
         if paper != (self.discriminator.kind == "paper"):
             raise BadValueError("The loss 'wgan-gp-ac' and the discriminator 'paper' belong together.")
+
+    @property
+    def wants_choices(self) -> bool:
+        """Whether anything is chosen by the pool at the end."""
+        return bool(self.deployment.latent_stds or self.deployment.fixed_latents)
 
 
 def to_dict(config: DistillConfig) -> dict[str, Any]:

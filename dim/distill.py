@@ -144,12 +144,11 @@ def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
             return False
         if session.world.is_main:
             _write_generator(run_dir / "generator-stage1.safetensors", game.deployed_generator())
-    if session.config.stage2.steps:
-        pool = build_pool(session, data_record)
-        if not match(session, pool):
-            return False
-        if isinstance(pool, KeptPool) and session.world.is_main:
-            choose_deployment(session, pool)
+    pool = build_pool(session, data_record)
+    if not match(session, pool):
+        return False
+    if isinstance(pool, KeptPool) and session.config.wants_choices and session.world.is_main:
+        choose_deployment(session, pool)
     if session.world.is_main:
         _write_generator(run_dir / "generator.safetensors", game.deployed_generator())
         session.say(f"Finished: {run_dir}. Next:  dim export {run_dir}")

@@ -17,13 +17,14 @@ from dim.session import Session
 
 
 def build_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | FreshPool | None:
-    """The pool that the configuration asks for, or None where nothing is matched.
+    """The pool that the configuration asks for, or None where nothing is matched and nothing chosen by it.
 
     Args:
         session: after stage 1.
         data_record: the run's record of its data.
     """
-    if session.config.matching.loss == "none":
+    matched = session.config.matching.loss != "none" and session.config.stage2.steps > 0
+    if not matched and not session.config.wants_choices:
         return None
     fresh = session.config.pool.kind == "fresh"
     return FreshPool(session, data_record) if fresh else prepare_pool(session, data_record)
@@ -48,7 +49,7 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
         report = game.discriminator_step(draws, index)
         loss, fake = game.generator_loss(draws)
         report["generator_loss"] = loss.detach()
-        if pool is not None:
+        if pool is not None and matching.loss != "none":
             member = pool.member_for(index)
             distance = _distance(session, member, draws.real_NCHW, fake, draws.generator, group_size)
             report["matching_loss"] = distance.detach()

@@ -245,9 +245,18 @@ def test_presets_fit_digits_and_survive_json(name: str) -> None:
 
 def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
     for loss in ("none", "paper"):
-        distill(quick(**{**FRESH, "pool.kind": "kept", "matching.loss": loss}), make_images(), tmp_path / loss)
+        distill(quick(**{"matching.loss": loss}), make_images(), tmp_path / loss)
+        assert (tmp_path / loss / "latents.npz").exists()
         lines = (tmp_path / loss / "metrics.jsonl").read_text().splitlines()
         assert ("matching_loss" in json.loads(lines[-1])) == (loss == "paper")
+
+
+def test_stage_2_can_be_left_out(tmp_path: Path) -> None:
+    nothing = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
+    assert distill(quick(**{"stage2.steps": 0, **nothing}), make_images(), tmp_path / "run").finished
+    run_dir = tmp_path / "run"
+    assert same(weights(run_dir), read_tensors(run_dir / "generator-stage1.safetensors"))
+    assert not (run_dir / "pool.json").exists()
 
 
 def test_the_published_recipe_runs_with_its_own_networks(tmp_path: Path) -> None:
