@@ -65,7 +65,7 @@ def resize_batch(images: Images, size: int) -> Images:
         for row in range(start, min(start + _BATCH, len(images))):
             image = images[row]
             picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
-            result[row] = _to_square(picture, size).reshape(size, size, -1)
+            result[row] = np.asarray(_to_square(picture, size)).reshape(size, size, -1)
 
     with ThreadPoolExecutor(num_threads()) as pool:
         for _ in pool.map(work, range(0, len(images), _BATCH)):
@@ -210,32 +210,33 @@ def _decode(picture: "Picture", size: int, channels: int) -> Images:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         picture = _sixteen_to_eight(picture)
-    if _has_alpha(picture):
-        colours = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", colours.size, (255, 255, 255, 255)), colours)
-    mode = "L" if channels == 1 or _is_grey(picture) else "RGB"
+    mode = "RGBA" if _has_alpha(picture) else "L" if _is_grey(picture) else "RGB"
     if picture.mode != mode:
-        picture = picture.convert("RGB").convert(mode) if mode == "L" and picture.mode != "1" else picture.convert(mode)
-    image = _to_square(picture, size)
-    return np.repeat(image[..., None], channels, axis=2) if mode == "L" else image
+        # Grey by way of RGB, because a palette's own index is not its grey.
+        picture = picture.convert("RGB").convert("L") if mode == "L" and picture.mode == "P" else picture.convert(mode)
+    picture = _to_square(picture, size)
+    if mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    if channels == 1 and picture.mode != "L":
+        picture = picture.convert("L")
+    image = np.asarray(picture, dtype=np.uint8)
+    return np.repeat(image[..., None], channels, axis=2) if picture.mode == "L" else image
 
 
 def _sixteen_to_eight(picture: "Picture") -> "Picture":
     from PIL import Image
 
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(picture)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to 65535")
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _to_square(picture: "Picture", size: int) -> Images:
+def _to_square(picture: "Picture", size: int) -> "Picture":
     from PIL import Image
 
     side = min(picture.width, picture.height)
     if picture.width != picture.height:
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         picture = picture.crop((left, top, left + side, top + side))
-    if side != size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.uint8)
+    return picture if side == size else picture.resize((size, size), Image.Resampling.BICUBIC)

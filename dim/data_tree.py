@@ -6,6 +6,7 @@ their class. Hidden files and the droppings of file managers are passed over; te
 said; anything else in a class folder must be an image.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,6 +73,15 @@ def load_tree(
     Raises:
         DataError: see `iterate_entries`, `plan_layout` and `decode_image`.
     """
+    with warnings.catch_warnings():
+        # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return _load(path, name, size, channels, skip_unreadable, say, progress)
+
+
+def _load(
+    path: Path, name: str, size: int | None, channels: int | None, skip_unreadable: bool, say: Say, progress: Progress
+) -> RawSet:
     scan = _scan(path, name, progress)
     layout = plan_layout(list(scan.headers), scan.folders, str(path))
     for remark in layout.remarks:
