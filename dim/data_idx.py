@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data_limits import MAX_ARRAY_DIMS, MAX_SET_BYTES
+from dim.data_limits import MAX_ARRAY_DIMS, MAX_LABELS, MAX_SET_BYTES
 from dim.runtime.errors import DataError
 
 _CHUNK_BYTES = 2**24
@@ -65,8 +65,9 @@ def _parse(file: BinaryIO, name: str, num_dims: int) -> NDArray[np.uint8]:
         raise DataError(f"{name}: the IDX header is truncated: fetch the file again")
     shape = tuple(int(n) for n in np.frombuffer(sizes, dtype=">u4"))
     wanted = math.prod(shape)
-    if wanted > MAX_SET_BYTES:
-        raise DataError(f"{name}: the header asks for {wanted} bytes, more than the limit of {MAX_SET_BYTES}")
+    limit = MAX_SET_BYTES if num_dims > 1 else MAX_LABELS
+    if wanted > limit:
+        raise DataError(f"{name}: the header asks for {wanted} bytes, more than the limit of {limit}")
     if not wanted:
         raise DataError(f"{name}: shape {list(shape)} holds no values")
     data = bytearray()

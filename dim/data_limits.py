@@ -18,6 +18,9 @@ MAX_CLASSES = 100_000
 MAX_SET_BYTES = 16 * 2**30
 """Bytes of all images of one set, as uint8 (64x64 ImageNet needs 15.7e9)."""
 
+MAX_LABELS = 50_000_000
+"""Labels in one array, which become eight bytes each."""
+
 MAX_FILE_BYTES = 64 * 2**20
 """Bytes of one image file, unpacked."""
 

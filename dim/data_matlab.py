@@ -7,14 +7,14 @@ passed over unread, so nothing nests; memory grows only with the bytes that arri
 import math
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data_limits import MAX_ARRAY_DIMS, MAX_MEMBERS, MAX_SET_BYTES
+from dim.data_limits import MAX_ARRAY_DIMS, MAX_MEMBERS
 from dim.runtime.errors import DataError
 
 _MATRIX, _COMPRESSED = 14, 15
@@ -58,12 +58,12 @@ class _Inflater:
             raise DataError(f"{name}: damaged: a compressed variable has no proper end; fetch the file again")
 
 
-def read_matlab(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
+def read_matlab(path: Path, wanted: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     """Read named numeric arrays from a MATLAB 5 file.
 
     Args:
         path: the file.
-        wanted: names of variables; others are passed over.
+        wanted: names of variables and how many numbers each may hold; other variables are passed over.
 
     Returns:
         The arrays in MATLAB's shape (Fortran order), with the type they are stored in.
@@ -78,7 +78,7 @@ def read_matlab(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def parse_matlab(file: BinaryIO, name: str, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
+def parse_matlab(file: BinaryIO, name: str, wanted: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     """`read_matlab` on an open seekable file; `name` stands for it in messages."""
     header = file.read(128)
     if header.startswith((b"MATLAB 7.3", b"\x89HDF")):
@@ -112,7 +112,9 @@ def parse_matlab(file: BinaryIO, name: str, wanted: Collection[str]) -> dict[str
     return arrays
 
 
-def _add_matrix(file: _Reader, order: str, name: str, wanted: Collection[str], arrays: dict[str, NDArray[Any]]) -> bool:
+def _add_matrix(
+    file: _Reader, order: str, name: str, wanted: Mapping[str, int], arrays: dict[str, NDArray[Any]]
+) -> bool:
     """Read one variable into `arrays` if it is wanted, and say whether it was."""
     flags = _element(file, order, name, 8)[1]
     if len(flags) != 8:
@@ -127,8 +129,10 @@ def _add_matrix(file: _Reader, order: str, name: str, wanted: Collection[str], a
     if bits & _COMPLEX_FLAG or variable in arrays or len(dims) % 4 or not dims:
         raise DataError(f"{name}: the variable '{variable}' is complex, doubled or has no shape; expected real numbers")
     shape = struct.unpack(f"{order}{len(dims) // 4}i", dims)
-    if min(shape) < 0 or math.prod(shape) > MAX_SET_BYTES:
-        raise DataError(f"{name}: the variable '{variable}' has shape {list(shape)}, more than {MAX_SET_BYTES} numbers")
+    if min(shape) < 0 or math.prod(shape) > wanted[variable]:
+        raise DataError(
+            f"{name}: the variable '{variable}' has shape {list(shape)}; at most {wanted[variable]} numbers are read"
+        )
     kind, data = _element(file, order, name, 8 * math.prod(shape))
     if kind not in _NUMBERS:
         raise DataError(f"{name}: the variable '{variable}' has the unknown number type {kind}")

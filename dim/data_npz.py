@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dim.data_archive import open_zip, open_zip_member
 from dim.data_decode import Images
-from dim.data_limits import MAX_ARRAY_DIMS, MAX_CLASSES, MAX_SET_BYTES
+from dim.data_limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_CLASSES, MAX_LABELS, MAX_SET_BYTES
 from dim.data_set import Labels, RawSet
 from dim.runtime.errors import DataError
 
@@ -25,6 +25,13 @@ _HEADER = re.compile(
     r"\{'descr': '([<>|=]?[a-zA-Z][0-9]{0,9})', 'fortran_order': (True|False), "
     r"'shape': \(((?:N,|N(?:, N){1,9})?)\),? ?\} *\n?".replace("N", "(?:0|[1-9][0-9]{0,18})")
 )
+_MAX_BYTES = {
+    "images": MAX_SET_BYTES,
+    "labels": 8 * MAX_LABELS,
+    "classes": 4 * MAX_CLASSES * MAX_CLASS_NAME_BYTES,
+    "test_images": MAX_SET_BYTES,
+    "test_labels": 8 * MAX_LABELS,
+}
 _MAX_HEADER_BYTES = 2**12
 _CHUNK_BYTES = 2**24
 
@@ -65,14 +72,14 @@ def _read_member(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfil
         found = ", ".join(sorted(name.removesuffix(".npy") for name in members)[:8]) or "nothing"
         raise DataError(f"{path}: no array '{key}' (found: {found}); an .npz needs images and labels")
     with open_zip_member(path, archive, info) as file:
-        return read_npy(file, f"{path}: {key}")
+        return read_npy(file, f"{path}: {key}", max_bytes=_MAX_BYTES[key])
 
 
-def read_npy(file: BinaryIO, name: str) -> NDArray[Any]:
+def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> NDArray[Any]:
     """One array in NumPy's format, of integers or text; memory grows only with the bytes that arrive.
 
     Raises:
-        DataError: not such an array, truncated, or larger than `MAX_SET_BYTES`.
+        DataError: not such an array, truncated, or larger than `max_bytes`.
     """
     start = file.read(8)
     if len(start) < 8 or start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3) or start[7] != 0:
@@ -90,10 +97,10 @@ def read_npy(file: BinaryIO, name: str) -> NDArray[Any]:
     dtype = _dtype(descr, name)
     shape = tuple(int(number) for number in shape_text.replace(" ", "").split(",") if number)
     wanted = math.prod(shape) * dtype.itemsize
-    if len(shape) > MAX_ARRAY_DIMS or wanted > MAX_SET_BYTES:
+    if len(shape) > MAX_ARRAY_DIMS or wanted > max_bytes:
         raise DataError(
             f"{name}: shape {list(shape)} needs {wanted} bytes in {len(shape)} dimensions; "
-            f"the limits are {MAX_SET_BYTES} and {MAX_ARRAY_DIMS}"
+            f"the limits are {max_bytes} and {MAX_ARRAY_DIMS}"
         )
     if not wanted:
         raise DataError(f"{name}: shape {list(shape)} holds no values")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dim.data_decode import Images
+from dim.data_limits import MAX_LABELS, MAX_SET_BYTES
 from dim.data_matlab import read_matlab
 from dim.data_set import Labels
 from dim.runtime.errors import DataError
@@ -19,7 +20,7 @@ def load_svhn_file(path: Path) -> tuple[Images, Labels]:
     Raises:
         DataError: damaged, or not the arrays that SVHN publishes.
     """
-    arrays = read_matlab(path, ("X", "y"))
+    arrays = read_matlab(path, {"X": MAX_SET_BYTES, "y": MAX_LABELS})
     images, labels = arrays["X"], arrays["y"].reshape(-1)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: X is {images.dtype} {list(images.shape)}, expected uint8 [32, 32, 3, N]")

@@ -121,7 +121,7 @@ def cifar(data: bytes) -> None:
 
 def matlab(data: bytes) -> None:
     """MATLAB 5 arrays."""
-    arrays = parse_matlab(io.BytesIO(data), "f", ("X", "y"))
+    arrays = parse_matlab(io.BytesIO(data), "f", {"X": 2**28, "y": 2**20})
     assert sorted(arrays) == ["X", "y"]
 
 

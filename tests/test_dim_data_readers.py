@@ -39,7 +39,7 @@ def _npy(data: bytes) -> Any:
 
 
 def _matlab(data: bytes) -> Any:
-    return parse_matlab(io.BytesIO(data), "f", ("X", "y"))
+    return parse_matlab(io.BytesIO(data), "f", {"X": 2**30, "y": 2**20})
 
 
 def _pickle(data: bytes) -> Any:
@@ -60,6 +60,15 @@ READERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "matlab compressed": (_matlab, matlab({"X": IMAGES, "y": np.arange(3.0)})),
     "pickle": (_pickle, cifar_files(10, 2, binary=False)["cifar-10-batches-py/test_batch"]),
 }
+
+
+def test_labels_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="^f: the header asks for 50000001 bytes, more than the limit of 50000000$"):
+        parse_idx(io.BytesIO(b"\0\0\x08\x01" + struct.pack(">I", 50_000_001)), "f", num_dims=1)
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (400000001,), }"
+    (tmp_path / "x.npz").write_bytes(zipped({"images.npy": _npy_bytes(IMAGES), "labels.npy": _header(header)}))
+    with pytest.raises(DataError, match="needs 400000001 bytes in 1 dimensions; the limits are 400000000 and 4"):
+        load_npz(tmp_path / "x.npz", "x")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -359,7 +368,7 @@ def test_a_matlab_variable_cannot_promise_more_than_it_holds() -> None:
     plain = matlab({"X": IMAGES, "y": np.arange(3.0)}, compress=False)
     start = plain.index(struct.pack("<iii", 3, 8, 8))
     huge = plain[:start] + struct.pack("<iii", 2**31 - 1, 8, 8) + plain[start + 12 :]
-    with pytest.raises(DataError, match=r"has shape \[2147483647, 8, 8\], more than"):
+    with pytest.raises(DataError, match=r"has shape \[2147483647, 8, 8\]; at most 1073741824 numbers are read"):
         _matlab(huge)
     other = plain[:start] + struct.pack("<iii", 4, 8, 8) + plain[start + 12 :]
     with pytest.raises(DataError, match=r"the variable 'X' has 192 bytes, which does not fit \[4, 8, 8\]"):
