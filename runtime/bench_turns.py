@@ -9,13 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bench_report import NotRun, ProductRate, Ratio, Result
-from dim.runtime.errors import DimError
+from dim.runtime.errors import DimError, EngineError
 from dim.runtime.manifest import Manifest
 
 OTHER_BATCHES = (16, 128, 512, 2048, 4096)
 """Tried once each in the search for an engine's best batch."""
 LONGEST_RUN_S = 10.0
-"""A batch that would take longer is left out for that contender, and said."""
+"""A batch that takes longer is left out for that contender, and said."""
+HOPELESS_S = 60.0
+"""A batch that would take longer at the speed of smaller ones, which flatter nobody, is not even tried."""
+LONGEST_PROBE_S = 3.0
+"""As LONGEST_RUN_S, in the search for the best batch."""
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 Clock = Callable[[], float]
@@ -101,14 +105,14 @@ class Turns:
                 runner.close()
 
     def search_best(self) -> None:
-        """Try other batch sizes, each contender by itself."""
+        """Try other batch sizes, each engine by itself; what takes long is passed over in silence."""
         for contender in self.contenders:
             if contender.engine.startswith("torch") or not any(
                 contender.key in turns for turns in self.samples.values()
             ):
                 continue
             for batch in OTHER_BATCHES:
-                if batch in self.samples:
+                if batch in self.samples or self._expected_s(contender, batch) > LONGEST_PROBE_S:
                     continue
                 runner = self._open(contender, batch)
                 if runner is None:
@@ -181,8 +185,8 @@ class Turns:
         failed = next((row for row in self.not_run if _key(row) == contender.key and row.batch is None), None)
         if failed is not None:
             return None
-        expected_s = batch / max((t[0] for t in self._known(contender.key)), default=float("inf"))
-        if expected_s > LONGEST_RUN_S:
+        expected_s = self._expected_s(contender, batch)
+        if expected_s > HOPELESS_S:
             self._skip(contender, batch, f"one run would take about {expected_s:.0f} s")
             return None
         try:
@@ -191,6 +195,10 @@ class Turns:
             # Before anything of it has run, the reason is the contender's; later it is the batch's.
             self._skip(contender, batch if self._known(contender.key) else None, str(error))
             return None
+
+    def _expected_s(self, contender: Contender, batch: int) -> float:
+        """Seconds of one run at the speed of the batches that were measured; 0 where none was."""
+        return batch / max((turn[0] for turn in self._known(contender.key)), default=float("inf"))
 
     def _known(self, key: Key) -> list[tuple[float, float]]:
         return [turn for turns in self.samples.values() for turn in turns.get(key, [])]
@@ -205,13 +213,24 @@ class Turns:
         return latents, np.arange(batch, dtype=np.int64) % self._manifest.num_classes
 
     def _runs_per_turn(self, runner: Runner, inputs: Batch) -> int:
-        """Warm up, and see how many runs fill a turn."""
-        for _ in runner.run_ahead([inputs, inputs]):
-            pass
+        """Warm up, and see how many runs fill a turn.
+
+        Raises:
+            EngineError: one run takes longer than there is patience for.
+        """
         start = self._clock()
         for _ in runner.run_ahead([inputs]):
             pass
-        return max(1, round(self._sample_s / max(self._clock() - start, 1e-6)))
+        if self._clock() - start < LONGEST_RUN_S:
+            for _ in runner.run_ahead([inputs]):
+                pass
+            start = self._clock()
+            for _ in runner.run_ahead([inputs]):
+                pass
+        seconds = self._clock() - start
+        if seconds > LONGEST_RUN_S:
+            raise EngineError(f"one run takes {seconds:.0f} s")
+        return max(1, round(self._sample_s / max(seconds, 1e-6)))
 
     def _turn(self, runner: Runner, inputs: Batch, runs: int) -> tuple[float, float]:
         start = self._clock()

@@ -94,12 +94,15 @@ def benchmark(
     ]
     contenders += [rival for rival in rivals if device in ("auto", rival.device)]
     bench = Turns(manifest, contenders, rounds, sample_s, clock, progress, len(batches))
+    products = (contenders, threads, driver, say)
+    rates = _product_rates(*products)
     for batch in sorted(set(batches)):
         bench.compare(batch)
     if find_best:
         bench.search_best()
+    # At both ends, the better of the two: a machine that others use slows down for minutes at a time.
+    rates = _faster([*rates, *_product_rates(*products)])
     flop = flop_per_image(check_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
-    rates = _product_rates(bench, threads, driver, say)
     return BenchReport(
         bundle=str(path),
         content_id=manifest.content_id,
@@ -165,29 +168,43 @@ def _opener(
     return open_at
 
 
-def _product_rates(bench: Turns, threads: int | None, driver: Driver, say: Callable[[str], None]) -> list[ProductRate]:
-    """Measure matrix products through the first engine of each device that was measured itself."""
+def _product_rates(
+    contenders: Sequence[Contender], threads: int | None, driver: Driver, say: Callable[[str], None]
+) -> list[ProductRate]:
+    """Measure matrix products through the first engine of each device that runs them here."""
     rates = []
     for device in ("gpu", "cpu"):
-        ran = {key[0] for turns in bench.samples.values() for key in turns if key[2] == device and key[0] in ENGINES}
-        name = next((name for name in ENGINES if name in ran and name != "fake"), None)
-        if name is None:
+        names = list(
+            dict.fromkeys(each.engine for each in contenders if each.device == device and each.engine in ENGINES)
+        )
+        if not names or names == ["fake"] or (device == "gpu" and driver.problem is not None):
             continue
         with product_bundle(SIZES[device]) as bundle:
+            opened = _OpenedBundle(bundle.path, bundle.manifest)
             for precision in ("fp32", "fp16") if device == "gpu" else ("fp32",):
-                opened = _opener(_OpenedBundle(bundle.path, bundle.manifest), name, precision, threads, (), driver, say)
-                try:
-                    runner = opened(SIZES[device].rows)
-                except DimError as error:
-                    say(f"The matrix-product rate of {name} in {precision} was not measured: {error}")
-                    continue
-                assert isinstance(runner, _EngineRunner)
-                try:
-                    rate = measure_product_rate(runner.engine, SIZES[device])
-                finally:
-                    runner.close()
-                rates.append(ProductRate(engine=name, precision=precision, device=device, gflop_per_s=rate / 1e9))
+                for name in names:
+                    try:
+                        runner = _opener(opened, name, precision, threads, (), driver, say)(SIZES[device].rows)
+                    except DimError:
+                        continue
+                    assert isinstance(runner, _EngineRunner)
+                    try:
+                        rate = measure_product_rate(runner.engine, SIZES[device])
+                    finally:
+                        runner.close()
+                    rates.append(ProductRate(engine=name, precision=precision, device=device, gflop_per_s=rate / 1e9))
+                    break
     return rates
+
+
+def _faster(rates: Sequence[ProductRate]) -> list[ProductRate]:
+    """Of several measurements of one device and precision, the fastest."""
+    best: dict[tuple[str, str], ProductRate] = {}
+    for rate in rates:
+        key = (rate.device, rate.precision)
+        if key not in best or rate.gflop_per_s > best[key].gflop_per_s:
+            best[key] = rate
+    return list(best.values())
 
 
 def _check_arguments(

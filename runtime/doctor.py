@@ -5,7 +5,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def doctor(driver: Driver | None = None, say: Callable[[str], None] = lambda mes
     )
 
 
+@cache
 def onnxruntime_wheels() -> list[str]:
     """Installed packages that own the module `onnxruntime`; more than one overwrite each other's files."""
     return sorted(set(metadata.packages_distributions().get("onnxruntime", [])))

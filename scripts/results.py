@@ -54,6 +54,8 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read every result file, as its stem and its object, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.json")):
+        if path.stem.startswith(("engines-", "gpu-")):
+            continue  # of bench/engines.py and scripts/gpu_check.sh
         described = json.loads(path.read_bytes())
         if described.get("format_version") != 1 or not isinstance(described.get("rows"), list):
             sys.exit(f"{path} is not a results.json of dim eval: remove it, or copy the right file.")

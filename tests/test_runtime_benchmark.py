@@ -174,9 +174,11 @@ def test_ratios_come_from_neighbours_in_time(tiny_bundle: Path, clock: Clock, mo
 
 
 def test_a_batch_that_would_take_too_long_is_left_out(tiny_bundle: Path, clock: Clock) -> None:
-    report = run(tiny_bundle, [worker(clock, "torch-eager", image_s=0.1)], clock, batches=(1, 1024))
-    (row,) = [row for row in report.not_run if row.engine == "torch-eager"]
-    assert (row.batch, row.reason) == (1024, "one run would take about 102 s")
+    report = run(tiny_bundle, [worker(clock, "torch-eager", image_s=0.1)], clock, batches=(1, 256, 1024))
+    assert [(row.engine, row.batch, row.reason) for row in report.not_run] == [
+        ("torch-eager", 256, "one run takes 26 s"),
+        ("torch-eager", 1024, "one run would take about 102 s"),
+    ]
 
 
 def test_every_runner_is_closed(tiny_bundle: Path, clock: Clock) -> None:
