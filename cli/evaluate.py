@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from dim.cli.bundles import choose_bundle
-from dim.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
+from dim.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption, Sha256Option
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
+from dim.cli.words import parse_numbers, parse_words
 from dim.runtime.errors import BadValueError
 
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
@@ -20,6 +21,7 @@ def evaluate(
         typer.Option(help="The dataset that the bundle was distilled from; needed where it was a folder or file."),
     ] = None,
     bundle: BundleOption = None,
+    sha256: Sha256Option = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; eval/NAME if left out.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
@@ -104,7 +106,7 @@ def evaluate(
         "epochs": epochs,
     }
     protocol = EVAL_PRESETS[preset] | {name: value for name, value in asked.items() if value is not None}
-    path = choose_bundle(bundle)
+    path = choose_bundle(bundle, sha256)
     manifest = load_manifest(path)
     out = out or Path("eval") / manifest.name
     with Bars() as bars:
@@ -163,23 +165,6 @@ def _show(bars: Any, report: Any) -> None:
 
 def _time_of(rows: list[dict[str, Any]]) -> str:
     return in_time(sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows))
-
-
-def parse_words(text: str) -> tuple[str, ...]:
-    """Read names joined by commas."""
-    return tuple(word.strip() for word in text.split(","))
-
-
-def parse_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Read whole numbers joined by commas.
-
-    Raises:
-        BadValueError: something else.
-    """
-    words = parse_words(text)
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise BadValueError(f"{option} got {text!r}; it takes whole numbers joined by commas, as in 10,50,1.")
-    return tuple(int(word) for word in words)
 
 
 def parse_bundles(entries: list[str]) -> Mapping[str, Path]:

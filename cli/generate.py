@@ -14,10 +14,12 @@ from dim.cli.options import (
     EngineOption,
     JsonOption,
     PrecisionOption,
+    Sha256Option,
     ThreadsOption,
     TrustOption,
 )
 from dim.cli.terminal import in_time, in_units, print_json, say
+from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
     from dim.cli.bars import Bars
@@ -27,7 +29,7 @@ _SIZE, _SCALE = "Size (one of the first four)", "Scale out"
 
 
 def generate(
-    out: Annotated[str, typer.Option(help="Where the set goes: a folder.")],
+    out: Annotated[str, typer.Option(help="Where the set goes: a folder, or s3://bucket/set, gs://bucket/set.")],
     ipc: Annotated[int | None, typer.Option(help="Images per class.", rich_help_panel=_SIZE)] = None,
     ratio: Annotated[
         float | None,
@@ -45,6 +47,7 @@ def generate(
     ] = 0,
     seed: Annotated[int, typer.Option(help="0 to 2**64 - 1; another seed draws other images.")] = 0,
     bundle: BundleOption = None,
+    sha256: Sha256Option = None,
     no_fixed_latents: Annotated[
         bool, typer.Option("--no-fixed-latents", help="Leave out the latents that the bundle optimised for small sets.")
     ] = False,
@@ -91,7 +94,9 @@ def generate(
     from dim.runtime.generate import generate as write_set
     from dim.runtime.sizes import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
 
-    path = choose_bundle(bundle)
+    if not out.strip():
+        raise BadValueError("--out is empty; name the folder of the set.")
+    path = choose_bundle(bundle, sha256)
     with (
         open_bundle(
             path,
@@ -130,7 +135,11 @@ def generate(
             estimate = estimate_set(opened, out, **wish)
             print_json(asdict(estimate)) if as_json else _print_estimate(estimate)
             return
-        summary = write_set(opened, out, **wish, progress=_Meter(bars))
+        try:
+            summary = write_set(opened, out, **wish, progress=_Meter(bars))
+        except KeyboardInterrupt:
+            say(f"What is finished is kept in {out}: the same command completes the set.")
+            raise
     print_json(asdict(summary)) if as_json else _print_summary(summary, shard)
 
 

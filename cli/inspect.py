@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dim.cli.bundles import choose_bundle
-from dim.cli.options import JsonOption
+from dim.cli.options import JsonOption, Sha256Option
 from dim.cli.terminal import in_units, print_json, print_table
 
 _PNG_WIDTH_PX = 720
@@ -20,6 +20,7 @@ def inspect(
     bundle: Annotated[
         str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
     ] = None,
+    sha256: Sha256Option = None,
     png: Annotated[Path | None, typer.Option(help="Write the preview as a PNG file as well.")] = None,
     no_preview: Annotated[bool, typer.Option("--no-preview", help="Do not draw in the terminal.")] = False,
     as_json: JsonOption = False,
@@ -32,7 +33,7 @@ def inspect(
     """
     from dim.runtime.inspect_bundle import describe
 
-    path = choose_bundle(bundle)
+    path = choose_bundle(bundle, sha256)
     facts = describe(path)
     if as_json:
         print_json(facts)
@@ -59,6 +60,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
         "distilled with": f"preset {facts['distill_config'].get('preset', 'unknown')}, {facts['created_by']}",
         "licence": facts["licence"],
         "content id": facts["content_id"],
+        "manifest SHA-256": facts["manifest_sha256"],
         "size": in_units(facts["size_bytes"], "B"),
     }
     for key, value in rows.items():

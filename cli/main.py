@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dim.cli import distill, doctor, evaluate, export, generate, inspect, verify
+from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify
 from dim.runtime.errors import DimError
 from dim.version import __version__
 
@@ -60,6 +60,7 @@ app.command("distill", rich_help_panel=_MAKE)(distill.distill)
 app.command("export", rich_help_panel=_MAKE)(export.export)
 app.command("generate", rich_help_panel=_USE)(generate.generate)
 app.command("eval", rich_help_panel=_USE)(evaluate.evaluate)
+app.command("bench", rich_help_panel=_USE)(bench.bench)
 app.command("inspect", rich_help_panel=_ASK)(inspect.inspect)
 app.command("verify", rich_help_panel=_ASK)(verify.verify)
 app.command("doctor", rich_help_panel=_ASK)(doctor.doctor)

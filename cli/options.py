@@ -10,8 +10,13 @@ BundleOption = Annotated[
     str | None,
     typer.Option(
         "--bundle",
-        help="The bundle; else $DIM_BUNDLE, the newest *.dim here or under runs/, or the one that comes with dim.",
+        help="The bundle, a folder or a URL; else $DIM_BUNDLE, the newest *.dim here or under runs/, or the one that "
+        "comes with dim.",
     ),
+]
+Sha256Option = Annotated[
+    str | None,
+    typer.Option("--sha256", metavar="HASH", help="The manifest_sha256 that the bundle must have; pins a download."),
 ]
 EngineOption = Annotated[
     str, typer.Option("--engine", help="auto, or a name that dim doctor lists.", rich_help_panel=ENGINE_PANEL)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dim.cli.bundles import choose_bundle
-from dim.cli.options import JsonOption, ThreadsOption
+from dim.cli.options import JsonOption, Sha256Option, ThreadsOption
 from dim.cli.terminal import print_json, print_table
 
 
@@ -14,6 +14,7 @@ def verify(
     bundle: Annotated[
         str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
     ] = None,
+    sha256: Sha256Option = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -27,7 +28,7 @@ def verify(
     from dim.cli.bars import Bars
     from dim.runtime.verify import verify as check_bundle
 
-    path = choose_bundle(bundle)
+    path = choose_bundle(bundle, sha256)
     with Bars() as bars:
         report = check_bundle(path, threads=threads, progress=lambda row: bars.show("verify", 0, None, row.subject))
     if as_json:

@@ -10,7 +10,8 @@ import pytest
 from cli_tools import dim, one_line
 from tiny_bundle import build_tiny_bundle
 
-from dim.cli.evaluate import parse_bundles, parse_numbers
+from dim.cli.evaluate import parse_bundles
+from dim.cli.words import parse_numbers
 from dim.data import load_data
 from dim.runtime.errors import BadValueError
 

@@ -115,6 +115,42 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "set").exists()
 
 
+def test_an_empty_name_is_no_folder(tiny_bundle: Path) -> None:
+    line = one_line(dim("generate", "--ipc", 1, "--out", "", "--bundle", tiny_bundle))
+    assert line == "--out is empty; name the folder of the set."
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dim.runtime.generate.generate", interrupt)
+    ran = dim("generate", "--ipc", 1, "--out", "set", "--bundle", tiny_bundle)
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.splitlines()[-2:] == [
+        "What is finished is kept in set: the same command completes the set.",
+        "Interrupted.",
+    ]
+
+
+def test_a_dry_run_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 4, "--out", tmp_path / "set", "--bundle", tiny_bundle, "--dry-run"]
+    ran = dim(*arguments)
+    assert ran.out.splitlines()[0] == f"{tmp_path}/set: 12 images as imagefolder, nothing written yet."
+    assert "images by onnxruntime-cpu" in ran.out and "It takes:  about" in ran.out
+    plan = json.loads(dim(*arguments, "--json").out)
+    assert (plan["images"], plan["images_missing"], plan["resumes"]) == (12, 12, False)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_pinned_bundle_must_be_that_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle, "--sha256"]
+    right = json.loads(dim("inspect", tiny_bundle, "--json").out)["manifest_sha256"]
+    assert "was pinned" in one_line(dim(*arguments, "0" * 64))
+    assert not (tmp_path / "set").exists()
+    assert dim(*arguments, right).code == 0
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "set").write_text("mine")
     assert str(tmp_path / "set") in one_line(

@@ -18,7 +18,7 @@ from dim.cli.main import app
 from dim.runtime.errors import BundleError
 from dim.version import __version__
 
-COMMANDS = ["distill", "export", "generate", "eval", "inspect", "verify", "doctor"]
+COMMANDS = ["distill", "export", "generate", "eval", "bench", "inspect", "verify", "doctor"]
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
@@ -96,7 +96,7 @@ def test_traceback_shows_where_it_came_from(tmp_path: Path, place: str) -> None:
     ],
 )
 def test_every_kind_of_error_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
-    def fail(explicit: str | None) -> Path:
+    def fail(explicit: str | None, sha256: str | None) -> Path:
         raise error
 
     monkeypatch.setattr(inspect_command, "choose_bundle", fail)
@@ -104,7 +104,7 @@ def test_every_kind_of_error_is_one_line(monkeypatch: pytest.MonkeyPatch, error:
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(explicit: str | None) -> Path:
+    def interrupt(explicit: str | None, sha256: str | None) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inspect_command, "choose_bundle", interrupt)
@@ -116,7 +116,7 @@ def test_a_signal_to_the_process_exits_with_130(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from dim.cli import inspect
-inspect.choose_bundle = lambda explicit: os.kill(os.getpid(), signal.SIGINT)
+inspect.choose_bundle = lambda explicit, sha256: os.kill(os.getpid(), signal.SIGINT)
 from dim.cli.main import main
 main(["inspect", {str(tmp_path)!r}])
 """
