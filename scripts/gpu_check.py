@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+"""Run the GPU's part of the project and write docs/results/gpu-<GPU>.json; see scripts/gpu_check.sh."""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from dim.runtime.benchmark import benchmark
+from dim.runtime.build_engines import build_engines
+from dim.runtime.bundle import Bundle
+from dim.runtime.bundle_files import load_manifest
+from dim.runtime.doctor import DoctorReport, doctor
+from dim.runtime.engine import ENGINES, open_engine
+from dim.runtime.engine_files import engines_in_bundle
+from dim.runtime.errors import DimError
+from dim.runtime.generate import generate
+from dim.runtime.gpu import Driver, find_driver
+from dim.runtime.locate import find_bundle
+from dim.runtime.sidecar import uncovered
+from dim.runtime.verify_engines import verify_engines
+
+LIMIT_S = 580
+"""All steps together; one that may not end in time is not begun."""
+GPU_ENGINES = tuple(name for name, (device, _) in ENGINES.items() if device == "gpu")
+FORMATS = {"tensorrt-rtx": "rtx", "tensorrt": "trt"}
+
+
+class NotRunHereError(Exception):
+    """The machine lacks what a step needs; it is listed as not run."""
+
+
+@dataclass
+class Check:
+    """The run so far."""
+
+    bundle: Path
+    driver: Driver
+    doctor: DoctorReport | None = None
+    limit_s: float = LIMIT_S
+    began: float = field(default_factory=time.monotonic)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, name: str, needs_s: float, action: Callable[["Check"], Any]) -> None:
+        """Run one step that may take so long; whatever happens becomes a row."""
+        left = self.limit_s - (time.monotonic() - self.began)
+        row: dict[str, Any] = {"step": name}
+        start = time.monotonic()
+        if left < needs_s:
+            row |= {"status": "not run", "reason": f"it may take {needs_s:.0f} s and {max(left, 0):.0f} s were left"}
+        else:
+            try:
+                row |= {"status": "ok", "found": action(self)}
+            except NotRunHereError as error:
+                row |= {"status": "not run", "reason": str(error)}
+            except DimError as error:
+                row |= {"status": "failed", "reason": str(error)}
+            except Exception as error:  # one broken library must not hide what the others do
+                row |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+        row["seconds"] = round(time.monotonic() - start, 2)
+        self.steps.append(row)
+        print(f"{row['status']:>8}  {row['seconds']:7.1f} s  {name}  {row.get('reason', '')}", flush=True)
+
+    def working(self) -> list[str]:
+        """The GPU engines that passed their self test."""
+        if self.doctor is None:
+            raise NotRunHereError("the doctor failed")
+        return [state.engine for state in self.doctor.engines if state.works and state.engine in GPU_ENGINES]
+
+    def require(self, engine: str) -> None:
+        """Go on only with an engine that works here."""
+        if engine not in self.working():
+            assert self.doctor is not None
+            raise NotRunHereError(next(state.reason for state in self.doctor.engines if state.engine == engine))
+
+
+def main() -> None:
+    """Run all steps and write the results; exit code 1 if a step failed or there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", nargs="?", help="a bundle; else the one that dim generate would use")
+    parser.add_argument("--out", type=Path, help="where to write the results")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S)
+    options = parser.parse_args()
+    driver = find_driver()
+    if driver.problem is not None:
+        sys.exit(f"There is nothing to check here, because {driver.problem}; nothing was written.")
+    source, _ = find_bundle(options.bundle)
+    with tempfile.TemporaryDirectory(prefix="dim-gpu-check-") as folder:
+        check = Check(bundle=copy_bundle(source, Path(folder)), driver=driver, limit_s=options.limit_s)
+        run_all(check, Path(folder))
+    gpu = driver.gpus[0].name
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
+    report = {
+        "gpu": gpu,
+        "driver": asdict(driver),
+        "bundle": source.name,
+        "content_id": load_manifest(source).content_id,
+        "seconds": round(time.monotonic() - check.began, 1),
+        "steps": check.steps,
+        "not_run": [row["step"] for row in check.steps if row["status"] == "not run"],
+        "failed": [row["step"] for row in check.steps if row["status"] == "failed"],
+    }
+    out = options.out or Path("docs/results") / f"gpu-{slug}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"{out}: {len(check.steps)} steps, not run: {len(report['not_run'])}, failed: {len(report['failed'])}")
+    sys.exit(1 if report["failed"] else 0)
+
+
+def run_all(check: Check, folder: Path) -> None:
+    """Every step, in the order of what is least known first, each with the most seconds that it may take."""
+    check.step("doctor", 120, examine)
+    for engine in ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda"):
+        check.step(f"{engine} accepts this GPU", 0, partial(accepts, engine=engine))
+    for engine, format in FORMATS.items():
+        check.step(f"{engine}: built and verified", 150, partial(build, engine=engine, format=format))
+    check.step("engines for other machines are refused", 1, refusals)
+    check.step("benchmark at batch 256", 120, partial(measure, batches=(256,)))
+    for engine in GPU_ENGINES:
+        check.step(f"{engine}: the same pixels again", 30, partial(repeats, engine=engine))
+        check.step(f"{engine}: DLPack to torch", 20, partial(dlpack, engine=engine))
+    check.step("generate --device gpu: a set, twice the same", 30, partial(make_sets, folder=folder))
+    check.step("benchmark at batch 1, 64, 1024", 150, partial(measure, batches=(1, 64, 1024)))
+
+
+def copy_bundle(source: Path, folder: Path) -> Path:
+    """Copy a bundle without engines that others built, so that nothing is written into the source."""
+    from dim.runtime.bundle_files import check_file, write_bundle
+
+    manifest = load_manifest(source)
+    names = [name for name in manifest.files if not name.endswith((".engine", ".engine.json"))]
+    kept = ("name", "created_by", "classes", "height", "width", "channels", "latent_dim", "latent_std", "source")
+    write_bundle(
+        folder / "copy.dim",
+        files={name: check_file(source, manifest, name) for name in names},
+        distill_config=manifest.distill_config,
+        licence=manifest.licence,
+        **{name: getattr(manifest, name) for name in kept},
+    )
+    return folder / "copy.dim"
+
+
+def examine(check: Check) -> Any:
+    """Ask the doctor, who runs every engine on a tiny bundle with a known answer."""
+    check.doctor = doctor(check.driver, say=lambda message: print(f"          {message}", flush=True))
+    return check.doctor.to_dict()
+
+
+def accepts(check: Check, engine: str) -> Any:
+    """Say what an engine's self test showed."""
+    if check.doctor is None:
+        raise NotRunHereError("the doctor failed")
+    state = next(state for state in check.doctor.engines if state.engine == engine)
+    if not state.works:
+        raise NotRunHereError(state.reason)
+    return state.reason
+
+
+def build(check: Check, engine: str, format: str) -> Any:
+    """Build all precisions into the copy, then verify the engines at every batch of their profile."""
+    check.require(engine)
+    start = time.monotonic()
+    said: list[str] = []
+    paths = build_engines(check.bundle, format=format, say=said.append)
+    seconds = time.monotonic() - start
+    rows: list[dict[str, Any]] = []
+
+    def add(subject: str, what: str, ok: bool, found: str, allowed: str) -> None:
+        rows.append({"subject": subject, "check": what, "ok": ok, "found": found, "allowed": allowed})
+
+    verify_engines(check.bundle, load_manifest(check.bundle), add, driver=check.driver)
+    wrong = [row for row in rows if not row["ok"]]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} of {len(rows)} checks failed: {wrong[0]}")
+    sizes = {path.name: path.stat().st_size for path in paths}
+    return {"build_and_check_s": round(seconds, 1), "engines": sizes, "said": said, "verify": rows}
+
+
+def refusals(check: Check) -> Any:
+    """An engine whose sidecar names another GPU, version or ONNX file is refused with its reason."""
+    files, _ = engines_in_bundle(check.bundle, load_manifest(check.bundle))
+    if not files:
+        raise NotRunHereError("no engine was built here")
+    gpu, told = check.driver.gpus[0], {}
+    for file in files[:1]:
+        for name, other in {
+            "gpu": replace(file.sidecar, hardware="gpu", gpu="NVIDIA Other", compute_capabilities=((1, 0),)),
+            "library": replace(file.sidecar, library_version="1.0.0.0"),
+            "onnx": replace(file.sidecar, onnx_sha256="0" * 64),
+        }.items():
+            version = file.sidecar.library_version
+            reason = uncovered(other, gpu=gpu, library_version=version, onnx_sha256=file.sidecar.onnx_sha256)
+            if reason is None:
+                raise RuntimeError(f"an engine of another {name} was not refused")
+            told[name] = reason
+    return told
+
+
+def inputs(check: Check, count: int) -> tuple[Any, Any]:
+    """Latents and labels for a number of images."""
+    manifest = load_manifest(check.bundle)
+    rng = np.random.default_rng(7)
+    latents = rng.standard_normal((count, manifest.latent_dim)).astype(np.float32)
+    return latents, np.arange(count, dtype=np.int64) % manifest.num_classes
+
+
+def draw(engine: Any, latents: Any, labels: Any) -> Any:
+    """Images of any number of rows, one padded batch after the other."""
+    starts = range(0, len(labels), engine.batch)
+    return np.concatenate(
+        [engine.run(latents[at : at + engine.batch], labels[at : at + engine.batch]) for at in starts]
+    )
+
+
+def repeats(check: Check, engine: str) -> Any:
+    """Pixels depend neither on the split nor on the neighbours, nor on the session."""
+    check.require(engine)
+    hashes: dict[str, list[str]] = {}
+    with Bundle(check.bundle) as bundle:
+        latents, labels = inputs(check, 700)
+        for precision in bundle.manifest.precisions:
+            for _ in range(2):
+                opened: Any = open_engine(bundle, engine=engine, precision=precision, driver=check.driver)
+                whole = draw(opened, latents, labels)
+                turned = opened.run(latents[: opened.batch][::-1].copy(), labels[: opened.batch][::-1].copy())[::-1]
+                few = opened.run(latents[:3], labels[:3])
+                opened.close()
+                if not np.array_equal(turned, whole[: len(turned)]) or not np.array_equal(few, whole[:3]):
+                    raise RuntimeError(f"{engine} {precision} draws other pixels in another place of the batch")
+                hashes.setdefault(precision, []).append(hashlib.sha256(whole.tobytes()).hexdigest()[:16])
+    if any(len(set(each)) > 1 for each in hashes.values()):
+        raise RuntimeError(f"{engine} draws other pixels in another session: {hashes}")
+    return {precision: each[0] for precision, each in hashes.items()}
+
+
+def dlpack(check: Check, engine: str) -> Any:
+    """A GPU batch goes to torch without a copy, and holds the pixels that `run` returns."""
+    check.require(engine)
+    try:
+        import torch
+    except ImportError:
+        raise NotRunHereError("torch is not installed") from None
+    if not torch.cuda.is_available():
+        raise NotRunHereError("torch sees no CUDA")
+    with Bundle(check.bundle) as bundle:
+        opened: Any = open_engine(bundle, engine=engine, driver=check.driver)
+        latents, labels = inputs(check, 300)
+        expected = draw(opened, latents, labels)
+        for _ in range(20):  # memory is freed and taken again while torch still works on it
+            images = torch.from_dlpack(opened.run_dlpack(latents, labels))
+            total = images.to(torch.float32).sum()
+            device = str(images.device)
+            same = bool((images.cpu().numpy() == expected).all())
+            if not same or abs(float(total) - float(expected.sum(dtype=np.float64))) > 1e-4 * float(total):
+                raise RuntimeError(f"{engine} hands other pixels to torch than it returns")
+            del images
+        opened.close()
+    return {"device": device, "images": len(labels)}
+
+
+def make_sets(check: Check, folder: Path) -> Any:
+    """`dim generate --device gpu` twice into two folders, and once in two shards."""
+    if not check.working():
+        raise NotRunHereError("no GPU engine works here")
+    hashes = []
+    for name in ("a", "b"):
+        with Bundle(check.bundle, device="gpu") as bundle:
+            counts = (50,) * bundle.manifest.num_classes
+            generate(bundle, folder / name, counts=counts, format="npz")
+            engine = f"{bundle.engine.name}, {bundle.engine.version}, {bundle.engine.reason}"
+        files = sorted((folder / name).rglob("*.npz"))
+        hashes.append([hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files])
+    if hashes[0] != hashes[1]:
+        raise RuntimeError(f"two sets of one plan differ: {hashes}")
+    return {"engine": engine, "npz": hashes[0]}
+
+
+def measure(check: Check, batches: tuple[int, ...]) -> Any:
+    """Benchmark what works here against torch."""
+    engines = check.working()
+    if not engines:
+        raise NotRunHereError("no GPU engine works here")
+    rivals: list[Any] = []
+    try:
+        from dim.torch_rivals import torch_rivals
+
+        rivals = torch_rivals(load_manifest(check.bundle), "gpu")
+    except (ImportError, DimError) as error:
+        print(f"          without torch: {error}", flush=True)
+    report = benchmark(
+        check.bundle,
+        engines=engines,
+        device="gpu",
+        batches=batches,
+        rivals=rivals,
+        rounds=3,
+        sample_s=0.1,
+        find_best=len(batches) > 1,
+        driver=check.driver,
+    )
+    return {**report.to_dict(), "bundle": check.bundle.name}
+
+
+if __name__ == "__main__":
+    main()

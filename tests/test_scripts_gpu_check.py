@@ -1,0 +1,127 @@
+"""scripts/gpu_check.py on a machine whose GPU is a fake: every step runs, and what cannot is listed as not run."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_machine import ADA, NONE, Machine
+from fake_trt import FakeContext
+
+from dim.runtime import benchmark as benchmark_module
+from dim.runtime import trt_library
+from dim.runtime.benchmark import benchmark
+from dim.runtime.build_engines import build_engines
+from dim.runtime.flops import ProductSize
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: ModuleType) -> Iterator[Machine]:
+    machine = Machine(tmp_path, monkeypatch)
+    for name in ("dim.runtime.engine", "dim.runtime.verify_engines", "gpu_check"):
+        monkeypatch.setattr(f"{name}.find_driver", lambda: machine.driver)
+    small = ProductSize(rows=8, width=16)
+    monkeypatch.setattr(benchmark_module, "SIZES", {"cpu": small, "gpu": small})
+    monkeypatch.setattr(
+        script, "build_engines", lambda path, **options: build_engines(path, **options, batch=(1, 8, 16))
+    )
+    short = {"rounds": 1, "sample_s": 0.001, "batches": (8,), "find_best": False}
+    monkeypatch.setattr(script, "benchmark", lambda path, **options: benchmark(path, **{**options, **short}))
+    yield machine
+    trt_library.load_library.cache_clear()
+
+
+def run(script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Any]:
+    out = machine.path.parent / "out" / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(machine.path), "--out", str(out), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    report = json.loads(out.read_text()) if out.exists() else None
+    return ended.value.code, report  # type: ignore[return-value]
+
+
+def test_every_step_runs(
+    script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.install("rtx")
+    code, report = run(script, machine, monkeypatch)
+    steps = {row["step"]: row for row in report["steps"]}
+    assert code == 0 and report["failed"] == [], report["failed"]
+    assert report["gpu"] == ADA.gpus[0].name and report["bundle"] == "tiny.dim"
+    assert steps["tensorrt-rtx accepts this GPU"]["found"].startswith("tensorrt-rtx 1.7.1.116 plan ")
+    built = steps["tensorrt-rtx: built and verified"]["found"]
+    assert list(built["engines"]) == [f"generator.{precision}.rtx.sm80plus.engine" for precision in ("fp32", "fp16")]
+    assert all(row["ok"] for row in built["verify"]) and len(built["verify"]) == 10
+    assert set(steps["engines for other machines are refused"]["found"]) == {"gpu", "library", "onnx"}
+    assert set(steps["tensorrt-rtx: the same pixels again"]["found"]) == {"fp32", "fp16"}
+    assert steps["generate --device gpu: a set, twice the same"]["found"]["engine"].startswith("tensorrt-rtx")
+    speeds = steps["benchmark at batch 256"]["found"]["results"]
+    assert {(row["engine"], row["batch"]) for row in speeds} == {("tensorrt-rtx", 8)}
+    assert "tensorrt accepts this GPU" in report["not_run"]
+    assert "tensorrt-rtx: DLPack to torch" in report["not_run"]
+    assert "not run" in capsys.readouterr().out
+
+
+def test_a_step_that_fails_is_told_and_the_others_run(
+    script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.install("rtx")
+    real, drawn = FakeContext.compute, [0]
+
+    def unsteady(self: FakeContext) -> None:
+        real(self)
+        if self.plan.tensors["images"][1][1] == 8:  # not the self test
+            drawn[0] += 1
+            self.at("images", np.uint8)[...] ^= drawn[0] % 2
+
+    monkeypatch.setattr(FakeContext, "compute", unsteady)
+    code, report = run(script, machine, monkeypatch)
+    assert code == 1 and "tensorrt-rtx: the same pixels again" in report["failed"]
+    assert len(report["steps"]) == 16
+
+
+def test_when_time_is_over_the_rest_is_not_run(
+    script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.install("rtx")
+    code, report = run(script, machine, monkeypatch, "--limit-s", "0")
+    assert code == 0 and len(report["not_run"]) == len(report["steps"])
+    assert report["steps"][0]["reason"] == "it may take 120 s and 0 s were left"
+
+
+def test_without_a_gpu_nothing_is_written(
+    script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.driver = NONE
+    code, report = run(script, machine, monkeypatch)
+    assert report is None
+    assert str(code) == (
+        "There is nothing to check here, because no NVIDIA driver is installed (libcuda.so.1 not found); nothing was "
+        "written."
+    )
+
+
+def test_the_shell_script_hands_its_arguments_on() -> None:
+    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
+    shown = subprocess.run(
+        [ROOT / "scripts" / "gpu_check.sh", "--help"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "--limit-s" in shown.stdout
