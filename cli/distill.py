@@ -27,7 +27,7 @@ def distill(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME if left out.")] = None,
-    preset: Annotated[str, typer.Option(help="tiny, small, paper, ...: where all settings start.")] = "small",
+    preset: Annotated[str, typer.Option(help="tiny, small, best or paper: where all settings start.")] = "small",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels, 8 to 128.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,

@@ -81,6 +81,12 @@ def generate(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Make only part I of N, counted from 0.", rich_help_panel=_SCALE)
     ] = "0/1",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Draw on Ray, here or on the cluster of $RAY_ADDRESS.", rich_help_panel=_SCALE)
+    ] = False,
+    num_workers: Annotated[
+        int | None, typer.Option(help="Workers of --ray; else one per GPU or per two cores.", rich_help_panel=_SCALE)
+    ] = None,
 ) -> None:
     """Write a training set of any size from a bundle.
 
@@ -96,6 +102,10 @@ def generate(
 
     if not out.strip():
         raise BadValueError("--out is empty; name the folder of the set.")
+    if ray and shard != "0/1":
+        raise BadValueError("--ray shares the set among its workers by itself: leave out --shard.")
+    if num_workers is not None and not ray:
+        raise BadValueError("--num-workers is for --ray; without it, --shard I/N makes a part of a set.")
     path = choose_bundle(bundle, sha256)
     with (
         open_bundle(
@@ -124,7 +134,6 @@ def generate(
             "seed": seed,
             "start": start,
             "format": format,
-            "shard": parse_shard(shard),
             "overwrite": overwrite,
             "shard_images": shard_images,
             "shard_bytes": None if shard_size is None else parse_bytes(shard_size),
@@ -132,11 +141,16 @@ def generate(
             "say": say,
         }
         if dry_run:
-            estimate = estimate_set(opened, out, **wish)
+            estimate = estimate_set(opened, out, shard=parse_shard(shard), **wish)
             print_json(asdict(estimate)) if as_json else _print_estimate(estimate)
             return
         try:
-            summary = write_set(opened, out, **wish, progress=_Meter(bars))
+            if ray:
+                from dim.runtime.ray_generate import generate_on_ray
+
+                summary = generate_on_ray(opened, out, num_workers=num_workers, progress=_Meter(bars), **wish)
+            else:
+                summary = write_set(opened, out, shard=parse_shard(shard), progress=_Meter(bars), **wish)
         except KeyboardInterrupt:
             say(f"What is finished is kept in {out}: the same command completes the set.")
             raise

@@ -4,13 +4,17 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dim.cli.bundles import choose_bundle
 from dim.cli.options import JsonOption, Sha256Option
 from dim.cli.terminal import in_units, print_json, print_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PNG_WIDTH_PX = 720
 _LEAST_COLUMNS = 4
@@ -32,15 +36,19 @@ def inspect(
     Example:  [bold]dim inspect runs/digits/digits.dim[/bold]
     """
     from dim.runtime.inspect_bundle import describe
+    from dim.runtime.preview import grid, terminal_shows_pictures, to_ansi, write_png
 
     path = choose_bundle(bundle, sha256)
     facts = describe(path)
-    if as_json:
-        print_json(facts)
-    else:
-        _print_facts(facts)
-    if png is not None or (not as_json and not no_preview):
-        _show_preview(path, png, in_terminal=not as_json and not no_preview)
+    in_terminal = not as_json and not no_preview and terminal_shows_pictures(sys.stdout)
+    images = _draw(path) if png is not None or in_terminal else None
+    if png is not None and images is not None:
+        picture = grid(images)
+        write_png(png, picture, scale=-(-_PNG_WIDTH_PX // picture.shape[1]))
+    print_json(facts) if as_json else _print_facts(facts)
+    if in_terminal and images is not None:
+        letters = shutil.get_terminal_size().columns
+        print(to_ansi(grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
@@ -83,23 +91,12 @@ def _shorten(names: list[str]) -> str:
     return f"{len(names)}: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _show_preview(path: Path, png: Path | None, in_terminal: bool) -> None:
-    from dim.runtime.preview import terminal_shows_pictures
-
-    in_terminal = in_terminal and terminal_shows_pictures(sys.stdout)
-    if png is None and not in_terminal:
-        return
+def _draw(path: Path) -> "NDArray[np.uint8]":
     from dim.runtime.bundle import open_bundle
-    from dim.runtime.preview import draw_rows, grid, to_ansi, write_png
+    from dim.runtime.preview import draw_rows
 
     with open_bundle(path, say=lambda line: None) as opened:
-        images = draw_rows(opened)
-    if png is not None:
-        picture = grid(images)
-        write_png(png, picture, scale=max(1, _PNG_WIDTH_PX // picture.shape[1]))
-    if in_terminal:
-        letters = shutil.get_terminal_size().columns
-        print(to_ansi(grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
+        return draw_rows(opened)
 
 
 def columns_that_fit(letters: int, image_px: int) -> int:
