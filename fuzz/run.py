@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Fuzz one target with atheris:  python fuzz/run.py TARGET [libFuzzer's options] [corpus folders]
 
 TARGET is a name in fuzz/targets.py, or `all`: then the first byte of an input chooses. `-help=1` lists libFuzzer's
