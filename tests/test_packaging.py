@@ -85,3 +85,11 @@ def test_every_script_is_executable() -> None:
         mode, _, _, path = line.split(maxsplit=3)
         if (ROOT / path).read_bytes().startswith(b"#!"):
             assert mode == "100755", f"{path} is not executable"
+
+
+def test_the_page_of_dependencies_lists_the_pinned_versions() -> None:
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ") and "`make" in line]
+    listed = {f"{package.removeprefix('| ')}=={version}" for package, version in rows}
+    assert len(listed) > 100
+    assert listed <= {*_pins("dev"), "torch==2.13.0"}, "run  python scripts/licences.py"
