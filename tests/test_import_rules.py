@@ -26,7 +26,9 @@ def test_importing_the_command_line_loads_nothing_heavy_and_no_numpy() -> None:
     assert not imported_by("import dim.cli.main").intersection((*HEAVY, "numpy", "PIL", "fsspec"))
 
 
-@pytest.mark.parametrize("command", ["", "distill", "export", "generate", "eval", "bench", "inspect", "verify", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "distill", "export", "generate", "eval", "bench", "inspect", "verify", "doctor"]
+)
 def test_help_loads_nothing_heavy_and_no_numpy(command: str) -> None:
     code = f"""
 from dim.cli.main import main
