@@ -6,7 +6,7 @@ A set is cut into parts of `part_images` images in the set's order. A part is th
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class EngineInfo:
     precision: str
     batch: int | None
     """The padded batch, or None where no padding is needed."""
+    reason: str = field(default="", compare=False)
+    """Why this engine was chosen; for people, another reason is no other plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON has it."""
-        block: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        block: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         block["classes"], block["counts"] = list(self.classes), list(self.counts)
         block["engine"] = dict(vars(self.engine))
         return block
@@ -142,21 +144,21 @@ class Plan:
             other: the plan that is asked for; this one is the one on disk.
             ignore: names of fields that may differ.
         """
-        for field in fields(self):
-            if field.name in ignore:
+        for name in [each.name for each in fields(self)]:
+            if name in ignore:
                 continue
-            old, new = getattr(self, field.name), getattr(other, field.name)
+            old, new = getattr(self, name), getattr(other, name)
             if old != new:
-                if field.name in ("classes", "counts") and len(str(old)) + len(str(new)) > 120:
-                    return f"another list of {field.name}"
-                if field.name == "engine":
+                if name in ("classes", "counts") and len(str(old)) + len(str(new)) > 120:
+                    return f"another list of {name}"
+                if name == "engine":
                     return " and ".join(
                         f"engine {key} {old_value} instead of {getattr(new, key)}"
                         for key, old_value in vars(old).items()
-                        if old_value != getattr(new, key)
+                        if key != "reason" and old_value != getattr(new, key)
                     )
-                short = [f"{value[:12]}..." if field.name == "content_id" else value for value in (old, new)]
-                return f"{field.name} {short[0]} instead of {short[1]}"
+                short = [f"{value[:12]}..." if name == "content_id" else value for value in (old, new)]
+                return f"{name} {short[0]} instead of {short[1]}"
         return None
 
     def with_engine(self, engine: EngineInfo, part_images: int) -> "Plan":
@@ -268,7 +270,7 @@ def _typed(block: object, kind: type, where: str) -> dict[str, Any]:
     known = {"str": str, "int": int, "bool": bool, "EngineInfo": dict, "tuple[str, ...]": list, "tuple[int, ...]": list}
     if not isinstance(block, Mapping):
         raise _malformed(where, block)
-    names = {field.name: field.type for field in fields(kind)}
+    names = {each.name: each.type for each in fields(kind)}
     if block.keys() != names.keys():
         raise _malformed(where, ", ".join(sorted(str(name) for name in block.keys() ^ names.keys())))
     for name, declared in names.items():

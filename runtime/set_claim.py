@@ -83,6 +83,7 @@ def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]
         engine=wanted.name,
         device=wanted.device,
         precision=wanted.precision,
+        batch=wanted.batch,
         trust=options["trust"],
         threads=options["threads"],
         say=say,

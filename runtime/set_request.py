@@ -55,7 +55,7 @@ def make_wish(
         MissingExtraError: the format needs a package that is not installed.
     """
     manifest = bundle.manifest
-    writer = part_format(format)
+    part_format(format)
     if len(counts) != len(manifest.classes) or not any(counts):
         raise BadValueError(
             f"counts has {len(counts)} numbers, the largest {max(counts, default=0)}; give one number for each of "
@@ -73,7 +73,6 @@ def make_wish(
             raise BadValueError("The format imagefolder has no shards; leave out their size, or choose another format.")
     if soft_labels and TEACHER_ONNX not in manifest.files:
         raise BundleError(f"The bundle {bundle.path} has no {TEACHER_ONNX} to make soft labels; leave them out.")
-    encoder = writer.encoder()
     plan = Plan(
         bundle=manifest.name,
         content_id=manifest.content_id,
@@ -89,7 +88,7 @@ def make_wish(
         format=format,
         part_images=1,
         teacher=manifest.files[TEACHER_ONNX].sha256 if soft_labels else "",
-        encoder=f"{encoder}, teacher on {teacher_version()}" if soft_labels else encoder,
+        encoder=encoder_here(format, soft_labels),
         engine=_NO_ENGINE,
     )
     options = bundle._options
@@ -107,6 +106,16 @@ def make_wish(
     # The batch that rounds the default is not known yet; this checks the caller's own sizes.
     wish.cut(None)
     return wish
+
+
+def encoder_here(format: str, soft_labels: bool) -> str:
+    """Name the packages of this machine that decide a set's bytes besides the engine.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    encoder = part_format(format).encoder()
+    return f"{encoder}, teacher on {teacher_version()}" if soft_labels else encoder
 
 
 def differs(found: SetFile, wish: Wish) -> str | None:
@@ -129,6 +138,6 @@ def differs(found: SetFile, wish: Wish) -> str | None:
 def engine_info(engine: Engine) -> EngineInfo:
     """Describe an engine as a plan has it."""
     fields: dict[str, Any] = {
-        name: getattr(engine, name) for name in ("name", "version", "device", "precision", "batch")
+        name: getattr(engine, name) for name in ("name", "version", "device", "precision", "batch", "reason")
     }
     return EngineInfo(**fields)

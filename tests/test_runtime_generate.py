@@ -72,6 +72,7 @@ def test_dataset_json_holds_the_plan_and_what_was_written(bundle: Bundle, tmp_pa
         "device": "cpu",
         "precision": "fp32",
         "batch": None,
+        "reason": "as asked",
     }
     assert block["written"]["images"] == 115
     listed: dict[str, Any] = dict(block["written"]["files"])

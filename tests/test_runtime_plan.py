@@ -130,3 +130,12 @@ def test_names_of_the_sets_own_files_and_of_one_folder() -> None:
     with pytest.raises(BadValueError, match="'A' and 'a' would be one folder on Windows and macOS"):
         check_folder_names(("A", "a"), (1, 1))
     check_folder_names(("maple tree", "été", "0", "T-shirt"), (1, 1, 1, 1))
+
+
+def test_another_reason_for_the_same_engine_is_no_other_plan() -> None:
+    plan = PLAN
+    other = replace(plan, engine=replace(plan.engine, reason="the only one that works here"))
+    assert plan.difference(other) is None and plan == other
+    assert Plan.from_dict(other.to_dict()).engine.reason == "the only one that works here"
+    slower = replace(other, engine=replace(other.engine, batch=128))
+    assert plan.difference(slower) == "engine batch None instead of 128"
