@@ -83,14 +83,14 @@ class PlanEngine:
         self._lock = threading.Lock()
         self._closed = False
         self._gpu = GpuSession(import_cuda_core(library.format), gpu.index)
-        self._plan = load_plan(library, plan, sidecar)
+        self._runtime, self._plan = load_plan(library, plan, sidecar)
         check_tensors(library, self._plan, self._shape, self._latent_dim, sidecar)
         self._cache = RuntimeCache(library, sidecar, gpu)
-        self._context = self._make_context()
+        self._context: Any = None
         self._graph: Any = None
         self._buffers: list[Any] = []
         self._free: deque[BatchSlot] = deque()
-        self._batch = self._find_room(batch or optimum, batch or least, say)
+        self._batch = self._start(batch or optimum, batch or least, say)
         self._graph = self._capture()
         self._cache.save()
 
@@ -167,7 +167,7 @@ class PlanEngine:
             self._gpu.wait()
             if self._graph is not None:
                 self._graph.close()
-            self._context = self._plan = self._graph = None
+            self._context = self._plan = self._runtime = self._graph = None
             self._release()
             self._gpu.close()
 
@@ -185,6 +185,7 @@ class PlanEngine:
 
     def _collect(self, slot: BatchSlot, count: int) -> NDArray[np.uint8]:
         """Wait for one batch, the only wait of its way, and take its pixels."""
+        self._gpu.activate()
         slot.copied.sync()
         with self._lock:
             self._check_open()
@@ -226,7 +227,23 @@ class PlanEngine:
         if self._closed:
             raise EngineError("The engine was closed; open the bundle again.")
 
-    def _make_context(self) -> Any:
+    def _start(self, wanted: int, least: int, say: Callable[[str], None]) -> int:
+        """Make a context and run it once; returns the batch that there is room for."""
+        try:
+            self._context = self._make_context(replaying=True)
+            return self._find_room(wanted, least, say)
+        except GpuMemoryError:
+            raise
+        except EngineError as error:
+            if self._library.format != "rtx":
+                raise
+            say(f"{self.name} does not start with CUDA graphs and goes on without: {error}")
+        self._gpu.wait()
+        self._release()
+        self._context = self._make_context(replaying=False)
+        return self._find_room(wanted, least, say)
+
+    def _make_context(self, replaying: bool) -> Any:
         trt = self._library.module
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._library.format == "rtx":
@@ -235,7 +252,8 @@ class PlanEngine:
             # Kernels for the padded batch are compiled before the first run: a later switch would change pixels midway.
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            graphs = trt.CudaGraphStrategy
+            config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if replaying else graphs.DISABLED
             self._cache.attach(config)
             context = self._plan.create_execution_context(config)
         else:

@@ -15,7 +15,7 @@ from dim.runtime.errors import DeviceError
 OLDEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+_NOT_INITIALIZED, _NO_DEVICE = 3, 100  # CUDA_ERROR_NOT_INITIALIZED, CUDA_ERROR_NO_DEVICE
 
 Load = Callable[[str], Any]
 
@@ -69,6 +69,9 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver:
     cuda_version = (newest.value // 1000, newest.value % 1000 // 10) if newest.value else None
     if code == _NO_DEVICE:
         return Driver(version=version, cuda=cuda_version, gpus=(), problem="the NVIDIA driver sees no GPU")
+    if code == _NOT_INITIALIZED:
+        problem = "this process was forked after CUDA had started, and CUDA does not survive that (use spawn)"
+        return Driver(version=version, cuda=cuda_version, gpus=(), problem=problem)
     if code:
         problem = f"the NVIDIA driver does not start ({_error_text(cuda, code)})"
         return Driver(version=version, cuda=cuda_version, gpus=(), problem=problem)

@@ -21,7 +21,7 @@ _REASONS = {
 }
 
 
-def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> Any:
+def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> tuple[Any, Any]:
     """Deserialise a trusted plan.
 
     Args:
@@ -30,7 +30,7 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> Any:
         sidecar: what it covers.
 
     Returns:
-        the library's `ICudaEngine`.
+        the library's `IRuntime`, which must live as long as the engine, and the `ICudaEngine`.
 
     Raises:
         EngineError: the library refuses the plan.
@@ -48,7 +48,7 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> Any:
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
         raise EngineError(f"{title} {library.version} cannot load {sidecar.file_name}: {library.last_words()}")
-    return loaded
+    return runtime, loaded
 
 
 def check_tensors(
@@ -58,7 +58,7 @@ def check_tensors(
 
     Args:
         library: the library.
-        loaded: the result of `load_plan`.
+        loaded: the `ICudaEngine` of `load_plan`.
         shape: height, width and channels of an image.
         latent_dim: latents per image.
         sidecar: what the plan should cover.

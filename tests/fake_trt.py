@@ -237,10 +237,12 @@ class FakePlan:
         if self.trt.format == "rtx":
             assert isinstance(how, FakeRuntimeConfig)
             assert how.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-            assert how.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-            how = how.strategy
+            graphs, how = how.cuda_graph_strategy.name, how.strategy
+        else:
+            graphs = "DISABLED"
         assert how.name == "USER_MANAGED"
         self.trt.contexts.append(FakeContext(self))
+        self.trt.contexts[-1].graphs = graphs
         return self.trt.contexts[-1]
 
 
@@ -279,6 +281,7 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.scratch: tuple[int, int] | None = None
         self.executed = 0
+        self.graphs = "DISABLED"
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.plan.batch

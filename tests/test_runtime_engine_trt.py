@@ -278,6 +278,26 @@ def test_a_plan_that_does_not_run(machine: Machine, monkeypatch: pytest.MonkeyPa
         machine.open()
 
 
+def test_rtx_replays_its_launches_itself_and_goes_on_where_it_cannot(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open("rtx")
+    assert [context.graphs for context in machine.modules["rtx"].contexts] == ["WHOLE_GRAPH_CAPTURE"]
+    real = fake_trt.FakeContext.execute_async_v3
+    monkeypatch.setattr(
+        fake_trt.FakeContext,
+        "execute_async_v3",
+        lambda self, stream_handle: self.graphs == "DISABLED" and real(self, stream_handle),
+    )
+    engine = machine.open("rtx")
+    assert machine.said == [
+        "tensorrt-rtx does not start with CUDA graphs and goes on without: tensorrt-rtx cannot run the engine: "
+        "TensorRT for RTX gives no reason"
+    ]
+    latents, labels = rows(20)
+    np.testing.assert_array_equal(engine.run(latents, labels), expected(machine.bundle, latents, labels))
+
+
 def test_a_closed_engine_says_so(machine: Machine) -> None:
     engine = machine.open()
     ahead = engine.run_ahead(rows(8, turn) for turn in range(3))

@@ -24,6 +24,10 @@ def test_a_working_driver() -> None:
         ({"gpus": 0}, "the NVIDIA driver sees no GPU"),
         ({"init_code": 100}, "the NVIDIA driver sees no GPU"),
         (
+            {"init_code": 3},
+            "this process was forked after CUDA had started, and CUDA does not survive that (use spawn)",
+        ),
+        (
             {"init_code": 804},
             "the NVIDIA driver does not start (CUDA error 804: system has unsupported driver mismatch)",
         ),
