@@ -92,8 +92,9 @@ def evaluate(
     with training_libraries():
         from dim.data import load_data
         from dim.eval_table import accuracy_table, aggregate, cost_table
-        from dim.evaluate import EVAL_PRESETS, record_accuracy
+        from dim.evaluate import EVAL_PRESETS
         from dim.evaluate import evaluate as run_evaluation
+        from dim.export.card import record_accuracy
     from dim.runtime.bundle_files import load_manifest
 
     if preset not in EVAL_PRESETS:

@@ -25,7 +25,7 @@ from dim.eval_jobs import EvalProgress, run_cells
 from dim.eval_plan import MODES, plan_cells
 from dim.eval_run import Bench, check_fits, teacher_hash
 from dim.eval_table import CHART_NAME, draw_chart, write_results
-from dim.runtime.bundle_files import load_manifest, update_bundle
+from dim.runtime.bundle_files import load_manifest
 from dim.runtime.engine_onnx import usable_cores
 from dim.runtime.errors import BadValueError, DeviceError
 from dim.runtime.manifest import Manifest
@@ -189,23 +189,6 @@ def evaluate(
     run_cells(bench, missing, out, jobs, report, finished)
     draw_chart(write_results(in_order(), data, out), out / CHART_NAME)
     return in_order()
-
-
-def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Manifest:
-    """Write measured rows into a bundle's manifest; its content id does not change.
-
-    Args:
-        bundle_path: the bundle's folder.
-        rows: as `dim.eval_table.aggregate` returns them.
-
-    Returns:
-        The new manifest.
-
-    Raises:
-        BundleError: the bundle is missing or altered.
-        OutputError: it cannot be written.
-    """
-    return update_bundle(bundle_path, accuracy=rows)
 
 
 def _read_subjects(bundle_path: Path | None, compare: Mapping[str, Path], data: ImageSet) -> list[_Subject]:

@@ -58,7 +58,7 @@ def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Man
 
     Args:
         bundle_path: the bundle's folder.
-        rows: as `dim eval` writes them into `results.json`; they replace the old ones.
+        rows: as `dim eval` writes them into `results.json`; each replaces the old one of the same protocol.
 
     Returns:
         the new manifest.
@@ -68,8 +68,16 @@ def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Man
         OutputError: the disk refused.
     """
     manifest = load_manifest(bundle_path)
-    card = model_card(replace(manifest, accuracy=tuple(rows)), read_record(bundle_path, manifest))
-    return update_bundle(bundle_path, accuracy=rows, readme=card)
+    measured = {_protocol(row) for row in rows}
+    merged = [*(row for row in manifest.accuracy if _protocol(row) not in measured), *rows]
+    card = model_card(replace(manifest, accuracy=tuple(merged)), read_record(bundle_path, manifest))
+    return update_bundle(bundle_path, accuracy=merged, readme=card)
+
+
+def _protocol(row: Mapping[str, Any]) -> tuple[object, ...]:
+    """What tells one measured row from another: all but the numbers."""
+    names = ("data", "source", "subject", "mode", "ipc", "arch", "width", "labels", "recipe", "precision", "epochs")
+    return tuple(row.get(name) for name in names)
 
 
 def read_record(bundle_path: Path, manifest: Manifest) -> dict[str, Any]:

@@ -16,7 +16,7 @@ DimError                    anything the command line reports in one line with e
 
 
 class DimError(Exception):
-    """Base of all errors that are the world's fault or the user's; the message is one sentence and says how to go on."""
+    """Base of all errors that are the world's fault or the user's; the message is one sentence and says what to do."""
 
 
 class BadValueError(DimError, ValueError):

@@ -21,7 +21,8 @@ from dim.eval_images import draw_in_chunks, generated_set, generated_stream, rea
 from dim.eval_jobs import EvalProgress
 from dim.eval_recipe import choose_recipe, split_holdout
 from dim.eval_table import accuracy_table, aggregate, cost_table, format_bytes
-from dim.evaluate import EVAL_PRESETS, evaluate, record_accuracy
+from dim.evaluate import EVAL_PRESETS, evaluate
+from dim.export.card import record_accuracy
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_files import load_manifest
 from dim.runtime.errors import BadValueError, BundleError, DataError

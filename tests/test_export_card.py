@@ -78,6 +78,13 @@ def test_accuracy_rows_go_into_manifest_and_card(tmp_path: Path) -> None:
     assert "default, 1000 epochs" in card
 
 
+def test_a_row_replaces_the_one_of_its_protocol_and_leaves_the_others(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    other, better = {**ROW, "mode": "fixed"}, {**ROW, "accuracy_mean": 99.0}
+    record_accuracy(bundle, [ROW, other])
+    assert record_accuracy(bundle, [better]).accuracy == (other, better)
+
+
 def test_rows_may_lack_fields(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     record_accuracy(bundle, [{"accuracy_mean": 5, "width": 64, "arch": "vgg11"}])
