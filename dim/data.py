@@ -89,4 +89,5 @@ def load_data(
 
 def _set_name(path: Path) -> str:
     name = path.resolve().name
-    return next((name.removesuffix(s) for s in _SUFFIXES if name.lower().endswith(s) and name != s), name) or "data"
+    stem = next((name[: -len(s)] for s in _SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), name)
+    return "".join(letter if letter.isprintable() else "_" for letter in stem)[:100].strip() or "data"

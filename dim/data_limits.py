@@ -12,9 +12,6 @@ MIN_IMAGE_PX = 8
 MAX_IMAGE_PX = 128
 """The sides that images are resized to, in pixels."""
 
-MAX_CLASSES = 100_000
-"""Classes in one set."""
-
 MAX_SET_BYTES = 16 * 2**30
 """Bytes of all images of one set, as uint8 (64x64 ImageNet needs 15.7e9)."""
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from dim.data_archive import open_zip, open_zip_member
 from dim.data_decode import Images
-from dim.data_limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_CLASSES, MAX_LABELS, MAX_SET_BYTES
+from dim.data_limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
 from dim.data_set import Labels, RawSet
 from dim.runtime.errors import DataError
+from dim.runtime.manifest_check import MAX_CLASSES
 
 _HEADER = re.compile(
     r"\{'descr': '([<>|=]?[a-zA-Z][0-9]{0,9})', 'fortran_order': (True|False), "

@@ -1,17 +1,20 @@
 """A labelled image set in memory, and the steps that bring arrays of any source into its form."""
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dim.data_decode import Images, resize_batch
-from dim.data_limits import MAX_CLASS_NAME_BYTES, MAX_CLASSES, MAX_IMAGE_PX, MAX_SET_BYTES, MIN_IMAGE_PX
+from dim.data_limits import MAX_CLASS_NAME_BYTES, MAX_IMAGE_PX, MAX_SET_BYTES, MIN_IMAGE_PX
 from dim.runtime.errors import BadValueError, DataError
+from dim.runtime.manifest_check import MAX_CLASSES
+from dim.runtime.plan import check_folder_names
 
 TEST_FRACTION = 0.2
 """Part of every class that becomes the test split of a source without one."""
@@ -128,7 +131,9 @@ def finish(raw: RawSet, *, size: int | None, channels: int | None, seed: int, sa
         DataError: labels do not match the images or the classes, or a class has too few images.
     """
     notes = list(raw.notes)
-    _check_classes(raw.classes, raw.name)
+    # macOS writes decomposed letters into archives; the same name must be the same class everywhere.
+    raw = replace(raw, classes=tuple(unicodedata.normalize("NFC", text) for text in raw.classes))
+    _check_classes(raw.classes, raw.name, say)
     _check_split(raw.train_images, raw.train_labels, raw, "training")
     train_images, train_labels = raw.train_images, raw.train_labels
     if raw.test_images is None or raw.test_labels is None:
@@ -221,17 +226,21 @@ def _counts(labels: Labels, num_classes: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(labels, minlength=num_classes))
 
 
-def _check_classes(classes: tuple[str, ...], name: str) -> None:
+def _check_classes(classes: tuple[str, ...], name: str, say: Say) -> None:
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise DataError(f"{name}: {len(classes)} classes found, expected 2 to {MAX_CLASSES}")
     if len(set(classes)) != len(classes):
         doubled = Counter(classes).most_common(1)[0][0]
         raise DataError(f"{name}: the class name '{doubled}' appears twice; every class needs a name of its own")
     for text in classes:
-        if not text or not text.isprintable() or "/" in text or "\\" in text or text in (".", ".."):
+        if not text.strip() or not text.isprintable() or "/" in text or "\\" in text or text in (".", ".."):
             raise DataError(f"{name}: {text!r} cannot be a class name: use printable text without slashes")
         if len(text.encode()) > MAX_CLASS_NAME_BYTES:
             raise DataError(f"{name}: the class name '{text[:40]}...' is longer than {MAX_CLASS_NAME_BYTES} bytes")
+    try:
+        check_folder_names(classes, [1] * len(classes))
+    except BadValueError as error:
+        say(f"{name}: {error}")
 
 
 def _check_split(images: Images, labels: Labels, raw: RawSet, split: str) -> None:

@@ -152,7 +152,9 @@ def _scan(path: Path, name: str, progress: Progress) -> _Scan:
                     scan.headers[entry.path] = read_header(data, f"{path}: {entry.path}")
                 except DataError as error:
                     scan.problems[entry.path] = str(error)
-            progress(f"{name}: reading headers", len(scan.headers), 0)
+            if len(scan.headers) % 256 == 0:
+                progress(f"{name}: reading headers", len(scan.headers), 0)
+    progress(f"{name}: reading headers", len(scan.headers), 0)
     return scan
 
 

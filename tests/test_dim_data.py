@@ -249,7 +249,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         (["a", ".."], r"'\.\.' cannot be a class name"),
         (["a", "b\n"], r"'b\\n' cannot be a class name"),
         (["a", "b" * 201], "is longer than 200 bytes"),
-        (["a"], "1 classes found, expected 2 to 100000"),
+        (["a"], "1 classes found, expected 2 to 65536"),
         (["a", "b", "c"], "class 'c' has no training images"),
     ],
 )
@@ -257,6 +257,18 @@ def test_classes_that_cannot_be(tmp_path: Path, classes: list[str], message: str
     path = tmp_path / "x.npz"
     path.write_bytes(npz(images=random_images(6, 8, 1), labels=np.arange(6) % min(2, len(classes)), classes=classes))
     with pytest.raises(DataError, match=message):
+        load_data(str(path))
+
+
+def test_class_names_are_composed_and_those_that_cannot_be_folders_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "x\n.npz"
+    said: list[str] = []
+    path.write_bytes(npz(images=random_images(6, 8, 1), labels=np.arange(6) % 2, classes=["u\u0308", "con"]))
+    data = load_data(str(path), say=said.append)
+    assert data.classes == ("ü", "con") and data.name == "x_"
+    assert said[0].startswith("x_: The class 'con' cannot be the name of a folder; write the set as npz, npy, parquet")
+    path.write_bytes(npz(images=random_images(6, 8, 1), labels=np.arange(6) % 2, classes=["u\u0308", "ü"]))
+    with pytest.raises(DataError, match="the class name 'ü' appears twice"):
         load_data(str(path))
 
 

@@ -189,7 +189,7 @@ def test_npy_messages(data: bytes, message: str) -> None:
         ({"labels": np.arange(3)}, r"no array 'images' \(found: labels\); an .npz needs images and labels"),
         ({"images": IMAGES, "labels": np.zeros(3)}, r"labels are float64 \[3\], expected integers \[N\]"),
         ({"images": IMAGES, "labels": np.zeros((3, 1), int)}, r"labels are int64 \[3, 1\], expected integers"),
-        ({"images": IMAGES, "labels": np.array([0, 1, -1])}, "labels run from -1 to 1, expected 0 to 99999"),
+        ({"images": IMAGES, "labels": np.array([0, 1, -1])}, "labels run from -1 to 1, expected 0 to 65535"),
         ({"images": IMAGES, "labels": np.array([0, 1, 2**62])}, "labels run from 0 to 4611686018427387904"),
         ({"images": IMAGES / 255, "labels": np.arange(3)}, "images are float64, expected uint8 from 0 to 255; convert"),
         ({"images": IMAGES[0], "labels": np.arange(3)}, r"images have shape \[8, 8\], expected \[N, H, W\] or"),
