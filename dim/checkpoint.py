@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dim.runtime.atomic import replace_file
 from dim.runtime.errors import RunError
 
 KEEP = 2
@@ -30,15 +30,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"Cannot write {path}: {error.strerror}. Nothing already written was changed.") from error
 
 
@@ -125,10 +119,16 @@ class CheckpointFolder:
             "config_sha256": self.config_sha256,
         }
         write_json(path.with_suffix(".json"), record)
+        self.prune()
+        return path
+
+    def prune(self) -> None:
+        """Forget all but the newest two, and what a killed run left of others."""
         for old in self._records()[KEEP:]:
             old.unlink(missing_ok=True)
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
-        return path
+        for old in self.folder.glob("stage*.safetensors"):
+            if not old.with_suffix(".json").exists():
+                old.unlink(missing_ok=True)
 
     def _records(self) -> list[Path]:
         return sorted(self.folder.glob("stage*.json"), reverse=True)

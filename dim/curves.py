@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+
+from dim.checkpoint import write_atomically
 
 
 def draw_curves(metrics_path: Path, chart_path: Path) -> None:
@@ -11,14 +14,20 @@ def draw_curves(metrics_path: Path, chart_path: Path) -> None:
 
     Args:
         metrics_path: JSON lines with `stage`, `step` and numbers.
-        chart_path: PNG to write; nothing is written while there are no lines.
+        chart_path: PNG to write, which appears whole; nothing is written while there are no lines.
+
+    Raises:
+        RunError: the disk refused.
     """
-    if not metrics_path.exists():
-        return
-    lines = [json.loads(line) for line in metrics_path.read_text().splitlines()]
+    text = metrics_path.read_text() if metrics_path.exists() else ""
+    if text:
+        write_atomically(chart_path, curves_png(text))
+
+
+def curves_png(metrics: str) -> bytes:
+    """The chart of at least one line of metrics, as a PNG file."""
+    lines = [json.loads(line) for line in metrics.splitlines()]
     stages = sorted({line["stage"] for line in lines})
-    if not stages:
-        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,6 +42,6 @@ def draw_curves(metrics_path: Path, chart_path: Path) -> None:
         axes.set(title=stage, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    temporary = chart_path.with_name(chart_path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
-    temporary.replace(chart_path)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100, metadata={"Software": None})
+    return stream.getvalue()

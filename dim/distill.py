@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dim.device_data import DeviceData
 from dim.distributed import World, process_group
 from dim.game import Game
 from dim.pool import KeptPool
+from dim.run_dir import explained, held, unfinished
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.session import Progress, Session
 from dim.stage1 import train_gan
@@ -92,12 +94,12 @@ def distill(
 
     Raises:
         BadValueError: the configuration does not fit the data.
-        RunError: the run directory cannot be used.
+        RunError: the run directory cannot be used, is used by another process, or the disk refused.
         DivergedError: training broke down; the last good checkpoint is kept.
     """
     started = time.monotonic()
     torch_device = choose_device(device)
-    with process_group(torch_device.type) as world:
+    with process_group(torch_device.type) as world, explained(run_dir), ExitStack() as holding:
         if torch_device.type == "cuda":
             torch_device = torch.device("cuda", world.local_rank)
             torch.backends.cudnn.benchmark = True
@@ -107,6 +109,7 @@ def distill(
         record = describe_run(config, data)
         if world.is_main:
             _prepare(run_dir, record, resume)
+            holding.enter_context(held(run_dir))
         world.barrier()
         if (run_dir / "generator.safetensors").exists():
             say(f"{run_dir} is finished already.")
@@ -127,11 +130,14 @@ def distill(
         if tensorboard and world.is_main:
             session.log = _tensorboard(run_dir)
         session.resumed = folder.newest(session.say)
+        if world.is_main:
+            folder.prune()
         if session.resumed is not None:
             session.say(f"Resuming at step {session.resumed.step} of {session.resumed.stage}.")
-        else:
+        elif world.is_main:
             session.metrics_path.unlink(missing_ok=True)
         finished = _run_stages(session, record["data"])
+        world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
         say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")
     return Outcome(run_dir=run_dir, finished=finished)
@@ -231,7 +237,7 @@ def _prepare(run_dir: Path, record: dict[str, Any], resume: bool) -> None:
                 "resume with the options of the first call, or choose another --out."
             )
         return
-    if run_dir.exists() and any(run_dir.iterdir()):
+    if run_dir.exists() and set(run_dir.iterdir()) - set(unfinished(run_dir)):
         raise RunError(f"{run_dir} is not empty and holds no run: choose another --out.")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -226,4 +226,8 @@ class FreshPool:
 
     def write(self) -> None:
         """Write the last classifier as the run's pool."""
+        if self.epoch < 0:
+            # Resumed after the last step, so that no step has started it.
+            self._start((self.session.config.stage2.steps - 1) // self.config.epoch_steps)
+            self._restore(self.session.extra)
         write_pool(self.session.run_dir, [self.member], self.shape)

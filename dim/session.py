@@ -159,10 +159,19 @@ class Session:
         if bad:
             raise DivergedError(self._diverged(stage, step, f"the tensor {bad[0]} is not finite"))
         if self.world.is_main:
-            size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
-            self.checkpoints.save(stage, step, tensors, size)
+            # First what the checkpoint is ahead of: a run that resumes from it writes neither again.
+            size = self._flush_metrics()
             draw_curves(self.metrics_path, self.run_dir / "curves.png")
+            self.checkpoints.save(stage, step, tensors, size)
         self.world.barrier()
+
+    def _flush_metrics(self) -> int:
+        """Wait until the metrics are on the disk; returns their bytes."""
+        if not self.metrics_path.exists():
+            return 0
+        with open(self.metrics_path, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
     @property
     def metrics_path(self) -> Path:

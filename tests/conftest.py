@@ -1,6 +1,7 @@
 """What every test shares: one thread, no display, a cache and data folder that die with the tests, a tiny bundle."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,22 @@ def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("DIM_DATA", str(tmp_path_factory.mktemp("data")))
         patch.delenv("DIM_BUNDLE", raising=False)
         yield
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: hundreds of runs that flush to a disk take minutes."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many faults were injected."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    calls = [report for report in reports if getattr(report, "when", "") == "call"]
+    properties = [entry for report in calls for entry in report.user_properties]
+    if total := sum(value for name, value in properties if name == "injected_faults"):
+        terminalreporter.write_line(f"{total} faults injected into the disk")
