@@ -232,12 +232,12 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
         try:
             opened = opener(request)
         except (EngineError, MissingExtraError, ParityError) as error:
-            passed_over.append(f"{name}: {error}")
+            passed_over.append(f"{name}: {str(error).rstrip('.')}")
             last_error: EngineError | MissingExtraError | ParityError = error
             continue
-        return _opened(opened, " ".join(passed_over) or "the first choice", request.say)
+        return _opened(opened, "; ".join(passed_over) or "the first choice", request.say)
     if device == "gpu":
-        raise DeviceError(f"No engine works on the GPU. {' '.join(passed_over)}")
+        raise DeviceError(f"No engine works on the GPU. {'; '.join(passed_over)}")
     raise last_error
 
 

@@ -5,17 +5,22 @@ listing CUDA alone with `session.disable_cpu_ep_fallback` raises. So the driver 
 listed, and the session is asked afterwards which provider it took and where each node was placed.
 """
 
+import contextlib
 import ctypes
+import io
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.engine import EngineRequest
-from dim.runtime.engine_onnx import ERRORS_ONLY, first_line, import_onnxruntime, read_checked_onnx
+from dim.runtime.engine_onnx import first_line, import_onnxruntime, read_checked_onnx
 from dim.runtime.errors import BadValueError, DeviceError, EngineError
 from dim.runtime.gpu import driver_too_old, require_gpu
+
+_WARNINGS, _SILENT = 2, 4  # ONNX Runtime's log levels: its default, and errors that kill the process
 
 PROVIDER = "CUDAExecutionProvider"
 DEFAULT_BATCH = 256
@@ -113,18 +118,28 @@ class CudaEngine:
     def _open_session(self, model: bytes) -> Any:
         onnxruntime = self._onnxruntime
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = _SILENT  # what goes wrong comes as an exception
         options.use_deterministic_compute = True
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from the wheels that the extra installs
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                onnxruntime.preload_dlls()  # CUDA and cuDNN from the wheels that the extra installs
         providers = [(PROVIDER, {"device_id": str(self._gpu_index), **PROVIDER_OPTIONS})]
+        onnxruntime.set_default_logger_severity(_SILENT)
         try:
             # Without enable_fallback=0 a failure is printed on stdout and tried again, on the CPU.
             session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         except Exception as error:
+            missing = missing_library(onnxruntime)
+            if missing is not None:
+                raise DeviceError(
+                    f"ONNX Runtime cannot use CUDA here, because {missing} is not found: run  "
+                    "pip install 'dim-distill[gpu]'"
+                ) from error
             raise DeviceError(f"ONNX Runtime cannot use CUDA here: {first_line(error)}; run  dim doctor") from error
+        finally:
+            onnxruntime.set_default_logger_severity(_WARNINGS)
         taken = session.get_providers()[0]
         if taken != PROVIDER:
             raise DeviceError(f"ONNX Runtime took {taken} although {PROVIDER} was asked for: run  dim doctor")
@@ -223,6 +238,22 @@ def built_for_cuda(onnxruntime: Any) -> int | None:
     """The CUDA major version that ONNX Runtime was built for, None where it does not say."""
     major = str(getattr(onnxruntime, "cuda_version", "") or "").split(".")[0]
     return int(major) if major.isdigit() else None
+
+
+def missing_library(onnxruntime: Any) -> str | None:
+    """Name the first CUDA library that ONNX Runtime's provider needs and cannot find, None where it finds all.
+
+    ONNX Runtime itself only logs it, and then reports that nodes would run on the CPU.
+    """
+    provider = Path(str(onnxruntime.__file__)).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not provider.is_file():
+        return None
+    try:
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        name, found, _ = str(error).partition(": cannot open shared object file")
+        return name if found else None
+    return None
 
 
 def check_placement(session: Any) -> None:

@@ -63,13 +63,19 @@ class FakeCuda:
         self.providers: Any = None
         self.batches: list[int] = []
         self.preloaded = 0
+        self.levels: list[int] = []
+        self.__file__ = "/nowhere/onnxruntime/__init__.py"
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self._device_value)
 
     def get_available_providers(self) -> list[str]:
         return self.available
 
     def preload_dlls(self) -> None:
+        print("Failed to load libcublas.so.12")
         self.preloaded += 1
+
+    def set_default_logger_severity(self, level: int) -> None:
+        self.levels.append(level)
 
     def _device_value(self, shape: Any, dtype: Any, device: str, index: int) -> Any:
         assert device == "cuda" and index == 0
@@ -211,8 +217,8 @@ def broken(**changes: Any) -> Callable[[FakeCuda], None]:
             "ONNX Runtime put 2 of 5 nodes on the CPU (Gather, Resize), so this is no GPU engine: run  dim doctor",
         ),
         (
-            broken(open_error="libcudnn.so.9: cannot open shared object file\nmore"),
-            "ONNX Runtime cannot use CUDA here: libcudnn.so.9: cannot open shared object file; run  dim doctor",
+            broken(open_error="CUDNN_STATUS_NOT_INITIALIZED\nmore"),
+            "ONNX Runtime cannot use CUDA here: CUDNN_STATUS_NOT_INITIALIZED; run  dim doctor",
         ),
         (
             broken(cuda_version="13.0", driver=True),
@@ -229,6 +235,33 @@ def test_nothing_falls_back_in_silence(
     with pytest.raises(DeviceError) as refused:
         opened(bundle, driver=old)
     assert str(refused.value) == message
+
+
+def test_a_missing_cuda_library_is_named(
+    bundle: Opened,
+    cuda: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cuda.open_error = "This session contains graph nodes that are assigned to the default CPU EP"
+
+    library = tmp_path / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    cuda.__file__ = str(tmp_path / "onnxruntime" / "__init__.py")
+
+    def fail(path: str) -> Any:
+        assert path == str(library)
+        raise OSError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(engine_cuda.ctypes, "CDLL", fail)
+    with pytest.raises(DeviceError) as refused:
+        opened(bundle)
+    assert str(refused.value) == (
+        "ONNX Runtime cannot use CUDA here, because libcublasLt.so.13 is not found: run  pip install 'dim-distill[gpu]'"
+    )
+    assert capsys.readouterr().out == "" and cuda.levels == [4, 2]
 
 
 def test_no_driver_is_said_before_anything_is_opened(bundle: Opened, cuda: FakeCuda) -> None:
