@@ -29,8 +29,8 @@ $(VENV)/bin/python:
 # Everything but torch is pinned with hashes. torch comes by itself, after what it needs, because its build differs
 # from machine to machine; PIP_ARGS may name the place that holds the build without CUDA (see docs/install.md).
 define install
-	$(PIP) install --quiet $(PIP_ARGS) --no-deps --require-hashes -r $(1)
-	$(PIP) install --quiet $(PIP_ARGS) -r constraints/torch.txt
+	$(PIP) install --quiet --no-compile $(PIP_ARGS) --no-deps --require-hashes -r $(1)
+	$(PIP) install --quiet --no-compile $(PIP_ARGS) -r constraints/torch.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	$(PIP) check
 	@touch $@
