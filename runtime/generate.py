@@ -151,7 +151,7 @@ def generate(
             # An earlier run may have been cut off while it cleared up.
             store.clear_state()
             say(f"The set in {store} is complete already.")
-            return _summary(store, found, shard, meter, began)
+            return summarise(store, found, shard, meter, began)
         if found is None:
             check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
         _warn_of_splits(wish.plan, say)
@@ -165,7 +165,7 @@ def generate(
                     store, found.plan, drawing(bundle, engine, found.plan), parts_of(found.plan, shard), meter, encoders
                 )
             found = complete_if_done(store, bundle, found)
-    return _summary(store, found, shard, meter, began)
+    return summarise(store, found, shard, meter, began)
 
 
 def estimate_set(
@@ -377,7 +377,8 @@ def _warn_of_splits(plan: Plan, say: Callable[[str], None]) -> None:
         )
 
 
-def _summary(store: Store, found: SetFile, shard: tuple[int, int], meter: Meter, began: float) -> GenerateSummary:
+def summarise(store: Store, found: SetFile, shard: tuple[int, int], meter: Meter, began: float) -> GenerateSummary:
+    """Say what a run did that began at `began` on the monotonic clock."""
     plan = found.plan
     return GenerateSummary(
         out=str(store),
