@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""How long a start takes: `dim --help` and the first image, each beside a bare Python, in interleaved turns.
+
+    python bench/startup.py [--runs 7] [--bundle NAME.dim] [--json]
+
+Whole processes, wall seconds, medians; the ratio is taken turn by turn against the bare Python of the same turn.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from dim.runtime.locate import find_bundle
+
+IMPORT = "import dim.runtime"
+FIRST_IMAGE = """
+from dim.runtime import open_bundle
+with open_bundle({path!r}, engine={engine!r}, device="cpu", say=lambda line: None) as bundle:
+    assert bundle.sample([0], [0]).shape[0] == 1
+"""
+FIRST_BATCH = """
+from dim.runtime import open_bundle
+with open_bundle({path!r}, engine="onnxruntime-cpu", device="cpu", say=lambda line: None) as bundle:
+    images, labels = next(iter(bundle.stream(ipc=10, batch_size=64, epochs=1)))
+    assert len(images) == 64
+"""
+
+
+def seconds(command: list[str]) -> float:
+    """Wall seconds of one whole process."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7, help="turns, after one that is not counted")
+    parser.add_argument("--bundle", help="the bundle; the default bundle if left out")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    path = str(find_bundle(options.bundle)[0])
+    python = [sys.executable, "-c"]
+    contenders = {
+        "bare python": [*python, "pass"],
+        "python, import numpy": [*python, "import numpy"],
+        "dim --help": [sys.executable, "-m", "dim.cli.main", "--help"],
+        "import dim.runtime": [*python, IMPORT],
+        "first image, fake engine": [*python, FIRST_IMAGE.format(path=path, engine="fake")],
+        "first image, ONNX Runtime CPU": [*python, FIRST_IMAGE.format(path=path, engine="onnxruntime-cpu")],
+        "first batch of 64 of a stream, ONNX Runtime CPU": [*python, FIRST_BATCH.format(path=path)],
+    }
+    turns: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(options.runs + 1):
+        for name, command in contenders.items():
+            spent = seconds(command)
+            if turn:
+                turns[name].append(spent)
+    bare = turns["bare python"]
+    rows = [
+        {
+            "what": name,
+            "seconds": round(statistics.median(spent), 4),
+            "ratio_to_bare_python": round(statistics.median(a / b for a, b in zip(spent, bare, strict=True)), 2),
+        }
+        for name, spent in turns.items()
+    ]
+    if options.json:
+        print(json.dumps({"bundle": path, "runs": options.runs, "results": rows}))
+        return
+    print(f"{'what':<50}{'seconds':>9}{'ratio':>8}")
+    for row in rows:
+        print(f"{row['what']:<50}{row['seconds']:>9.3f}{row['ratio_to_bare_python']:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()
