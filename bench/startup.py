@@ -25,7 +25,7 @@ FIRST_BATCH = """
 from dim.runtime import open_bundle
 with open_bundle({path!r}, engine="onnxruntime-cpu", device="cpu", say=lambda line: None) as bundle:
     images, labels = next(iter(bundle.stream(ipc=10, batch_size=64, epochs=1)))
-    assert len(images) == 64
+    assert 0 < len(images) <= 64
 """
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         "import dim.runtime": [*python, IMPORT],
         "first image, fake engine": [*python, FIRST_IMAGE.format(path=path, engine="fake")],
         "first image, ONNX Runtime CPU": [*python, FIRST_IMAGE.format(path=path, engine="onnxruntime-cpu")],
-        "first batch of 64 of a stream, ONNX Runtime CPU": [*python, FIRST_BATCH.format(path=path)],
+        "first batch of a stream, ONNX Runtime CPU": [*python, FIRST_BATCH.format(path=path)],
     }
     turns: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(options.runs + 1):
