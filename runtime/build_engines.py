@@ -6,6 +6,7 @@ wherever it can run; an engine for other GPUs is published with `checked: false`
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dim.runtime.atomic import replace_file
@@ -21,7 +22,7 @@ from dim.runtime.build_trt import (
 from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
 from dim.runtime.check_engine import check_plan_engine
 from dim.runtime.engine_files import store_in_cache, timing_cache_path
-from dim.runtime.errors import BadValueError, BundleError, DimError
+from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
 from dim.runtime.gpu import Driver, Gpu, driver_too_old, find_driver
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest, onnx_name
@@ -154,12 +155,19 @@ def build_engine(
     )
     reason = cannot_run(library, sidecar, driver)
     size = f"{len(plan) / 1e6:.1f} MB"
-    if reason is not None:
-        say(f"Built {sidecar.file_name} ({size}); not checked, because {reason}.")
-        return plan, sidecar
-    found = check_plan_engine(library, plan, sidecar, bundle_path, manifest, driver, say)
-    say(f"Built {sidecar.file_name} ({size}); against fp32 ONNX: {found}.")
-    return plan, Sidecar(**{**vars(sidecar), "checked": True})
+    if reason is None:
+        try:
+            found = check_plan_engine(library, plan, sidecar, bundle_path, manifest, driver, say)
+        except DeviceError as error:
+            if library.format == "trt":
+                raise
+            # Built for other GPUs as well; TensorRT for RTX does not take every one of this compute capability.
+            reason = str(error).rstrip(".")
+        else:
+            say(f"Built {sidecar.file_name} ({size}); against fp32 ONNX: {found}.")
+            return plan, replace(sidecar, checked=True)
+    say(f"Built {sidecar.file_name} ({size}); not checked, because {reason}.")
+    return plan, sidecar
 
 
 def cannot_run(library: TrtLibrary, sidecar: Sidecar, driver: Driver) -> str | None:

@@ -6,7 +6,7 @@ a driver; the caller has looked for one before.
 
 from typing import Any
 
-from dim.runtime.errors import EngineError
+from dim.runtime.errors import DeviceError, EngineError
 from dim.runtime.sidecar import Sidecar, library_title
 from dim.runtime.trt_library import TrtLibrary
 
@@ -33,6 +33,7 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> tuple[Any, 
         the library's `IRuntime`, which must live as long as the engine, and the `ICudaEngine`.
 
     Raises:
+        DeviceError: the library refuses the plan for this GPU alone.
         EngineError: the library refuses the plan.
     """
     trt, title = library.module, library_title(library.format)
@@ -44,7 +45,8 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> tuple[Any, 
     if hasattr(runtime, "get_engine_validity"):
         validity, reasons = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
-            raise EngineError(f"{title} refuses the engine {sidecar.file_name}: {_told(trt, int(reasons))}.")
+            kind = DeviceError if _only_this_gpu(trt, int(reasons)) else EngineError
+            raise kind(f"{title} refuses the engine {sidecar.file_name}: {_told(trt, int(reasons))}.")
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
         raise EngineError(f"{title} {library.version} cannot load {sidecar.file_name}: {library.last_words()}")
@@ -82,6 +84,11 @@ def check_tensors(
         raise EngineError(
             f"The sidecar of {sidecar.file_name} says batches of {sidecar.batch} and the engine takes {batches}."
         )
+
+
+def _only_this_gpu(trt: Any, bits: int) -> bool:
+    """Whether nothing is wrong with the plan but the GPU that it meets."""
+    return bits == int(trt.EngineInvalidityDiagnostics.__members__["UNSUPPORTED_CC"])
 
 
 def _told(trt: Any, bits: int) -> str:

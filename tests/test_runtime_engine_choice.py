@@ -346,6 +346,17 @@ def test_building_for_rtx_without_a_gpu(tiny_bundle: Path, tmp_path: Path, monke
     assert build_engines(path, format="rtx", precisions=["fp32"], into="cache", batch=(1, 4, 8))[0].parent.is_dir()
 
 
+def test_a_gpu_that_rtx_does_not_take_can_build_for_others(machine: Machine) -> None:
+    machine.install("rtx").validity = ("INVALID", 2)
+    machine.build("rtx", precisions=["fp32"])
+    refusal = "TensorRT for RTX refuses the engine generator.fp32.rtx.sm80plus.engine: it was not built for this GPU"
+    assert machine.said == [f"Built generator.fp32.rtx.sm80plus.engine (0.0 MB); not checked, because {refusal}."]
+    found, _ = engines_in_bundle(machine.path, load_manifest(machine.path))
+    assert not found[0].sidecar.checked
+    engine = machine.open()
+    assert engine.name == "onnxruntime-cpu" and f"tensorrt-rtx: {refusal}" in engine.reason
+
+
 def test_what_cannot_be_built_is_refused(machine: Machine) -> None:
     machine.install("trt")
     for options, error, message in (

@@ -93,6 +93,18 @@ def test_a_missing_library_is_told(machine: Machine) -> None:
     assert "pip install 'dim-distill[trt]'" in checked(machine)[0][3]
 
 
+def test_what_the_library_says_of_a_plan(machine: Machine) -> None:
+    module = machine.install("rtx")
+    machine.build("rtx", precisions=["fp32"])
+    for reasons, ok, told in (
+        (2, True, "not run here: TensorRT for RTX refuses the engine generator.fp32.rtx.sm80plus.engine: it was not"),
+        (3, False, "TensorRT for RTX refuses the engine generator.fp32.rtx.sm80plus.engine: another version of"),
+    ):
+        module.validity = ("INVALID", reasons)
+        (row,) = [row for row in checked(machine) if "rtx" in row[0]]
+        assert row[2] is ok and row[3].startswith(told)
+
+
 def test_a_stale_engine_fails(machine: Machine) -> None:
     other = build_tiny_bundle(machine.path.parent / "other.dim", seed=5)
     update_bundle(machine.path, add_files={"generator.fp32.onnx": other / "generator.fp32.onnx"})
