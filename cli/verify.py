@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dim.cli.bundles import choose_bundle
-from dim.cli.options import JsonOption, Sha256Option, ThreadsOption
+from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption
 from dim.cli.terminal import print_json, print_table
 
 
@@ -16,12 +16,13 @@ def verify(
     ] = None,
     sha256: Sha256Option = None,
     threads: ThreadsOption = None,
+    trust: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that a bundle is whole and draws what it promises.
 
-    Hashes, the graph contract, agreement between its precisions, identical rows, blank images. Ends with exit code 1
-    if any check failed.
+    Hashes, the graph contract, agreement between its precisions, identical rows, blank images, and the compiled
+    engines that this machine can run. Ends with exit code 1 if any check failed.
 
     Example:  [bold]dim verify runs/digits/digits.dim[/bold]
     """
@@ -30,7 +31,9 @@ def verify(
 
     path = choose_bundle(bundle, sha256)
     with Bars() as bars:
-        report = check_bundle(path, threads=threads, progress=lambda row: bars.show("verify", 0, None, row.subject))
+        report = check_bundle(
+            path, threads=threads, trust=trust or (), progress=lambda row: bars.show("verify", 0, None, row.subject)
+        )
     if as_json:
         print_json({"path": path, "ok": report.ok, "rows": [asdict(row) for row in report.rows]})
     else:
