@@ -93,8 +93,7 @@ def load_library(format: str) -> TrtLibrary:
             f"{library_title(format)} {version or 'of unknown version'} is installed and "
             f"{oldest[0]}.{oldest[1]} or newer is needed: run  pip install --upgrade 'dim-distill[{format}]'"
         )
-    messages: deque[tuple[str, str]] = deque(maxlen=_KEPT_MESSAGES)
-    logger = _make_logger(module, messages)
+    logger, messages = _logger_of(module)
     return TrtLibrary(format=format, module=module, version=version, logger=logger, messages=messages)
 
 
@@ -118,6 +117,19 @@ def packaged_cuda_major(format: str) -> int | None:
                 continue
             return major
     return None
+
+
+# Module -> its logger and what it heard. The library keeps a bare pointer to the first logger that it is given.
+_loggers: list[tuple[Any, Any, deque[tuple[str, str]]]] = []
+
+
+def _logger_of(module: Any) -> tuple[Any, deque[tuple[str, str]]]:
+    for known, logger, messages in _loggers:
+        if known is module:
+            return logger, messages
+    heard: deque[tuple[str, str]] = deque(maxlen=_KEPT_MESSAGES)
+    _loggers.append((module, _make_logger(module, heard), heard))
+    return _loggers[-1][1], heard
 
 
 def _make_logger(module: Any, messages: deque[tuple[str, str]]) -> Any:

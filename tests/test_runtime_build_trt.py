@@ -250,3 +250,10 @@ def test_unknown_names(library: TrtLibrary) -> None:
 def test_what_the_package_says_of_cuda() -> None:
     assert trt_library.packaged_cuda_major("rtx") == 13
     assert trt_library.installed_version("rtx") == load_library("rtx").version
+
+
+def test_the_logger_of_a_module_lives_for_ever() -> None:
+    first = load_library("rtx")
+    trt_library.load_library.cache_clear()
+    again = load_library("rtx")
+    assert again.logger is first.logger and again.messages is first.messages
