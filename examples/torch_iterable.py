@@ -2,7 +2,7 @@
 
     pip install 'dim-distill[cpu]' torch
     python examples/torch_iterable.py [BUNDLE]
-    torchrun --nproc-per-node 2 examples/torch_iterable.py [BUNDLE]
+    torchrun --standalone --nproc-per-node 2 examples/torch_iterable.py [BUNDLE]
 
 Every image of an epoch comes exactly once, on one rank and in one worker, and the shuffle depends on the seed and the
 epoch only: with 1 worker or 16, on 1 GPU or 8, an epoch holds the same images.

@@ -22,7 +22,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(name: str, *arguments: str) -> str:
     command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -50,9 +52,11 @@ def test_torch_example_runs_and_its_loss_falls(digits: Path) -> None:
 
 
 def test_torch_example_under_two_ranks(digits: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(EXAMPLES / "torch_iterable.py"), str(digits), "--epochs", "2", "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.findall(r"over (\d+) steps", done.stdout) == ["4", "4"]
 
