@@ -117,6 +117,7 @@ def test_a_signal_to_the_process_exits_with_130(tmp_path: Path) -> None:
 import os, signal
 from dim.cli import inspect
 inspect.choose_bundle = lambda explicit, sha256: os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
 from dim.cli.main import main
 main(["inspect", {str(tmp_path)!r}])
 """
