@@ -33,6 +33,8 @@ def actor_pids() -> list[int]:
 
 def main(bundle_path: str, folder: str) -> None:
     """Do everything that the tests look at."""
+    # A busy machine starts Ray's processes slowly.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     import ray
 
     ray.init(
