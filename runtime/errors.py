@@ -39,6 +39,11 @@ class MissingExtraError(DimError):
         )
         self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:
+        """Travel between processes with all three arguments."""
+        return MissingExtraError, (self.package, self.extra, self.purpose)
 
 
 class DataError(DimError):

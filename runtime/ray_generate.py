@@ -309,7 +309,8 @@ def _unwrap(ray: Any, action: Callable[[], None]) -> None:
         action()
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DimError):
+        # Ray's wrapper is a DimError too where the cause is one, with the worker's traceback for a message.
+        while cause is not None and (isinstance(cause, ray.exceptions.RayError) or not isinstance(cause, DimError)):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is not None:
             raise cause from None

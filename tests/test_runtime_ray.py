@@ -113,3 +113,10 @@ def test_without_ray(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "The package 'ray' is not installed and is needed to generate on a cluster: run  pip install 'dim-distill[ray]'"
     )
     assert not (tmp_path / "set").exists()
+
+
+def test_errors_survive_the_way_between_processes() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(MissingExtraError("pyarrow", "parquet", "write Parquet files")))
+    assert (error.package, error.extra) == ("pyarrow", "parquet") and "pip install 'dim-distill[parquet]'" in str(error)
