@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from dim.export.onnx_graph import serialised, tidy
 from dim.export.run_files import Classifier
@@ -30,7 +33,7 @@ def teacher_to_onnx(teacher: Classifier, images: NDArray[np.uint8]) -> bytes:
         GraphError: torch cannot export it.
         ParityError: the file gives other logits than torch.
     """
-    model = export_module(teacher, {"images": torch.from_numpy(images[:3])}, "logits")
+    model = export_module(_with_plain_means(teacher), {"images": torch.from_numpy(images[:3])}, "logits")
     tidy(model, "teacher")
     data = serialised(model)
     with torch.inference_mode():
@@ -43,3 +46,18 @@ def teacher_to_onnx(teacher: Classifier, images: NDArray[np.uint8]) -> bytes:
             f"{MAX_RELATIVE_ERROR:g} is allowed; nothing was published."
         )
     return data
+
+
+class _Mean(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.mean(dim=(2, 3), keepdim=True)
+
+
+def _with_plain_means(teacher: Classifier) -> nn.Module:
+    """A copy whose global average pools are means: torch 2.13 exports a pool of a 1x1 map with strided indices."""
+    network = copy.deepcopy(teacher)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(parent, name, _Mean())
+    return network

@@ -27,6 +27,19 @@ def quick_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     export_each_network_once(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its bundle, made once."""
+    run = make_run(tmp_path_factory.mktemp("finished") / "run")
+    export_run(run)
+    return run
+
+
+def copy_of(run: Path, place: Path) -> Path:
+    shutil.copytree(run, place)
+    return place
+
+
 def damage(name: str) -> Callable[[Path], object]:
     """Ways to break a run."""
 
@@ -97,11 +110,10 @@ def damage(name: str) -> Callable[[Path], object]:
     ],
 )
 def test_a_broken_run_is_one_sentence_and_leaves_the_old_bundle(
-    tmp_path: Path, name: str, kind: type[DimError], message: str
+    tmp_path: Path, finished: Path, name: str, kind: type[DimError], message: str
 ) -> None:
-    out = tmp_path / "out.dim"
-    run = make_run(tmp_path / "run")
-    export_run(run, out=out)
+    run = copy_of(finished, tmp_path / "run")
+    out = (run / "little.dim").rename(tmp_path / "out.dim")
     before, listing = files_of(out), sorted(os.listdir(tmp_path))
     damage(name)(run)
     with pytest.raises(kind) as caught:
@@ -162,11 +174,10 @@ def test_a_destination_that_is_no_bundle_is_never_replaced(tmp_path: Path, what:
 
 @pytest.mark.parametrize("step", ["update_bundle", "verify", "replace_folder", "draw_rows", "interrupt"])
 def test_a_failure_at_any_step_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    run = make_run(tmp_path / "run")
-    bundle = export_run(run)
-    record_accuracy(bundle, [{"accuracy_mean": 1.0}])
+    run = copy_of(finished, tmp_path / "run")
+    record_accuracy(run / "little.dim", [{"accuracy_mean": 1.0}])
     before = files_of(run)
 
     def fail(*args: object, **kwargs: object) -> None:

@@ -98,12 +98,13 @@ def test_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_teacher_gives_the_logits_of_torch(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    write_classifiers(run, "teacher", generator_config(), ("resnet10",))
+    # Its last map is 1x1.
+    run = make_run(tmp_path / "run", image_px=8)
+    write_classifiers(run, "teacher", generator_config(image_px=8), ("resnet10",))
     bundle = export_run(run)
     [(arch, teacher)] = read_classifiers(run, "teacher")
     assert arch == "resnet10"
-    images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     found = open_cpu_session((bundle / "teacher.onnx").read_bytes()).run(None, {"images": images})[0]
     with torch.inference_mode():
         expected = teacher(torch.from_numpy(images)).numpy()
