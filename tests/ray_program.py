@@ -1,6 +1,6 @@
 """Runs `generate` on Ray in a process of its own: Ray leaves sockets and children to the garbage collector.
 
-python ray_program.py BUNDLE FOLDER  writes sets below FOLDER and prints what happened as one JSON object.
+python ray_program.py BUNDLE FOLDER  writes sets below FOLDER and puts what happened into told.json there.
 """
 
 import json
@@ -61,7 +61,8 @@ def main(bundle_path: str, folder: str) -> None:
                 generate_on_ray(bundle, out / "foreign", **wish)
             except DimError as error:
                 errors.append(f"{type(error).__name__}: {error}")
-    print(
+    # Not on stdout, where Ray speaks as well.
+    (out / "told.json").write_text(
         json.dumps(
             {
                 "said": said,

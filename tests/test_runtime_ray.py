@@ -26,7 +26,7 @@ def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
 
 @pytest.fixture(scope="module")
 def on_ray(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder with the sets that ray_program made, and what it printed."""
+    """A folder with the sets that ray_program made, and what it told."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "foreign" / "one").mkdir(parents=True)
     (folder / "foreign" / "one" / "00000003.png").write_bytes(b"mine")
@@ -36,7 +36,7 @@ def on_ray(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     command = [sys.executable, str(program), str(tiny_bundle), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    return folder, json.loads((folder / "told.json").read_text())
 
 
 def test_two_workers_of_which_one_is_killed(on_ray: Any, bundle: Bundle, tmp_path: Path) -> None:
