@@ -3,10 +3,13 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cli_tools import dim, one_line
+
+from dim.runtime.generate import GenerateSummary
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -100,6 +103,8 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
          "numbers)."),
         (["--ipc", 1, "--shard", "2/2"], "The shard is 2/2; shards are counted from 0/2 to 1/2."),
         (["--ipc", 1, "--seed", -1], "The seed is -1; it must lie between 0 and 2**64 - 1."),
+        (["--ipc", 1, "--ray", "--shard", "0/2"], "--ray shares the set among its workers by itself: leave out --shard."),
+        (["--ipc", 1, "--num-workers", 2], "--num-workers is for --ray; without it, --shard I/N makes a part of a set."),
         (["--ipc", 1, "--engine", "warp"], None),
         (["--ipc", 1, "--device", "gpu"], None),
         (["--ipc", 1, "--format", "bmp"], None),
@@ -141,6 +146,30 @@ def test_a_dry_run_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     plan = json.loads(dim(*arguments, "--json").out)
     assert (plan["images"], plan["images_missing"], plan["resumes"]) == (12, 12, False)
     assert not (tmp_path / "set").exists()
+
+
+def test_ray_gets_what_was_asked(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(bundle: Any, out: str, **options: Any) -> GenerateSummary:
+        seen.update(options)
+        return GenerateSummary(
+            out=out,
+            format="npz",
+            images=3,
+            shard_images=3,
+            images_drawn=3,
+            bytes_written=9,
+            seconds=1.0,
+            parts=1,
+            complete=True,
+            engine="fake",
+        )
+
+    monkeypatch.setattr("dim.runtime.ray_generate.generate_on_ray", record)
+    ran = dim("generate", "--ipc", 1, "--out", tmp_path, "--bundle", tiny_bundle, "--ray", "--num-workers", 3)
+    assert ran.out.splitlines()[0] == f"{tmp_path}: 3 images as npz, complete."
+    assert (seen["num_workers"], seen["counts"]) == (3, (1, 1, 1)) and "shard" not in seen
 
 
 def test_a_pinned_bundle_must_be_that_one(tiny_bundle: Path, tmp_path: Path) -> None:
