@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from dim.export.card import read_record
 from dim.export.half import to_half
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
 from dim.export.publish import finish, merged_record, staged
-from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, MissingExtraError, RunError
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest, onnx_name
@@ -71,7 +70,7 @@ def add_precisions(
         files[onnx_name(precision)] = model
     merged = merged_record(record, read_record(bundle_path, manifest))
     with staged(bundle_path) as path:
-        shutil.copytree(bundle_path, path, symlinks=True)
+        copy_bundle(bundle_path, path)
         update_bundle(path, add_files=files)
         finish(path, merged)
     return bundle_path

@@ -167,7 +167,7 @@ dim generate --bundle {_shell(m.name)}.dim --ipc 50 --out data/
 ```python
 from dim.runtime import open_bundle
 
-with open_bundle("{_text(m.name)}.dim") as bundle:
+with open_bundle({json.dumps(m.name + ".dim")}) as bundle:
     for images, labels in bundle.stream(ipc=10, batch_size=64, epochs=1000):  # {shape}
         ...
 ```

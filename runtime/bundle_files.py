@@ -236,6 +236,23 @@ def update_bundle(
     return updated
 
 
+def copy_bundle(source: Path, destination: Path) -> None:
+    """Copy a bundle's folder with all that lies in it; the copies share their bytes where the file system can.
+
+    Args:
+        source: the bundle's folder.
+        destination: a folder that does not exist yet.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    for folder, _, names in os.walk(source):
+        copy = destination / os.path.relpath(folder, source)
+        copy.mkdir(parents=True)
+        for name in names:
+            _link_or_copy(Path(folder, name), copy / name)
+
+
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[Path]:
     """Build a folder beside the destination; on success it takes the destination's name, on failure it goes."""

@@ -51,7 +51,7 @@ class Faults:
         self._open = io.open
 
     def __enter__(self) -> "Faults":
-        for name in (*_BY_PATH, *_BY_TWO_PATHS, *_BY_DESCRIPTOR, "write", "open"):
+        for name in (*_BY_PATH, *_BY_TWO_PATHS, *_BY_DESCRIPTOR, "write", "sendfile", "open"):
             self._patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
         for module in (io, builtins):
             self._patch.setattr(module, "open", self._opened)
@@ -89,7 +89,10 @@ class Faults:
                 return real(first, *rest, **named)
             with self._lock:
                 if name == "write":
-                    return self._write(first, path, rest[0], lambda data: real(first, data))
+                    return self._write(first, path, len(rest[0]), lambda size: real(first, memoryview(rest[0])[:size]))
+                if name == "sendfile":
+                    left = os.fstat(rest[0]).st_size - rest[1]
+                    return self._write(first, path, left, lambda size: real(first, *rest[:2], size)) if left else 0
                 self._enter(name, path)
                 if name == "unlink":
                     self._forget(path)
@@ -121,10 +124,9 @@ class Faults:
             if self.how != "short":
                 raise self._error(path)
 
-    def _write(self, descriptor: int, path: str, data: Any, real: Callable[[Any], int]) -> int:
+    def _write(self, descriptor: int, path: str, size: int, real: Callable[[int], int]) -> int:
         hit = self._is_hit("write", path)
-        half = memoryview(data)[: max(1, len(data) // 2)] if len(data) else data
-        written = real(half if hit else data)
+        written = real(max(1, size // 2) if hit and size else size)
         self._note("write", descriptor, written)
         if hit and self.how in ("kill", "power"):
             self._die()
@@ -192,7 +194,9 @@ class _Raw(io.FileIO):
             if faults.dead:
                 return len(data)
             path = faults._path(self.fileno()) or os.fsdecode(str(self.name))
-            return faults._write(self.fileno(), path, data, super().write)
+            return faults._write(
+                self.fileno(), path, len(data), lambda size: io.FileIO.write(self, memoryview(data)[:size])
+            )
 
 
 def count_points(root: Path, work: Callable[[], object]) -> Faults:
