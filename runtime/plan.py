@@ -209,7 +209,7 @@ def choose_part_images(
     else:
         smallest, share = (256, 64) if format == "imagefolder" else (10_000, 256)
         ceiling = max(64, 2**28 // math.prod(image_hwc))
-        size = min(max(smallest, -(-images // share)), 65_536 if format == "imagefolder" else 2**20, ceiling)
+        size = min(max(smallest, -(-images // share)), 16_384 if format == "imagefolder" else 2**20, ceiling)
         size = max(size, -(-images // MAX_PARTS))
         if batch is not None:
             size = -(-size // batch) * batch

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import LocalStore, Store, write_file
@@ -21,7 +20,7 @@ from dim.runtime.writers_part import (
 from dim.runtime.writers_png import encode_png, encoder_version
 
 # An image, the bytes written for it, and its temporary path where it still has one.
-Made = list[tuple[FileEntry, int, Path | None]]
+Made = list[tuple[FileEntry, int, str | None]]
 
 
 class ImageFolder:
@@ -54,6 +53,7 @@ class ImageFolderPart:
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._plan, self._store, self._part = plan, store, part
         self._made: Made = []
+        self._scratch = str(store.scratch(f"{part}-"))
         self._logits: HashedFile | None = None
         if plan.soft_labels:
             start, stop = plan.span(part)
@@ -66,10 +66,10 @@ class ImageFolderPart:
         for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
             path = f"{self._plan.classes[label]}/{index:08d}.png"
             entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            made.append((entry, *self._write(path, data, f"{label}-{index}.png")))
+            made.append((entry, *self._write(path, data, f"{self._scratch}{label}-{index}.png")))
         return made, b"" if batch.scores is None else batch.scores.astype("<f2").tobytes()
 
-    def _write(self, path: str, data: bytes, scratch: str) -> tuple[int, Path | None]:
+    def _write(self, path: str, data: bytes, temporary: str) -> tuple[int, str | None]:
         """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
         if self._store.size(path):
             if self._store.read(path) != data:
@@ -78,7 +78,6 @@ class ImageFolderPart:
         if not isinstance(self._store, LocalStore):
             self._store.put(path, data)
             return len(data), None
-        temporary = self._store.scratch(scratch)
         write_file(temporary, data)
         return len(data), temporary
 
