@@ -187,6 +187,8 @@ class DeploymentConfig:
 
     latent_stds: tuple[float, ...] = ()
     """Spreads of the latents to choose from (GaFi, arXiv 2305.10118, widens them); empty deploys the trained one."""
+    holdout: float = 0.05
+    """Part of every class's training images that nothing is trained on, kept for the choice among several spreads."""
     fixed_latents: int = 0
     """Latents per class chosen for fixed sets; 0 writes none."""
     candidates: int = 500
@@ -197,6 +199,7 @@ class DeploymentConfig:
             raise BadValueError(
                 f"DeploymentConfig.latent_stds is {self.latent_stds}; each must lie between 0.1 and 10."
             )
+        _between(self, "holdout", 0.001, 0.5)
         _between(self, "candidates", 1, 100_000)
         _between(self, "fixed_latents", 0, self.candidates)
 

@@ -1,7 +1,8 @@
 """The last choices of a distillation: how far the deployed latents spread, and which latents a fixed set uses.
 
-Both minimise the energy distance that stage 2 minimises, between generated and real training images as the kept pool
-sees them; no accuracy is consulted and no test image is read.
+Both minimise the energy distance that stage 2 minimises, between generated and real images as the kept pool sees them.
+The spread is judged on images cut from the training split before anything was trained; the latents are fitted to the
+training images. No accuracy is consulted and no test image is read.
 
 Shapes: K classes, M latents kept per class, Z latent dimension, n candidates, r real images, D features.
 """
@@ -92,12 +93,14 @@ def _judges(session: Session, pool: KeptPool) -> list[Judge]:
 def spread_distances(
     session: Session, network: nn.Module, judges: Sequence[Judge], latent_stds: Sequence[float]
 ) -> dict[float, float]:
-    """The energy distance between real and generated images for each spread of the latents, averaged over classes."""
+    """The energy distance between held-out and generated images for each spread of the latents, mean over classes."""
+    holdout = session.holdout
+    assert holdout is not None  # there are several spreads
     totals = dict.fromkeys(latent_stds, 0.0)
-    num_classes = session.game.data.num_classes
-    for label in range(num_classes):
+    labels = holdout.counts_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
+    for number, label in enumerate(labels, start=1):
         generator = step_generator(session.game.device, session.config.seed, "spread", label)
-        images = _real_images(session, label, 2 * SPREAD_IMAGES, generator)
+        images = to_signed(holdout.images_of(label, MAX_REAL_IMAGES, generator))
         real = [judge.embed(images) for judge in judges]
         size = (SPREAD_IMAGES, session.config.generator.latent_dim)
         noise = torch.randn(size, device=session.game.device, generator=generator)
@@ -107,8 +110,8 @@ def spread_distances(
             fake = [judge.embed(images) for judge in judges]
             for r, f, within in zip(real, fake, scales, strict=True):
                 distance = 2 * torch.cdist(r, f).mean() - within - _mean_distance(f, f)
-                totals[std] += float(distance / within.clamp_min(MIN_SPREAD)) / (len(judges) * num_classes)
-        session.progress(_report("spread", label + 1, num_classes))
+                totals[std] += float(distance / within.clamp_min(MIN_SPREAD)) / (len(judges) * len(labels))
+        session.progress(_report("spread", number, len(labels)))
     return totals
 
 
@@ -127,8 +130,7 @@ def herd_latents(session: Session, network: nn.Module, judges: Sequence[Judge], 
         generator = step_generator(device, session.config.seed, "herding", label)
         size = (config.candidates, session.config.generator.latent_dim)
         latents = torch.randn(size, device=device, generator=generator) * latent_std
-        count = min(MAX_REAL_IMAGES, int(session.game.data.counts_K[label]))
-        real_images = _real_images(session, label, count, generator)
+        real_images = to_signed(session.game.data.images_of(label, MAX_REAL_IMAGES, generator))
         images = _generate(session, network, latents, label)
         to_real = torch.zeros(config.candidates, device=device)
         between = torch.zeros(config.candidates, config.candidates, device=device)
@@ -162,11 +164,6 @@ def herd(to_real_n: Tensor, between_nn: Tensor, count: int) -> Tensor:
         picked.append(best)
         repulsion += between_nn[best]
     return torch.tensor(picked, device=to_real_n.device)
-
-
-def _real_images(session: Session, label: int, count: int, generator: torch.Generator) -> Tensor:
-    labels = torch.full((count,), label, device=session.game.device)
-    return to_signed(session.game.data.draw_images(labels, generator))
 
 
 def _generate(session: Session, network: nn.Module, latents_nZ: Tensor, label: int) -> Tensor:

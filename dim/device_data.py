@@ -37,7 +37,7 @@ class DeviceData:
 
     Args:
         images_NHWC: uint8.
-        labels_N: int64, 0 to K-1, every class present.
+        labels_N: int64, 0 to K-1; every class present in what is trained on.
         num_classes: K.
         device: where the images live.
     """
@@ -70,6 +70,12 @@ class DeviceData:
         """Labels as frequent as in the set, int64 `[count]`."""
         index = torch.randint(len(self.labels_N), (count,), device=self.device, generator=generator)
         return self.labels_N[index]
+
+    def images_of(self, label: int, most: int, generator: torch.Generator) -> Tensor:
+        """Different images of one class in random order, uint8 NCHW: all of them, or `most`."""
+        count = int(self.counts_K[label])
+        chosen = torch.randperm(count, device=self.device, generator=generator)[:most]
+        return self.images_NCHW[self.offsets_K[label] + chosen]
 
     def draw_images(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """A random real image of each label, uint8 NCHW in channels_last memory."""

@@ -22,6 +22,7 @@ from dim.deployment import choose_deployment
 from dim.device_data import DeviceData
 from dim.distributed import World, process_group
 from dim.game import Game
+from dim.holdout import holdout_mask
 from dim.pool import KeptPool
 from dim.run_dir import explained, held, unfinished
 from dim.runtime.errors import BadValueError, DeviceError, RunError
@@ -114,7 +115,7 @@ def distill(
         if (run_dir / "generator.safetensors").exists():
             say(f"{run_dir} is finished already.")
             return Outcome(run_dir=run_dir, finished=True)
-        device_data = DeviceData(data.train_images, data.train_labels, len(data.classes), torch_device)
+        device_data, holdout = _on_device(config, data, torch_device)
         game = Game(config, record["generator"], device_data, world)
         folder = CheckpointFolder(run_dir / "checkpoints", fingerprint_of(record))
         session = Session(
@@ -125,6 +126,7 @@ def distill(
             checkpoints=folder,
             say=say if world.is_main else lambda line: None,
             progress=progress if world.is_main else lambda report: None,
+            holdout=holdout,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
         if tensorboard and world.is_main:
@@ -159,6 +161,18 @@ def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
         _write_generator(run_dir / "generator.safetensors", game.deployed_generator())
         session.say(f"Finished: {run_dir}. Next:  dim export {run_dir}")
     return True
+
+
+def _on_device(config: DistillConfig, data: ImageSet, device: torch.device) -> tuple[DeviceData, DeviceData | None]:
+    """The images to train on, and those held out where something is chosen by them."""
+    images, labels, num_classes = data.train_images, data.train_labels, len(data.classes)
+    if len(config.deployment.latent_stds) < 2:
+        return DeviceData(images, labels, num_classes, device), None
+    held = holdout_mask(labels, num_classes, config.deployment.holdout, config.seed)
+    return (
+        DeviceData(images[~held], labels[~held], num_classes, device),
+        DeviceData(images[held], labels[held], num_classes, device),
+    )
 
 
 def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:

@@ -10,13 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dim.data_set import ImageSet
-from dim.device_data import seed_of
 from dim.eval_jobs import EvalProgress
 from dim.eval_table import aggregate
 from dim.evaluate import evaluate
+from dim.holdout import holdout_mask
 from dim.runtime.atomic import replace_file
 from dim.runtime.errors import BadValueError, DataError, OutputError
 from dim.students import PUBLISHED, Recipe, resolve_recipe
@@ -41,13 +39,10 @@ def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> Image
     """
     if not 0 < fraction < 1:
         raise BadValueError(f"fraction is {fraction}; it must lie between 0 and 1.")
-    rng = np.random.default_rng(seed_of("hold-out", seed))
-    held = np.zeros(len(data.train_labels), dtype=bool)
-    for label, name in enumerate(data.classes):
-        rows = rng.permutation(np.flatnonzero(data.train_labels == label))
-        if len(rows) < 2:
-            raise DataError(f"{data.name}: class '{name}' has {len(rows)} training images; a hold-out needs two.")
-        held[rows[: max(1, round(fraction * len(rows)))]] = True
+    for name, count in zip(data.classes, data.class_counts, strict=True):
+        if count < 2:
+            raise DataError(f"{data.name}: class '{name}' has {count} training images; a hold-out needs two.")
+    held = holdout_mask(data.train_labels, len(data.classes), fraction, seed)
     return ImageSet(
         name=f"{data.name} (hold-out)",
         classes=data.classes,

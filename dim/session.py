@@ -16,7 +16,7 @@ from torch import Tensor
 from dim.checkpoint import Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
 from dim.config import DistillConfig, StageConfig
 from dim.curves import draw_curves
-from dim.device_data import step_generator
+from dim.device_data import DeviceData, step_generator
 from dim.distributed import World
 from dim.game import Game
 from dim.runtime.errors import DivergedError
@@ -56,6 +56,8 @@ class Session:
     progress: Callable[[Progress], None]
     deadline: float = float("inf")
     """`time.monotonic()` after which the run stops at the next checkpoint."""
+    holdout: DeviceData | None = None
+    """Training images that nothing is trained on; None where nothing is chosen by them."""
     resumed: Checkpoint | None = None
     log: Callable[[str, int, Mapping[str, float]], None] = lambda stage, step, values: None
     """A further sink for scalars (TensorBoard)."""
