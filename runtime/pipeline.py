@@ -4,6 +4,7 @@ One thread draws batches, a pool of threads encodes them, the caller's thread wr
 them holds a fixed number of batches, so memory does not grow with the set; the first error stops all three.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -124,5 +125,6 @@ def run_pipeline(
             stop.set()
             producer.join()
             pool.shutdown(wait=True, cancel_futures=True)
-            for writer in unfinished:
-                writer.abort()
+            with contextlib.ExitStack() as aborted:  # all of them, even where one fails
+                for writer in unfinished:
+                    aborted.callback(writer.abort)

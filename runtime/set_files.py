@@ -194,7 +194,7 @@ def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], ex
     """Write the set's other files, then `dataset.json` with everything in it, then remove the journal."""
     for name, data in extras.items():
         if store.read(name) != data:
-            store.put(name, data)
+            store.put(name, data, durable=True)
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in extras.items()}
     complete = replace(found, parts=tuple(records), extras=listed)
     store.flush()

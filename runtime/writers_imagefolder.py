@@ -58,7 +58,8 @@ class ImageFolderPart:
         if plan.soft_labels:
             start, stop = plan.span(part)
             self._logits = HashedFile(store.scratch(f"logits-{part}.npy"))
-            self._logits.append(npy_header("<f2", (stop - start, len(plan.classes))))
+            with self._logits.closing_on_error():
+                self._logits.append(npy_header("<f2", (stop - start, len(plan.classes))))
 
     def encode(self, batch: Batch) -> tuple[Made, bytes]:
         made: Made = []

@@ -86,7 +86,8 @@ class RowFile(HashedFile):
         self.rows = self.appended = rows if same_head else 0
         super().__init__(path, len(head) + rows * row_bytes if same_head else 0)
         if not same_head:
-            self.append(head)
+            with self.closing_on_error():
+                self.append(head)
 
     def cut(self, rows: int) -> None:
         """Forget the rows from `rows` on."""
@@ -173,9 +174,11 @@ class RowsPart:
         return entries
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            self._mark()
-        self._held.close()
+        try:
+            with contextlib.suppress(OSError):
+                self._mark()
+        finally:
+            self._held.close()
 
 
 class NpzPart(RowsPart):

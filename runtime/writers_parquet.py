@@ -53,13 +53,14 @@ class ParquetPart:
         self._columns: Columns = ([], [], [], [])
         self._images = 0
         self._file = HashedFile(store.scratch(f"{part}.parquet"))
-        self._writer = pyarrow.parquet.ParquetWriter(
-            pyarrow.PythonFile(_Sink(self._file), mode="w"),
-            self._schema,
-            compression="NONE",  # PNG does not shrink further
-            use_dictionary=["label"],
-            write_statistics=["label"],
-        )
+        with self._file.closing_on_error():
+            self._writer = pyarrow.parquet.ParquetWriter(
+                pyarrow.PythonFile(_Sink(self._file), mode="w"),
+                self._schema,
+                compression="NONE",  # PNG does not shrink further
+                use_dictionary=["label"],
+                write_statistics=["label"],
+            )
 
     def encode(self, batch: Batch) -> Columns:
         labels, indices = batch.labels.tolist(), batch.indices.tolist()
@@ -98,7 +99,6 @@ class ParquetPart:
     def abort(self) -> None:
         # Closing the writer would write a footer under a half-made file.
         self._file.close()
-        self._file.path.unlink(missing_ok=True)
 
 
 class _Sink:

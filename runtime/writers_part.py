@@ -1,5 +1,6 @@
 """What every writer of a part has in common: the batch it takes, the record it leaves, its files' names."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -139,10 +140,20 @@ class HashedFile:
         self.bytes = keep_bytes
         self._digest = hashlib.sha256()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._descriptor, keep_bytes)
-        for piece in read_pieces(path, 0, keep_bytes):
-            self._digest.update(piece)
-        os.lseek(self._descriptor, 0, os.SEEK_END)
+        with self.closing_on_error():
+            os.ftruncate(self._descriptor, keep_bytes)
+            for piece in read_pieces(path, 0, keep_bytes):
+                self._digest.update(piece)
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+
+    @contextlib.contextmanager
+    def closing_on_error(self) -> Iterator[None]:
+        """Close the file if what is done meanwhile fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, data: bytes | memoryview) -> int:
         """Write bytes at the end and return how many."""

@@ -73,7 +73,6 @@ class WebDatasetPart:
 
     def abort(self) -> None:
         self._file.close()
-        self._file.path.unlink(missing_ok=True)
 
 
 def tar_entry(name: str, data: bytes) -> bytes:

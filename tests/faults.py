@@ -48,7 +48,7 @@ class Faults:
         """Bytes that a power cut leaves, by device and inode, of files that have more."""
         self._lock = threading.RLock()
         self._patch = pytest.MonkeyPatch()
-        self._open = io.open
+        self._open, self._truncate = io.open, os.truncate
 
     def __enter__(self) -> "Faults":
         for name in (*_BY_PATH, *_BY_TWO_PATHS, *_BY_DESCRIPTOR, "write", "sendfile", "open"):
@@ -170,15 +170,13 @@ class Faults:
             self._unflushed.pop((stat.st_dev, stat.st_ino), None)
 
     def _die(self) -> None:
+        self.dead = True
         if self.how == "power":
-            self._patch.undo()
             for folder, _, names in os.walk(self._root):
                 for path in (os.path.join(folder, name) for name in names):
                     stat = os.stat(path, follow_symlinks=False)
                     if (left := self._unflushed.get((stat.st_dev, stat.st_ino))) is not None:
-                        os.truncate(path, left)
-            self.__enter__()
-        self.dead = True
+                        self._truncate(path, left)
         raise Killed
 
 
