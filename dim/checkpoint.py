@@ -80,6 +80,11 @@ def load_optimiser(prefix: str, optimiser: torch.optim.Optimizer, tensors: Mappi
     content = optimiser.state_dict()
     content["state"] = states
     optimiser.load_state_dict(content)
+    # Fused optimisers walk through memory: a moment that lies otherwise than its parameter (channels_last) is permuted.
+    for parameter, state in optimiser.state.items():
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
 
 
 @dataclass(frozen=True, kw_only=True)

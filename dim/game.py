@@ -79,12 +79,11 @@ class Game:
         """Fresh optimisers for a stage; the networks go on as they are."""
         self.adversarial = adversarial
         betas = (adversarial.beta1, adversarial.beta2)
-        fused = self.device.type == "cuda"
         self.generator_optimiser = torch.optim.Adam(
-            self.generator.parameters(), lr=adversarial.generator_lr, betas=betas, fused=fused
+            self.generator.parameters(), lr=adversarial.generator_lr, betas=betas, fused=True
         )
         self.discriminator_optimiser = torch.optim.Adam(
-            self.discriminator.parameters(), lr=adversarial.discriminator_lr, betas=betas, fused=fused
+            self.discriminator.parameters(), lr=adversarial.discriminator_lr, betas=betas, fused=True
         )
 
     def autocast(self) -> AbstractContextManager[object]:
