@@ -16,6 +16,8 @@ from dim.config import (
     MatchingConfig,
     PoolConfig,
     StageConfig,
+    from_dict,
+    to_dict,
 )
 from dim.runtime.errors import BadValueError
 
@@ -152,18 +154,21 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     """
     if name not in PRESETS:
         raise BadValueError(f"There is no preset named {name!r}: choose one of {', '.join(PRESETS)}.")
-    config = replace(PRESETS[name](data), name=data.name)
+    values = to_dict(replace(PRESETS[name](data), name=data.name))
     for path, value in (overrides or {}).items():
-        config = _replace(config, path.split("."), value, path)
+        _override(values, path, value)
+    config: DistillConfig = from_dict(values)
     return config
 
 
-def _replace(config: Any, path: list[str], value: Any, whole: str) -> Any:
-    if path[0] not in getattr(type(config), "__dataclass_fields__", {}):
-        raise BadValueError(f"The configuration has no field {whole!r}.")
-    old = getattr(config, path[0])
-    if len(path) > 1:
-        value = _replace(old, path[1:], value, whole)
-    elif type(value) is not type(old) and not (type(old) is float and type(value) is int):
-        raise BadValueError(f"{whole} is {value!r}; it must be of the same kind as {old!r}.")
-    return replace(config, **{path[0]: value})
+def _override(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    holder: Any = values
+    for parent in parents:
+        holder = holder.get(parent) if isinstance(holder, dict) else None
+    if not isinstance(holder, dict) or name not in holder or isinstance(holder[name], dict):
+        raise BadValueError(f"The configuration has no field {path!r}.")
+    old, new = holder[name], list(value) if isinstance(value, tuple) else value
+    if type(new) is not type(old) and not (type(old) is float and type(new) is int):
+        raise BadValueError(f"{path} is {value!r}; it must be of the same kind as {old!r}.")
+    holder[name] = new
