@@ -6,9 +6,10 @@
     python bench/ablation.py --out runs/ablation --table              # Markdown of what is there
 
 Every variant is distilled with every seed, exported, and measured by fresh classifiers at ten images per class, `fixed`
-and `stream`, beside the same classifiers on real images. The published recipe gets as much processor time as the
-unchanged one takes, its networks and losses as published. The same command goes on where an earlier one ended; seeds
-are the outer loop, so an early end leaves whole columns. `results.json` holds all that was measured.
+and `stream`, beside the same classifiers on real images. The published recipe gets as much time as the unchanged one
+takes (the processor's, or the wall's on a GPU), its networks and losses as published. The same command goes on where an
+earlier one ended; seeds are the outer loop, so an early end leaves whole columns. `results.json` holds all that was
+measured.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from dim.config import DistillConfig
 from dim.data import load_data
 from dim.data_set import ImageSet
-from dim.distill import distill
+from dim.distill import choose_device, distill
 from dim.eval_cells import describe_machine
 from dim.evaluate import evaluate
 from dim.export.export_run import export_run
@@ -78,7 +79,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ages": ("pool of one age", {"pool.ages": (200,)}),
     "spread": ("latents spread as in training, no choice", {"deployment.latent_stds": ()}),
     "latents": ("random latents in fixed sets, no choice", {}),
-    "paper": ("published recipe, equal processor time", {}),
+    "paper": ("published recipe, equal time", {}),
 }
 """What a row says, and what it changes."""
 
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=300, help="of a student: ten images per class each")
     parser.add_argument("--width", type=int, default=32, help="of a student")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="change every variant alike")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and measure nothing")
     options = parser.parse_args(arguments)
     if not options.table:
@@ -118,6 +120,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
         "seeds": range(options.students),
         "epochs": options.epochs,
         "threads": options.threads,
+        "device": options.device,
         "jobs": 1,
     }
     controls = [asdict(result) for result in evaluate(None, data, **students)]
@@ -135,7 +138,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
                 row["failed"] = str(error)
             else:
                 results = evaluate(bundle, data, controls=False, **students)
-                row["cpu_s"] = round(seconds, 1)
+                row["seconds"] = round(seconds, 1)
                 for mode in ("fixed", "stream"):
                     row[mode] = [round(r.accuracy, 4) for r in results if r.cell.mode == mode]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,7 @@ def make(
     """Distil a variant.
 
     Returns:
-        The run, and the processor time of its distillation in seconds.
+        The run, and the seconds that its distillation took.
     """
     run = options.out / "runs" / f"{name}-{seed}"
     cost = run.with_suffix(".seconds")
@@ -161,33 +164,34 @@ def make(
     if cost.exists():
         return run, float(cost.read_text())
     if name == "paper":
-        config = published(seed, data, float(base.with_suffix(".seconds").read_text()), options.out)
+        config = published(seed, data, float(base.with_suffix(".seconds").read_text()), options)
     else:
         config = preset(options.preset, data=data, overrides={**common, **VARIANTS[name][1], "seed": seed})
     shutil.rmtree(run, ignore_errors=True)
-    seconds = timed(config, data, run)
+    seconds = timed(config, data, run, options.device)
     cost.write_text(str(seconds))
     return run, seconds
 
 
-def timed(config: DistillConfig, data: ImageSet, run: Path) -> float:
-    """Distil; return the processor time in seconds."""
-    began = time.process_time()
-    distill(config, data, run, device="cpu", say=lambda line: print(line, file=sys.stderr))
-    return time.process_time() - began
+def timed(config: DistillConfig, data: ImageSet, run: Path, device: str) -> float:
+    """Distil; return the seconds that it took, of the processor, or of the wall on a GPU."""
+    clock = time.process_time if choose_device(device).type == "cpu" else time.perf_counter
+    began = clock()
+    distill(config, data, run, device=device, say=lambda line: print(line, file=sys.stderr))
+    return clock() - began
 
 
-def published(seed: int, data: ImageSet, budget_s: float, out: Path) -> DistillConfig:
-    """The preset `paper`, its stages shortened alike until both fit into `budget_s` seconds of processor time."""
+def published(seed: int, data: ImageSet, budget_s: float, options: argparse.Namespace) -> DistillConfig:
+    """The preset `paper`, its stages shortened alike until both fit into `budget_s` seconds."""
     full = preset("paper", data=data)
     kept = {"seed": seed, "checkpoint_steps": 100_000, "grid_steps": 100_000, "pool.epoch_steps": 1}
 
     def seconds(stage1: int, stage2: int) -> float:
-        folder = out / "runs" / f"paper-{seed}-timing"
+        folder = options.out / "runs" / f"paper-{seed}-timing"
         shutil.rmtree(folder, ignore_errors=True)
         config = preset("paper", data=data, overrides={**kept, "stage1.steps": stage1, "stage2.steps": stage2})
         try:
-            return timed(config, data, folder)
+            return timed(config, data, folder, options.device)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -225,7 +229,7 @@ def write(
             mode: [r["accuracy"] for r in controls if r["cell"]["mode"] == mode and r["cell"]["source"] == "real"]
             for mode in ("fixed", "stream")
         },
-        "machine": describe_machine("cpu"),
+        "machine": describe_machine(choose_device(options.device).type),
         "threads": options.threads,
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -235,7 +239,7 @@ def write(
 
 def table(report: Mapping[str, Any]) -> str:
     """Markdown of a report: means over generators, with the deviation between generators."""
-    lines = ["| variant | fixed | stream | CPU s |", "|---|---:|---:|---:|"]
+    lines = ["| variant | fixed | stream | seconds |", "|---|---:|---:|---:|"]
     real = {mode: statistics.fmean(report["real"][mode]) for mode in ("fixed", "stream")}
     lines.append(f"| real images | {real['fixed']:.1f} | {real['stream']:.1f} | |")
     for name, (words, _) in VARIANTS.items():
@@ -251,7 +255,7 @@ def table(report: Mapping[str, Any]) -> str:
             means = [statistics.fmean(row[mode]) for row in rows]
             deviation = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
             shown.append(f"{statistics.fmean(means):.1f}{deviation}")
-        lines.append(f"| {words} | {shown[0]} | {shown[1]} | {statistics.fmean(r['cpu_s'] for r in rows):.0f} |")
+        lines.append(f"| {words} | {shown[0]} | {shown[1]} | {statistics.fmean(r['seconds'] for r in rows):.0f} |")
     return "\n".join(lines)
 
 
