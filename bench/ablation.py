@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What every ingredient of the recipe is worth: the same small distillation again and again, one thing changed.
 
-    python bench/ablation.py --out runs/ablation                      # MNIST at 16 pixels, two seeds, hours of one core
-    python bench/ablation.py --out runs/ablation --only base,ema      # some rows
-    python bench/ablation.py --out runs/ablation --table              # Markdown of what is there
+    python bench/ablation.py --size 16 --out runs/ablation        # MNIST at 16 pixels, two seeds: hours of one core
+    python bench/ablation.py --out runs/ablation --only base,ema  # some rows
+    python bench/ablation.py --out runs/ablation --table          # Markdown of what is there
 
 Every variant is distilled with every seed, exported, and measured by fresh classifiers at ten images per class, `fixed`
 and `stream`, beside the same classifiers on real images. The published recipe gets as much time as the unchanged one
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and results")
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--size", type=int, default=16, help="side in pixels")
+    parser.add_argument("--size", type=int, help="side in pixels; the dataset's own if left out")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--only", help="variants, with commas")
     parser.add_argument("--seeds", type=int, default=2, help="generators per row")

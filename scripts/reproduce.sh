@@ -9,7 +9,7 @@
 # PRESET       best (a GPU preset) or small
 # DATASETS     names that --data knows
 # DIM_DATA     where the official files are, or go
-# IPCS, SEEDS  of the evaluation
+# IPCS, SEEDS  of the evaluation; RATIOS are further sizes from the same bundles
 set -euo pipefail
 
 out=${1:-reproduce}
@@ -17,6 +17,8 @@ preset=${PRESET:-best}
 datasets=${DATASETS:-cifar10 mnist svhn fashion-mnist cifar100}
 ipcs=${IPCS:-10 50 1}
 seeds=${SEEDS:-3}
+ratios=${RATIOS:-100 500}
+archs=resnet18-half,resnet10-half,resnetap10-half,vgg11,densenet,mlp
 mkdir -p "$out/results"
 
 distilled() { [ -e "$1/generator.safetensors" ]; }
@@ -37,22 +39,43 @@ bundle() {
     find "$1" -maxdepth 1 -name '*.dim' | head -n 1
 }
 
+# evaluate DATA BUNDLE [OPTION ...]: measure what is missing, and keep what there is.
+evaluate() {
+    local data=$1 bundle=$2
+    shift 2
+    dim eval --bundle "$bundle" --data "$data" --out "$out/eval-$data" --preset full --seeds "$seeds" "$@"
+    cp "$out/eval-$data/results.json" "$out/results/$data.json"
+}
+
+# What the mission promises: every dataset's bundle, three sizes, two networks.
 for data in $datasets; do
-    ours=$out/$data paper_loss=$out/$data-paper-loss unmatched=$out/$data-unmatched
-    distil "$data" "$ours" --preset "$preset" || continue
-    ours=$(bundle "$ours")
+    distil "$data" "$out/$data" --preset "$preset" || continue
+    ours=$(bundle "$out/$data")
     for ipc in $ipcs; do
         for arch in convnet3 resnet18; do
-            dim eval --bundle "$ours" --data "$data" --out "$out/eval-$data" --preset full --ipc "$ipc" --arch "$arch" \
-                --seeds "$seeds" --record
-            cp "$out/eval-$data/results.json" "$out/results/$data.json"
+            evaluate "$data" "$ours" --ipc "$ipc" --arch "$arch" --record
         done
     done
-    # The controls of stage 2: the published loss, and none, from the same preset.
+    evaluate "$data" "$ours" --ipc 10 --arch convnet3 --recipe published
+    evaluate "$data" "$ours" --ipc 10 --arch convnet3 --precision int8 --no-controls --record
+done
+
+# The controls of stage 2, from the same preset: the published loss, and none. Then more sizes and more networks.
+for data in $datasets; do
+    distilled "$out/$data" || continue
+    ours=$(bundle "$out/$data") paper_loss=$out/$data-paper-loss unmatched=$out/$data-unmatched
     distil "$data" "$paper_loss" --preset "$preset" --matching-loss paper || continue
     distil "$data" "$unmatched" --preset "$preset" --matching-loss none || continue
-    dim eval --bundle "$ours" --data "$data" --out "$out/eval-$data" --preset full --ipc "${ipcs// /,}" \
-        --seeds "$seeds" --compare "paper loss=$(bundle "$paper_loss")" --compare "no matching=$(bundle "$unmatched")"
-    cp "$out/eval-$data/results.json" "$out/results/$data.json"
+    evaluate "$data" "$ours" --ipc "${ipcs// /,}" --arch convnet3 \
+        --compare "paper loss=$(bundle "$paper_loss")" --compare "no matching=$(bundle "$unmatched")"
+    evaluate "$data" "$ours" --ipc 10 --arch "$archs"
+    evaluate "$data" "$ours" --ipc "${ratios// /,}" --arch convnet3
+done
+
+# What every ingredient is worth, the published recipe at equal time among them.
+for data in $datasets; do
+    python "$(dirname "$0")/../bench/ablation.py" --data "$data" --out "$out/ablation-$data" --device auto \
+        ${SIZE:+--size "$SIZE"}
+    cp "$out/ablation-$data/results.json" "$out/results/ablation-$data.json"
 done
 echo "Results: $out/results/*.json; copy them to docs/results/ and run scripts/results.py."
