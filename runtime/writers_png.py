@@ -1,27 +1,27 @@
-"""PNG from batches of pixels with NumPy and zlib alone: about four times as fast as Pillow at nearly the same size.
+"""PNG by Pillow, with zlib's run-length strategy: the fastest that Pillow offers, and no larger than its default.
 
-The row filter and zlib's strategy are fixed by the number of channels, so the bytes depend on the pixels and on the
-version of zlib only. Measured on 32x32 photographs: filter "sub" with run lengths 1,793 bytes, Pillow 1,667; on MNIST:
-no filter, level 6, 252 bytes, Pillow 276.
+The bytes depend on the pixels, on Pillow's version and on the zlib that it loads. Measured in turns on one core: 8,400
+photographs of 32x32 per second (1,897 bytes each) against 5,800 (1,907) at Pillow's defaults; 18,800 digits of 28x28
+(346 bytes) against 16,100 (350).
 """
 
-import struct
+import io
 import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _RGB = 0, 2
-
 
 def encoder_version() -> str:
     """Name what decides the bytes of a PNG, for the plan."""
-    return f"png, zlib {zlib.ZLIB_RUNTIME_VERSION}"
+    import PIL
+    from PIL import features
+
+    return f"Pillow {PIL.__version__}, zlib {features.version_codec('zlib')}"
 
 
 def encode_png(images_NHWC: NDArray[np.uint8]) -> list[bytes]:
-    """Encode a batch of images; zlib releases the GIL, so several threads may do so at once.
+    """Encode a batch of images; Pillow releases the GIL while it compresses, so several threads may do so at once.
 
     Args:
         images_NHWC: uint8 [N, H, W, C], C 1 or 3.
@@ -29,27 +29,12 @@ def encode_png(images_NHWC: NDArray[np.uint8]) -> list[bytes]:
     Returns:
         N PNG files.
     """
-    count, height, width, channels = images_NHWC.shape
-    rows = np.empty((count, height, 1 + width * channels), np.uint8)
-    flat = images_NHWC.reshape(count, height, width * channels)
-    if channels == 1:
-        colour, strategy = _GREY, zlib.Z_DEFAULT_STRATEGY
-        rows[:, :, 0] = 0
-        rows[:, :, 1:] = flat
-    else:
-        colour, strategy = _RGB, zlib.Z_RLE
-        rows[:, :, 0] = 1
-        rows[:, :, 1 : 1 + channels] = flat[:, :, :channels]
-        np.subtract(flat[:, :, channels:], flat[:, :, :-channels], out=rows[:, :, 1 + channels :])
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-    before = _SIGNATURE + _chunk(b"IHDR", header)
-    after = _chunk(b"IEND", b"")
+    from PIL import Image
+
+    pixels = np.ascontiguousarray(images_NHWC[..., 0] if images_NHWC.shape[3] == 1 else images_NHWC)
     files = []
-    for row in rows:
-        compressor = zlib.compressobj(6, zlib.DEFLATED, 15, 8, strategy)
-        files.append(before + _chunk(b"IDAT", compressor.compress(row) + compressor.flush()) + after)
+    for image in pixels:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_type=zlib.Z_RLE)
+        files.append(stream.getvalue())
     return files
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))

@@ -67,7 +67,7 @@ def test_blocks_of_the_file_system_count(bundle: Bundle, tmp_path: Path, monkeyp
         ),
         ((10**6, 0, 0), "npz", "The set needs at least 72.0 MB and 10.0 MB are free under {out}: ask for fewer images"),
         ((10**6, 0, 0), "webdataset", "The set needs at least 2.0 GB and 10.0 MB are free under {out}"),
-        ((70_000, 0, 0), "parquet", "The set needs about 1"),
+        ((80_000, 0, 0), "parquet", "The set needs about 1"),
     ],
 )
 def test_a_set_larger_than_the_disk_is_refused_before_it_starts(
