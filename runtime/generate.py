@@ -16,7 +16,7 @@ from dim.runtime.engine import Engine, say_to_log
 from dim.runtime.estimate import check_space, try_out
 from dim.runtime.pipeline import Draw, run_pipeline
 from dim.runtime.plan import Plan
-from dim.runtime.set_claim import check_engine, claim_set, engine_for, find_set, old_bytes, opened_store
+from dim.runtime.set_claim import claim_set, continued, engine_for, find_set, old_bytes, opened_store
 from dim.runtime.set_files import (
     WITH_CLASS_NAMES,
     SetFile,
@@ -204,7 +204,10 @@ def estimate_set(
         if found is None:
             check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
         with engine_for(bundle, found, say) as engine:
-            plan = found.plan if found is not None else planned(wish, engine)
+            plan = planned(wish, engine)
+            if found is None or found.parts is None:
+                found = continued(store, found, plan, overwrite)
+            plan = found.plan if found is not None else plan
             draw = drawing(bundle, engine, plan)
             mine = parts_of(plan, shard)
             if found is None:
@@ -236,14 +239,13 @@ def estimate_set(
 def begin(store: Store, bundle: Bundle, wish: Wish, found: SetFile | None, engine: Engine, overwrite: bool) -> SetFile:
     """Check the engine and the disk, then return the set to work on, begun if it is new."""
     plan = planned(wish, engine)
+    found = continued(store, found, plan, overwrite)
     if found is None:
         check_space(store, plan, plan.images, drawing(bundle, engine, plan), old_bytes(store))
-        claimed = claim_set(store, wish, found, plan, overwrite)
-        # Another worker may have begun it with another engine.
-        check_engine(store, wish, claimed, engine)
-    else:
-        check_engine(store, wish, found, engine)
-        claimed = claim_set(store, wish, found, plan, overwrite)
+    claimed = claim_set(store, wish, found, plan, overwrite)
+    # Another worker may have begun it with another engine.
+    continued(store, claimed, plan, overwrite=False)
+    if found is not None:
         # Every shard goes to the same disk.
         missing = set(range(claimed.plan.parts)) - noted_parts(store)
         draw = drawing(bundle, engine, claimed.plan)

@@ -35,9 +35,9 @@ from dim.runtime.generate import (
     summarise,
 )
 from dim.runtime.manifest_check import MANIFEST_NAME
-from dim.runtime.set_claim import check_engine, engine_for, find_set, opened_store
+from dim.runtime.set_claim import continued, engine_for, find_set, opened_store
 from dim.runtime.set_files import SetFile, read_set
-from dim.runtime.set_request import Wish, encoder_here, make_wish
+from dim.runtime.set_request import Wish, encoder_here, engine_info, make_wish
 from dim.runtime.set_store import Store
 
 BLOCKS_PER_WORKER = 16
@@ -119,7 +119,8 @@ class PartMaker:
         self._plan = found.plan
         engine = self._held.enter_context(engine_for(self._bundle, found, say_to_log))
         here = encoder_here(wish.plan.format, wish.plan.soft_labels)
-        check_engine(self._store, replace(wish, plan=replace(wish.plan, encoder=here)), found, engine)
+        mine = replace(found.plan, engine=engine_info(engine), encoder=here)
+        continued(self._store, found, mine, overwrite=False)
         self._draw = drawing(self._bundle, engine, self._plan)
         self._threads = threads
 

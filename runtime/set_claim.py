@@ -94,18 +94,29 @@ def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]
         engine.close()
 
 
-def check_engine(store: Store, wish: Wish, found: SetFile, engine: Engine) -> None:
-    """Check that an engine would go on with the same bytes.
+def continued(store: Store, found: SetFile | None, plan: Plan, overwrite: bool) -> SetFile | None:
+    """Return the set that is there if this machine would go on with the same bytes, or None where a new one begins.
+
+    Args:
+        store: the place.
+        found: the set that is there, or None.
+        plan: with the engine and the encoder of this machine; the rest is not looked at.
+        overwrite: whether to begin anew rather than refuse.
 
     Raises:
-        OutputError: the set was begun with another engine, version, batch or encoder.
+        OutputError: the set was begun with another engine, version, batch or encoder, and no `overwrite`.
     """
-    now = replace(found.plan, engine=engine_info(engine), encoder=wish.plan.encoder)
-    if (difference := found.plan.difference(now)) is not None:
+    if found is None:
+        return None
+    difference = found.plan.difference(replace(found.plan, engine=plan.engine, encoder=plan.encoder))
+    if difference is None:
+        return found
+    if not overwrite:
         raise OutputError(
             f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
             "go on with that, or use --overwrite to start anew."
         )
+    return None
 
 
 def claim_set(store: Store, wish: Wish, found: SetFile | None, plan: Plan, overwrite: bool) -> SetFile:
@@ -122,7 +133,7 @@ def claim_set(store: Store, wish: Wish, found: SetFile | None, plan: Plan, overw
     if found is None:
         with store.lock("begin"):
             # Between the first look and the lock another worker may have begun this very set.
-            if (found := find_set(store, wish, overwrite)) is None:
+            if (found := continued(store, find_set(store, wish, overwrite), plan, overwrite)) is None:
                 if overwrite:
                     _remove_old(store, plan)
                 found = begin_set(store, plan, f"dim {__version__}")

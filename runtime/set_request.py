@@ -121,11 +121,10 @@ def encoder_here(format: str, soft_labels: bool) -> str:
 def differs(found: SetFile, wish: Wish) -> str | None:
     """Say where the set on disk is not the one asked for, or return None.
 
-    Of a complete set the encoder is past; engine and cut count only where the caller chose them.
+    Engine and cut count only where the caller chose them; the encoder counts where there is something left to encode.
     """
     old = found.plan
-    left_open = ["engine", "part_images"] + (["encoder"] if found.parts is not None else [])
-    if (difference := old.difference(wish.plan, ignore=left_open)) is not None:
+    if (difference := old.difference(wish.plan, ignore=["engine", "part_images", "encoder"])) is not None:
         return difference
     if (wish.shard_images or wish.shard_bytes) and (cut := wish.cut(old.engine.batch)) != old.part_images:
         return f"part_images {old.part_images} instead of {cut}"

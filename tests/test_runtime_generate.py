@@ -15,8 +15,10 @@ from tiny_bundle import build_tiny_bundle
 from dim.runtime.bundle import Bundle
 from dim.runtime.engine_fake import FakeEngine
 from dim.runtime.errors import BadValueError, OutputError
-from dim.runtime.generate import generate
+from dim.runtime.generate import estimate_set, generate
 from dim.runtime.sampling import index_major_order
+from dim.runtime.writers_imagefolder import ImageFolder
+from dim.runtime.writers_png import encoder_version
 
 COUNTS = (70, 40, 5)
 MANY = (350, 200, 40)
@@ -275,19 +277,32 @@ def test_the_engine_of_the_plan_is_kept(tiny_bundle: Path, tmp_path: Path) -> No
     assert tree(tmp_path / "one") == tree(tmp_path / "set")
 
 
-def test_another_version_of_the_engine_is_refused(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ((FakeEngine, "version", "fake 2"), "engine version fake 1 instead of fake 2"),
+        ((ImageFolder, "encoder", lambda self: "Pillow 1"), f"encoder {encoder_version()} instead of Pillow 1"),
+    ],
+)
+def test_another_engine_or_encoder_is_refused_and_begins_anew_only_on_request(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: tuple[Any, str, Any], difference: str
 ) -> None:
     out = tmp_path / "set"
     generate(bundle, out, counts=MANY, shard=(0, 2))
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeEngine, "version", "fake 2")
+    monkeypatch.setattr(*changed)
+    for attempt in (generate, estimate_set):
         with pytest.raises(OutputError) as caught:
-            generate(bundle, out, counts=MANY, shard=(1, 2))
-    assert str(caught.value) == (
-        f"The set in {out} was begun with engine version fake 1 instead of fake 2, and the rest would not be the same "
-        "bytes: go on with that, or use --overwrite to start anew."
-    )
+            attempt(bundle, out, counts=MANY, shard=(1, 2))
+        assert str(caught.value) == (
+            f"The set in {out} was begun with {difference}, and the rest would not be the same bytes: "
+            "go on with that, or use --overwrite to start anew."
+        )
+    assert not estimate_set(bundle, out, counts=MANY, overwrite=True).resumes
+    summary = generate(bundle, out, counts=MANY, overwrite=True)
+    assert summary.complete and summary.images_drawn == sum(MANY)
+    monkeypatch.undo()
+    # A set that is complete needs neither any more.
+    assert generate(bundle, out, counts=MANY).images_drawn == 0
 
 
 def test_real_engine(tiny_bundle: Path, tmp_path: Path) -> None:
