@@ -323,6 +323,7 @@ def make_parts(
             lambda part: writer.open(plan, store, part),
             lambda record: note_part(store, record),
             meter.add,
+            store.flush,
             encoders,
         )
 

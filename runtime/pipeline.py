@@ -2,12 +2,16 @@
 
 One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. The queue between
 them holds a fixed number of batches, so memory does not grow with the set; the first error stops all three.
+
+Parts of many small files need the disk to hold them before they get their final names. One flush then serves all parts
+that were written since the last one, and the next comes no sooner than after ten times the time that it took.
 """
 
 import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,6 +24,10 @@ from dim.runtime.writers_part import Batch, PartRecord, PartWriter
 
 Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.float16] | None]]
 ENCODE_IMAGES = 256
+FLUSH_INTERVAL = 10
+"""Times what a flush takes, so that flushing costs a tenth at most."""
+UNNAMED_IMAGES = 16_384
+"""Written and without their final names, at most; a part may be larger."""
 _STOP_CHECK_S = 0.05
 
 
@@ -44,6 +52,7 @@ def run_pipeline(
     open_part: Callable[[int], PartWriter],
     finished: Callable[[PartRecord], None],
     written: Callable[[int, int, bool], None],
+    flush: Callable[[], None],
     encoders: int | None = None,
 ) -> None:
     """Make the given parts of a set.
@@ -56,6 +65,7 @@ def run_pipeline(
         open_part: begins or continues a part.
         finished: gets the record of every part, once its files have their final names.
         written: gets images, bytes written, and whether this run drew them, after every step.
+        flush: waits until everything written so far is on the disk.
         encoders: encoding threads; None for one per core, at most 8.
 
     Raises:
@@ -65,7 +75,22 @@ def run_pipeline(
     waiting: queue.Queue[Any] = queue.Queue(maxsize=encoders + 2)
     stop = threading.Event()
     unfinished: list[PartWriter] = []
+    ended: list[PartWriter] = []
+    flush_due = 0.0
     step = draw_size(plan.engine.batch, plan.image_bytes)
+
+    def finish() -> None:
+        nonlocal flush_due
+        if any(writer.unflushed for writer in ended):
+            began = time.monotonic()
+            flush()
+            now = time.monotonic()
+            flush_due = now + FLUSH_INTERVAL * (now - began)
+        for writer in ended:
+            record = writer.finish()
+            unfinished.remove(writer)
+            finished(record)
+        ended.clear()
 
     def put(item: object) -> None:
         while not stop.is_set():
@@ -118,9 +143,11 @@ def run_pipeline(
                 elif item[1] is not None:
                     written(item[1], 0, False)
                 else:
-                    record = writer.finish()
-                    unfinished.remove(writer)
-                    finished(record)
+                    ended.append(writer)
+                    waits = writer.unflushed and time.monotonic() < flush_due
+                    if not waits or len(ended) * plan.part_images >= UNNAMED_IMAGES:
+                        finish()
+            finish()
         finally:
             stop.set()
             producer.join()

@@ -46,12 +46,13 @@ class ImageFolder:
 
 
 class ImageFolderPart:
-    """Writes its images under temporary names, flushes the file system once, then renames them all."""
+    """Writes its images under temporary names and renames them all once they were flushed."""
 
     images_done = 0
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._plan, self._store, self._part = plan, store, part
+        self.unflushed = isinstance(store, LocalStore)
         self._made: Made = []
         self._scratch = str(store.scratch(f"{part}-"))
         self._logits: HashedFile | None = None
@@ -91,7 +92,6 @@ class ImageFolderPart:
 
     def finish(self) -> PartRecord:
         if isinstance(self._store, LocalStore):
-            self._store.flush()
             for entry, _, temporary in self._made:
                 if temporary is not None:
                     os.rename(temporary, self._store.path(entry.path))

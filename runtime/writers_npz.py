@@ -119,6 +119,8 @@ class RowFile(HashedFile):
 class RowsPart:
     """The common half of both formats: pixels, and a teacher's logits beside them."""
 
+    unflushed = False
+
     def __init__(self, plan: Plan, store: Store, part: int, name: str, zip_header: bytes) -> None:
         self.plan, self.store, self.part = plan, store, part
         self.span = plan.span(part)

@@ -41,7 +41,7 @@ class Parquet:
 class ParquetPart:
     """Writes one Parquet file, a row group at a time."""
 
-    images_done = 0
+    images_done, unflushed = 0, False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         import pyarrow.parquet

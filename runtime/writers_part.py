@@ -83,6 +83,8 @@ class PartWriter(Protocol):
 
     images_done: int
     """Images of this part that an interrupted run left behind; the batches start after them."""
+    unflushed: bool
+    """Whether the disk must hold what was written before `finish`, which flushes nothing itself."""
 
     def encode(self, batch: Batch) -> Any:
         """Turn a batch into what `write` takes."""

@@ -42,7 +42,7 @@ class WebDataset:
 class WebDatasetPart:
     """Writes one tar file."""
 
-    images_done = 0
+    images_done, unflushed = 0, False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._store, self._part = store, part

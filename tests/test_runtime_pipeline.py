@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_runtime_plan import PLAN
 
+from dim.runtime import pipeline
 from dim.runtime.pipeline import draw_size, run_pipeline
 from dim.runtime.plan import Plan
 from dim.runtime.writers_part import Batch, PartRecord
@@ -15,6 +16,8 @@ from dim.runtime.writers_part import Batch, PartRecord
 
 class Collector:
     """A part writer that remembers, and fails or dawdles on demand."""
+
+    unflushed = False
 
     def __init__(self, plan: Plan, part: int, log: list[Any], images_done: int = 0, fail: str = "") -> None:
         self.plan, self.part, self.log, self.images_done, self.fail = plan, part, log, images_done, fail
@@ -70,7 +73,7 @@ def run(plan: Plan, fail: str = "", images_done: int = 0, draw_fails_at: int = -
             lambda part: Collector(plan, part, log, images_done, fail),
             records.append,
             lambda *step: steps.append(step),
-            **more,
+            **{"flush": lambda: log.append("flush")} | more,
         )
     finally:
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("dim-")]
@@ -113,6 +116,25 @@ def test_an_interruption_leaves_no_thread_behind() -> None:
     assert run.log.count("abort") >= 1  # type: ignore[attr-defined]
 
 
+def test_one_flush_serves_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(pipeline, "UNNAMED_IMAGES", 1000)
+    monkeypatch.setattr(Collector, "unflushed", True)
+    monkeypatch.setattr(Collector, "finish", lambda self: self.log.append(f"finish {self.part}"))
+    written: list[Any] = []
+
+    def flush() -> None:
+        clock[0] += 1
+        written.append("flush")
+
+    log = run(plan_of(3000, 100), flush=flush)[0]
+    finished = [entry for entry in log if str(entry).startswith("finish")]
+    # The first at once, then ten parts at a time because 1,000 images may wait, then what is left.
+    assert finished == [f"finish {part}" for part in range(30)] and written == ["flush"] * 4
+    assert log.index("finish 1") > log.index("finish 0") + 1000 and log.index("finish 10") == log.index("finish 1") + 9
+
+
 def test_images_on_the_way_are_bounded() -> None:
     plan, drawn, written, ahead = plan_of(20_000, 20_000), [0], [0], [0]
 
@@ -127,7 +149,9 @@ def test_images_on_the_way_are_bounded() -> None:
         ahead[0] = max(ahead[0], drawn[0] - written[0])
         return np.zeros((len(labels), 8, 8, 3), np.uint8), None
 
-    run_pipeline(plan, [0], draw, lambda part: Slow(plan, part, []), lambda record: None, lambda *step: None, 2)
+    run_pipeline(
+        plan, [0], draw, lambda part: Slow(plan, part, []), lambda record: None, lambda *step: None, lambda: None, 2
+    )
     assert drawn[0] == written[0] == 20_000
     assert ahead[0] <= 256 * 7
 
