@@ -55,6 +55,9 @@ def distill(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or gpu.", rich_help_panel=_MACHINE)] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; every core it may use if left out.", rich_help_panel=_MACHINE)
+    ] = None,
     time_limit: Annotated[
         str | None,
         typer.Option(help="Stop at the first checkpoint after this time: 9m, 1h30m.", rich_help_panel=_MACHINE),
@@ -108,6 +111,7 @@ def distill(
                 run_dir,
                 resume=resume,
                 device=device,
+                threads=threads,
                 time_limit_s=limit_s,
                 tensorboard=tensorboard,
                 say=speak,

@@ -183,7 +183,7 @@ class MatchingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentConfig:
-    """The last choices, made by the kept pool on training images; see `dim.deployment`."""
+    """What is chosen and added at the end, from training images alone; see `dim.deployment` and `dim.teacher`."""
 
     latent_stds: tuple[float, ...] = ()
     """Spreads of the latents to choose from (GaFi, arXiv 2305.10118, widens them); empty deploys the trained one."""
@@ -193,6 +193,12 @@ class DeploymentConfig:
     """Latents per class chosen for fixed sets; 0 writes none."""
     candidates: int = 500
     """Latents per class to choose from."""
+    teacher: str = ""
+    """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
+    teacher_width: int = 0
+    """Channels of its first layer; 0 takes the architecture's own: 1.3 MB for a ConvNet-3 of 32x32 images."""
+    teacher_steps: int = 2000
+    """SGD steps of the teacher, by the students' default recipe."""
 
     def __post_init__(self) -> None:
         if any(not 0.1 <= std <= 10 for std in self.latent_stds):
@@ -202,6 +208,8 @@ class DeploymentConfig:
         _between(self, "holdout", 0.001, 0.5)
         _between(self, "candidates", 1, 100_000)
         _between(self, "fixed_latents", 0, self.candidates)
+        _between(self, "teacher_width", 0, 1024)
+        _between(self, "teacher_steps", 1, 10_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)

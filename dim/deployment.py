@@ -9,14 +9,17 @@ Shapes: K classes, M latents kept per class, Z latent dimension, n candidates, r
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dim.checkpoint import write_atomically, write_json
+from dim.checkpoint import read_tensors, write_atomically, write_json, write_tensors
 from dim.device_data import step_generator, to_signed
 from dim.pool import KeptPool, PoolMember
 from dim.runtime.fixed_latents import write_fixed_latents
@@ -31,29 +34,42 @@ MIN_SPREAD = 0.01
 """Floor of a class's own spread, of embeddings about as long as 1: a class may have a single image."""
 
 
-def choose_deployment(session: Session, pool: KeptPool) -> None:
+def choose_deployment(session: Session, pool: KeptPool) -> bool:
     """Choose the deployed `latent_std` and the latents of fixed sets; write `deployment.json` and `latents.npz`.
 
     Args:
         session: after stage 2.
         pool: the kept pool; the oldest snapshot of each architecture is the judge.
+
+    Returns:
+        False if the time limit stopped it between two classes; what was chosen so far is kept.
     """
-    config = session.config.deployment
+    config, path = session.config.deployment, session.run_dir / "deployment.json"
     judges = _judges(session, pool)
     network = session.game.deployed_generator()
     report: dict[str, Any] = {"latent_std": session.config.latent_std}
-    if len(config.latent_stds) > 1:
+    if path.exists():
+        report = json.loads(path.read_bytes())
+    elif len(config.latent_stds) > 1:
         distances = spread_distances(session, network, judges, config.latent_stds)
         report["energy_distances"] = {f"{std:g}": round(distance, 6) for std, distance in distances.items()}
         report["latent_std"] = min(distances, key=lambda std: distances[std])
         session.say(f"Latents spread {report['latent_std']:g} times as far fit the real images best.")
     elif config.latent_stds:
         report["latent_std"] = config.latent_stds[0]
+    write_json(path, report)
     if config.fixed_latents:
         latents_KMZ = herd_latents(session, network, judges, report["latent_std"])
+        if latents_KMZ is None:
+            return False
         write_atomically(session.run_dir / "latents.npz", write_fixed_latents(latents_KMZ.cpu().numpy()))
+        _unfinished(session).unlink(missing_ok=True)
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
-    write_json(session.run_dir / "deployment.json", report)
+    return True
+
+
+def _unfinished(session: Session) -> Path:
+    return session.run_dir / "checkpoints" / "latents-unfinished.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,32 +132,39 @@ def spread_distances(
 
 
 @torch.no_grad()
-def herd_latents(session: Session, network: nn.Module, judges: Sequence[Judge], latent_std: float) -> Tensor:
+def herd_latents(session: Session, network: nn.Module, judges: Sequence[Judge], latent_std: float) -> Tensor | None:
     """Pick latents greedily so that every prefix of a class's images resembles the whole class (kernel herding, Chen,
     Welling and Smola 2010, with the energy distance's kernel): `--ipc 10` is the first ten of `--ipc 50`.
 
     Returns:
-        float32 [K, M, Z] on the device.
+        float32 [K, M, Z] on the device; None if the time limit stopped it: the finished classes are kept.
     """
-    config, device = session.config.deployment, session.game.device
-    chosen = []
-    num_classes = session.game.data.num_classes
-    for label in range(num_classes):
-        generator = step_generator(device, session.config.seed, "herding", label)
-        size = (config.candidates, session.config.generator.latent_dim)
-        latents = torch.randn(size, device=device, generator=generator) * latent_std
-        real_images = to_signed(session.game.data.images_of(label, MAX_REAL_IMAGES, generator))
-        images = _generate(session, network, latents, label)
-        to_real = torch.zeros(config.candidates, device=device)
-        between = torch.zeros(config.candidates, config.candidates, device=device)
-        for judge in judges:
-            real, drawn = judge.embed(real_images), judge.embed(images)
-            scale = _mean_distance(real, real).clamp_min(MIN_SPREAD)
-            to_real += torch.cdist(drawn, real).mean(dim=1) / scale
-            between += torch.cdist(drawn, drawn) / scale
-        chosen.append(latents[herd(to_real, between, config.fixed_latents)])
+    path, num_classes = _unfinished(session), session.game.data.num_classes
+    chosen = list(read_tensors(path)["latents"].to(session.game.device)) if path.exists() else []
+    for label in range(len(chosen), num_classes):
+        chosen.append(_herd_class(session, network, judges, latent_std, label))
         session.progress(_report("herding", label + 1, num_classes))
-    return torch.stack(chosen).float()
+        if time.monotonic() > session.deadline and label + 1 < num_classes:
+            write_tensors(path, {"latents": torch.stack(chosen)})
+            return None
+    return torch.stack(chosen)
+
+
+def _herd_class(session: Session, network: nn.Module, judges: Sequence[Judge], latent_std: float, label: int) -> Tensor:
+    config, device = session.config.deployment, session.game.device
+    generator = step_generator(device, session.config.seed, "herding", label)
+    size = (config.candidates, session.config.generator.latent_dim)
+    latents = torch.randn(size, device=device, generator=generator) * latent_std
+    real_images = to_signed(session.game.data.images_of(label, MAX_REAL_IMAGES, generator))
+    images = _generate(session, network, latents, label)
+    to_real = torch.zeros(config.candidates, device=device)
+    between = torch.zeros(config.candidates, config.candidates, device=device)
+    for judge in judges:
+        real, drawn = judge.embed(real_images), judge.embed(images)
+        scale = _mean_distance(real, real).clamp_min(MIN_SPREAD)
+        to_real += torch.cdist(drawn, real).mean(dim=1) / scale
+        between += torch.cdist(drawn, drawn) / scale
+    return latents[herd(to_real, between, config.fixed_latents)].float()
 
 
 def herd(to_real_n: Tensor, between_nn: Tensor, count: int) -> Tensor:

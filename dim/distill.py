@@ -16,6 +16,7 @@ from torch import nn
 
 from dim.allocator import keep_freed_memory
 from dim.checkpoint import CheckpointFolder, write_json, write_tensors
+from dim.classifiers import build_classifier
 from dim.config import DistillConfig, to_dict
 from dim.data import ImageSet
 from dim.deployment import choose_deployment
@@ -28,11 +29,15 @@ from dim.run_dir import explained, held, unfinished
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.session import Progress, Session
 from dim.stage1 import train_gan
-from dim.stage2 import build_pool, match
+from dim.stage2 import build_pool, match, wants_pool
+from dim.teacher import train_teacher
+from dim.threads import cpu_threads
 from dim.version import __version__
 
 INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a run's record that do not change what it produces, so that a resumed run may change them."""
+LATER = {"teacher": "", "teacher_width": 0, "teacher_steps": 2000}
+"""Fields of `deployment` that came later, with the values that change nothing: older runs go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ def distill(
     *,
     resume: bool = False,
     device: str = "auto",
+    threads: int | None = None,
     time_limit_s: float | None = None,
     tensorboard: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -85,6 +91,8 @@ def distill(
         run_dir: made if missing; must be new or empty unless `resume`.
         resume: go on from the newest checkpoint; on the CPU the result is that of an undisturbed run, bit for bit.
         device: `auto`, `cpu` or `gpu`.
+        threads: of the CPU; None for every core this process may use (see `dim.threads.cpu_threads`). Another number
+            may round differently.
         time_limit_s: stop cleanly at the first checkpoint after so many seconds.
         tensorboard: write event files to `run_dir/tensorboard` as well.
         say: receives lines for the user.
@@ -100,7 +108,7 @@ def distill(
     """
     started = time.monotonic()
     torch_device = choose_device(device)
-    with process_group(torch_device.type) as world, explained(run_dir), ExitStack() as holding:
+    with cpu_threads(threads), process_group(torch_device.type) as world, explained(run_dir), ExitStack() as holding:
         if torch_device.type == "cuda":
             torch_device = torch.device("cuda", world.local_rank)
             torch.backends.cudnn.benchmark = True
@@ -152,11 +160,17 @@ def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
             return False
         if session.world.is_main:
             _write_generator(run_dir / "generator-stage1.safetensors", game.deployed_generator())
-    pool = build_pool(session, data_record)
-    if not match(session, pool):
+    pool = build_pool(session, data_record) if wants_pool(session.config) else None
+    if (pool is None and wants_pool(session.config)) or not match(session, pool):
         return False
-    if isinstance(pool, KeptPool) and session.config.wants_choices and session.world.is_main:
-        choose_deployment(session, pool)
+    finished = True
+    if session.world.is_main:
+        if isinstance(pool, KeptPool) and session.config.wants_choices:
+            finished = choose_deployment(session, pool)
+        if finished and session.config.deployment.teacher:
+            finished = train_teacher(session, data_record)
+    if session.world.agree(not finished, game.device):
+        return False
     if session.world.is_main:
         _write_generator(run_dir / "generator.safetensors", game.deployed_generator())
         session.say(f"Finished: {run_dir}. Next:  dim export {run_dir}")
@@ -206,11 +220,18 @@ def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:
 def fingerprint_of(record: dict[str, Any]) -> str:
     """SHA-256 of what decides a run's result: the record without versions, notes, and how often it reports."""
     decisive = {k: v for k, v in record.items() if k not in INDECISIVE}
+    decisive["deployment"] = {k: v for k, v in record["deployment"].items() if LATER.get(k) != v}
     decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence")}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _check_fit(config: DistillConfig, data: ImageSet, world: World) -> None:
+    wanted = {config.deployment.teacher} - {""}
+    if wants_pool(config):
+        wanted |= set(config.pool.architectures)
+    with torch.device("meta"):
+        for arch in sorted(wanted):  # so that an unknown name is told now, not after stage 1
+            build_classifier(arch, len(data.classes), data.channels, data.height)
     group = config.discriminator.group_size
     for name, stage in (("stage1", config.stage1), ("stage2", config.stage2)):
         if stage.batch_size % (group * world.size):

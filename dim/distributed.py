@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for one that works alone: torch's ten minutes are fewer than a pool or a teacher takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,8 @@ def process_group(device: str) -> Iterator[World]:
         yield World()
         return
     world = World(rank=int(os.environ["RANK"]), size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=world.rank, world_size=size)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=size, timeout=PATIENCE)
     try:
         yield world
     finally:

@@ -23,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dim.augment import augment
 from dim.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
+from dim.classifier_training import train_in_pieces
 from dim.classifiers import build_classifier
 from dim.config import PoolConfig
 from dim.device_data import seed_of, step_generator, to_signed
@@ -62,12 +63,13 @@ class PoolMember(nn.Module):
         return features, self.classifier.head(features)
 
 
-def _shape(session: Session, data_record: Mapping[str, Any]) -> dict[str, Any]:
+def classifier_shape(data_record: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """What `PoolMember` asks for, from a run's record of its data; a `width` of 0 is each architecture's own."""
     return {
         "num_classes": len(data_record["classes"]),
         "channels": data_record["channels"],
         "image_px": data_record["image_px"],
-        "width": session.config.pool.width,
+        "width": width,
         "mean": list(data_record["mean"]),
         "std": [max(value, 1e-3) for value in data_record["std"]],
     }
@@ -117,34 +119,36 @@ class KeptPool:
         return self.members[seed_of(self.seed, "pool choice", step) % len(self.members)]
 
 
-def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool:
+def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | None:
     """Train the pool, or read it from the run directory, where every finished architecture is kept.
 
-    Under `torchrun` each architecture is trained by one process and sent to the others. The last call writes
-    `pool.safetensors` and `pool.json`, by which the export judges int8.
+    Under `torchrun` the processes share the architectures out, train side by side, and send each other the results.
+    The last call writes `pool.safetensors` and `pool.json`, by which the export judges int8.
+
+    Returns:
+        The pool; None if the time limit stopped its training, and a checkpoint was made.
+
+    Raises:
+        DivergedError: a classifier's loss is not finite.
     """
     config, world = session.config.pool, session.world
-    shape = _shape(session, data_record)
+    shape = classifier_shape(data_record, config.width)
     folder = session.run_dir / "checkpoints"
-    members: list[PoolMember] = []
-    for number, name in enumerate(config.architectures):
-        path = folder / f"pool-{number}.safetensors"
-        snapshots = [_new_member(session, name, shape, "pool", number) for _ in config.ages]
-        if path.exists():
-            _load_snapshots(snapshots, read_tensors(path))
-        else:
-            if number % world.size == world.rank:
-                _train_snapshots(session, snapshots, number)
-            _broadcast(snapshots, number % world.size, world.size)
-            if world.is_main:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_tensors(path, _named(snapshots))
-            world.barrier()
-        members += snapshots
-    for member in members:
-        member.eval().requires_grad_(False)
+    snapshots = [
+        [_new_member(session, name, shape, "pool", number) for _ in config.ages]
+        for number, name in enumerate(config.architectures)
+    ]
+    finished = all(
+        _train_snapshots(session, snapshots[number], number, folder)
+        for number in range(world.rank, len(snapshots), world.size)
+    )
+    if world.agree(not finished, session.game.device):
+        return None
+    for number, of_one in enumerate(snapshots):
+        _broadcast(of_one, number % world.size, world.size)
+    members = [member.eval().requires_grad_(False) for of_one in snapshots for member in of_one]
     if world.is_main:
-        write_pool(session.run_dir, members, shape)
+        write_classifiers(session.run_dir, "pool", members, shape)
     for member in members:
         fold_batch_norms(member)
     return KeptPool(members, session.config.seed)
@@ -165,18 +169,42 @@ def fold_batch_norms(network: nn.Module) -> None:
                 sequence[index], sequence[index + 1] = fuse_conv_bn_eval(before, after), nn.Identity()
 
 
-def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int) -> None:
-    """Train one classifier to the last age; `snapshots` receives its weights at every age."""
+def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int, folder: Path) -> bool:
+    """Train one classifier to the last age, or read what was kept of it; `snapshots` receives its weights at every age.
+
+    Returns:
+        False if the time limit stopped it.
+    """
     config = session.config.pool
+    path, partial = folder / f"pool-{number}.safetensors", folder / f"pool-{number}-unfinished.safetensors"
+    if path.exists():
+        _load_snapshots(snapshots, read_tensors(path))
+        partial.unlink(missing_ok=True)
+        return True
     member = copy.deepcopy(snapshots[0]).train()
     optimiser = _optimiser(member, config)
     total = config.ages[-1]
-    for step in range(total):
-        _train_step(session, member, optimiser, "pool", number, step)
-        if step + 1 in config.ages:
-            snapshots[config.ages.index(step + 1)].load_state_dict(member.state_dict())
-        done, steps = number * total + step + 1, total * len(config.architectures)
+
+    def report(done: int) -> None:
+        done, steps = number * total + done, total * len(config.architectures)
         session.progress(Progress(stage="pool", step=done, steps=steps, images_per_s=0.0, losses={}))
+
+    if not train_in_pieces(
+        session,
+        member,
+        optimiser,
+        lambda step: _train_step(session, member, optimiser, "pool", number, step),
+        total,
+        what=f"The pool's {member.name}",
+        path=partial,
+        report=report,
+        snapshots=dict(zip(config.ages, snapshots, strict=True)),
+    ):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, _named(snapshots))
+    partial.unlink(missing_ok=True)
+    return True
 
 
 def _named(members: list[PoolMember]) -> dict[str, Tensor]:
@@ -197,10 +225,10 @@ def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
                 dist.broadcast(tensor, source)
 
 
-def write_pool(run_dir: Path, members: list[PoolMember], shape: Mapping[str, Any]) -> None:
-    """Write the classifiers as `pool.safetensors`, keys `<i>.<name>`, and what they are as `pool.json`."""
-    write_tensors(run_dir / "pool.safetensors", _named(members))
-    write_json(run_dir / "pool.json", [{"arch": member.name, **shape} for member in members])
+def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember], shape: Mapping[str, Any]) -> None:
+    """Write classifiers as `<kind>.safetensors`, keys `<i>.<name>`, and what they are as `<kind>.json`."""
+    write_tensors(run_dir / f"{kind}.safetensors", _named(members))
+    write_json(run_dir / f"{kind}.json", [{"arch": member.name, **shape} for member in members])
 
 
 class FreshPool:
@@ -210,8 +238,8 @@ class FreshPool:
     """
 
     def __init__(self, session: Session, data_record: Mapping[str, Any]) -> None:
-        self.session, self.shape = session, _shape(session, data_record)
-        self.config = session.config.pool
+        self.session, self.config = session, session.config.pool
+        self.shape = classifier_shape(data_record, self.config.width)
         self.epoch = -1
 
     def member_for(self, step: int) -> PoolMember:
@@ -250,4 +278,4 @@ class FreshPool:
             # Resumed after the last step, so that no step has started it.
             self._start((self.session.config.stage2.steps - 1) // self.config.epoch_steps)
             self._restore(self.session.extra)
-        write_pool(self.session.run_dir, [self.member], self.shape)
+        write_classifiers(self.session.run_dir, "pool", [self.member], self.shape)

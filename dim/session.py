@@ -26,6 +26,9 @@ COLLAPSE_LOSS = 0.01
 COLLAPSE_LINES = 20
 """Consecutive log lines below `COLLAPSE_LOSS` that count as collapse."""
 
+VOTE_STEPS = 10
+"""Steps between the votes of several processes on whether the time limit has passed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -63,6 +66,8 @@ class Session:
     """A further sink for scalars (TensorBoard)."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Further tensors of a checkpoint (the paper's fresh classifier)."""
+    unlogged: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Values of the steps since the last line of `metrics.jsonl`."""
 
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
@@ -77,17 +82,18 @@ class Session:
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
             self.restore(self.resumed)
-        sums: dict[str, list[Tensor]] = {}
+        else:
+            self.unlogged.clear()
         quiet, last_time, last_step = 0, time.monotonic(), first
         for index in range(first, config.steps):
             self.game.set_learning_rates(index / config.steps)
             for name, value in step(index).items():
-                sums.setdefault(name, []).append(value)
+                self.unlogged.setdefault(name, []).append(value)
             done = index + 1
             last = done == config.steps
             if done % self.config.log_steps == 0 or last:
-                losses = self._means(sums)
-                sums.clear()
+                losses = self._means(self.unlogged)
+                self.unlogged.clear()
                 self._check(stage, done, losses)
                 quiet = quiet + 1 if losses.get("discriminator_loss", 1.0) < COLLAPSE_LOSS else 0
                 if quiet >= COLLAPSE_LINES and self.game.adversarial.loss == "logistic":
@@ -101,15 +107,22 @@ class Session:
                 self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=0.0, losses={}))
             if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
                 self.write_grid(f"{stage}-{done:06d}")
-            if done % self.config.checkpoint_steps == 0 or last:
+            late = self._is_late(done)
+            if done % self.config.checkpoint_steps == 0 or last or late:
                 self.save(stage, done)
-                if self.world.agree(time.monotonic() > self.deadline, self.game.device) and not last:
+                if late and not last:
                     return False
         self.resumed = None
         return True
 
+    def _is_late(self, done: int) -> bool:
+        """Whether the time limit has passed; several processes ask each other now and then."""
+        if self.deadline == float("inf") or (self.world.size > 1 and done % VOTE_STEPS):
+            return False
+        return self.world.agree(time.monotonic() > self.deadline, self.game.device)
+
     def _means(self, sums: Mapping[str, list[Tensor]]) -> dict[str, float]:
-        means = {name: torch.stack([v.float() for v in values]).mean() for name, values in sums.items()}
+        means = {name: torch.stack([v.float() for v in values]).mean() for name, values in sorted(sums.items())}
         if not means:
             return {}
         values = self.world.mean(torch.stack(list(means.values()))).tolist()
@@ -129,6 +142,7 @@ class Session:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds."""
         game, tensors = self.game, dict(self.extra)
+        tensors |= {f"unlogged.{name}": torch.stack(values) for name, values in self.unlogged.items()}
         for prefix, network in (
             ("generator", game.generator),
             ("discriminator", game.discriminator),
@@ -151,6 +165,8 @@ class Session:
         load_optimiser("generator_optimiser", game.generator_optimiser, tensors)
         load_optimiser("discriminator_optimiser", game.discriminator_optimiser, tensors)
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
+        prefix = "unlogged."
+        self.unlogged = {k[len(prefix) :]: list(v) for k, v in tensors.items() if k.startswith(prefix)}
         if self.world.is_main and self.metrics_path.exists():
             os.truncate(self.metrics_path, min(checkpoint.metrics_bytes, self.metrics_path.stat().st_size))
 

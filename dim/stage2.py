@@ -11,21 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dim.config import DistillConfig
 from dim.matching import energy_distance, group_size_for, paper_loss
 from dim.pool import FreshPool, KeptPool, PoolMember, prepare_pool
 from dim.session import Session
 
 
+def wants_pool(config: DistillConfig) -> bool:
+    """Whether anything is matched, or chosen by a pool at the end."""
+    return (config.matching.loss != "none" and config.stage2.steps > 0) or config.wants_choices
+
+
 def build_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | FreshPool | None:
-    """The pool that the configuration asks for, or None where nothing is matched and nothing chosen by it.
+    """The pool that the configuration asks for.
 
     Args:
         session: after stage 1.
         data_record: the run's record of its data.
+
+    Returns:
+        The pool; None if the time limit stopped its preparation.
     """
-    matched = session.config.matching.loss != "none" and session.config.stage2.steps > 0
-    if not matched and not session.config.wants_choices:
-        return None
     fresh = session.config.pool.kind == "fresh"
     return FreshPool(session, data_record) if fresh else prepare_pool(session, data_record)
 
@@ -35,7 +41,7 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
 
     Args:
         session: after stage 1.
-        pool: of `build_pool`.
+        pool: of `build_pool`; None where nothing is matched.
     """
     game, config = session.game, session.config
     stage, matching = config.stage2, config.matching

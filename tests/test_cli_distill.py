@@ -52,7 +52,8 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr("dim.distill.distill", record)
     options = ["--preset", "tiny", "--seed", 3, "--steps", 7, "--matching-steps", 2, "--matching-loss", "paper"]
-    options += ["--set", "generator.width=16", "--device", "cpu", "--time-limit", "9m", "--resume", "--json"]
+    options += ["--set", "generator.width=16", "--device", "cpu", "--threads", 2, "--time-limit", "9m"]
+    options += ["--resume", "--json"]
     ran = dim("distill", "--data", "digits", "--out", tmp_path / "run", *options)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["run_dir"] == str(tmp_path / "run")
@@ -60,7 +61,8 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (config.preset, config.seed, config.generator.width) == ("tiny", 3, 16)
     assert (config.stage1.steps, config.stage2.steps, config.matching.loss) == (7, 2, "paper")
     assert seen["images"].name == "digits"
-    assert (seen["device"], seen["time_limit_s"], seen["resume"], seen["tensorboard"]) == ("cpu", 540.0, True, False)
+    assert (seen["device"], seen["threads"], seen["time_limit_s"]) == ("cpu", 2, 540.0)
+    assert (seen["resume"], seen["tensorboard"]) == (True, False)
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
