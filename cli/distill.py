@@ -87,6 +87,7 @@ def distill(
         from dim.data import load_data
         from dim.distill import distill as run_distillation
         from dim.presets import preset as start_from
+        from dim.threads import default_threads
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else _say_nothing
@@ -111,7 +112,7 @@ def distill(
                 run_dir,
                 resume=resume,
                 device=device,
-                threads=threads,
+                threads=default_threads() if threads is None else threads,
                 time_limit_s=limit_s,
                 tensorboard=tensorboard,
                 say=speak,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from dim.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOpt
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
 from dim.cli.words import parse_numbers, parse_words
 from dim.runtime.errors import BadValueError
+
+if TYPE_CHECKING:
+    from dim.students import Recipe
 
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
 
@@ -60,7 +63,13 @@ def evaluate(
     epochs: Annotated[
         int | None, typer.Option(help="Published: 1000; scales both modes alike.", rich_help_panel=_PROTOCOL)
     ] = None,
-    recipe: Annotated[str, typer.Option(help="default or published.", rich_help_panel=_PROTOCOL)] = "default",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="default, published, or holdout: the best of seven on real images held out of the training split.",
+            rich_help_panel=_PROTOCOL,
+        ),
+    ] = "default",
     no_controls: Annotated[
         bool, typer.Option("--no-controls", help="Leave out the students of real images.", rich_help_panel=_PROTOCOL)
     ] = False,
@@ -91,6 +100,7 @@ def evaluate(
 
     with training_libraries():
         from dim.data import load_data
+        from dim.eval_recipe import choose_recipe
         from dim.eval_table import accuracy_table, aggregate, cost_table
         from dim.evaluate import EVAL_PRESETS
         from dim.evaluate import evaluate as run_evaluation
@@ -122,25 +132,32 @@ def evaluate(
             progress=lambda what, done, total: bars.show(what, done, total or None),
         )
         bars.clear()
+        common: dict[str, Any] = {
+            "modes": parse_words(modes),
+            "resume": not fresh,
+            "device": device,
+            "threads": threads,
+            "jobs": jobs,
+            "say": say,
+            "progress": lambda report: _show(bars, report),
+        }
+        students: str | Recipe = recipe
+        if recipe == "holdout":
+            once = {name: value for name, value in protocol.items() if name != "ipcs"}
+            students = choose_recipe(images, out=out / "recipe", ipc=protocol["ipcs"][0], **once, **common)
         results = run_evaluation(
             path,
             images,
             out=out,
-            modes=parse_words(modes),
-            recipe=recipe,
+            recipe=students,
             controls=not no_controls,
             compare=parse_bundles(compare or []),
             soft=soft,
             whole_epochs=whole_epochs,
-            resume=not fresh,
-            device=device,
-            threads=threads,
-            jobs=jobs,
             engine=engine,
             engine_precision=precision,
-            say=say,
-            progress=lambda report: _show(bars, report),
             **protocol,
+            **common,
         )
     rows = aggregate(results)
     if record:

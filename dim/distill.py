@@ -91,8 +91,7 @@ def distill(
         run_dir: made if missing; must be new or empty unless `resume`.
         resume: go on from the newest checkpoint; on the CPU the result is that of an undisturbed run, bit for bit.
         device: `auto`, `cpu` or `gpu`.
-        threads: of the CPU; None for every core this process may use (see `dim.threads.cpu_threads`). Another number
-            may round differently.
+        threads: of the CPU; None for as many as torch is set to. Another number may round differently.
         time_limit_s: stop cleanly at the first checkpoint after so many seconds.
         tensorboard: write event files to `run_dir/tensorboard` as well.
         say: receives lines for the user.

@@ -12,13 +12,20 @@ from dim.runtime.engine_onnx import usable_cores
 from dim.runtime.errors import BadValueError
 
 
+def default_threads() -> int:
+    """`OMP_NUM_THREADS` where it is set (torchrun sets it), else every core that this process may use.
+
+    In a container or under taskset these are fewer than the machine has.
+    """
+    return torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else usable_cores()
+
+
 @contextmanager
-def cpu_threads(count: int | None) -> Iterator[int]:
+def cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch use `count` threads inside the block.
 
     Args:
-        count: at least 1; None for `OMP_NUM_THREADS` where it is set (torchrun sets it), else for every core that this
-            process may use, which in a container or under taskset are fewer than the machine has.
+        count: at least 1; None changes nothing.
 
     Raises:
         BadValueError: no positive number.
@@ -26,11 +33,8 @@ def cpu_threads(count: int | None) -> Iterator[int]:
     if count is not None and count < 1:
         raise BadValueError(f"threads is {count}; it must be at least 1.")
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    elif not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(usable_cores())
+    torch.set_num_threads(count or before)
     try:
-        yield torch.get_num_threads()
+        yield
     finally:
         torch.set_num_threads(before)

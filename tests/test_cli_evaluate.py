@@ -14,6 +14,7 @@ from dim.cli.evaluate import parse_bundles
 from dim.cli.words import parse_numbers
 from dim.data import load_data
 from dim.runtime.errors import BadValueError
+from dim.students import Recipe
 
 DIGITS = tuple(str(digit) for digit in range(10))
 
@@ -56,6 +57,26 @@ def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, mo
     assert (seen["ipcs"], seen["archs"], seen["seeds"], seen["epochs"]) == ((5,), ("mlp", "vgg11"), (0, 1), 3)
     assert (seen["modes"], seen["controls"], seen["resume"], seen["jobs"]) == (("fixed",), False, False, 2)
     assert seen["compare"] == {"other": digits_bundle}
+
+
+def test_a_recipe_chosen_on_the_hold_out_is_given_to_every_student(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    chosen = Recipe(name="chosen", lr=0.1)
+
+    def choose(images: Any, **options: Any) -> Recipe:
+        calls.append(("choose", options["out"], options["ipc"], options["modes"], options["epochs"]))
+        return chosen
+
+    monkeypatch.setattr("dim.eval_recipe.choose_recipe", choose)
+    monkeypatch.setattr(
+        "dim.evaluate.evaluate", lambda path, images, **options: calls.append(("run", options["recipe"])) or []
+    )
+    options = ["--ipc", "5,1", "--epochs", 3, "--mode", "fixed", "--recipe", "holdout"]
+    ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path, *options)
+    assert ran.code == 0, ran.err
+    assert calls == [("choose", tmp_path / "recipe", 5, ("fixed",), 3), ("run", chosen)]
 
 
 def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
