@@ -41,27 +41,48 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Write named tensors as safetensors, atomically; returns the bytes."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
+    """Write named tensors as safetensors with their own hash in the metadata, atomically; returns the bytes."""
     # Always NCHW-contiguous: safetensors stores no memory layout.
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    content = save(plain, dict(metadata or {}))
+    table, data = _parts(save(plain))
+    header = json.dumps({"__metadata__": {"sha256": _digest(table, data)}, **table}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    content = b"".join((len(header).to_bytes(8, "little"), header, data))
     write_atomically(path, content)
     return content
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The inverse of `write_tensors`.
+    """The inverse of `write_tensors`; a file without a hash is read as it is.
 
     Raises:
-        RunError: missing or damaged.
+        RunError: missing, damaged or altered.
     """
     try:
-        return load(path.read_bytes())
+        content = path.read_bytes()
+        tensors = load(content)
+        table, data = _parts(content)
+        recorded = table.pop("__metadata__", {}).get("sha256")
+        if recorded not in (None, _digest(table, data)):
+            raise RunError(f"{path} was altered: its tensors do not match the hash in it; restore it or distil again.")
+        return tensors
     except FileNotFoundError:
         raise RunError(f"{path} is missing: the run is incomplete.") from None
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise RunError(f"{path} cannot be read as safetensors ({error}).") from None
+
+
+def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The table of a safetensors file, and its data."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), memoryview(content)[start:]
+
+
+def _digest(table: Mapping[str, Any], data: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def optimiser_tensors(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ def read_matlab(path: Path, wanted: Mapping[str, int]) -> dict[str, NDArray[Any]
 
     Args:
         path: the file.
-        wanted: names of variables and how many numbers each may hold; other variables are passed over.
+        wanted: names of variables and how many bytes each may hold; other variables are passed over.
 
     Returns:
         The arrays in MATLAB's shape (Fortran order), with the type they are stored in.
@@ -131,9 +131,9 @@ def _add_matrix(
     shape = struct.unpack(f"{order}{len(dims) // 4}i", dims)
     if min(shape) < 0 or math.prod(shape) > wanted[variable]:
         raise DataError(
-            f"{name}: the variable '{variable}' has shape {list(shape)}; at most {wanted[variable]} numbers are read"
+            f"{name}: the variable '{variable}' has shape {list(shape)}; at most {wanted[variable]} bytes are read"
         )
-    kind, data = _element(file, order, name, 8 * math.prod(shape))
+    kind, data = _element(file, order, name, min(wanted[variable], 8 * math.prod(shape)))
     if kind not in _NUMBERS:
         raise DataError(f"{name}: the variable '{variable}' has the unknown number type {kind}")
     dtype = np.dtype(order + _NUMBERS[kind])

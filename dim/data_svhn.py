@@ -20,7 +20,7 @@ def load_svhn_file(path: Path) -> tuple[Images, Labels]:
     Raises:
         DataError: damaged, or not the arrays that SVHN publishes.
     """
-    arrays = read_matlab(path, {"X": MAX_SET_BYTES, "y": MAX_LABELS})
+    arrays = read_matlab(path, {"X": MAX_SET_BYTES, "y": 8 * MAX_LABELS})
     images, labels = arrays["X"], arrays["y"].reshape(-1)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: X is {images.dtype} {list(images.shape)}, expected uint8 [32, 32, 3, N]")

@@ -46,24 +46,25 @@ def cache_dir() -> Path:
     return path
 
 
-def remember(kind: str, key: str) -> None:
+def remember(kind: str, key: str, note: str = "") -> None:
     """Note that something passed a check; silently does nothing where there is no usable cache.
 
     Args:
         kind: the check's name, a plain word.
         key: what passed, as hexadecimal digits.
+        note: what the check found.
     """
     try:
         folder = cache_dir() / kind
         folder.mkdir(mode=0o700, exist_ok=True)
-        replace_file(folder / key, b"")
+        replace_file(folder / key, note.encode())
     except (OSError, DimError):
         return
 
 
-def is_remembered(kind: str, key: str) -> bool:
-    """Tell whether `remember` was called with these arguments by this user before."""
+def recall(kind: str, key: str) -> str | None:
+    """Return the note that this user's `remember` left with these arguments, or None where it was not called."""
     try:
-        return (cache_dir() / kind / key).is_file()
-    except (OSError, DimError):
-        return False
+        return (cache_dir() / kind / key).read_text()
+    except (OSError, ValueError, DimError):
+        return None

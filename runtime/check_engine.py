@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dim.runtime import parity
 from dim.runtime.bundle_files import check_file
 from dim.runtime.cuda_memory import GpuMemoryError
+from dim.runtime.engine_onnx import open_cpu_session, run_in_pieces
 from dim.runtime.engine_trt import PlanEngine
 from dim.runtime.errors import MissingExtraError, ParityError
 from dim.runtime.gpu import Driver
@@ -60,10 +61,8 @@ def draw_samples(bundle_path: Path, manifest: Manifest) -> Samples:
         BundleError, GraphError: the ONNX file is missing, altered or breaks the contract.
     """
     model = check_file(bundle_path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES)
-    check_graph(model, manifest)
+    limit = check_graph(model, manifest)
     try:
-        from dim.runtime.engine_onnx import open_cpu_session
-
         session, rows = open_cpu_session(model, None), _ROWS
     except MissingExtraError:
         from onnx.reference import ReferenceEvaluator
@@ -72,8 +71,8 @@ def draw_samples(bundle_path: Path, manifest: Manifest) -> Samples:
     per_class = -(-rows // manifest.num_classes)
     labels, indices = order_slice([per_class] * manifest.num_classes, 0, rows)
     latents = draw_latents(_SEED, labels, indices, manifest.latent_dim, manifest.latent_std)
-    images = np.asarray(session.run(["images"], {"latents": latents, "labels": labels})[0], np.uint8)
-    return Samples(latents=latents, labels=labels, images=images)
+    images = run_in_pieces(session, {"latents": latents, "labels": labels}, limit)
+    return Samples(latents=latents, labels=labels, images=np.asarray(images, np.uint8))
 
 
 def check_batch(engine: PlanEngine, samples: Samples, batch: int) -> list[BatchCheck]:

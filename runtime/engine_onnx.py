@@ -1,7 +1,8 @@
 """ONNX Runtime on the CPU."""
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class OnnxEngine:
         self.reason = ""
         self.precision = request.precision
         self.version = f"onnxruntime {onnxruntime.__version__}"
-        self._shape, model = read_checked_onnx(request)
+        self._shape, model, self._rows = read_checked_onnx(request)
         self._session: Any = open_cpu_session(model, request.threads)
 
     def run(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -55,7 +56,7 @@ class OnnxEngine:
         if len(labels) == 0:
             return np.empty((0, *self._shape), np.uint8)
         try:
-            images: NDArray[np.uint8] = session.run(["images"], {"latents": latents, "labels": labels})[0]
+            images: NDArray[np.uint8] = run_in_pieces(session, {"latents": latents, "labels": labels}, self._rows)
         except Exception as error:
             raise EngineError(f"{self.name} failed while drawing {len(labels)} images: {first_line(error)}") from error
         if images.shape != (len(labels), *self._shape) or images.dtype != np.uint8:
@@ -97,6 +98,25 @@ def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
     return session
 
 
+def run_in_pieces(session: Any, inputs: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
+    """Run a session on a few rows at a time; on the CPU the pieces do not show in the result.
+
+    Args:
+        session: what `open_cpu_session` returned.
+        inputs: arrays [N, ...] by name, N at least 1.
+        rows: the most that one run is given, as `check_graph` says.
+
+    Returns:
+        the first output, [N, ...].
+    """
+    count = len(next(iter(inputs.values())))
+    pieces = [
+        session.run(None, {name: array[start : start + rows] for name, array in inputs.items()})[0]
+        for start in range(0, count, rows)
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
 def import_onnxruntime(extra: str) -> Any:
     """Import ONNX Runtime.
 
@@ -113,19 +133,25 @@ def import_onnxruntime(extra: str) -> Any:
     return onnxruntime
 
 
-def read_checked_onnx(request: EngineRequest) -> tuple[tuple[int, int, int], bytes]:
-    """Read the ONNX file of a request and check its hash and its graph.
+class CheckedOnnx(NamedTuple):
+    """An ONNX file that may be run."""
 
-    Returns:
-        height, width and channels of its images, and the file's bytes.
+    image_hwc: tuple[int, int, int]
+    model: bytes
+    rows: int
+    """The most that one run may be given."""
+
+
+def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
+    """Read the ONNX file of a request and check its hash and its graph.
 
     Raises:
         BundleError, GraphError: it is missing, altered, or breaks the graph contract.
     """
     manifest = request.bundle.manifest
     model = check_file(request.bundle.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
-    check_graph(model, manifest)
-    return (manifest.height, manifest.width, manifest.channels), model
+    rows = check_graph(model, manifest)
+    return CheckedOnnx((manifest.height, manifest.width, manifest.channels), model, rows)
 
 
 def first_line(error: Exception) -> str:

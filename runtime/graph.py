@@ -9,14 +9,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from dim.runtime.cache import is_remembered, remember
+from dim.runtime.cache import recall, remember
 from dim.runtime.errors import GraphError, MissingExtraError
 from dim.runtime.manifest import Manifest
 
 # Parsing and shape inference hold about four copies, so a hostile file costs at most about half a gigabyte.
 MAX_ONNX_BYTES = 128 * 2**20
 # Part of the key in the private cache: raise it when a rule becomes stricter.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,31 +48,36 @@ def teacher_contract(manifest: Manifest) -> GraphContract:
     )
 
 
-def check_graph(onnx_bytes: bytes, manifest: Manifest) -> None:
+def check_graph(onnx_bytes: bytes, manifest: Manifest) -> int:
     """Check a generator's ONNX file before an engine sees it; once per file, the private cache remembers.
 
     Args:
         onnx_bytes: the file.
         manifest: says which shapes are right.
 
+    Returns:
+        rows that one run may be given, for bounded memory: see `graph_check.MAX_ELEMENTS_PER_RUN`.
+
     Raises:
         GraphError: the file breaks the contract or goes beyond a limit.
         MissingExtraError: onnx is not installed.
     """
-    check_contract(onnx_bytes, generator_contract(manifest))
+    return check_contract(onnx_bytes, generator_contract(manifest))
 
 
-def check_contract(onnx_bytes: bytes, contract: GraphContract) -> None:
+def check_contract(onnx_bytes: bytes, contract: GraphContract) -> int:
     """Check an ONNX file against any contract; otherwise as `check_graph`."""
     if len(onnx_bytes) > MAX_ONNX_BYTES:
         raise GraphError(f"The ONNX file has {len(onnx_bytes):,} bytes; at most {MAX_ONNX_BYTES:,} are read.")
     key = hashlib.sha256(f"{_RULES_VERSION} {contract} {hashlib.sha256(onnx_bytes).hexdigest()}".encode()).hexdigest()
-    if is_remembered("graphs", key):
-        return
+    noted = recall("graphs", key)
+    if noted is not None and noted.isdecimal():
+        return int(noted)
     from dim.runtime.graph_check import check_model
 
-    check_model(parse_onnx(onnx_bytes), contract)
-    remember("graphs", key)
+    rows = check_model(parse_onnx(onnx_bytes), contract)
+    remember("graphs", key, str(rows))
+    return rows
 
 
 def parse_onnx(onnx_bytes: bytes) -> Any:

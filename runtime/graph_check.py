@@ -17,7 +17,9 @@ MAX_NODES = 4096
 MAX_ELEMENTS_PER_IMAGE = 2**24
 """Of any one value inside the graph: 64 MiB as float32."""
 MAX_TOTAL_ELEMENTS_PER_IMAGE = 2**28
-"""Of all values together."""
+"""Of all values together, and of the room that one transposed convolution needs beside them."""
+MAX_ELEMENTS_PER_RUN = 2**28
+"""Of the values that one run holds at a time: 1 GiB as float32; a run gets as many rows as fit, at least one."""
 MAX_MACS_PER_IMAGE = 2 * 10**11
 """Multiply-accumulate operations: seconds on two cores; the published 32x32 generator has 0.37e9."""
 
@@ -48,12 +50,15 @@ _TYPED_FIELDS = {
 _BATCHES = (4, 8)
 
 
-def check_model(model: Any, contract: GraphContract) -> None:
+def check_model(model: Any, contract: GraphContract) -> int:
     """Check a parsed ONNX model.
 
     Args:
         model: an `onnx.ModelProto`.
         contract: its inputs and output.
+
+    Returns:
+        rows that one run may be given.
 
     Raises:
         GraphError: it breaks a rule; the message says which.
@@ -87,7 +92,8 @@ def check_model(model: Any, contract: GraphContract) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise GraphError(f"The ONNX file is not a valid graph: {reason}") from None
-    _check_sizes(graph, small, large, contract)
+    _check_sizes(graph, small, large)
+    return max(1, MAX_ELEMENTS_PER_RUN // _largest_at_once(graph, small))
 
 
 def _check_versions(model: Any) -> None:
@@ -182,7 +188,7 @@ def _shapes(model: Any, contract: GraphContract, batch: int) -> dict[str, list[i
     return shapes
 
 
-def _check_sizes(graph: Any, small: dict[str, list[int]], large: dict[str, list[int]], contract: GraphContract) -> None:
+def _check_sizes(graph: Any, small: dict[str, list[int]], large: dict[str, list[int]]) -> None:
     total, macs = 0, 0
     for node in graph.node:
         for output in filter(None, node.output):
@@ -204,6 +210,11 @@ def _check_sizes(graph: Any, small: dict[str, list[int]], large: dict[str, list[
                 )
             total += elements
             macs += elements * _macs_per_element(node, small)
+        if (columns := _columns(node, small)) > MAX_TOTAL_ELEMENTS_PER_IMAGE:
+            raise GraphError(
+                f"A {node.op_type} of the ONNX file needs room for {columns:,} elements beside its output; at most "
+                f"{MAX_TOTAL_ELEMENTS_PER_IMAGE:,} are allowed."
+            )
     if total > MAX_TOTAL_ELEMENTS_PER_IMAGE or macs > MAX_MACS_PER_IMAGE:
         raise GraphError(
             f"The ONNX file needs {total:,} elements and {macs:,} multiplications per image; at most "
@@ -224,6 +235,26 @@ def _macs_per_element(node: Any, shapes: dict[str, list[int]]) -> int:
     if node.op_type in ("AveragePool", "MaxPool"):
         return math.prod(next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [1]))
     return 1
+
+
+def _columns(node: Any, shapes: dict[str, list[int]]) -> int:
+    """Elements that a transposed convolution spreads out before it adds them up, for one image at a time."""
+    if node.op_type != "ConvTranspose":
+        return 0
+    weight, image = shapes.get(node.input[1], [1]), shapes.get(node.input[0], [1])
+    return math.prod(weight[1:]) * math.prod(image[2:])
+
+
+def _largest_at_once(graph: Any, shapes: dict[str, list[int]]) -> int:
+    """The most elements per image that are waiting for a later node, or being made, at any one time."""
+    last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
+    held: dict[str, int] = {}
+    most = 1
+    for place, node in enumerate(graph.node):
+        held |= {name: -(-math.prod(shapes.get(name, [1])) // _BATCHES[0]) for name in node.output if name}
+        most = max(most, sum(held.values()))
+        held = {name: size for name, size in held.items() if last_use.get(name, -1) > place}
+    return most
 
 
 def _type_name(number: int) -> str:

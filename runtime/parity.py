@@ -4,6 +4,7 @@ The limits are the promise to users: fp32 at most 1 level of 255 apart, fp16 at 
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,14 @@ MIN_SPREAD_LEVELS = 1.0
 """Mean over the pixels of the standard deviation within a class; below it the class draws one image again and again."""
 
 
+_PIECE = 2**22
+"""Values that are compared at a time, so that memory does not grow with the images."""
+
+
 def max_levels(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
     """Return the largest difference between two sets of images of one shape, in levels of 0 to 255; 0 for none."""
-    if images.size == 0:
-        return 0
-    return int(np.abs(images.astype(np.int16) - others.astype(np.int16)).max())
+    pieces = _pieces(images, others)
+    return max((int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max()) for a, b in pieces), default=0)
 
 
 def psnr_db(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
@@ -26,8 +30,8 @@ def psnr_db(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
 
     Source: 10 log10(255^2 / mean squared difference).
     """
-    squared = np.square(images.astype(np.float64) - others.astype(np.float64)).mean() if images.size else 0.0
-    return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
+    total = sum(int(np.square(a.astype(np.int64) - b.astype(np.int64)).sum()) for a, b in _pieces(images, others))
+    return math.inf if total == 0 else 10 * math.log10(255**2 * images.size / total)
 
 
 def agrees(precision: str, images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> tuple[bool, str, str]:
@@ -58,4 +62,17 @@ def share_of_blank(images: NDArray[np.uint8]) -> float:
 
 def spread_levels(images: NDArray[np.uint8]) -> float:
     """Return the spread within one class's images [N, H, W, C]: the mean over the pixels of their deviation."""
-    return float(images.astype(np.float64).std(axis=0).mean()) if len(images) else 0.0
+    if images.size == 0:
+        return 0.0
+    flat = images.reshape(len(images), -1)
+    step = max(1, _PIECE // len(images))
+    columns = (flat[:, start : start + step].astype(np.float64) for start in range(0, flat.shape[1], step))
+    return float(sum(part.std(axis=0).sum() for part in columns) / flat.shape[1])
+
+
+def _pieces(
+    images: NDArray[np.uint8], others: NDArray[np.uint8]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    first, second = images.reshape(-1), others.reshape(-1)
+    for start in range(0, first.size, _PIECE):
+        yield first[start : start + _PIECE], second[start : start + _PIECE]

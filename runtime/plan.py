@@ -12,11 +12,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.manifest_check import MAX_CLASSES
 from dim.runtime.sampling import order_slice
 
 FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
 SINGLE_FILE_FORMATS = ("npz", "npy")
-MAX_PARTS = 1_000_000
+MAX_PARTS = 100_000
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _OWN_NAMES = {"dataset.json", "croissant.json", "readme.md", ".dim"}
 
@@ -114,7 +115,7 @@ class Plan:
         values = _typed(block, Plan, "plan")
         engine = EngineInfo(**_typed(values["engine"], EngineInfo, "plan.engine"))
         classes, counts = values["classes"], values["counts"]
-        if len(classes) != len(counts) or not all(isinstance(name, str) for name in classes):
+        if not len(classes) == len(counts) <= MAX_CLASSES or not all(isinstance(name, str) for name in classes):
             raise _malformed("plan.classes", classes)
         if not all(type(count) is int and 0 <= count <= 2**32 for count in counts) or not any(counts):
             raise _malformed("plan.counts", counts)
@@ -189,7 +190,7 @@ def choose_part_images(
         shards of Parquet and WebDataset grow with the set and stay below 256 MiB of pixels.
 
     Raises:
-        BadValueError: both wishes at once, a wish that fits no image, or more than a million parts.
+        BadValueError: both wishes at once, a wish that fits no image, or more than MAX_PARTS parts.
     """
     if shard_images is not None and shard_bytes is not None:
         raise BadValueError("Give the size of a shard in images or in bytes, not both.")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _GAP_PX = 2
 _PAPER = 255
 _RESET = "\x1b[0m"
+_MAX_BYTES = 2**27
+"""Of the images in one picture: fewer columns are drawn of images that are too large."""
 
 
 def draw_rows(
@@ -26,7 +28,7 @@ def draw_rows(
 
     Args:
         bundle: an opened bundle.
-        columns: images per class.
+        columns: images per class at most.
         max_rows: classes at most.
         seed: 0 to 2**64 - 1.
         use: "fixed" or "stream".
@@ -34,7 +36,8 @@ def draw_rows(
     Returns:
         uint8 [rows, columns, H, W, C], ready for `grid`.
     """
-    rows = min(len(bundle.classes), max_rows)
+    rows, manifest = min(len(bundle.classes), max_rows), bundle.manifest
+    columns = max(1, min(columns, _MAX_BYTES // (rows * manifest.height * manifest.width * manifest.channels)))
     labels = np.repeat(np.arange(rows), columns)
     images = bundle.sample(labels, np.tile(np.arange(columns), rows), seed, use)
     return images.reshape(rows, columns, *images.shape[1:])

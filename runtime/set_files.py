@@ -6,7 +6,8 @@ completes the set, and everybody would write the same bytes.
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from dim.runtime.writers_part import PartRecord, numbered
 
 DATASET = "dataset.json"
 FORMAT_VERSION = 1
-MAX_BYTES = 2**29
+# The largest set has 65,536 classes with long names and MAX_PARTS parts of three files.
+MAX_BYTES, MAX_VALUES = 2**28, 2**22
+_IMAGE_NAME = re.compile(r"[0-9]{8,10}\.png")
 # Formats whose files hold label numbers only.
 WITH_CLASS_NAMES = ("npy", "webdataset")
 
@@ -63,7 +66,7 @@ class SetFile:
             OutputError: it is malformed or of a newer format.
         """
         try:
-            block = strict_json.parse(data, f"{place}/{DATASET}", MAX_BYTES)
+            block = strict_json.parse(data, f"{place}/{DATASET}", MAX_BYTES, MAX_VALUES)
         except BundleError as error:
             raise OutputError(f"{error} Move the folder's contents away, or choose another folder.") from None
         if not isinstance(block, dict) or type(block.get("format_version")) is not int or "plan" not in block:
@@ -73,14 +76,26 @@ class SetFile:
                 f"The set in {place} has format version {block['format_version']} and was made by a newer dim; "
                 "run  pip install --upgrade dim-distill"
             )
+        plan = Plan.from_dict(block["plan"])
         written, parts, extras = block.get("written"), None, {}
         if written is not None:
             if not isinstance(written, dict) or not isinstance(written.get("parts"), list):
                 raise OutputError(f"{place}/{DATASET} is malformed at written; use --overwrite to start anew.")
             parts = tuple(PartRecord.from_dict(record) for record in written["parts"])
             extras = written.get("files", {})
-        plan = Plan.from_dict(block["plan"])
+            if not _fits(parts, plan):
+                parts, extras = None, {}  # not complete, so every part is looked at again
         return SetFile(created_by=str(block.get("created_by", "")), plan=plan, parts=parts, extras=extras)
+
+
+def _fits(parts: tuple[PartRecord, ...], plan: Plan) -> bool:
+    """Say whether a complete set's records are those of its plan's parts, one for each, in order."""
+    if [(record.part, record.images) for record in parts] != [(p, plan.images_of([p])) for p in range(plan.parts)]:
+        return False
+    if plan.format == "imagefolder":
+        return not any(record.files for record in parts)
+    files = part_format(plan.format).files
+    return all([entry.path for entry in record.files] == list(files(plan, record.part)) for record in parts)
 
 
 def read_set(store: Store) -> SetFile | None:
@@ -205,15 +220,36 @@ def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], ex
 
 def remove_set(store: Store, found: SetFile) -> None:
     """Remove what an earlier set lists and nothing else; its `dataset.json` goes last, so this can be repeated."""
-    formats = part_format(found.plan.format)
-    folders = formats.folders(found.plan)
+    there = set(store.list())
+    folders = [folder for folder in part_format(found.plan.format).folders(found.plan) if folder in there]
     store.refuse_links(folders)
-    for part in range(found.plan.parts):
-        for path in formats.files(found.plan, part):
-            store.remove(path)
+    for path in files_there(store, found.plan):
+        store.remove(path)
     for folder in folders:
         store.remove_folder(folder)
     for name in ("README.md", "croissant.json", *(["classes.json"] if found.plan.format in WITH_CLASS_NAMES else [])):
         store.remove(name)
     store.clear_journal()
     store.remove(DATASET)
+
+
+def files_there(store: Store, plan: Plan) -> Iterator[str]:
+    """List the files of a plan that are there, in time that grows with the folder, not with what the plan says."""
+    there = set(store.list())
+    if plan.format == "imagefolder":
+        for name, count in zip(plan.classes, plan.counts, strict=True):
+            if count and name in there:
+                for file in store.list(name):
+                    index = int(file[:-4]) if _IMAGE_NAME.fullmatch(file) else -1
+                    if plan.start <= index < plan.start + count and file == f"{index:08d}.png":
+                        yield f"{name}/{file}"
+        if plan.soft_labels:
+            yield from (name for part in range(plan.parts) if (name := numbered("logits", plan, part, ".npy")) in there)
+        return
+    formats = part_format(plan.format)
+    below = {folder: set(store.list(folder)) for folder in formats.folders(plan) if folder in there}
+    for part in range(plan.parts):
+        for path in formats.files(plan, part):
+            folder, _, file = path.rpartition("/")
+            if file in below.get(folder, there if not folder else ()):
+                yield path

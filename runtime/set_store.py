@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from dim.runtime.atomic import sync_folder
 from dim.runtime.errors import OutputError
 
 STATE = ".dim"
+MAX_READ_BYTES = 2**28
+"""Of one file that is read whole, such as `dataset.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ class LocalStore:
 
     def read(self, name: str) -> bytes | None:
         try:
-            with open(self.path(name), "rb") as file:
+            with open(self.path(name), "rb", opener=_open_plain) as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -252,13 +255,23 @@ class LocalStore:
         place = self.root.absolute()
         while not place.exists():
             place = place.parent
-        stat = os.statvfs(place)
+        found = os.statvfs(place)
         # Some file systems make file entries as they need them and report none at all.
-        files = stat.f_favail if stat.f_files else 2**62
-        return Free(bytes=stat.f_bavail * stat.f_frsize, files=files, block=stat.f_frsize)
+        files = found.f_favail if found.f_files else 2**62
+        return Free(bytes=found.f_bavail * found.f_frsize, files=files, block=found.f_frsize)
 
     def close(self) -> None:
         shutil.rmtree(self.root / STATE / "work" / self._own, ignore_errors=True)
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Open a file to read it whole; a pipe in its place would hang, a huge file would fill the memory."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_READ_BYTES:
+        return descriptor
+    os.close(descriptor)
+    raise OutputError(f"{path} is no file of a set: move it away and run the same command again.")
 
 
 def write_file(path: str | Path, data: bytes | memoryview, durable: bool = False) -> None:

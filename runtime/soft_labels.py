@@ -40,15 +40,15 @@ def open_teacher(bundle: Bundle, threads: int | None = None) -> Score:
         BundleError, GraphError: the file was altered or breaks its contract.
         EngineError: it cannot be run, or gives values that are not finite.
     """
-    from dim.runtime.engine_onnx import open_cpu_session
+    from dim.runtime.engine_onnx import open_cpu_session, run_in_pieces
     from dim.runtime.graph import MAX_ONNX_BYTES, check_contract, teacher_contract
 
     model = check_file(bundle.path, bundle.manifest, TEACHER_ONNX, max_bytes=MAX_ONNX_BYTES)
-    check_contract(model, teacher_contract(bundle.manifest))
+    rows = check_contract(model, teacher_contract(bundle.manifest))
     session = open_cpu_session(model, threads)
 
     def score(images: NDArray[np.uint8]) -> NDArray[np.float16]:
-        logits: NDArray[np.float16] = session.run(["logits"], {"images": images})[0].astype(np.float16)
+        logits: NDArray[np.float16] = run_in_pieces(session, {"images": images}, rows).astype(np.float16)
         if not np.isfinite(logits).all():
             raise EngineError(f"{TEACHER_ONNX} gave logits that are not finite as float16: run  dim verify")
         return logits

@@ -8,27 +8,31 @@ from typing import Any, NoReturn
 from dim.runtime.errors import BundleError
 
 MAX_DEPTH = 16
+MAX_VALUES = 2**20
 # Beyond 64 bits other readers disagree about what a number is.
 MAX_INTEGER = 2**64
 
 
-def parse(data: bytes, what: str, max_bytes: int) -> Any:
+def parse(data: bytes, what: str, max_bytes: int, max_values: int = MAX_VALUES) -> Any:
     """Parse UTF-8 JSON, refusing whatever two readers could understand differently.
 
     Args:
         data: the file's bytes.
         what: how to name the file in an error message.
         max_bytes: the longest input that is looked at.
+        max_values: the most commas and brackets in it, each of which may cost about 100 bytes of memory.
 
     Returns:
         dicts, lists, strings, integers, finite floats, booleans and None.
 
     Raises:
-        BundleError: too long, not UTF-8, not JSON, a key twice in one object, NaN or an infinity, an integer beyond
-            64 bits, a lone surrogate, or nested deeper than MAX_DEPTH.
+        BundleError: too long, too many values, not UTF-8, not JSON, a key twice in one object, NaN or an infinity, an
+            integer beyond 64 bits, a lone surrogate, or nested deeper than MAX_DEPTH.
     """
     if len(data) > max_bytes:
         raise BundleError(f"{what} has {len(data):,} bytes; at most {max_bytes:,} are read.")
+    if (values := sum(map(data.count, (b",", b"[", b"{")))) > max_values:
+        raise BundleError(f"{what} holds about {values:,} values; at most {max_values:,} are read.")
 
     def refuse_constant(name: str) -> NoReturn:
         raise BundleError(f"{what} holds the number {name}, which JSON does not have.")

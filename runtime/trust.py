@@ -7,7 +7,7 @@ gave the hash on the command line (`--trust sha256:...`). Everything else is reb
 import re
 from collections.abc import Iterable
 
-from dim.runtime.cache import is_remembered, remember
+from dim.runtime.cache import recall, remember
 from dim.runtime.errors import BadValueError
 
 _KIND = "built-engines"
@@ -45,6 +45,6 @@ def remember_built(sha256: str) -> None:
 
 def distrusted(sha256: str, pins: frozenset[str]) -> str | None:
     """Say in one clause why the plan with this hash must not be loaded, or None if it may be."""
-    if sha256 in pins or is_remembered(_KIND, sha256):
+    if sha256 in pins or recall(_KIND, sha256) is not None:
         return None
     return f"it is code that somebody else compiled (--trust sha256:{sha256} would load it all the same)"

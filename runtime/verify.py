@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,10 @@ from dim.runtime.verify_engines import verify_engines
 BATCHES = (1, 16, 64)
 """Least, middle and most rows that one run is asked for."""
 _ONE_BY_ONE = 8
-_MAX_CLASSES = 100
-_IMAGES_PER_CLASS = 8
+_MAX_CLASSES, _IMAGES = 1024, 800
+"""Classes that are looked at, and images that are shared out among them: 2 to 8 of each."""
+_MAX_BYTES = 2**28
+"""Of the images that one precision draws, unless a largest batch needs more."""
 _SEED = 20_231
 
 
@@ -199,18 +200,21 @@ class _Checks:
         )
 
     def _teacher(self, images: NDArray[np.uint8]) -> None:
-        from dim.runtime.engine_onnx import open_cpu_session
+        from dim.runtime.engine_onnx import open_cpu_session, run_in_pieces
 
-        session: Any = open_cpu_session(self.read(TEACHER_ONNX), self._threads)
-        logits = session.run(["logits"], {"images": images})[0]
+        model = self.read(TEACHER_ONNX)
+        rows = check_contract(model, teacher_contract(self.manifest))
+        logits = run_in_pieces(open_cpu_session(model, self._threads), {"images": images}, rows)
         finite = bool(np.isfinite(logits).all())
         self.add(TEACHER_ONNX, "logits", finite, "finite" if finite else "not finite", "finite")
 
 
 def _samples(manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Enough images of enough classes, the classes spread evenly where there are many, at least one largest batch."""
-    chosen = np.unique(np.linspace(0, manifest.num_classes - 1, min(manifest.num_classes, _MAX_CLASSES)).astype(int))
-    per_class = max(_IMAGES_PER_CLASS, -(-BATCHES[-1] // len(chosen)))
+    affordable = max(BATCHES[-1], _MAX_BYTES // (manifest.height * manifest.width * manifest.channels))
+    count = min(manifest.num_classes, _MAX_CLASSES, affordable // 2)
+    chosen = np.unique(np.linspace(0, manifest.num_classes - 1, count).astype(int))
+    per_class = max(2, min(8, _IMAGES // count, affordable // count), -(-BATCHES[-1] // len(chosen)))
     labels, indices = order_slice([per_class] * len(chosen), 0, per_class * len(chosen))
     return chosen[labels].astype(np.int64), indices
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,9 +45,11 @@ def fast(tmp_path: Path) -> Iterator[Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many faults were injected."""
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    calls = [report for report in reports if getattr(report, "when", "") == "call"]
-    properties = [entry for report in calls for entry in report.user_properties]
-    if total := sum(value for name, value in properties if name == "injected_faults"):
-        terminalreporter.write_line(f"{total} faults injected into the disk")
+    """Say how many faults were injected, and how many bits flipped."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", "") == "call":
+            for what, value in report.user_properties:
+                counts[report.nodeid.partition("::")[0], what] += value
+    for (file, what), value in sorted(counts.items()):
+        terminalreporter.write_line(f"{file}: {value:,} {what}")

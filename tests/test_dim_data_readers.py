@@ -368,7 +368,7 @@ def test_a_matlab_variable_cannot_promise_more_than_it_holds() -> None:
     plain = matlab({"X": IMAGES, "y": np.arange(3.0)}, compress=False)
     start = plain.index(struct.pack("<iii", 3, 8, 8))
     huge = plain[:start] + struct.pack("<iii", 2**31 - 1, 8, 8) + plain[start + 12 :]
-    with pytest.raises(DataError, match=r"has shape \[2147483647, 8, 8\]; at most 1073741824 numbers are read"):
+    with pytest.raises(DataError, match=r"has shape \[2147483647, 8, 8\]; at most 1073741824 bytes are read"):
         _matlab(huge)
     other = plain[:start] + struct.pack("<iii", 4, 8, 8) + plain[start + 12 :]
     with pytest.raises(DataError, match=r"the variable 'X' has 192 bytes, which does not fit \[4, 8, 8\]"):

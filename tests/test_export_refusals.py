@@ -7,18 +7,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from export_runs import export_each_network_once, files_of, make_run
+from export_runs import CLASSES, canonical_onnx, export_each_network_once, files_of, make_run
 
 from dim.checkpoint import read_tensors, write_tensors
 from dim.export import export_run as module
-from dim.export import publish
+from dim.export import parity, publish
 from dim.export.card import record_accuracy
 from dim.export.export_run import export_run
+from dim.runtime.engine_onnx import open_cpu_session
 from dim.runtime.errors import BadValueError, DimError, OutputError, ParityError, RunError
 
 
@@ -59,6 +61,12 @@ def damage(name: str) -> Callable[[Path], object]:
 
         return edit
 
+    def flip_a_bit(run: Path) -> None:
+        """In the last weight, which stays finite."""
+        data = bytearray((run / "generator.safetensors").read_bytes())
+        data[-4] ^= 1
+        (run / "generator.safetensors").write_bytes(data)
+
     ways: dict[str, Callable[[Path], object]] = {
         "gone": shutil.rmtree,
         "no config": lambda run: (run / "config.json").unlink(),
@@ -70,6 +78,8 @@ def damage(name: str) -> Callable[[Path], object]:
         "other width": edit_config(lambda c: c["generator"].update(width=16)),
         "unknown field": edit_config(lambda c: c["generator"].update(depth=16)),
         "truncated weights": lambda run: os.truncate(run / "generator.safetensors", 5000),
+        "a flipped bit": flip_a_bit,
+        "overflow": edit_weights(lambda t: t["first.weight"].mul_(1e38)),
         "a weight is missing": edit_weights(lambda t: t.pop("last.bias")),
         "NaN": edit_weights(lambda t: t["last.weight"].view(-1)[:1].fill_(float("nan"))),
         "infinite": edit_weights(lambda t: t["first.bias"][:1].fill_(float("inf"))),
@@ -99,6 +109,8 @@ def damage(name: str) -> Callable[[Path], object]:
         ("other width", RunError, "RUN/generator.safetensors does not fit the network of its run, so one of them was"),
         ("unknown field", RunError, "The network of RUN/generator.safetensors cannot be built from its description: "),
         ("truncated weights", RunError, "RUN/generator.safetensors cannot be read as safetensors "),
+        ("a flipped bit", RunError, "RUN/generator.safetensors was altered: its tensors do not match the hash in it; "),
+        ("overflow", ParityError, "The generator draws values that are not finite (NaN or infinite): its training"),
         ("a weight is missing", RunError, "RUN/generator.safetensors does not fit the network of its run"),
         ("NaN", RunError, "RUN/generator.safetensors holds values that are not finite, in last.weight: its training"),
         ("infinite", RunError, "RUN/generator.safetensors holds values that are not finite, in first.bias"),
@@ -204,3 +216,41 @@ def test_a_bundle_that_fails_its_verification_is_not_published(tmp_path: Path, m
     with pytest.raises(ParityError, match=message):
         export_run(run)
     assert not (run / "little.dim").exists()
+
+
+@pytest.mark.parametrize(
+    ("equal", "message"),
+    [
+        (True, "draws different images for identical rows of one batch, up to 9 levels; nothing was published."),
+        (False, "draws other images at batch 7 than at batch 64: 9 of 255 levels apart, at most 1 is allowed; nothing"),
+    ],
+)
+def test_an_engine_that_mixes_up_rows_is_noticed(monkeypatch: pytest.MonkeyPatch, equal: bool, message: str) -> None:
+    """TensorRT issue 4813, acted by a session that errs in the second row of some batches."""
+    model = canonical_onnx()
+    latents, labels = parity.draw_samples(4, 16, 1.0, seed=0, at_least=64)
+    expected = parity.draw_with_onnx(model, latents, labels)
+    session = open_cpu_session(model)
+
+    def run(names: Any, inputs: dict[str, Any]) -> list[Any]:
+        images = session.run(names, inputs)[0]
+        if (inputs["latents"] == inputs["latents"][0]).all() == equal and len(images) == (64 if equal else 7):
+            old = int(images[1, 0, 0, 0])
+            images[1, 0, 0, 0] = old - 9 if old > 99 else old + 9
+        return [images]
+
+    monkeypatch.setattr(parity, "open_cpu_session", lambda model: SimpleNamespace(run=run))
+    with pytest.raises(ParityError) as caught:
+        parity.check_precision("fp32", model, latents, labels, expected, "torch")
+    assert message in str(caught.value)
+
+
+def test_one_class_that_collapsed_is_named() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3)).astype(np.uint8)
+    labels = np.arange(40) % 4
+    parity.check_worth(images, labels, CLASSES)
+    images[labels == 2] = images[2]
+    with pytest.raises(
+        ParityError, match="^The class 'cat' collapsed: its images are on average 0 of 255 levels apart"
+    ):
+        parity.check_worth(images, labels, CLASSES)

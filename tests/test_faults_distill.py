@@ -71,7 +71,7 @@ def test_resuming_after_a_fault_ends_in_the_same_bytes(
         assert found.keys() == expected.keys(), where
         assert [name for name in expected if found[name] != expected[name]] == [], where
         shutil.rmtree(run_dir)
-    record_property("injected_faults", len(points))
+    record_property("faults injected", len(points))
 
 
 def check_nothing_partial(run_dir: Path, expected: dict[str, bytes], where: str) -> None:

@@ -85,7 +85,7 @@ def test_a_fault_leaves_the_old_bundle_or_the_new(
         act(run)
         assert final(run) == expected, where
         shutil.rmtree(run)
-    record_property("injected_faults", len(points))
+    record_property("faults injected", len(points))
 
 
 def final(run: Path) -> dict[str, bytes]:

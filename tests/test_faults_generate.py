@@ -4,6 +4,7 @@ In this test every call meets every kind of fault; of kills in earnest, of a for
 DIM_ALL_FAULTS is set.
 """
 
+import gc
 import os
 import shutil
 import threading
@@ -123,12 +124,14 @@ def test_a_fault_at_every_call(
             except Killed:
                 assert faults.dead
         assert len(faults.calls) >= at
-        assert faults.dead or count_open() == opened, where
+        if not faults.dead and count_open() > opened:
+            gc.collect()  # what an error's traceback kept
+            assert count_open() <= opened, where
         assert not said or "run the same command again, what is finished is kept" in said, where
         assert said or faults.dead or finished(out) == case.expected, where
         case.check(out, where)
         shutil.rmtree(out.parent)
-    record_property("injected_faults", len(points))
+    record_property("faults injected", len(points))
 
 
 def test_a_kill_in_earnest(case: Case, fast: Path, record_property: Callable[[str, object], None]) -> None:
@@ -146,4 +149,4 @@ def test_a_kill_in_earnest(case: Case, fast: Path, record_property: Callable[[st
         assert os.WIFSIGNALED(status), at
         case.check(out, f"SIGKILL at call {at}, {case.calls[at - 1]}")
         shutil.rmtree(out.parent)
-    record_property("injected_faults", len(points))
+    record_property("faults injected", len(points))

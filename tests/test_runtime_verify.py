@@ -11,7 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import build_tiny_bundle, tiny_graph
 
 from dim.runtime import parity
+from dim.runtime import verify as verify_module
 from dim.runtime.bundle_files import load_manifest, update_bundle
+from dim.runtime.engine_onnx import OnnxEngine
 from dim.runtime.errors import BundleError
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.runtime.verify import VerifyReport, VerifyRow, verify
@@ -124,6 +126,39 @@ def test_a_collapsed_class_is_noticed(tmp_path: Path) -> None:
     assert row.check == "spread within a class" and row.allowed == "at least 1"
 
 
+def test_one_class_of_many_that_collapsed_is_named(tmp_path: Path) -> None:
+    """Its row of the embedding drowns the latents."""
+    path = build_tiny_bundle(tmp_path / "a.dim", classes=[f"class {label}" for label in range(1000)])
+    model = onnx.load(path / "generator.fp32.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "embedding")
+    rows = numpy_helper.to_array(tensor).copy()
+    rows[777] = 1e6
+    tensor.CopyFrom(numpy_helper.from_array(rows, "embedding"))
+    update_bundle(path, add_files={"generator.fp32.onnx": model.SerializeToString()})
+    (row,) = (row for row in verify(path, threads=1).rows if not row.ok)
+    assert (row.check, row.found) == ("spread within a class", "0.0 levels, least of all in 'class 777'")
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_an_engine_that_mixes_up_rows_is_noticed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, equal: bool
+) -> None:
+    """TensorRT issue 4813, acted by an engine that errs in the second row of some batches of 16."""
+    real = OnnxEngine.run
+
+    def run(engine: OnnxEngine, latents: Any, labels: Any) -> Any:
+        images = real(engine, latents, labels)
+        if len(labels) == 16 and bool((latents == latents[0]).all()) == equal:
+            images = images.copy()
+            images[1] = images[1] // 2 + 9
+        return images
+
+    monkeypatch.setattr(OnnxEngine, "run", run)
+    check = "16 identical rows" if equal else "batch 16"
+    names = [f"generator.{precision}.onnx" for precision in ("fp32", "fp16", "int8")]
+    assert failed(verify(tiny_bundle, threads=1)) == [(name, check) for name in names]
+
+
 def test_a_broken_teacher_is_noticed(tmp_path: Path) -> None:
     path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"teacher.onnx": teacher(np.inf)})
     assert failed(verify(path)) == [("teacher.onnx", "logits")]
@@ -141,6 +176,18 @@ def test_one_class_is_enough(tmp_path: Path) -> None:
 def test_no_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="There is no bundle"):
         verify(tmp_path)
+
+
+def test_large_images_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, others = (rng.integers(0, 256, (6, 9, 7, 3)).astype(np.uint8) for _ in range(2))
+    whole = parity.max_levels(images, others), parity.psnr_db(images, others), parity.spread_levels(images)
+    monkeypatch.setattr(parity, "_PIECE", 10)
+    pieces = parity.max_levels(images, others), parity.psnr_db(images, others), parity.spread_levels(images)
+    assert pieces == pytest.approx(whole) and whole[2] == pytest.approx(images.astype(float).std(axis=0).mean())
+    monkeypatch.setattr(verify_module, "_MAX_BYTES", 64)
+    labels, indices = verify_module._samples(load_manifest(build_tiny_bundle(tmp_path / "a.dim", image_px=64)))
+    assert len(labels) == 66 and sorted(set(labels.tolist())) == [0, 1, 2]
 
 
 def test_parity_measures() -> None:
