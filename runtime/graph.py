@@ -11,12 +11,13 @@ from typing import Any
 
 from dim.runtime.cache import recall, remember
 from dim.runtime.errors import GraphError, MissingExtraError
+from dim.runtime.graph_wire import check_wire
 from dim.runtime.manifest import Manifest
 
-# Parsing and shape inference hold about four copies, so a hostile file costs at most about half a gigabyte.
+# Parsing and shape inference hold about six copies, so a hostile file costs at most about a gigabyte.
 MAX_ONNX_BYTES = 128 * 2**20
 # Part of the key in the private cache: raise it when a rule becomes stricter.
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,8 @@ def parse_onnx(onnx_bytes: bytes) -> Any:
     """Parse an ONNX file into an `onnx.ModelProto`.
 
     Raises:
-        GraphError: it is no ONNX file, holds text that is not UTF-8, or fields that this version of onnx does not know.
+        GraphError: it is no ONNX file, holds far more fields than a generator, text that is not UTF-8, or fields that
+            this version of onnx does not know.
         MissingExtraError: onnx is not installed.
     """
     try:
@@ -92,6 +94,7 @@ def parse_onnx(onnx_bytes: bytes) -> Any:
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise MissingExtraError("onnx", "cpu", "check ONNX files before they are run") from None
+    check_wire(onnx_bytes)
     try:
         model = onnx.ModelProto.FromString(onnx_bytes)
     except DecodeError:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_bundle import tiny_graph
+from tiny_bundle import build_tiny_bundle, tiny_graph
 
-from dim.runtime import cache, graph
-from dim.runtime.bundle_files import check_file, load_manifest
+from dim.runtime import cache, graph, graph_check, open_bundle
+from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
 from dim.runtime.errors import DimError, GraphError
 from dim.runtime.graph import GraphContract, check_contract, check_graph, parse_onnx
 from dim.runtime.graph_check import check_model
@@ -119,6 +119,16 @@ def slow_convolution(model: Any) -> None:
     )
 
 
+def spread_out(model: Any) -> None:
+    """32 x 32 pixels, each spread over 1024 x 1024."""
+    constant(model, "point", np.zeros((6, 1, 1024, 1024), np.float32))
+    node = helper.make_node("ConvTranspose", ["maps", "point"], ["spread"], strides=[1, 1], group=1)
+    constant(model, "big", np.array([1, 1, 8, 8], np.float32))
+    insert(model, 4, helper.make_node("Resize", ["maps", "", "big"], ["larger_maps"], mode="nearest"), node)
+    node.input[0] = "larger_maps"
+    model.graph.node[5].input[0] = "larger_maps"
+
+
 def external(model: Any) -> None:
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -193,6 +203,7 @@ def lie_about_shapes(model: Any) -> None:
         (quadratic, "grows faster than the batch"),
         (shape_from_data, "does not follow from the ONNX file alone"),
         (slow_convolution, "multiplications per image; at most"),
+        (spread_out, "A ConvTranspose of the ONNX file needs room for 1,073,741,824 elements beside its output"),
         (lambda m: setattr(node_named(m, "Transpose"), "op_type", "Identity"), "is not a valid graph"),
     ],
 )  # fmt: skip
@@ -233,6 +244,75 @@ def test_a_file_over_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(graph, "MAX_ONNX_BYTES", 10)
     with pytest.raises(GraphError, match="has 7,859 bytes; at most 10 are read"):
         check_contract(PLAIN, CONTRACT)
+
+
+def length_delimited(number: int, body: bytes) -> bytes:
+    """A protobuf field that holds bytes or a message."""
+    size, digits = len(body), b""
+    while size > 127:
+        digits, size = digits + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + digits + bytes([size]) + body
+
+
+@pytest.mark.parametrize(
+    "graph_fields",
+    [
+        b"\x0a\x00" * 2**18,  # empty nodes
+        b"\x2a\x00" * 2**18,  # empty tensors
+        length_delimited(1, b"\x2a\x00" * 2**18),  # empty attributes of one node
+        length_delimited(13, bytes(2**22)),  # a type of four megabytes
+        length_delimited(5, length_delimited(1, b"\1" * 2**22)),  # a shape of four million sizes
+    ],
+)
+def test_a_swarm_of_small_things_is_refused_before_it_is_parsed(
+    graph_fields: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx.ModelProto, "FromString", lambda data: pytest.fail("parsed"), raising=False)
+    with pytest.raises(GraphError, match=r"more than 262,144 fields, or more than 4,194,304 bytes outside of its"):
+        parse_onnx(PLAIN + length_delimited(7, graph_fields))
+
+
+def test_large_weights_are_no_swarm() -> None:
+    check_contract(changed(lambda model: constant(model, "weights", np.zeros(2**21, np.float32))), CONTRACT)
+
+
+def wide(model: Any) -> None:
+    """Maps of 6 x 512 x 512, made smaller again."""
+    constant(model, "wider", np.array([1, 1, 128, 128], np.float32))
+    constant(model, "narrower", np.array([1, 1, 1 / 128, 1 / 128], np.float32))
+    insert(
+        model,
+        4,
+        helper.make_node("Resize", ["maps", "", "wider"], ["wide_maps"], mode="nearest"),
+        helper.make_node("Resize", ["wide_maps", "", "narrower"], ["narrow_maps"], mode="nearest"),
+    )
+    node_named(model, "Relu").input[0] = "narrow_maps"
+
+
+def test_a_run_gets_as_many_rows_as_memory_allows() -> None:
+    largest = 6 * 8 * 8 + 6 * 4 * 4  # `larger`, and `positive` that it is made from
+    assert check_contract(PLAIN, CONTRACT) == graph_check.MAX_ELEMENTS_PER_RUN // largest
+    assert check_contract(changed(wide), CONTRACT) == 2**28 // (6 * 512 * 512 + 6 * 4 * 4)
+
+
+def test_rows_that_are_drawn_in_pieces_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build_tiny_bundle(tmp_path / "a.dim")
+    update_bundle(path, add_files={"generator.fp32.onnx": changed(wide)})
+    labels, indices = np.arange(20) % 3, np.arange(20)
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    with open_bundle(path, engine="onnxruntime-cpu", threads=1) as bundle:
+        whole = bundle.sample(labels, indices)
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "second"))
+    monkeypatch.setattr(graph_check, "MAX_ELEMENTS_PER_RUN", 3 * 6 * 512 * 512)
+    with open_bundle(path, engine="onnxruntime-cpu", threads=1) as bundle:
+        sizes: list[int] = []
+        session = bundle.engine._session  # type: ignore[attr-defined]
+        real = session.run
+        monkeypatch.setattr(
+            session, "run", lambda names, inputs: sizes.append(len(inputs["labels"])) or real(names, inputs)
+        )
+        assert np.array_equal(bundle.sample(labels, indices), whole)
+    assert sizes == [2] * 10
 
 
 @settings(max_examples=150, deadline=None)
