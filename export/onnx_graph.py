@@ -121,8 +121,10 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
 
 
 def parse(data: bytes) -> ModelProto:
-    """Read an ONNX file of this package."""
-    return onnx.load_from_string(data)
+    """Read an ONNX file of this package, without the shapes that `tidy` noted: an edit would make them wrong."""
+    model = onnx.load_from_string(data)
+    del model.graph.value_info[:]
+    return model
 
 
 def first_pixel_node(model: ModelProto) -> int:
@@ -177,6 +179,37 @@ def tidy(model: ModelProto, name: str) -> None:
         attributes = sorted(node.attribute, key=lambda a: a.name)
         del node.attribute[:]
         node.attribute.extend(attributes)
+    _note_shapes(model)
+
+
+def _note_shapes(model: ModelProto) -> None:
+    """Note the shapes behind resizes and reshapes, where inference loses a symbolic batch.
+
+    ONNX Runtime adds inside a convolution only where it can show that both summands have one shape.
+    """
+    small, large = _shapes(model, 3), _shapes(model, 5)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    outputs = {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        name = node.output[0]
+        kind, sides = small.get(name, (0, []))
+        if node.op_type not in ("Resize", "Reshape") or name in outputs or not all(sides) or sides[:1] != [3]:
+            continue
+        if large[name] == (kind, [5, *sides[1:]]):
+            model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, [batch, *sides[1:]]))
+
+
+def _shapes(model: ModelProto, batch: int) -> dict[str, tuple[int, list[int]]]:
+    """Type and shape of every value at one batch size; 0 for an unknown side."""
+    concrete = ModelProto()
+    concrete.CopyFrom(model)
+    for value in [*concrete.graph.input, *concrete.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    inferred = onnx.shape_inference.infer_shapes(concrete, data_prop=True)
+    return {
+        value.name: (value.type.tensor_type.elem_type, [d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in inferred.graph.value_info
+    }
 
 
 def serialised(model: ModelProto) -> bytes:

@@ -10,6 +10,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from dim.export.onnx_graph import Array, GraphEditor, attribute
+from dim.export.pixels import is_plain_3x3
 
 
 def replace_resizes(editor: GraphEditor) -> set[str]:
@@ -38,7 +39,7 @@ def replace_resizes(editor: GraphEditor) -> set[str]:
         if (
             after[2:] == [2 * side for side in before[2:]]
             and editor.read_once(node.output[0])
-            and _folds(editor, readers[0])
+            and is_plain_3x3(editor, readers[0])
         ):
             moved |= _fold_doubling(editor, node, readers[0], before[2], before[3])
         else:
@@ -52,16 +53,6 @@ def replace_resizes(editor: GraphEditor) -> set[str]:
 def _is_nearest(node: NodeProto) -> bool:
     wanted = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     return all(attribute(node, name, "") == value for name, value in wanted.items())
-
-
-def _folds(editor: GraphEditor, node: NodeProto) -> bool:
-    """Whether a reader of a doubled image is a plain 3x3 convolution that keeps the size."""
-    if node.op_type != "Conv" or any(editor.constant(name) is None for name in node.input[1:]):
-        return False
-    weight = editor.constant(node.input[1])
-    pads, strides, dilations = (list(attribute(node, name, [1, 1])) for name in ("pads", "strides", "dilations"))
-    plain = (pads, strides, dilations) == ([1, 1, 1, 1], [1, 1], [1, 1]) and attribute(node, "group", 1) == 1
-    return plain and weight is not None and weight.shape[2:] == (3, 3)
 
 
 def four_phases(weight: Array) -> Array:

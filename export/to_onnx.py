@@ -11,13 +11,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 from torch import nn
 
 from dim.export.onnx_graph import serialised, tidy
+from dim.export.pixels import append_pixels
 from dim.export.simplify import simplify
 from dim.runtime.errors import GraphError
 
@@ -42,7 +41,7 @@ def generator_to_onnx(generator: nn.Module) -> bytes:
     latent_dim, image_px, channels = (int(getattr(generator, n)) for n in ("latent_dim", "image_px", "channels"))
     latents, labels = torch.zeros(3, latent_dim), torch.zeros(3, dtype=torch.int64)
     model = export_module(generator, {"latents": latents, "labels": labels}, "values")
-    _append_pixels(model)
+    append_pixels(model)
     simplify(model, int(generator.num_classes))  # type: ignore[arg-type]
     tidy(model, "generator")
     images = model.graph.output[0].type.tensor_type
@@ -113,42 +112,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _append_pixels(model: ModelProto) -> None:
-    """Turn the output, -1 to 1 in NCHW, into `images`, uint8 in NHWC.
-
-    The cast comes last, because TensorRT knows uint8 only at the borders of a network; the transposition first, because
-    ONNX Runtime is slow at arithmetic that it has to move a transposition through. Grey images need only a reshape; its
-    arithmetic is ten times slower on [N, H, W, 1] than on [N, H * W].
-    """
-    graph = model.graph
-    [values] = graph.output
-    _, channels, height, width = (d.dim_value for d in values.type.tensor_type.shape.dim)
-    _add_constants(model, {"half_range": np.float32(127.5), "darkest": np.float32(0), "brightest": np.float32(255)})
-    node = helper.make_node
-    if channels == 1:
-        _add_constants(model, {"row_shape": np.array([-1, height * width]), "shape": np.array([-1, height, width, 1])})
-        first = node("Reshape", [values.name, "row_shape"], ["pixels.ordered"])
-    else:
-        first = node("Transpose", [values.name], ["pixels.ordered"], perm=[0, 2, 3, 1])
-    nodes = [
-        first,
-        node("Mul", ["pixels.ordered", "half_range"], ["pixels.scaled"]),
-        node("Add", ["pixels.scaled", "half_range"], ["pixels.shifted"]),
-        node("Round", ["pixels.shifted"], ["pixels.rounded"]),
-        node("Clip", ["pixels.rounded", "darkest", "brightest"], ["pixels.clipped"]),
-    ]
-    if channels == 1:
-        nodes.append(node("Reshape", ["pixels.clipped", "shape"], ["pixels.shaped"]))
-    graph.node.extend([*nodes, node("Cast", [nodes[-1].output[0]], ["images"], to=TensorProto.UINT8)])
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", height, width, channels]))
-
-
-def _add_constants(model: ModelProto, constants: Mapping[str, np.generic | NDArray[np.int64]]) -> None:
-    for name, value in constants.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
 
 def _check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dim.export.onnx_graph import GraphEditor, parse
 from dim.export.parity import check_precision, draw_samples, draw_with_onnx, draw_with_torch
+from dim.export.pixels import block_weight
 from dim.export.simplify import exact_scale
 from dim.export.to_onnx import generator_to_onnx
 from dim.runtime.errors import GraphError
@@ -67,6 +68,7 @@ NETWORKS = {
     "input": lambda: make_generator(generator_config()),
     "norm": lambda: make_generator(generator_config(conditioning="norm")),
     "odd size, grey": lambda: make_generator(generator_config(image_px=13, channels=1)),
+    "grey": lambda: make_generator(generator_config(image_px=16, channels=1)),
     "published": lambda: make_generator(generator_config(kind="paper", image_px=8)),
     "transposed": lambda: trained_norms(Transposed(), 12),
 }
@@ -224,6 +226,41 @@ def test_an_exact_scale_picks_the_pixels_that_torch_picks(before: int, after: in
 
 def test_doubling_always_has_an_exact_scale() -> None:
     assert all(exact_scale(size, 2 * size) == 2.0 for size in range(1, 129))
+
+
+@given(st.sampled_from([(4, 1), (2, 3), (2, 1), (4, 2)]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_a_block_at_a_time_is_the_same_convolution(
+    block: tuple[int, int], inputs: int, rows: int, columns: int
+) -> None:
+    side, outputs = block
+    torch.manual_seed(rows)
+    weight, image = torch.randn(outputs, inputs, 3, 3), torch.randn(2, inputs, side * rows, side * columns)
+    blocks = F.conv2d(image, torch.from_numpy(block_weight(weight.numpy(), side)), stride=side, padding=1)
+    split = blocks.view(2, side, side, outputs, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    expected = F.conv2d(image, weight, padding=1)
+    torch.testing.assert_close(split.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight"),
+    [
+        ({"image_px": 16, "channels": 1}, [16, 6, 6]),
+        ({"image_px": 10, "channels": 1}, [4, 4, 4]),
+        ({"image_px": 16, "channels": 3}, [12, 4, 4]),
+        ({"image_px": 13, "channels": 1}, [1, 3, 3]),
+    ],
+)
+def test_the_last_convolution_draws_the_largest_block_that_fits(shape: dict[str, int], weight: list[int]) -> None:
+    sizes = {t.name: list(t.dims) for t in parse(canonical_onnx(**shape)).graph.initializer}["last.weight"]
+    assert [sizes[0], *sizes[2:]] == weight
+
+
+def test_shapes_behind_resizes_are_noted_with_the_batch() -> None:
+    model = onnx.load_from_string(canonical_onnx(image_px=16, channels=1))
+    noted = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    resized = [node.output[0] for node in model.graph.node if node.op_type == "Resize"]
+    assert resized
+    assert all(noted[name][0] == "N" and noted[name][2:] in ([8, 8], [16, 16]) for name in resized)
 
 
 def test_editor_keeps_scalars_scalar() -> None:
