@@ -56,10 +56,12 @@ def plan_cells(
         if budget < max(data.class_counts):
             real["stream"].append(("real-bytes", "real, equal bytes", "", max(1, budget)))
     kinds = ("hard", "soft") if teacher else ("hard",)
+    # What fp16 and int8 images teach stands beside what fp32 images do.
+    shown = engine_precision not in ("", "fp32")
     cells = [
         Cell(
             source=source,
-            subject=name,
+            subject=f"{name}, {engine_precision}" if source == "bundle" and shown else name,
             content_id=content_id,
             images_per_class=limit,
             mode=mode,

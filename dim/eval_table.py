@@ -66,6 +66,7 @@ def _row(group: list[CellResult]) -> Row:
         "test_images": group[0].test_images,
         "seconds_per_student": round(statistics.fmean(result.seconds for result in group), 1),
         "engine": last.engine,
+        "engine_precision": last.engine.split()[1] if last.engine else None,
         "machine": last.machine,
         "threads": last.threads,
         "torch_version": last.torch_version,

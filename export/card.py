@@ -77,7 +77,13 @@ def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Man
 def _protocol(row: Mapping[str, Any]) -> tuple[object, ...]:
     """What tells one measured row from another: all but the numbers."""
     names = ("data", "source", "subject", "mode", "ipc", "arch", "width", "labels", "recipe", "precision", "epochs")
-    return tuple(row.get(name) for name in names)
+    return (*(row.get(name) for name in names), _drawn_in(row))
+
+
+def _drawn_in(row: Mapping[str, Any]) -> str:
+    """The precision of the engine that drew a row's images; empty for real ones."""
+    engine = str(row.get("engine") or "").split()
+    return str(row.get("engine_precision") or "".join(engine[1:2]))
 
 
 def read_record(bundle_path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -186,13 +192,15 @@ def _accuracy(m: Manifest) -> str:
     if not m.accuracy:
         return f"{head}Not measured yet:  `dim eval --data {_shell(m.source.name)} --bundle {_shell(m.name)}.dim`"
     lines = [
-        "| trained on | mode | images per class | network | labels | accuracy % | seeds | steps | distinct images |"
+        "| trained on | drawn in | mode | images per class | network | labels | accuracy % | seeds | steps "
+        "| distinct images |"
     ]
-    lines.append("|" + "---|" * 9)
+    lines.append("|" + "---|" * 10)
     for row in m.accuracy:
         network = _text(row.get("arch", "?")) + (f" (width {row['width']})" if row.get("width") else "")
         cells = [
             _text(row.get("subject", "?")),
+            _text(_drawn_in(row) or "-"),
             _text(row.get("mode", "?")),
             str(row.get("ipc") or "all"),
             network,

@@ -24,7 +24,7 @@ from dim.eval_table import accuracy_table, aggregate, cost_table, format_bytes
 from dim.evaluate import EVAL_PRESETS, evaluate
 from dim.export.card import record_accuracy
 from dim.runtime.bundle import open_bundle
-from dim.runtime.bundle_files import load_manifest
+from dim.runtime.bundle_files import load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, BundleError, DataError
 from dim.students import DEFAULT, PUBLISHED
 
@@ -113,6 +113,21 @@ def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
     assert all(r.engine.startswith("onnxruntime-cpu fp32") for r in results if r.cell.source == "bundle")
     assert (events[-1].done_cells, events[-1].num_cells) == (16, 16)
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_of_int8_images_name_their_precision_and_go_beside_those_of_fp32(data: ImageSet, tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    update_bundle(bundle, add_files={"generator.int8.onnx": (bundle / "generator.fp32.onnx").read_bytes()})
+    arguments: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False, **QUICK}
+    for precision in (None, "int8"):
+        results = evaluate(bundle, data, out=tmp_path / "eval", engine_precision=precision, **arguments)
+        assert results[0].engine.startswith(f"onnxruntime-cpu {precision or 'fp32'}")
+        record_accuracy(bundle, aggregate(results))
+    rows = load_manifest(bundle).accuracy
+    assert [(row["subject"], row["engine_precision"]) for row in rows] == [
+        ("generated", "fp32"),
+        ("generated, int8", "int8"),
+    ]
 
 
 def test_a_finished_student_is_not_trained_again_and_half_a_file_is_no_result(

@@ -73,7 +73,7 @@ def test_accuracy_rows_go_into_manifest_and_card(tmp_path: Path) -> None:
     assert after.accuracy == (ROW,)
     assert after.content_id == before.content_id
     card = (bundle / "README.md").read_text()
-    assert "| bundle \\| mine | stream | 10 | convnet3 | hard | 98.12 ± 0.25 | 3 | 2,000 | 100,000 |" in card
+    assert "| bundle \\| mine | - | stream | 10 | convnet3 | hard | 98.12 ± 0.25 | 3 | 2,000 | 100,000 |" in card
     assert "Protocol: test split once." in card
     assert "default, 1000 epochs" in card
 
@@ -85,10 +85,21 @@ def test_a_row_replaces_the_one_of_its_protocol_and_leaves_the_others(tmp_path: 
     assert record_accuracy(bundle, [better]).accuracy == (other, better)
 
 
+def test_int8_stands_beside_fp32_with_the_precision_named(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    fp32 = {**ROW, "subject": "generated", "engine": "onnxruntime-cpu fp32 on cpu, onnxruntime 1.32.0"}
+    int8 = {**fp32, "engine": "", "engine_precision": "int8", "accuracy_mean": 98.0}
+    record_accuracy(bundle, [fp32])
+    assert record_accuracy(bundle, [int8]).accuracy == (fp32, int8)
+    card = (bundle / "README.md").read_text()
+    for precision, accuracy in (("fp32", "98.12"), ("int8", "98.00")):
+        assert f"| generated | {precision} | stream | 10 | convnet3 | hard | {accuracy} ± 0.25 |" in card
+
+
 def test_rows_may_lack_fields(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     record_accuracy(bundle, [{"accuracy_mean": 5, "width": 64, "arch": "vgg11"}])
-    assert "| ? | ? | all | vgg11 (width 64) | hard | 5.00 | 0 | ? | ? |" in (bundle / "README.md").read_text()
+    assert "| ? | - | ? | all | vgg11 (width 64) | hard | 5.00 | 0 | ? | ? |" in (bundle / "README.md").read_text()
 
 
 def test_names_cannot_be_markup(tmp_path: Path) -> None:
