@@ -3,6 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+"""The best first."""
+FLOOR_TFLOP_PER_S = 500.0
+"""What a data-centre GPU sustains in half precision; half of it is the aim."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -66,9 +71,17 @@ class BenchReport:
     bundle: str
     content_id: str
     dim: str
+    date: str
+    """When it ended, UTC."""
     machine: str
     cores: int
+    threads: int
+    """Of CPU engines."""
+    load: float | None
+    """Runnable processes in the minute before it began: near 0 on a quiet machine; None where that is not told."""
     gpu: str | None
+    versions: dict[str, str]
+    """Of the packages that draw and of the GPU's driver."""
     gflop_per_image: float
     rounds: int
     results: tuple[Result, ...]
@@ -87,3 +100,41 @@ class BenchReport:
             if pair == (engine, precision, against, against_precision, batch):
                 return each.ratio
         return None
+
+
+def judge(report: BenchReport, resizes: bool, batch: int = 256) -> list[dict[str, Any]]:
+    """Compare a report with what is promised, at one batch size.
+
+    Args:
+        report: of an interleaved run.
+        resizes: the generator upsamples by resize + convolution; int8 gains little on transposed convolutions.
+        batch: the batch that is judged.
+
+    Returns:
+        objects with `claim`, `found`, `least`, and `holds`, which is None where it was not measured.
+    """
+    cpu, fp32 = "onnxruntime-cpu", "fp32"
+    wanted: list[tuple[str, float | None, float]] = []
+    if "cpu" in {row.device for row in report.results} | {each.device for each in report.ratios}:
+        wanted += [
+            ("fp32 ONNX Runtime against torch eager", report.ratio(cpu, fp32, "torch-eager", fp32, batch), 2.0),
+            (
+                "fp32 ONNX Runtime against channels_last",
+                report.ratio(cpu, fp32, "torch-channels-last", fp32, batch),
+                1.5,
+            ),
+        ]
+        if resizes:
+            wanted.append(("int8 against fp32 on the CPU", report.ratio(cpu, "int8", cpu, fp32, batch), 2.5))
+    ran = {row.engine for row in report.results if row.device == "gpu"}
+    best = next((engine for engine in GPU_ENGINES if engine in ran), None)
+    if best is not None:
+        fp16 = report.ratio(best, "fp16", "torch-compile", "fp16", batch)
+        wanted.append((f"fp16 {best} against torch.compile fp16", fp16, 1.5))
+        fastest = max(row.images_per_s for row in report.results if row.engine == best)
+        floor = FLOOR_TFLOP_PER_S * 1e3 / report.gflop_per_image
+        wanted.append((f"{best} against {FLOOR_TFLOP_PER_S:g} TFLOP/s of arithmetic", fastest / floor, 0.5))
+    return [
+        {"claim": claim, "found": found, "least": least, "holds": None if found is None else found >= least}
+        for claim, found, least in wanted
+    ]

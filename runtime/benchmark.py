@@ -5,11 +5,13 @@ the median over the rounds of two neighbours in time. `dim.torch_rivals` adds Py
 installed; this module imports no torch.
 """
 
+import contextlib
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from dim.runtime.bench_report import BenchReport, ProductRate
 from dim.runtime.bench_turns import Batch, Clock, Contender, Runner, Turns
 from dim.runtime.bundle_files import check_file, load_manifest
 from dim.runtime.engine import DEVICES, ENGINES, Engine, open_engine
+from dim.runtime.engine_onnx import usable_cores
 from dim.runtime.errors import BadValueError, BundleError, DimError
 from dim.runtime.flops import SIZES, flop_per_image, measure_product_rate, product_bundle
 from dim.runtime.gpu import Driver, find_driver
@@ -79,6 +82,7 @@ def benchmark(
     path = Path(bundle_path)
     manifest = load_manifest(path)
     _check_arguments(manifest, engines, precisions, device, batches, rounds, sample_s)
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     driver = driver or find_driver()
     bundle = _OpenedBundle(path, manifest)
     contenders = [
@@ -107,9 +111,13 @@ def benchmark(
         bundle=str(path),
         content_id=manifest.content_id,
         dim=__version__,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         machine=f"{platform.system()} {platform.machine()}, {_processor()}",
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
+        threads=threads or usable_cores(),
+        load=load,
         gpu=driver.gpus[0].name if driver.gpus else None,
+        versions=_versions(driver),
         gflop_per_image=flop / 1e9,
         rounds=rounds,
         results=tuple(bench.results(flop, rates)),
@@ -228,6 +236,14 @@ def _check_arguments(
         raise BadValueError(f"The batches are {list(batches)}; each must be at least 1.")
     if rounds < 1 or sample_s <= 0:
         raise BadValueError(f"There must be at least 1 round and some time per turn, not {rounds} and {sample_s} s.")
+
+
+def _versions(driver: Driver) -> dict[str, str]:
+    found = {} if driver.version is None else {"driver": driver.version}
+    for package in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _processor() -> str:

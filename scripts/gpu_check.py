@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from dim.runtime.bench_report import judge
 from dim.runtime.benchmark import benchmark
 from dim.runtime.build_engines import build_engines
 from dim.runtime.bundle import Bundle
@@ -31,6 +32,7 @@ from dim.runtime.gpu import Driver, find_driver
 from dim.runtime.locate import find_bundle
 from dim.runtime.sidecar import uncovered
 from dim.runtime.verify_engines import verify_engines
+from dim.version import __version__
 
 LIMIT_S = 580
 """All steps together; one that may not end in time is not begun."""
@@ -104,6 +106,8 @@ def main() -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
     report = {
         "gpu": gpu,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "dim": __version__,
         "driver": asdict(driver),
         "bundle": source.name,
         "content_id": load_manifest(source).content_id,
@@ -128,6 +132,7 @@ def run_all(check: Check, folder: Path) -> None:
         check.step(f"{engine}: built and verified", 150, partial(build, engine=engine, format=format))
     check.step("engines for other machines are refused", 1, refusals)
     check.step("benchmark at batch 256", 120, partial(measure, batches=(256,)))
+    check.step("benchmark of the published generator", 200, partial(measure_published, folder=folder))
     for engine in GPU_ENGINES:
         check.step(f"{engine}: the same pixels again", 30, partial(repeats, engine=engine))
         check.step(f"{engine}: DLPack to torch", 20, partial(dlpack, engine=engine))
@@ -292,25 +297,54 @@ def measure(check: Check, batches: tuple[int, ...]) -> Any:
     engines = check.working()
     if not engines:
         raise NotRunHereError("no GPU engine works here")
-    rivals: list[Any] = []
-    try:
-        from dim.torch_rivals import torch_rivals
-
-        rivals = torch_rivals(load_manifest(check.bundle), "gpu")
-    except (ImportError, DimError) as error:
-        print(f"          without torch: {error}", flush=True)
     report = benchmark(
         check.bundle,
         engines=engines,
         device="gpu",
         batches=batches,
-        rivals=rivals,
+        rivals=rivals_of(check.bundle),
         rounds=3,
         sample_s=0.1,
         find_best=len(batches) > 1,
         driver=check.driver,
     )
     return {**report.to_dict(), "bundle": check.bundle.name}
+
+
+def measure_published(check: Check, folder: Path) -> Any:
+    """Benchmark the published generator in half precision: the one whose arithmetic the promises speak of."""
+    best = next(iter(check.working()), None)
+    if best is None:
+        raise NotRunHereError("no GPU engine works here")
+    try:
+        from dim.export.untrained import untrained_bundle
+    except ImportError as error:
+        raise NotRunHereError(f"{error.name} is not installed, and the generator is exported with torch") from None
+    bundle = untrained_bundle("paper", folder, ("fp32", "fp16"))
+    report = benchmark(
+        bundle,
+        engines=[best],
+        precisions=["fp16"],
+        device="gpu",
+        batches=(256, 1024),
+        rivals=[rival for rival in rivals_of(bundle) if rival.precision == "fp16"],
+        rounds=3,
+        sample_s=0.1,
+        find_best=False,
+        driver=check.driver,
+    )
+    return {**report.to_dict(), "bundle": bundle.name, "claims": judge(report, resizes=False)}
+
+
+def rivals_of(bundle: Path) -> list[Any]:
+    """PyTorch's contenders on the GPU; none without torch, and said."""
+    try:
+        from dim.torch_rivals import torch_rivals
+
+        return list(torch_rivals(load_manifest(bundle), "gpu"))
+    except (ImportError, DimError) as error:
+        print(f"          without torch: {error}", flush=True)
+        return []
 
 
 if __name__ == "__main__":

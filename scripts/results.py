@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write docs/results.md and its charts from the result files of `dim eval` in docs/results/*.json.
+"""Write docs/results.md and its charts from docs/results/*.json.
+
+The files are those of `dim eval`, and engines-*.json of bench/engines.py, gpu-*.json of scripts/gpu_check.sh.
 
 dim eval --bundle mnist.dim --data mnist --preset full --out eval/mnist
 cp eval/mnist/results.json docs/results/mnist.json
@@ -14,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dim.bench_chart import draw_bench_chart
+from dim.bench_page import engines_section
 from dim.eval_table import (
     PUBLISHED_EPOCHS,
     Row,
@@ -55,11 +59,20 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         if path.stem.startswith(("engines-", "gpu-")):
-            continue  # of bench/engines.py and scripts/gpu_check.sh
+            continue  # see `read_benchmarks`
         described = json.loads(path.read_bytes())
         if described.get("format_version") != 1 or not isinstance(described.get("rows"), list):
             sys.exit(f"{path} is not a results.json of dim eval: remove it, or copy the right file.")
         found.append((path.stem, described))
+    return found
+
+
+def read_benchmarks(folder: Path, prefix: str, field: str) -> dict[str, dict[str, Any]]:
+    """Read the benchmark files of one kind by their stems; each must have a field that tells its kind."""
+    found = {path.stem: json.loads(path.read_bytes()) for path in sorted(folder.glob(f"{prefix}-*.json"))}
+    for stem, report in found.items():
+        if not isinstance(report, dict) or field not in report:
+            sys.exit(f"{folder / stem}.json has no {field!r}: remove it, or copy the right file.")
     return found
 
 
@@ -184,12 +197,13 @@ def section(name: str, title: str, found: Sequence[tuple[str, dict[str, Any]]]) 
     ]
 
 
-def write_markdown(found: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Write the whole page."""
+def write_markdown(found: Sequence[tuple[str, dict[str, Any]]], engines: Sequence[str] = ()) -> str:
+    """Write the whole page; `engines` are the lines of its last section."""
     lines = [HEAD]
     others = dict.fromkeys(described["data"]["name"] for _, described in found)
     for name, title in {**DATASETS, **{other: other for other in others if other not in DATASETS}}.items():
         lines += section(name, title, [file for file in found if file[1]["data"]["name"] == name])
+    lines += engines
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -199,8 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[1] / "docs")
     parser.add_argument("--check", action="store_true", help="write nothing, fail if the page is out of date")
     options = parser.parse_args(arguments)
-    page, found = options.docs / "results.md", read_results(options.docs / "results")
-    text = write_markdown(found)
+    page, folder = options.docs / "results.md", options.docs / "results"
+    found, cpu = read_results(folder), read_benchmarks(folder, "engines", "product_rates")
+    text = write_markdown(found, engines_section(cpu, read_benchmarks(folder, "gpu", "steps")))
     if options.check:
         if page.is_file() and page.read_text(encoding="utf-8") == text:
             return 0
@@ -208,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     replace_file(page, text.encode())
     for stem, described in found:
-        draw_chart(described["rows"], options.docs / "results" / f"{stem}.png")
+        draw_chart(described["rows"], folder / f"{stem}.png")
+    for stem, report in cpu.items():
+        draw_bench_chart(report, folder / f"{stem}.png")
     print(f"{page}: {len(found)} result files, {sum(len(described['rows']) for _, described in found)} rows")
     return 0
 

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from dim.runtime.bench_report import BenchReport, NotRun, Ratio, Result
+from dim.export.untrained import untrained_bundle
+from dim.runtime.bench_report import BenchReport, NotRun, Ratio, Result, judge
 from dim.runtime.bundle_files import load_manifest
 
 
@@ -41,6 +42,10 @@ CPU = BenchReport(
     dim="0",
     machine="some machine",
     cores=2,
+    date="2026-11-22 18:00 UTC",
+    threads=2,
+    load=0.1,
+    versions={"onnxruntime": "1.32.0"},
     gpu=None,
     gflop_per_image=0.5,
     rounds=5,
@@ -54,10 +59,10 @@ CPU = BenchReport(
 )
 
 
-def test_the_promises_of_a_cpu(script: ModuleType) -> None:
-    claims = script.judge(CPU, resizes=True)
+def test_the_promises_of_a_cpu() -> None:
+    claims = judge(CPU, resizes=True)
     assert [claim["holds"] for claim in claims] == [True, False, None]
-    assert len(script.judge(CPU, resizes=False)) == 2
+    assert len(judge(CPU, resizes=False)) == 2
 
 
 def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +82,7 @@ def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture
         results=(row,),
         ratios=(ratio("tensorrt-rtx", "fp16", "torch-compile", "fp16", 1.6),),
     )
-    claims = {claim["claim"]: claim for claim in script.judge(gpu, resizes=True)}
+    claims = {claim["claim"]: claim for claim in judge(gpu, resizes=True)}
     assert claims["fp16 tensorrt-rtx against torch.compile fp16"]["holds"] is True
     floor = claims["tensorrt-rtx against 500 TFLOP/s of arithmetic"]
     assert floor["found"] == pytest.approx(0.6) and floor["holds"] is True
@@ -86,7 +91,7 @@ def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture
     assert "600,000*" in shown and "60%" in shown and "not run: tensorrt fp32: no GPU" in shown
 
 
-def test_the_generator_of_a_preset(script: ModuleType, tmp_path: Path) -> None:
-    manifest = load_manifest(script.preset_bundle("tiny", tmp_path))
+def test_the_generator_of_a_preset(tmp_path: Path) -> None:
+    manifest = load_manifest(untrained_bundle("tiny", tmp_path))
     assert manifest.precisions == ("fp32", "fp16", "int8")
     assert manifest.distill_config["generator"]["kind"] == "resize"

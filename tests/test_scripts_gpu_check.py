@@ -45,6 +45,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: ModuleType)
     )
     short = {"rounds": 1, "sample_s": 0.001, "batches": (8,), "find_best": False}
     monkeypatch.setattr(script, "benchmark", lambda path, **options: benchmark(path, **{**options, **short}))
+    monkeypatch.setattr("dim.export.untrained.untrained_bundle", lambda preset, folder, precisions: machine.path)
     yield machine
     trt_library.load_library.cache_clear()
 
@@ -75,6 +76,13 @@ def test_every_step_runs(
     assert steps["generate --device gpu: a set, twice the same"]["found"]["engine"].startswith("tensorrt-rtx")
     speeds = steps["benchmark at batch 256"]["found"]["results"]
     assert {(row["engine"], row["batch"]) for row in speeds} == {("tensorrt-rtx", 8)}
+    published = steps["benchmark of the published generator"]["found"]
+    assert {(row["engine"], row["precision"]) for row in published["results"]} == {("tensorrt-rtx", "fp16")}
+    promised = {claim["claim"]: claim["holds"] for claim in published["claims"]}
+    assert promised == {
+        "fp16 tensorrt-rtx against torch.compile fp16": None,
+        "tensorrt-rtx against 500 TFLOP/s of arithmetic": False,
+    }
     assert "tensorrt accepts this GPU" in report["not_run"]
     assert "tensorrt-rtx: DLPack to torch" in report["not_run"]
     assert "not run" in capsys.readouterr().out
@@ -95,7 +103,7 @@ def test_a_step_that_fails_is_told_and_the_others_run(
     monkeypatch.setattr(FakeContext, "compute", unsteady)
     code, report = run(script, machine, monkeypatch)
     assert code == 1 and "tensorrt-rtx: the same pixels again" in report["failed"]
-    assert len(report["steps"]) == 16
+    assert len(report["steps"]) == 17
 
 
 def test_when_time_is_over_the_rest_is_not_run(

@@ -90,3 +90,64 @@ def test_a_file_of_another_kind_is_refused(script: ModuleType, tmp_path: Path) -
     (tmp_path / "results" / "x.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"x\.json is not a results\.json of dim eval"):
         script.main(["--docs", str(tmp_path)])
+
+
+def bench(**changes: Any) -> dict[str, Any]:
+    speed = {"engine": "onnxruntime-cpu", "precision": "fp32", "device": "cpu", "batch": 256, "images_per_s": 3500.4}
+    speed |= {"latency_ms": 73.1, "best": True, "share_of_product_rate": 0.85}
+    ratio = {"engine": "onnxruntime-cpu", "precision": "fp32", "device": "cpu", "against": "torch-eager"}
+    ratio |= {"against_precision": "fp32", "batch": 256, "ratio": 2.5, "least": 2.25, "most": 2.75}
+    gap = {"engine": "torch-compile", "precision": "fp32", "device": "cpu", "batch": None, "reason": "no\ncompiler | x"}
+    plain = {
+        "bundle": "mnist.dim", "machine": "Linux x86_64, a CPU", "cores": 2, "gpu": None, "gflop_per_image": 0.046,
+        "date": "2026-11-22 20:00 UTC", "load": 0.5, "versions": {"onnxruntime": "1.32.0"},
+        "results": [speed], "ratios": [ratio, ratio | {"batch": 64}], "not_run": [gap],
+        "product_rates": [{"engine": "onnxruntime-cpu", "precision": "fp32", "device": "cpu", "gflop_per_s": 190.0}],
+        "claims": [{"claim": "fp32 against eager", "found": 2.5, "least": 2.0, "holds": True},
+                   {"claim": "int8 against fp32", "found": None, "least": 2.5, "holds": None}],
+    }  # fmt: skip
+    return plain | changes
+
+
+def test_engines_stand_with_their_machine_and_gpu_engines_as_not_run(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "engines-cpu.json").write_text(json.dumps(bench()))
+    assert script.main(["--docs", str(tmp_path)]) == 0
+    page = (tmp_path / "results.md").read_text()
+    for line in (
+        "### mnist.dim, Linux x86_64, a CPU, 2 cores; onnxruntime 1.32.0; 2026-11-22 20:00 UTC, load 0.50",
+        "0.046 GFLOP per image. Matrix products through onnxruntime-cpu fp32: 190 GFLOP/s.",
+        "| onnxruntime-cpu | fp32 | cpu | 256 | 3,500 \\* | 73.10 | 85% |",
+        "| torch-compile | fp32 | cpu |  | not run: no compiler / x | | |",
+        "| onnxruntime-cpu fp32 | torch-eager fp32 | 2.50 | 2.25 to 2.75 |",
+        "| fp32 against eager | 2 | 2.50 | holds |",
+        "| int8 against fp32 | 2.5 | not run |  |",
+        "| tensorrt | int8 | not run: `scripts/gpu_check.sh` on a machine with a CUDA GPU |",
+        "| onnxruntime-cuda | fp16 | not run: `scripts/gpu_check.sh` on a machine with a CUDA GPU |",
+    ):
+        assert f"\n{line}\n" in page
+    assert page.count("2.25 to 2.75") == 1
+    assert (tmp_path / "results" / "engines-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gpu_that_was_checked_fills_its_rows(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    rows = [row | {"engine": "tensorrt-rtx", "precision": "fp16", "device": "gpu"} for row in bench()["results"]]
+    faster = bench(gpu="Fake 1", results=[rows[0], rows[0] | {"batch": 1024, "images_per_s": 9000.0}])
+    checked = {
+        "gpu": "Fake 1", "seconds": 99.5, "failed": ["a", "b"], "not_run": ["c"],
+        "steps": [{"step": "doctor", "found": {}}, {"step": "x", "found": "y"}, {"step": "bench", "found": faster}],
+    }  # fmt: skip
+    (tmp_path / "results" / "gpu-fake-1.json").write_text(json.dumps(checked))
+    script.main(["--docs", str(tmp_path)])
+    page = (tmp_path / "results.md").read_text()
+    assert "- gpu-fake-1.json: 3 steps in 100 s.\n- Failed: a, b.\n- Not run: c.\n" in page
+    assert "| tensorrt-rtx | fp16 | 9,000 images/s at batch 1,024, mnist.dim, Fake 1 |" in page
+    assert "| tensorrt-rtx | fp32 | not run: `scripts/gpu_check.sh` on a machine with a CUDA GPU |" in page
+
+
+def test_a_benchmark_file_of_another_kind_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "gpu-x.json").write_text(json.dumps(bench()))
+    with pytest.raises(SystemExit, match=r"gpu-x\.json has no 'steps': remove it, or copy the right file\."):
+        script.main(["--docs", str(tmp_path)])
