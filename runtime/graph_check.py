@@ -18,8 +18,8 @@ MAX_ELEMENTS_PER_IMAGE = 2**24
 """Of any one value inside the graph: 64 MiB as float32."""
 MAX_TOTAL_ELEMENTS_PER_IMAGE = 2**28
 """Of all values together, and of the room that one transposed convolution needs beside them."""
-MAX_ELEMENTS_PER_RUN = 2**28
-"""Of the values that one run holds at a time: 1 GiB as float32; a run gets as many rows as fit, at least one."""
+MAX_ELEMENTS_PER_RUN = 2**27
+"""Of the values that one run holds at a time: 512 MiB as float32; a run gets as many rows as fit, at least one."""
 MAX_MACS_PER_IMAGE = 2 * 10**11
 """Multiply-accumulate operations: seconds on two cores; the published 32x32 generator has 0.37e9."""
 

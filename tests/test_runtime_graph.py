@@ -292,7 +292,7 @@ def wide(model: Any) -> None:
 def test_a_run_gets_as_many_rows_as_memory_allows() -> None:
     largest = 6 * 8 * 8 + 6 * 4 * 4  # `larger`, and `positive` that it is made from
     assert check_contract(PLAIN, CONTRACT) == graph_check.MAX_ELEMENTS_PER_RUN // largest
-    assert check_contract(changed(wide), CONTRACT) == 2**28 // (6 * 512 * 512 + 6 * 4 * 4)
+    assert check_contract(changed(wide), CONTRACT) == 2**27 // (6 * 512 * 512 + 6 * 4 * 4)
 
 
 def test_rows_that_are_drawn_in_pieces_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
