@@ -212,6 +212,7 @@ def train_student(
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        fused=True,
     )
     normalize = Normalizer(spec.mean, spec.std, device)
     generator = step_generator(device, "student augmentation", seed)

@@ -50,6 +50,18 @@ def test_quick_average_pooling_equals_the_plain_operator(side: int) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("side", [8, 28])
+def test_quick_first_convolution_equals_the_plain_operator(side: int) -> None:
+    quick = build_classifier("convnet3", 3, 1, side, 4).body[0].train()
+    images = torch.randn(2, 1, side, side)
+    found, plain = quick(images), torch.nn.functional.conv2d(images, quick.weight, quick.bias, padding=quick.padding)
+    torch.testing.assert_close(found, plain)
+    weights = torch.randn_like(plain)
+    parameters = [quick.weight, quick.bias]
+    for one, other in zip(*(torch.autograd.grad((m * weights).sum(), parameters) for m in (found, plain)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_average_pooled_networks_have_no_strided_convolution() -> None:
     strided = [m for m in build_classifier("resnetap18-half", 10, 3, 32).modules() if getattr(m, "stride", 1) == (2, 2)]
     assert not strided
