@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +80,10 @@ class RemoteStore:
 
     def put(self, name: str, data: bytes, durable: bool = False) -> None:
         self._try(lambda: self._fs.pipe_file(self._path(name), data))
+
+    def put_all(self, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            self.put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         if self.size(name) is not None:

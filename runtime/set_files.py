@@ -207,9 +207,7 @@ def reopen(store: Store, found: SetFile) -> SetFile:
 
 def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], extras: dict[str, bytes]) -> SetFile:
     """Write the set's other files, then `dataset.json` with everything in it, then remove the journal."""
-    for name, data in extras.items():
-        if store.read(name) != data:
-            store.put(name, data, durable=True)
+    store.put_all({name: data for name, data in extras.items() if store.read(name) != data})
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in extras.items()}
     complete = replace(found, parts=tuple(records), extras=listed)
     store.flush()

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +53,9 @@ class Store(Protocol):
 
     def put(self, name: str, data: bytes, durable: bool = False) -> None:
         """Write an object whole, replacing one of that name; `durable` waits for the disk."""
+
+    def put_all(self, files: Mapping[str, bytes]) -> None:
+        """Write objects whole, replacing those of the same names; one flush serves all."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object whole unless it exists; return whether it was written."""
@@ -147,6 +150,14 @@ class LocalStore:
         if durable:
             sync_folder(Path(self.path(name)).parent)
 
+    def put_all(self, files: Mapping[str, bytes]) -> None:
+        made = {name: self.scratch(name.replace("/", "-") + ".new") for name in files}
+        for name, data in files.items():
+            write_file(made[name], data)
+        self.flush()
+        for name, temporary in made.items():
+            os.rename(temporary, self.path(name))
+
     def create(self, name: str, data: bytes) -> bool:
         if os.path.lexists(self.path(name)):
             return False
@@ -237,8 +248,9 @@ class LocalStore:
             os.close(descriptor)
 
     def begin_state(self) -> None:
-        if self.root.exists() and not self.root.is_dir():
-            raise OutputError(f"{self.root} is a file; name a folder for the set.")
+        for place in (self.root, *self.root.parents):
+            if place.exists() and not place.is_dir():
+                raise OutputError(f"{place} is a file; name a folder for the set.")
         self.root.mkdir(parents=True, exist_ok=True)
         for name in (STATE, f"{STATE}/locks", f"{STATE}/parts"):
             self.make_folder(name)

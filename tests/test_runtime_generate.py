@@ -1,5 +1,6 @@
 """`generate` end to end with the fake engine: what is written, resumed, refused and replaced."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -243,9 +244,24 @@ def test_out_that_is_a_file(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="file is a file; name a folder for the set"):
         generate(bundle, tmp_path / "file", counts=COUNTS)
-    with pytest.raises(OutputError, match=r"went away or stopped working|is a file; name a folder"):
+    with pytest.raises(OutputError, match="file is a file; name a folder for the set"):
         generate(bundle, tmp_path / "file" / "set", counts=COUNTS)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(OutputError) as caught:
+        generate(bundle, tmp_path / "set", counts=COUNTS)
+    assert str(caught.value) == (
+        f"{tmp_path}/set cannot be written ({os.strerror(code)}): choose another folder or mend its permissions."
+    )
 
 
 def test_a_second_writer_of_a_shard_is_refused(bundle: Bundle, tmp_path: Path) -> None:
