@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
 """How fast a set is written: engine, encoders and disk alone, all together, and PyTorch, in interleaved turns.
 
-    python bench/generate.py [--images 2000] [--rounds 5] [--format imagefolder] [--engine onnxruntime-cpu] [--json]
+    python bench/generate.py [--images 5000] [--rounds 5] [--format imagefolder] [--engine onnxruntime-cpu] [--json]
     python bench/generate.py --engine fake        # the encoders' and the disk's limit
 
-Images per second, medians over rounds; ratios are taken within a round. `slowest part` is the least of the three alone:
-what a perfect overlap reaches where the parts do not share cores. On a CPU engine and encoders do share them; `in turn`
-is the rate of doing one after the other. PyTorch draws with the bundle's own network and random weights, which do not
-change its speed; its rows end with images in memory, as `engine` does, and are left out where torch is not installed.
+Images per second, and microseconds of CPU time per image, medians over rounds; ratios are taken within a round. Each
+part alone has all cores: `engine` draws latents and images, `encoders` makes PNG on one thread per core, `disk` writes
+what they made, without renaming, and flushes once. `slowest part` is the least of the three: what a perfect overlap
+reaches where each part has cores of its own. A CPU engine and the encoders share theirs, and no overlap makes cores of
+nothing: there the limit is the cores over the parts' CPU times together. `limit` is the lower of the two. On a machine
+with other work the rates are too low and the CPU times still right, so look at `CPU of the parts / end to end`.
+
+PyTorch draws with the bundle's own network and random weights, which do not change its speed, from latents in memory;
+its rows are left out where torch is not installed.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +31,10 @@ from numpy.typing import NDArray
 from dim.runtime import open_bundle
 from dim.runtime.bundle import Bundle
 from dim.runtime.generate import generate
-from dim.runtime.pipeline import usable_cores
+from dim.runtime.pipeline import ENCODE_IMAGES, usable_cores
+from dim.runtime.plan import SINGLE_FILE_FORMATS
 from dim.runtime.sampling import order_slice
+from dim.runtime.set_store import sync_file_system, write_file
 from dim.runtime.writers_png import encode_png
 
 BATCH = 256
@@ -43,47 +51,61 @@ class Parts:
         bundle: open, with its engine chosen.
         images: how many samples; rounded down to a multiple of the classes.
         format: of the sets that are written.
-        folder: an empty one on the disk that is measured.
+        folder: an empty one on the disk that is measured; what is written stays there, because file systems are slow
+            where many files were just removed.
     """
 
     def __init__(self, bundle: Bundle, images: int, format: str, folder: Path) -> None:
         self.bundle, self.format, self.folder = bundle, format, folder
         self.counts = [max(images // len(bundle.classes), 1)] * len(bundle.classes)
         self.count = sum(self.counts)
-        self.labels, indices = order_slice(self.counts, 0, self.count)
-        self.latents = bundle.latents(self.labels, indices)
-        self.pixels = bundle.sample(self.labels, indices)
+        self.labels, self.indices = order_slice(self.counts, 0, self.count)
+        self.latents = bundle.latents(self.labels, self.indices)
+        self.pixels = bundle.sample(self.labels, self.indices)
         self.encoded = encode_png(self.pixels)
 
+    def alone(self) -> dict[str, Callable[[], None]]:
+        """The parts that writing this format has."""
+        if self.format in SINGLE_FILE_FORMATS:
+            return {"engine": self.engine, "disk": self.disk}
+        return {"engine": self.engine, "encoders": self.encoders, "disk": self.disk}
+
+    def slices(self, step: int) -> list[slice]:
+        """Cut the samples."""
+        return [slice(start, start + step) for start in range(0, self.count, step)]
+
     def batches(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """The samples, 256 at a time."""
-        for start in range(0, self.count, BATCH):
-            yield self.latents[start : start + BATCH], self.labels[start : start + BATCH]
+        """Latents and labels, 256 at a time."""
+        for part in self.slices(BATCH):
+            yield self.latents[part], self.labels[part]
 
     def engine(self) -> None:
-        """Latents in memory to images in memory."""
-        for latents, labels in self.batches():
-            self.bundle.engine.run(latents, labels)
+        """Labels and indices in memory to images in memory."""
+        for part in self.slices(BATCH):
+            self.bundle.engine.run(self.bundle.latents(self.labels[part], self.indices[part]), self.labels[part])
 
     def encoders(self) -> None:
-        """Images in memory to PNG in memory, on one thread."""
-        for start in range(0, self.count, BATCH):
-            encode_png(self.pixels[start : start + BATCH])
+        """Images in memory to PNG in memory, on one thread per core."""
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+            list(pool.map(lambda part: encode_png(self.pixels[part]), self.slices(ENCODE_IMAGES)))
 
     def disk(self) -> None:
-        """PNG in memory to one file each, in one folder per class."""
-        target = Path(tempfile.mkdtemp(dir=self.folder))
-        for label in range(len(self.counts)):
-            (target / str(label)).mkdir()
-        for number, (label, data) in enumerate(zip(self.labels, self.encoded, strict=True)):
-            (target / str(label) / f"{number:06d}.png").write_bytes(data)
-        shutil.rmtree(target)
+        """Bytes in memory to files: one per image in a folder per class, else one for all."""
+        target = tempfile.mkdtemp(dir=self.folder)
+        if self.format == "imagefolder":
+            for label in range(len(self.counts)):
+                Path(target, str(label)).mkdir()
+            for number, (label, data) in enumerate(zip(self.labels.tolist(), self.encoded, strict=True)):
+                write_file(f"{target}/{label}/{number:08d}.png", data)
+            sync_file_system(Path(target))
+        else:
+            data = self.pixels.data if self.format in SINGLE_FILE_FORMATS else b"".join(self.encoded)
+            write_file(f"{target}/data", memoryview(data).cast("B"), durable=True)
 
     def end_to_end(self) -> None:
         """`dim generate`: latents drawn, images drawn, encoded, written and recorded."""
         target = Path(tempfile.mkdtemp(dir=self.folder))
         generate(self.bundle, target / "set", counts=self.counts, format=self.format, say=quiet)
-        shutil.rmtree(target)
 
 
 def torch_parts(parts: Parts, threads: int) -> dict[str, Callable[[], None]]:
@@ -110,7 +132,7 @@ def torch_parts(parts: Parts, threads: int) -> dict[str, Callable[[], None]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5, help="turns, after one that is not counted")
     parser.add_argument("--format", default="imagefolder", help="what `dim generate --format` takes")
     parser.add_argument("--engine", default="onnxruntime-cpu")
@@ -123,44 +145,52 @@ def main() -> None:
     try:
         with open_bundle(options.bundle, engine=options.engine, device=device, say=quiet) as bundle:
             parts = Parts(bundle, options.images, options.format, folder)
-            timed = {"engine": parts.engine, "encoders": parts.encoders, "disk": parts.disk}
-            timed |= {"end to end": parts.end_to_end} | torch_parts(parts, usable_cores())
-            rates: dict[str, list[float]] = {name: [] for name in timed}
+            timed = parts.alone() | {"end to end": parts.end_to_end} | torch_parts(parts, usable_cores())
+            walls: dict[str, list[float]] = {name: [] for name in timed}
+            cpus: dict[str, list[float]] = {name: [] for name in timed}
             for turn in range(options.rounds + 1):
                 for name, work in timed.items():
-                    began = time.perf_counter()
+                    began, cpu_began = time.perf_counter(), time.process_time()
                     work()
                     if turn:
-                        rates[name].append(parts.count / (time.perf_counter() - began))
-            report(options, bundle, parts, rates)
+                        walls[name].append((time.perf_counter() - began) / parts.count)
+                        cpus[name].append((time.process_time() - cpu_began) / parts.count)
+            report(options, bundle, parts, walls, cpus)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(options: argparse.Namespace, bundle: Bundle, parts: Parts, rates: dict[str, list[float]]) -> None:
-    """Print rates and the ratios that matter."""
-    alone = list(zip(rates["engine"], rates["encoders"], rates["disk"], strict=True))
-    slowest = [min(turn) for turn in alone]
-    in_turn = [1 / sum(1 / rate for rate in turn) for turn in alone]
+def report(
+    options: argparse.Namespace,
+    bundle: Bundle,
+    parts: Parts,
+    walls: dict[str, list[float]],
+    cpus: dict[str, list[float]],
+) -> None:
+    """Print rates, CPU times and the ratios that matter; `walls` and `cpus` are seconds per image."""
+    cores, alone = usable_cores(), list(parts.alone())
+    slowest = [max(turn) for turn in zip(*(walls[name] for name in alone), strict=True)]
+    cpu = [sum(turn) for turn in zip(*(cpus[name] for name in alone), strict=True)]
+    limit = [max(wall, used / cores) for wall, used in zip(slowest, cpu, strict=True)]
 
     def ratio(a: list[float], b: list[float]) -> float:
         return round(statistics.median(x / y for x, y in zip(a, b, strict=True)), 3)
 
     ratios = {
-        "end to end / slowest part": ratio(rates["end to end"], slowest),
-        "end to end / in turn": ratio(rates["end to end"], in_turn),
+        "end to end / slowest part": ratio(slowest, walls["end to end"]),
+        "end to end / limit": ratio(limit, walls["end to end"]),
+        "CPU of the parts / end to end": ratio(cpu, cpus["end to end"]),
     }
-    ratios |= {
-        f"engine / {name}": ratio(rates["engine"], values) for name, values in rates.items() if name.startswith("torch")
-    }
-    medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+    ratios |= {f"engine / {name}": ratio(wall, walls["engine"]) for name, wall in walls.items() if "torch" in name}
+    rates = {name: round(1 / statistics.median(values), 1) for name, values in walls.items()}
+    cpu_us = {name: round(1e6 * statistics.median(values), 1) for name, values in cpus.items()}
     if options.json:
-        described = {"engine": bundle.engine.version, "images": parts.count, "format": options.format}
-        print(json.dumps({**described, "images_per_s": medians, "ratios": ratios}))
+        described = {"engine": bundle.engine.version, "images": parts.count, "format": options.format, "cores": cores}
+        print(json.dumps({**described, "images_per_s": rates, "cpu_us_per_image": cpu_us, "ratios": ratios}))
         return
-    print(f"{bundle.manifest.name}, {bundle.engine.name}, {parts.count} images as {options.format}")
-    for name, rate in medians.items():
-        print(f"  {name:<24}{rate:>12,.0f} images/s")
+    print(f"{bundle.manifest.name}, {bundle.engine.name}, {parts.count} images as {options.format}, {cores} cores")
+    for name, rate in rates.items():
+        print(f"  {name:<24}{rate:>12,.0f} images/s{cpu_us[name]:>10,.1f} us of CPU per image")
     for name, value in ratios.items():
         print(f"  {name:<36}{value:>8.2f}")
 

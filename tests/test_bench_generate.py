@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 
@@ -17,14 +19,15 @@ def run(name: str, *options: str) -> dict[str, object]:
     return printed
 
 
-def test_generation_against_its_parts(tiny_bundle: Path) -> None:
-    printed = run("generate.py", "--bundle", str(tiny_bundle), "--images", "30", "--rounds", "1")
+@pytest.mark.parametrize("format", ["imagefolder", "npz", "webdataset"])
+def test_generation_against_its_parts(tiny_bundle: Path, format: str) -> None:
+    printed = run("generate.py", "--bundle", str(tiny_bundle), "--images", "30", "--rounds", "1", "--format", format)
     assert printed["images"] == 30
-    rates = printed["images_per_s"]
-    assert isinstance(rates, dict) and {"engine", "encoders", "disk", "end to end"} <= set(rates)
-    assert all(rate > 0 for rate in rates.values())
+    parts = {"engine", "disk", "end to end"} | ({"encoders"} if format != "npz" else set())
+    for rates in (printed["images_per_s"], printed["cpu_us_per_image"]):
+        assert isinstance(rates, dict) and parts <= set(rates) and all(rate > 0 for rate in rates.values())
     ratios = printed["ratios"]
-    assert isinstance(ratios, dict) and {"end to end / slowest part", "end to end / in turn"} <= set(ratios)
+    assert isinstance(ratios, dict) and 0 < ratios["end to end / slowest part"] and 0 < ratios["end to end / limit"]
 
 
 def test_starting_against_bare_python(tiny_bundle: Path) -> None:
