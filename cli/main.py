@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify
-from dim.runtime.errors import DimError
+from dim.runtime.errors import DimError, printable
 from dim.version import __version__
 
 INTERRUPTED = 130
@@ -104,7 +104,7 @@ def _describe(error: OSError) -> str:
 
 def _fail(message: str) -> None:
     """Print one line, whatever the message holds, and exit with 1."""
-    typer.echo("Error: " + " ".join(message.split()), err=True)
+    typer.echo("Error: " + printable(" ".join(message.split())), err=True)
     raise SystemExit(1)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle_files import check_file
 from dim.runtime.engine import EngineRequest
-from dim.runtime.errors import EngineError, MissingExtraError
+from dim.runtime.errors import EngineError, MissingExtraError, printable
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import onnx_name
 
@@ -41,12 +41,14 @@ class OnnxEngine:
     batch: int | None = None
 
     def __init__(self, request: EngineRequest) -> None:
+        from dim.runtime.cpu_sessions import CpuSessions
+
         onnxruntime = import_onnxruntime("cpu")
         self.reason = ""
         self.precision = request.precision
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._shape, model, self._rows = read_checked_onnx(request)
-        self._session: Any = open_cpu_session(model, request.threads)
+        self._session: Any = CpuSessions(model, request.threads)
 
     def run(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Draw images; see `Engine.run`."""
@@ -156,4 +158,4 @@ def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's text, at most 300 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0][:300])

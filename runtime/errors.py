@@ -15,6 +15,11 @@ DimError                    anything the command line reports in one line with e
 """
 
 
+def printable(text: str) -> str:
+    """Return a stranger's text for a message: letters that would act on a terminal become question marks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class DimError(Exception):
     """Base of all errors that are the world's fault or the user's; the message is one sentence and says what to do."""
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from dim.runtime.errors import GraphError
+from dim.runtime.errors import GraphError, printable
 from dim.runtime.graph import GraphContract
 
 MAX_OPSET, MIN_OPSET = 18, 13
@@ -90,7 +90,7 @@ def check_model(model: Any, contract: GraphContract) -> int:
         onnx.checker.check_model(model)
         small, large = (_shapes(model, contract, batch) for batch in _BATCHES)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = printable((str(error).strip() or type(error).__name__).splitlines()[0][:300])
         raise GraphError(f"The ONNX file is not a valid graph: {reason}") from None
     _check_sizes(graph, small, large)
     return max(1, MAX_ELEMENTS_PER_RUN // _largest_at_once(graph, small))
@@ -266,4 +266,4 @@ def _type_name(number: int) -> str:
 
 def _names(names: list[str]) -> str:
     # A name that is not UTF-8 comes as bytes.
-    return ", ".join(str(name)[:40] for name in names[:8]) or "none"
+    return ", ".join(printable(str(name)[:40]) for name in names[:8]) or "none"

@@ -101,10 +101,12 @@ def check_manifest(m: "Manifest") -> None:
     if not isinstance(m.distill_config, dict):
         raise wrong("distill_config", m.distill_config, "an object")
     strict_json.check_plain(m.distill_config, "distill_config", depth=1)
+    _check_letters("distill_config", m.distill_config)
     for row in m.accuracy:
         if not isinstance(row, dict):
             raise wrong("accuracy", row, "a list of objects")
         strict_json.check_plain(row, "accuracy", depth=2)
+        _check_letters("accuracy", row)
     _check_files(m.files)
     _check_sha256("manifest_sha256", m.manifest_sha256)
     _check_sha256("content_id", m.content_id)
@@ -173,6 +175,22 @@ def _check_text(field: str, value: object, max_chars: int, may_be_empty: bool = 
     # Control and format letters in a name would reach people's terminals and file systems.
     if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in allowed_control for letter in value):
         raise wrong(field, value, "text without control characters")
+
+
+def _check_letters(field: str, value: object) -> None:
+    """Check that no text in plain data holds control characters, which would act on a terminal."""
+    if isinstance(value, str):
+        if not value.isprintable() and any(
+            unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in value
+        ):
+            raise wrong(field, value, "without control characters in its text")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_letters(field, key)
+            _check_letters(field, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_letters(field, item)
 
 
 def _check_int(field: str, value: object, low: int, high: int) -> None:

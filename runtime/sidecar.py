@@ -225,9 +225,13 @@ def _valid(name: str, value: Any) -> bool:
         case "version_compatible" | "checked":
             return isinstance(value, bool)
         case "gpu":
-            return value is None or isinstance(value, str)
+            return value in (None, "") or _text(value)
         case _:
-            return isinstance(value, str) and value != ""
+            return _text(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
 def _count(value: Any) -> bool:

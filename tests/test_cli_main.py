@@ -92,6 +92,7 @@ def test_traceback_shows_where_it_came_from(tmp_path: Path, place: str) -> None:
         (OSError(errno.ENOSPC, "x", "some/file"), "some/file: No space left on device."),
         (PermissionError(errno.EACCES, "x", "some/file"), "some/file: Permission denied."),
         (MemoryError(), "There is not enough memory for this: ask for less at once, or use a machine with more."),
+        (BundleError("a \x1b[2J b\x07"), "a ?[2J b?"),
         (KeyError("x"), "An error of dim itself, KeyError: 'x' Run it again with --traceback to see where."),
     ],
 )
