@@ -4,15 +4,17 @@ import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from dim.runtime import engine_onnx
+from dim.runtime import cpu_sessions, engine_onnx
 from dim.runtime.bundle_files import load_manifest
 from dim.runtime.engine import ENGINES, open_engine
+from dim.runtime.engine_onnx import open_cpu_session
 from dim.runtime.errors import BadValueError, BundleError, EngineError, GraphError, MissingExtraError
 from dim.runtime.manifest import Manifest
 from dim.runtime.sampling import draw_latents
@@ -59,6 +61,35 @@ def test_threads_do_not_show(bundle: Opened) -> None:
     latents, labels = samples(33)
     drawn = [open_engine(bundle, engine="onnxruntime-cpu", threads=n).run(latents, labels) for n in (1, 2, 4)]
     assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+
+
+def test_many_images_are_spread_over_the_threads_in_pieces(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, labels = samples(150)
+    expected = open_engine(bundle, engine="onnxruntime-cpu", threads=1).run(latents, labels)
+    opened: list[tuple[int, list[int]]] = []
+
+    def watched(model: bytes, threads: int | None = None) -> Any:
+        session = open_cpu_session(model, threads)
+        sizes: list[int] = []
+        opened.append((threads or 0, sizes))
+        run = lambda names, feeds: sizes.append(len(feeds["labels"])) or session.run(names, feeds)  # noqa: E731
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(cpu_sessions, "open_cpu_session", watched)
+    engine = open_engine(bundle, engine="onnxruntime-cpu", threads=2)
+    assert np.array_equal(engine.run(latents[:31], labels[:31]), expected[:31])
+    assert opened == [(2, [31])]
+    for _ in range(2):
+        assert np.array_equal(engine.run(latents, labels), expected)
+    assert [threads for threads, _ in opened] == [2, 1]
+    assert sorted(opened[1][1]) == sorted([19] * 14 + [17] * 2)  # an eighth of 150, rounded up
+
+
+def test_what_fails_in_a_piece_fails_the_run(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = FakeSession([], lambda feeds: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(cpu_sessions, "open_cpu_session", lambda model, threads: session)
+    with pytest.raises(EngineError, match="onnxruntime-cpu failed while drawing 64 images: out of memory$"):
+        open_engine(bundle, engine="onnxruntime-cpu", threads=2).run(*samples(64))
 
 
 def test_an_engine_says_what_it_is(bundle: Opened) -> None:
