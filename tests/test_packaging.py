@@ -1,11 +1,14 @@
 """The folders at the top level, their import names, the links between them, and what a wheel holds."""
 
+import importlib.util
 import os
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from dim.runtime.bundle_files import check_file_hash, load_manifest, unlisted_files
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -93,3 +96,19 @@ def test_the_page_of_dependencies_lists_the_pinned_versions() -> None:
     listed = {f"{package.removeprefix('| ')}=={version}" for package, version in rows}
     assert len(listed) > 100
     assert listed <= {*_pins("dev"), "torch==2.13.0"}, "run  python scripts/licences.py"
+
+
+def test_the_hashes_of_the_shipped_bundles_are_recorded() -> None:
+    """Nobody changes a bundle that users get without saying so in docs/shipped.md."""
+    specification = importlib.util.spec_from_file_location("shipped", ROOT / "scripts" / "shipped.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    page = (ROOT / "docs" / "shipped.md").read_text()
+    assert page == script.page(), "run  python scripts/shipped.py"
+    for folder in (ROOT / "runtime" / "shipped").iterdir():
+        manifest = load_manifest(folder)
+        assert f"`{manifest.manifest_sha256}`" in page and f"`{manifest.content_id}`" in page
+        for name in manifest.files:
+            check_file_hash(folder, manifest, name)
+        assert unlisted_files(folder, manifest) == []

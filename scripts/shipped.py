@@ -1,0 +1,42 @@
+"""Write docs/shipped.md: the bundles that come with the package, by their hashes.
+
+Run it whenever a bundle under runtime/shipped/ is replaced:  python scripts/shipped.py
+"""
+
+from pathlib import Path
+
+from dim.runtime.bundle_files import load_manifest
+from dim.runtime.locate import SHIPPED
+
+PAGE = Path(__file__).parent.parent / "docs" / "shipped.md"
+HEAD = """# Shipped bundles
+
+This page is written by `scripts/shipped.py` from the bundles under `runtime/shipped/`; a test compares the two, so no
+bundle changes without a change here. `manifest_sha256` covers every byte of a bundle, `content_id` what it draws.
+`dim verify` checks an installed bundle against its own manifest, `dim inspect` prints both hashes, and
+`--sha256 MANIFEST_SHA256` refuses any other bundle.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD]
+    for folder in sorted(SHIPPED.parent.glob("*.dim")):
+        manifest = load_manifest(folder)
+        rows = {
+            "`manifest_sha256`": f"`{manifest.manifest_sha256}`",
+            "`content_id`": f"`{manifest.content_id}`",
+            "made by": manifest.created_by,
+            "distilled with": f"preset `{manifest.distill_config['preset']}`, seed {manifest.distill_config['seed']}",
+            "from": f"{manifest.source.name}, {manifest.source.licence}",
+            "bytes": f"{sum(record.size_bytes for record in manifest.files.values()):,}",
+        }
+        parts.append(f"\n## {folder.name}\n\n| | |\n|---|---|\n")
+        parts += [f"| {name} | {value} |\n" for name, value in rows.items()]
+        parts.append("\n| file | SHA-256 |\n|---|---|\n")
+        parts += [f"| {name} | `{record.sha256}` |\n" for name, record in sorted(manifest.files.items())]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
