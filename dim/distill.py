@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,9 +104,11 @@ def distill(
         BadValueError: the configuration does not fit the data.
         RunError: the run directory cannot be used, is used by another process, or the disk refused.
         DivergedError: training broke down; the last good checkpoint is kept.
+        MissingExtraError: `tensorboard` is asked for and not installed.
     """
     started = time.monotonic()
     torch_device = choose_device(device)
+    writer = _summary_writer() if tensorboard else None
     with cpu_threads(threads), process_group(torch_device.type) as world, explained(run_dir), ExitStack() as holding:
         if torch_device.type == "cuda":
             torch_device = torch.device("cuda", world.local_rank)
@@ -136,8 +138,8 @@ def distill(
             holdout=holdout,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
-        if tensorboard and world.is_main:
-            session.log = _tensorboard(run_dir)
+        if writer is not None and world.is_main:
+            session.log = _log_to(writer(str(run_dir / "tensorboard")))
         session.resumed = folder.newest(session.say)
         if world.is_main:
             folder.prune()
@@ -284,16 +286,18 @@ def _write_generator(path: Path, network: nn.Module) -> None:
     write_tensors(path, network.state_dict())
 
 
-def _tensorboard(run_dir: Path) -> Callable[..., None]:
+def _summary_writer() -> Callable[[str], Any]:
     from dim.runtime.errors import MissingExtraError
 
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files") from None
-    writer = SummaryWriter(str(run_dir / "tensorboard"))
+    return SummaryWriter
 
-    def log(stage: str, step: int, values: dict[str, float]) -> None:
+
+def _log_to(writer: Any) -> Callable[[str, int, Mapping[str, float]], None]:
+    def log(stage: str, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(f"{stage}/{name}", value, step)
         writer.flush()

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_images import make_images
@@ -18,8 +21,9 @@ from dim.checkpoint import CheckpointFolder, read_tensors
 from dim.config import AdversarialConfig, DistillConfig, MatchingConfig, StageConfig, from_dict, to_dict
 from dim.data import load_data
 from dim.distill import Outcome, choose_device, describe_run, distill, fingerprint_of
+from dim.game import Game
 from dim.presets import PRESETS, preset
-from dim.runtime.errors import BadValueError, DeviceError, DivergedError, RunError
+from dim.runtime.errors import BadValueError, DeviceError, DivergedError, MissingExtraError, RunError
 from dim.session import Progress
 
 QUICK = {
@@ -280,6 +284,23 @@ def test_colour_unbalanced_and_many_classes(tmp_path: Path) -> None:
     assert distill(config, data, tmp_path / "run").finished
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "per_class", "image_px", "channels"), [(2, 8, 8, 1), (1000, 1, 8, 3), (2, 4, 128, 3), (3, 4, 61, 1)]
+)
+def test_every_size_and_number_of_classes(
+    num_classes: int, per_class: int, image_px: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batch statistics over 4,096 large images would take most of the time.
+    monkeypatch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=1, batch_size=8))
+    data = make_images(num_classes=num_classes, per_class=per_class, image_px=image_px, channels=channels)
+    few = {"stage1.steps": 1, "stage2.steps": 1, "stage1.batch_size": 8, "stage2.batch_size": 8, "pool.ages": (1,)}
+    chosen = {"deployment.latent_stds": (), "deployment.fixed_latents": 1, "deployment.candidates": 2}
+    config = preset("tiny", data=data, overrides={**QUICK, **few, **chosen, "pool.architectures": ("convnet3",)})
+    assert distill(config, data, tmp_path / "run").finished
+    with np.load(tmp_path / "run" / "latents.npz") as archive:
+        assert archive["latents"].shape == (num_classes, 1, 8) and np.isfinite(archive["latents"]).all()
+
+
 def test_values_that_cannot_be(tmp_path: Path) -> None:
     data = make_images()
     with pytest.raises(BadValueError, match="no preset named 'huge': choose one of"):
@@ -304,6 +325,39 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
         MatchingConfig(loss="sinkhorn")
     with pytest.raises(BadValueError, match="no field named 'colour'"):
         from_dict({"colour": 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_what_the_metrics_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scalars: list[tuple[str, float, int]] = []
+    folders: list[str] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            folders.append(folder)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            scalars.append((name, value, step))
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    distill(quick(**{"stage2.steps": 2}), make_images(), tmp_path / "run", tensorboard=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert folders == [str(tmp_path / "run" / "tensorboard")]
+    assert scalars == [
+        (f"{line['stage']}/{name}", value, line["step"])
+        for line in lines
+        for name, value in line.items()
+        if name not in ("stage", "step")
+    ]
+
+
+def test_a_missing_tensorboard_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match="tensorboard"):
+        distill(quick(), make_images(), tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 
