@@ -87,20 +87,52 @@ def _drawn_in(row: Mapping[str, Any]) -> str:
 
 
 def read_record(bundle_path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Read `export.json` of a bundle; empty where there is none."""
+    """Read `export.json` of a bundle; empty where there is none, or none that an export wrote."""
     if RECORD_NAME not in manifest.files:
         return {}
     data = check_file(bundle_path, manifest, RECORD_NAME, max_bytes=MAX_RECORD_BYTES)
     record = strict_json.parse(data, RECORD_NAME, MAX_RECORD_BYTES)
-    return record if isinstance(record, dict) else {}
+    return record if _is_record(record) else {}
+
+
+def _is_record(record: Any) -> bool:
+    """Say whether a stranger's `export.json` has the form in which this page reads it."""
+
+    def fits(block: Any, **kinds: Any) -> bool:
+        return isinstance(block, Mapping) and all(isinstance(block.get(key), kind) for key, kind in kinds.items())
+
+    number = int | float
+    if not fits(record, agreements=list):
+        return False
+    agreement = {
+        "precision": str,
+        "reference": str,
+        "max_levels": int,
+        "psnr_db": number | None,
+        "changed_share": number,
+    }
+    if not all(fits(block, **agreement) for block in record["agreements"]):
+        return False
+    accepted = record.get("int8_acceptance")
+    if accepted is None:
+        return True
+    shares = fits(accepted, pairs=int, same_class=number, by_classifier=Mapping)
+    return shares and all(isinstance(share, number) for share in accepted["by_classifier"].values())
 
 
 def reproducing_command(config: Mapping[str, Any]) -> str | None:
-    """The `dim distill` line that makes a run again, or None where its preset is not known.
+    """The `dim distill` line that makes a run again, or None where its preset is not known or it is no run's.
 
     Args:
         config: a run's `config.json`.
     """
+    try:
+        return _command(config)
+    except (BadValueError, AttributeError, KeyError, TypeError, ValueError):  # a stranger's configuration
+        return None
+
+
+def _command(config: Mapping[str, Any]) -> str:
     from dim.config import to_dict
     from dim.presets import preset
 
@@ -111,15 +143,12 @@ def reproducing_command(config: Mapping[str, Any]) -> str | None:
         class_counts=tuple(data["class_counts"]),
         height=data["image_px"],
     )
-    try:
-        start = _flat(to_dict(preset(config["preset"], data=shape)))
-    except (BadValueError, KeyError, TypeError):
-        return None
+    start = _flat(to_dict(preset(config["preset"], data=shape)))
     words = ["dim distill", f"--data {_shell(data['name'])}", f"--preset {config['preset']}"]
     if NATIVE_SHAPES.get(data["name"]) != (data["image_px"], data["channels"]):
-        words.append(f"--size {data['image_px']} --channels {data['channels']}")
+        words.append(f"--size {int(data['image_px'])} --channels {int(data['channels'])}")
     if config.get("seed"):
-        words.append(f"--seed {config['seed']}")
+        words.append(f"--seed {int(config['seed'])}")
     found = _flat(config)
     for field, value in start.items():
         if field not in REPORTING_ONLY and field in found and found[field] != value:
@@ -197,16 +226,16 @@ def _accuracy(m: Manifest) -> str:
     ]
     lines.append("|" + "---|" * 10)
     for row in m.accuracy:
-        network = _text(row.get("arch", "?")) + (f" (width {row['width']})" if row.get("width") else "")
+        network = _text(row.get("arch", "?")) + (f" (width {_text(row['width'])})" if row.get("width") else "")
         cells = [
             _text(row.get("subject", "?")),
             _text(_drawn_in(row) or "-"),
             _text(row.get("mode", "?")),
-            str(row.get("ipc") or "all"),
+            _text(row.get("ipc") or "all"),
             network,
             _text(row.get("labels", "hard")),
             _mean(row),
-            str(len(row.get("seeds") or [])),
+            str(len(row["seeds"]) if isinstance(row.get("seeds"), list | tuple) else 0),
             _count(row.get("steps")),
             _count(row.get("distinct_images")),
         ]

@@ -14,6 +14,7 @@ from dim.runtime import strict_json
 from dim.runtime.atomic import replace_folder, temporary_sibling
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
+from dim.runtime.engine_files import MAX_ENGINE_BYTES
 from dim.runtime.errors import BundleError, OutputError, ParityError
 from dim.runtime.manifest import FileRecord, Manifest, onnx_name
 from dim.runtime.manifest_check import MANIFEST_NAME
@@ -134,7 +135,7 @@ def kept_from(destination: Path, content_id: str, new: Mapping[str, FileRecord],
         changed = {n for n, r in new.items() if n in manifest.files and manifest.files[n] != r}
         # generator.<precision>.onnx and what is built from it, generator.<precision>.<engine>.<target>.engine and .json
         names = [n for n in manifest.files if n.startswith("generator.") and onnx_name(n.split(".")[1]) not in changed]
-        files = {name: check_file(destination, manifest, name) for name in names}
+        files = {name: check_file(destination, manifest, name, max_bytes=MAX_ENGINE_BYTES) for name in names}
         return Kept(accuracy=manifest.accuracy, files=files, record=read_record(destination, manifest))
     except BundleError as error:
         say(f"The bundle that is replaced is damaged, so nothing of it is kept: {error}")
