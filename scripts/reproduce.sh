@@ -39,12 +39,12 @@ bundle() {
     find "$1" -maxdepth 1 -name '*.dim' | head -n 1
 }
 
-# evaluate DATA BUNDLE [OPTION ...]: measure what is missing, and keep what there is.
+# evaluate DATA PART BUNDLE [OPTION ...]: measure what is missing, and keep the part's results.
 evaluate() {
-    local data=$1 bundle=$2
-    shift 2
+    local data=$1 part=$2 bundle=$3
+    shift 3
     dim eval --bundle "$bundle" --data "$data" --out "$out/eval-$data" --preset full --seeds "$seeds" "$@"
-    cp "$out/eval-$data/results.json" "$out/results/$data.json"
+    cp "$out/eval-$data/results.json" "$out/results/$data-$part.json"
 }
 
 # What the mission promises: every dataset's bundle, three sizes, two networks.
@@ -53,11 +53,11 @@ for data in $datasets; do
     ours=$(bundle "$out/$data")
     for ipc in $ipcs; do
         for arch in convnet3 resnet18; do
-            evaluate "$data" "$ours" --ipc "$ipc" --arch "$arch" --record
+            evaluate "$data" "$arch-$ipc" "$ours" --ipc "$ipc" --arch "$arch" --record
         done
     done
-    evaluate "$data" "$ours" --ipc 10 --arch convnet3 --recipe published
-    evaluate "$data" "$ours" --ipc 10 --arch convnet3 --precision int8 --no-controls --record
+    evaluate "$data" published "$ours" --ipc 10 --arch convnet3 --recipe published
+    evaluate "$data" int8 "$ours" --ipc 10 --arch convnet3 --precision int8 --no-controls --record
 done
 
 # The controls of stage 2, from the same preset: the published loss, and none. Then more sizes and more networks.
@@ -66,10 +66,10 @@ for data in $datasets; do
     ours=$(bundle "$out/$data") paper_loss=$out/$data-paper-loss unmatched=$out/$data-unmatched
     distil "$data" "$paper_loss" --preset "$preset" --matching-loss paper || continue
     distil "$data" "$unmatched" --preset "$preset" --matching-loss none || continue
-    evaluate "$data" "$ours" --ipc "${ipcs// /,}" --arch convnet3 \
+    evaluate "$data" controls "$ours" --ipc "${ipcs// /,}" --arch convnet3 \
         --compare "paper loss=$(bundle "$paper_loss")" --compare "no matching=$(bundle "$unmatched")"
-    evaluate "$data" "$ours" --ipc 10 --arch "$archs"
-    evaluate "$data" "$ours" --ipc "${ratios// /,}" --arch convnet3
+    evaluate "$data" networks "$ours" --ipc 10 --arch "$archs"
+    evaluate "$data" ratios "$ours" --ipc "${ratios// /,}" --arch convnet3
 done
 
 # What every ingredient is worth, the published recipe at equal time among them.

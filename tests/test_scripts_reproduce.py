@@ -56,9 +56,9 @@ def test_the_most_valuable_cell_comes_first_and_nothing_is_distilled_twice(tmp_p
     assert code == 0
     assert not [line for line in second if line.startswith(("dim distill", "dim export"))]
     assert len(second) == len(first) - 12
-    assert {path.name for path in (tmp_path / "out" / "results").iterdir()} == {
-        f"{prefix}{name}.json" for prefix in ("", "ablation-") for name in ("cifar10", "mnist")
-    }
+    kept = {path.name for path in (tmp_path / "out" / "results").iterdir()}
+    assert {"cifar10-convnet3-10.json", "mnist-int8.json", "ablation-mnist.json"} <= kept
+    assert len(kept) == len(second)  # every command leaves results of its own
 
 
 @pytest.mark.parametrize("limit", ["9m", "1h"])
