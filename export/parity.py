@@ -177,7 +177,7 @@ def check_precision(
         images=len(images),
         max_levels=parity.max_levels(images, expected),
         psnr_db=round(psnr, 2) if np.isfinite(psnr) else None,
-        changed_share=float(np.mean(images != expected)),
+        changed_share=parity.share_changed(images, expected),
     )
     ok, found, allowed = parity.agrees(precision, images, expected)
     if not ok:

@@ -43,13 +43,20 @@ def agrees(precision: str, images: NDArray[np.uint8], reference: NDArray[np.uint
         reference: uint8 [N, H, W, C], drawn in fp32 from the same latents and labels.
 
     Returns:
-        whether they agree, what was found, what is allowed.
+        whether they agree; what was found: the largest difference, PSNR and how many pixels differ; what is allowed.
     """
+    levels, psnr = max_levels(images, reference), psnr_db(images, reference)
+    found = f"{levels} levels"
+    if levels:
+        found += f", {psnr:.1f} dB, {share_changed(images, reference):.2%} of pixels differ"
     if precision == "fp32":
-        levels = max_levels(images, reference)
-        return levels <= MAX_FP32_LEVELS, f"{levels} levels", f"at most {MAX_FP32_LEVELS}"
-    found, least = psnr_db(images, reference), MIN_PSNR_DB[precision]
-    return found >= least, f"{found:.1f} dB", f"at least {least:g} dB"
+        return levels <= MAX_FP32_LEVELS, found, f"at most {MAX_FP32_LEVELS} level"
+    return psnr >= MIN_PSNR_DB[precision], found, f"at least {MIN_PSNR_DB[precision]:g} dB"
+
+
+def share_changed(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+    """Return the share of pixel values that differ at all, 0 to 1."""
+    return sum(int(np.count_nonzero(a != b)) for a, b in _pieces(images, others)) / max(1, images.size)
 
 
 def share_of_blank(images: NDArray[np.uint8]) -> float:

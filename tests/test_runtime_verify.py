@@ -194,10 +194,17 @@ def test_parity_measures() -> None:
     black, grey = np.zeros((4, 2, 2, 1), np.uint8), np.full((4, 2, 2, 1), 255, np.uint8)
     assert parity.max_levels(black, grey) == 255 and parity.max_levels(black[:0], grey[:0]) == 0
     assert parity.psnr_db(black, grey) == 0.0 and parity.psnr_db(black, black) == np.inf
-    assert parity.agrees("fp32", black, black + np.uint8(1)) == (True, "1 levels", "at most 1")
-    assert parity.agrees("fp32", black, black + np.uint8(2)) == (False, "2 levels", "at most 1")
-    assert parity.agrees("fp16", black, black + np.uint8(2)) == (False, "42.1 dB", "at least 45 dB")
-    assert parity.agrees("int8", black, black + np.uint8(2)) == (True, "42.1 dB", "at least 30 dB")
+    assert parity.agrees("fp32", black, black) == (True, "0 levels", "at most 1 level")
+    rest = "levels, 42.1 dB, 100.00% of pixels differ"
+    assert parity.agrees("fp32", black, black + np.uint8(1)) == (
+        True,
+        "1 levels, 48.1 dB, 100.00% of pixels differ",
+        "at most 1 level",
+    )
+    assert parity.agrees("fp32", black, black + np.uint8(2)) == (False, f"2 {rest}", "at most 1 level")
+    assert parity.agrees("fp16", black, black + np.uint8(2)) == (False, f"2 {rest}", "at least 45 dB")
+    assert parity.agrees("int8", black, black + np.uint8(2)) == (True, f"2 {rest}", "at least 30 dB")
+    assert parity.share_changed(black, np.concatenate([grey[:1], black[1:]])) == 0.25
     one_colour = np.zeros((2, 2, 2, 3), np.uint8)
     one_colour[0, ..., 1], one_colour[1, 0, 0, 0] = 9, 1
     assert parity.share_of_blank(one_colour) == 0.5 and parity.share_of_blank(one_colour[:0]) == 0.0

@@ -40,10 +40,10 @@ def checked(machine: Machine, driver: Driver = ADA, **options: Any) -> list[tupl
 
 def test_an_engine_is_run_at_every_batch_of_its_profile(machine: Machine) -> None:
     assert checked(machine) == [
-        (NAME, "batch 1, against fp32", True, "0 levels", "at most 1"),
-        (NAME, "batch 4, against fp32", True, "0 levels", "at most 1"),
+        (NAME, "batch 1, against fp32", True, "0 levels", "at most 1 level"),
+        (NAME, "batch 4, against fp32", True, "0 levels", "at most 1 level"),
         (NAME, "batch 4, identical rows", True, "0 levels", "0"),
-        (NAME, "batch 8, against fp32", True, "0 levels", "at most 1"),
+        (NAME, "batch 8, against fp32", True, "0 levels", "at most 1 level"),
         (NAME, "batch 8, identical rows", True, "0 levels", "0"),
     ]
 
