@@ -151,12 +151,13 @@ class Ours:
             last = self.clock.now()
 
         self.session.progress, self.session.run_dir = lap, self.folder / str(number)
-        members = prepare_pool(self.session, self.record).members
+        pool = prepare_pool(self.session, self.record)
+        assert pool is not None  # there is no time limit
         # The first lap of each contains the building of the network.
         whole = (0.0, 0.0)
         for laps in times.values():
             whole = plus(whole, mean(laps[1:]), self.ages[-1])
-        return members, whole
+        return pool.members, whole
 
 
 class Theirs:
