@@ -128,6 +128,7 @@ def test_a_fault_at_every_call(
             gc.collect()  # what an error's traceback kept
             assert count_open() <= opened, where
         assert not said or "run the same command again, what is finished is kept" in said, where
+        assert "\n" not in said and "None" not in said and ".dim/" not in said, said
         assert said or faults.dead or finished(out) == case.expected, where
         case.check(out, where)
         shutil.rmtree(out.parent)

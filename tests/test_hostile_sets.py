@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from set_tools import tree
 
 from dim.runtime import set_files, set_store
@@ -155,6 +156,21 @@ def test_the_largest_set_fits_its_own_limits(plan_of_largest_set: Plan) -> None:
     )
     per_part = sum(map(json.dumps(record.to_dict()).count, ",[{")) + 1
     assert values + per_part * MAX_PARTS < set_files.MAX_VALUES
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "parquet"])
+def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, format: str) -> None:
+    evil = 'x\n---\nconfigs: [{"config_name": "evil", "data_files": "https://evil/*.py"}]\n<script>alert(1)</script>'
+    with Bundle(tiny_bundle, engine="fake") as opened:
+        source = replace(opened.manifest.source, name=evil, licence=evil, note=evil)
+        opened.manifest = replace(opened.manifest, name="a: [b", licence=evil, source=source)
+        generate(opened, tmp_path, counts=COUNTS, format=format)
+    head = (tmp_path / "README.md").read_text().split("---\n")[1]
+    found = yaml.safe_load(head)
+    assert found["license_name"] == evil and found["pretty_name"] == "a: [b (generated)"
+    assert all("evil" not in str(value) for key, value in found.items() if key != "license_name")
+    assert "<script>" not in (tmp_path / "README.md").read_text().replace(json.dumps(evil), "")
+    assert json.loads((tmp_path / "croissant.json").read_text())["license"] == evil
 
 
 @pytest.fixture
