@@ -15,7 +15,6 @@ measured.
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from dim.config import DistillConfig
 from dim.data import load_data
 from dim.data_set import ImageSet
 from dim.distill import choose_device, distill
+from dim.distill_page import ablation_table
 from dim.eval_cells import describe_machine
 from dim.evaluate import evaluate
 from dim.export.export_run import export_run
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.table:
         torch.set_num_threads(options.threads)
         measure(options, load_data(options.data, size=options.size))
-    print(table(json.loads((options.out / "results.json").read_text(encoding="utf-8"))))
+    print("\n".join(ablation_table(json.loads((options.out / "results.json").read_text(encoding="utf-8")))))
     return 0
 
 
@@ -144,6 +144,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(row).encode())
             write(options, data, controls, common)
+    write(options, data, controls, common)
 
 
 def make(
@@ -224,6 +225,7 @@ def write(
         "preset": options.preset,
         "changed": common,
         "student": {"arch": "convnet3", "width": options.width, "ipc": 10, "epochs": options.epochs},
+        "variants": {name: words for name, (words, _) in VARIANTS.items()},
         "rows": rows,
         "real": {
             mode: [r["accuracy"] for r in controls if r["cell"]["mode"] == mode and r["cell"]["source"] == "real"]
@@ -235,28 +237,6 @@ def write(
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     replace_file(options.out / "results.json", (json.dumps(report, indent=1) + "\n").encode())
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """Markdown of a report: means over generators, with the deviation between generators."""
-    lines = ["| variant | fixed | stream | seconds |", "|---|---:|---:|---:|"]
-    real = {mode: statistics.fmean(report["real"][mode]) for mode in ("fixed", "stream")}
-    lines.append(f"| real images | {real['fixed']:.1f} | {real['stream']:.1f} | |")
-    for name, (words, _) in VARIANTS.items():
-        rows = [row for row in report["rows"] if row["variant"] == name]
-        if not rows:
-            lines.append(f"| {words} | not run | not run | |")
-            continue
-        if failed := next((row["failed"] for row in rows if "failed" in row), None):
-            lines.append(f"| {words} | failed: {failed} | | |")
-            continue
-        shown = []
-        for mode in ("fixed", "stream"):
-            means = [statistics.fmean(row[mode]) for row in rows]
-            deviation = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
-            shown.append(f"{statistics.fmean(means):.1f}{deviation}")
-        lines.append(f"| {words} | {shown[0]} | {shown[1]} | {statistics.fmean(r['seconds'] for r in rows):.0f} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Write docs/results.md and its charts from docs/results/*.json.
+"""Write docs/results.md and its charts from docs/results/*.json, and the ablation in docs/method.md.
 
-The files are those of `dim eval`, and engines-*.json of bench/engines.py, gpu-*.json of scripts/gpu_check.sh.
+The files are those of `dim eval`, and engines-*.json of bench/engines.py, gpu-*.json of scripts/gpu_check.sh,
+distill-*.json of bench/distill.py, ablation-*.json of bench/ablation.py.
 
 dim eval --bundle mnist.dim --data mnist --preset full --out eval/mnist
 cp eval/mnist/results.json docs/results/mnist.json
@@ -18,6 +19,7 @@ from typing import Any
 
 from dim.bench_chart import draw_bench_chart
 from dim.bench_page import engines_section
+from dim.distill_page import ABLATION_MARKS, ablation_text, distill_section
 from dim.eval_table import (
     PUBLISHED_EPOCHS,
     Row,
@@ -58,7 +60,7 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read every result file, as its stem and its object, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        if path.stem.startswith(("engines-", "gpu-")):
+        if path.stem.startswith(("engines-", "gpu-", "distill-", "ablation-")):
             continue  # see `read_benchmarks`
         described = json.loads(path.read_bytes())
         if described.get("format_version") != 1 or not isinstance(described.get("rows"), list):
@@ -159,12 +161,15 @@ def section(name: str, title: str, found: Sequence[tuple[str, dict[str, Any]]]) 
     if not rows:
         command = f"dim distill --data {name} --preset best && dim eval --data {name} --preset full"
         return [*lines, f"{NOT_RUN.capitalize()}. `{command}`", ""]
+    sources: dict[str, list[str]] = {}
     for stem, described in found:
         data = described["data"]
-        lines.append(
-            f"- Data ({stem}.json): {data['train_images']:,} training and {data['test_images']:,} test images, "
-            f"{data['classes']} classes; {data['note'] or data['name']}. SHA-256 {data['fingerprint'][:16]}."
+        source = (
+            f"{data['train_images']:,} training and {data['test_images']:,} test images, {data['classes']} classes; "
+            f"{data['note'] or data['name']}. SHA-256 {data['fingerprint'][:16]}."
         )
+        sources.setdefault(source, []).append(f"{stem}.json")
+    lines += [f"- Data ({', '.join(stems)}): {source}" for source, stems in sources.items()]
     whole = [row for row in rows if row["source"] == "whole"]
     lines += [
         f"- The whole training split, {network_name(row['arch'], row['width'])}, {row['epochs']} epochs, "
@@ -184,7 +189,7 @@ def section(name: str, title: str, found: Sequence[tuple[str, dict[str, Any]]]) 
             planned = NETWORKS if (recipe, epochs) == full else ()
             lines += [meaning, "", *matrix(here, mode, planned), ""]
     for stem, described in found:
-        if any(row["source"] != "whole" for row in described["rows"]):
+        if has_chart(described):
             lines += [f"![accuracy over images per class](results/{stem}.png)", ""]
     return [
         *lines,
@@ -197,13 +202,28 @@ def section(name: str, title: str, found: Sequence[tuple[str, dict[str, Any]]]) 
     ]
 
 
-def write_markdown(found: Sequence[tuple[str, dict[str, Any]]], engines: Sequence[str] = ()) -> str:
-    """Write the whole page; `engines` are the lines of its last section."""
+def has_chart(described: dict[str, Any]) -> bool:
+    """Whether a file has several sizes of one protocol, which a chart can join."""
+    rows = [row for row in described["rows"] if row["source"] != "whole"]
+    return len({row["ipc"] for row in rows}) > 1 and len({setting(row) for row in rows}) == 1
+
+
+def write_method(page: str, reports: Sequence[dict[str, Any]]) -> str:
+    """Put the ablations between their marks into the page about the method."""
+    begin, end = ABLATION_MARKS
+    before, rest = page.split(begin, 1)
+    _, after = rest.split(end, 1)
+    texts = ["\n".join(ablation_text(report)) for report in reports] or [f"{NOT_RUN.capitalize()}."]
+    return before + begin + "\n\n" + "\n\n".join(texts) + "\n\n" + end + after
+
+
+def write_markdown(found: Sequence[tuple[str, dict[str, Any]]], benchmarks: Sequence[str] = ()) -> str:
+    """Write the whole page; `benchmarks` are the lines of its last sections."""
     lines = [HEAD]
     others = dict.fromkeys(described["data"]["name"] for _, described in found)
     for name, title in {**DATASETS, **{other: other for other in others if other not in DATASETS}}.items():
         lines += section(name, title, [file for file in found if file[1]["data"]["name"] == name])
-    lines += engines
+    lines += benchmarks
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -215,15 +235,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     page, folder = options.docs / "results.md", options.docs / "results"
     found, cpu = read_results(folder), read_benchmarks(folder, "engines", "product_rates")
-    text = write_markdown(found, engines_section(cpu, read_benchmarks(folder, "gpu", "steps")))
+    benchmarks = distill_section(read_benchmarks(folder, "distill", "ratios"))
+    benchmarks += engines_section(cpu, read_benchmarks(folder, "gpu", "steps"))
+    texts = {page: write_markdown(found, benchmarks)}
+    method = options.docs / "method.md"
+    if method.exists():
+        ablations = list(read_benchmarks(folder, "ablation", "variants").values())
+        texts[method] = write_method(method.read_text(encoding="utf-8"), ablations)
     if options.check:
-        if page.is_file() and page.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{page} is not what the result files say: run  scripts/results.py", file=sys.stderr)
-        return 1
-    replace_file(page, text.encode())
+        stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
+        for path in stale:
+            print(f"{path} is not what the result files say: run  scripts/results.py", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in texts.items():
+        replace_file(path, text.encode())
     for stem, described in found:
-        draw_chart(described["rows"], folder / f"{stem}.png")
+        if has_chart(described):
+            draw_chart(described["rows"], folder / f"{stem}.png")
     for stem, report in cpu.items():
         draw_bench_chart(report, folder / f"{stem}.png")
     print(f"{page}: {len(found)} result files, {sum(len(described['rows']) for _, described in found)} rows")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from dim.distill_page import ABLATION_MARKS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,7 +57,8 @@ def test_measured_rows_stand_beside_those_that_were_not_run(script: ModuleType, 
         row(source="whole", subject="whole set", mode="whole", ipc=0, epochs=20, accuracy_mean=99.6),
     )
     (folder / "mnist.json").write_text(json.dumps(measured))
-    (folder / "photos.json").write_text(json.dumps(results(row(data="photos"), name="photos")))
+    photos = [row(data="photos", ipc=ipc) for ipc in (1, 10)]
+    (folder / "photos.json").write_text(json.dumps(results(*photos, name="photos")))
     assert script.main(["--docs", str(tmp_path), "--check"]) == 1
     assert script.main(["--docs", str(tmp_path)]) == 0
     assert script.main(["--docs", str(tmp_path), "--check"]) == 0
@@ -68,7 +71,8 @@ def test_measured_rows_stand_beside_those_that_were_not_run(script: ModuleType, 
     assert "The whole training split, convnet3, 20 epochs, default recipe: 99.60 ± 0.25 %." in page
     assert "## CIFAR-10\n\nNot run." in page and "## photos" in page
     assert "official files. SHA-256 cdcdcdcdcdcdcdcd." in page and "a CPU, 2 cores, 1; torch 2.13.0" in page
-    assert (folder / "mnist.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "photos.png").read_bytes().startswith(b"\x89PNG") and "(results/photos.png)" in page
+    assert not (folder / "mnist.png").exists() and "mnist.png" not in page  # one size: nothing to join by a line
 
 
 def test_two_bundles_are_told_apart_and_two_measurements_of_one_are_refused(script: ModuleType, tmp_path: Path) -> None:
@@ -151,3 +155,55 @@ def test_a_benchmark_file_of_another_kind_is_refused(script: ModuleType, tmp_pat
     (tmp_path / "results" / "gpu-x.json").write_text(json.dumps(bench()))
     with pytest.raises(SystemExit, match=r"gpu-x\.json has no 'steps': remove it, or copy the right file\."):
         script.main(["--docs", str(tmp_path)])
+
+
+def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    begin, end = ABLATION_MARKS
+    (tmp_path / "method.md").write_text(f"# Method\n\n{begin}\n\n{end}\n\nAfter.\n")
+    ratio = {"what": "stage 2", "ours": "bf16", "recipe": "fp32", "cpu": 6.5, "cpu_least": 6.1, "cpu_most": 7.0}
+    speed = {
+        "ratios": [ratio],
+        "claims": [{"what": "stage 2", "ours": "bf16", "recipe": "fp32", "least": 7.0, "holds": False}],
+        "preset": "small",
+        "image_px": 28,
+        "channels": 1,
+        "batch": 64,
+        "rounds": 3,
+        "machine": "a machine",
+        "threads": 1,
+        "load": 0.5,
+        "torch": "2.13",
+        "clock": "cpu",
+    }
+    (tmp_path / "results" / "distill-cpu.json").write_text(json.dumps(speed))
+    ablation = {
+        "variants": {"base": "everything", "ema": "no average", "rates": "equal rates", "r1": "no R1"},
+        "rows": [
+            {"variant": "base", "seed": 0, "fixed": [90.0, 92.0], "stream": [95.0, 97.0], "seconds": 10.0},
+            {"variant": "base", "seed": 1, "fixed": [93.0, 93.0], "stream": [96.0, 96.0], "seconds": 20.0},
+            {"variant": "rates", "seed": 0, "failed": "every class | is one image"},
+        ],
+        "real": {"fixed": [80.0, 82.0], "stream": [98.0, 99.0]},
+        "student": {"width": 32, "ipc": 10, "epochs": 300},
+        "data": "mnist",
+        "image_px": 16,
+        "preset": "small",
+        "changed": {"stage1.steps": 1200},
+        "machine": "a machine",
+        "threads": 1,
+        "torch": "2.13",
+        "date": "2026-11-22 20:00 UTC",
+    }
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(ablation))
+    assert script.main(["--docs", str(tmp_path)]) == 0
+    page, method = ((tmp_path / name).read_text() for name in ("results.md", "method.md"))
+    assert "| stage 2 | bf16 | fp32 | 6.50 | 6.10 to 7.00 | at least 7: missed |" in page
+    assert "| real images | 81.0 | 98.5 | | |" in method
+    assert "| everything | 92.0 ± 1.4 | 96.0 ± 0.0 | 2 | 15 |" in method
+    assert "| no average | not run | not run | | |" in method
+    assert "| equal rates | refused: every class \\| is one image | | 1 | |" in method
+    assert method.endswith("\n\nAfter.\n")
+    assert script.main(["--docs", str(tmp_path), "--check"]) == 0
+    (tmp_path / "method.md").write_text(method.replace("92.0", "93.0"))
+    assert script.main(["--docs", str(tmp_path), "--check"]) == 1
