@@ -181,15 +181,15 @@ def main() -> int:
         folder = Path(tempfile.mkdtemp(prefix="dim-soak-", dir=options.folder))
         try:
             row = in_own_process(what, str(bundle), options.engine, options.images, folder)
+            rows.append(row)
+            print(
+                f"{row.what:12} {row.engine:22} {row.images:10,} {row.images / row.seconds:9,.0f} "
+                f"{row.cpu_seconds:7.1f} {row.quarter_mib:4.0f} MiB {row.end_mib:4.0f} MiB {row.peak_mib:4.0f} MiB"
+                + ("" if row.flat else f"  NOT FLAT: {row.growth_mib:+.0f} MiB, {row.left_open} left open"),
+                flush=True,
+            )
         finally:
             shutil.rmtree(folder)
-        rows.append(row)
-        print(
-            f"{row.what:12} {row.engine:22} {row.images:10,} {row.images / row.seconds:9,.0f} {row.cpu_seconds:7.1f} "
-            f"{row.quarter_mib:4.0f} MiB {row.end_mib:4.0f} MiB {row.peak_mib:4.0f} MiB"
-            + ("" if row.flat else f"  NOT FLAT: {row.growth_mib:+.0f} MiB, {row.left_open} left open"),
-            flush=True,
-        )
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return 0 if all(row.flat for row in rows) else 1
