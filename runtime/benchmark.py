@@ -24,7 +24,7 @@ from dim.runtime.engine import DEVICES, ENGINES, Engine, open_engine
 from dim.runtime.engine_onnx import usable_cores
 from dim.runtime.errors import BadValueError, BundleError, DimError
 from dim.runtime.flops import SIZES, flop_per_image, measure_product_rate, product_bundle
-from dim.runtime.gpu import Driver, find_driver
+from dim.runtime.gpu import Driver, find_driver, require_gpu
 from dim.runtime.graph import MAX_ONNX_BYTES
 from dim.runtime.manifest import Manifest, onnx_name
 from dim.version import __version__
@@ -78,12 +78,15 @@ def benchmark(
     Raises:
         BadValueError: an unknown engine or device, or a number out of range.
         BundleError: no bundle, or it lacks a precision.
+        DeviceError: `device` is "gpu" and there is none.
     """
     path = Path(bundle_path)
     manifest = load_manifest(path)
     _check_arguments(manifest, engines, precisions, device, batches, rounds, sample_s)
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     driver = driver or find_driver()
+    if device == "gpu":
+        require_gpu("measure with --device gpu", driver)
     bundle = _OpenedBundle(path, manifest)
     contenders = [
         Contender(

@@ -26,6 +26,7 @@ from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
 from dim.runtime.gpu import Driver, Gpu, driver_too_old, find_driver
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest, onnx_name
+from dim.runtime.manifest_check import PRECISIONS
 from dim.runtime.sidecar import Sidecar, host_machine, sidecar_name, uncovered
 from dim.runtime.trt_library import TrtLibrary, load_library
 from dim.runtime.trust import remember_built
@@ -82,6 +83,8 @@ def build_engines(
     manifest = load_manifest(path)
     chosen = tuple(precisions) if precisions is not None else manifest.precisions
     for precision in chosen:
+        if precision not in PRECISIONS:
+            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
         if onnx_name(precision) not in manifest.files:
             raise BundleError(
                 f"The bundle {path} has no {onnx_name(precision)}; it has {', '.join(manifest.precisions)}: export the "

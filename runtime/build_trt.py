@@ -96,7 +96,8 @@ def check_target(library: TrtLibrary, options: BuildOptions, driver: Driver | No
             f"or use --hardware-compatible."
         )
     driver = driver or find_driver()
-    gpu = require_gpu(f"build {title} engines (TensorRT for RTX builds without one: --format rtx)", driver)
+    purpose = f"build {title} engines (TensorRT for RTX builds without one: --format rtx)"
+    gpu = require_gpu(purpose, driver, library.cuda_major)
     too_old = driver_too_old(driver, library.cuda_major)
     if too_old is not None:
         raise DeviceError(f"{title} {library.version} cannot build here: {too_old}; update the NVIDIA driver.")

@@ -48,8 +48,9 @@ class CudaEngine:
     def __init__(self, request: EngineRequest) -> None:
         self._onnxruntime = import_onnxruntime("gpu")
         check_wheel(self._onnxruntime)
-        gpu = require_gpu("run ONNX Runtime on CUDA", request.driver)
-        too_old = driver_too_old(request.driver, built_for_cuda(self._onnxruntime))
+        cuda_major = built_for_cuda(self._onnxruntime)
+        gpu = require_gpu("run ONNX Runtime on CUDA", request.driver, cuda_major)
+        too_old = driver_too_old(request.driver, cuda_major)
         if too_old is not None:
             raise DeviceError(f"ONNX Runtime cannot use CUDA here: {too_old}; update the NVIDIA driver.")
         self.reason = ""

@@ -63,7 +63,7 @@ class PlanEngine:
     ) -> None:
         title = library_title(library.format)
         driver = driver or find_driver()
-        gpu = require_gpu(f"run {title} engines", driver)
+        gpu = require_gpu(f"run {title} engines", driver, library.cuda_major)
         too_old = driver_too_old(driver, library.cuda_major)
         if too_old is not None:
             raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")

@@ -80,12 +80,13 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver:
     return Driver(version=version, cuda=cuda_version, gpus=gpus, problem=problem_or_none)
 
 
-def require_gpu(purpose: str, driver: Driver | None = None) -> Gpu:
+def require_gpu(purpose: str, driver: Driver | None = None, cuda_major: int | None = None) -> Gpu:
     """Return the first GPU.
 
     Args:
         purpose: what it is needed for, as a phrase ("run TensorRT engines").
         driver: an answer of `find_driver`, asked anew when None.
+        cuda_major: the CUDA version that the library was built for; None where it is not known.
 
     Raises:
         DeviceError: no driver or no GPU.
@@ -94,7 +95,7 @@ def require_gpu(purpose: str, driver: Driver | None = None) -> Gpu:
     if found.problem is not None:
         raise DeviceError(
             f"A GPU is needed to {purpose} and {found.problem}: use --device cpu, or install an NVIDIA driver "
-            f"(version {OLDEST_DRIVER[12]} or newer) and check it with  nvidia-smi"
+            f"(version {OLDEST_DRIVER.get(cuda_major or 12, OLDEST_DRIVER[12])} or newer) and check it with  nvidia-smi"
         )
     return found.gpus[0]
 

@@ -43,7 +43,7 @@ def open_plan(request: EngineRequest, format: str) -> PlanEngine:
         ParityError: the engine that was built draws other images than the ONNX file.
     """
     library, title = load_library(format), library_title(format)
-    gpu = require_gpu(f"run {title} engines", request.driver)
+    gpu = require_gpu(f"run {title} engines", request.driver, library.cuda_major)
     too_old = driver_too_old(request.driver, library.cuda_major)
     if too_old is not None:
         raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")

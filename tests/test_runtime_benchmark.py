@@ -15,9 +15,9 @@ from dim.runtime import benchmark as benchmark_module
 from dim.runtime.bench_turns import Batch, Contender
 from dim.runtime.benchmark import benchmark
 from dim.runtime.engine import open_engine
-from dim.runtime.errors import BadValueError, BundleError, EngineError
+from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError
 from dim.runtime.flops import ProductSize, flop_per_image, measure_product_rate, product_bundle
-from dim.runtime.gpu import find_driver
+from dim.runtime.gpu import Driver, find_driver
 
 NONE = find_driver(fake_driver(missing=True))
 SMALL = ProductSize(rows=8, width=16)
@@ -202,12 +202,16 @@ def test_every_runner_is_closed(tiny_bundle: Path, clock: Clock) -> None:
     ]
 
 
+NO_DRIVER = Driver(version=None, cuda=None, gpus=(), problem="there is none")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"engines": ["magic"]}, BadValueError, "There is no engine 'magic'"),
         ({"precisions": ["fp8"]}, BundleError, "The bundle has no fp8; it has fp32, fp16, int8."),
         ({"device": "tpu"}, BadValueError, "There is no device 'tpu'"),
+        ({"device": "gpu", "driver": NO_DRIVER}, DeviceError, "A GPU is needed to measure with --device gpu and there"),
         ({"batches": ()}, BadValueError, "each must be at least 1"),
         ({"batches": (0,)}, BadValueError, "each must be at least 1"),
         ({"rounds": 0}, BadValueError, "at least 1 round"),

@@ -361,6 +361,7 @@ def test_what_cannot_be_built_is_refused(machine: Machine) -> None:
     machine.install("trt")
     for options, error, message in (
         ({"into": "moon"}, BadValueError, "into the bundle or the cache, not 'moon'"),
+        ({"precisions": ["bf16"]}, BadValueError, "There is no precision 'bf16': choose from fp32, fp16, int8."),
         ({"precisions": ["int8"]}, BundleError, "has no generator.int8.onnx; it has fp32, fp16: export the run again"),
         ({"batch": (4, 2, 1)}, BadValueError, "--batch got 4:2:1"),
         ({"compute_capabilities": ["new"]}, BadValueError, "'new' is not understood"),

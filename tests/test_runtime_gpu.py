@@ -4,7 +4,7 @@ import pytest
 from fake_gpu import fake_driver
 
 from dim.runtime.errors import DeviceError
-from dim.runtime.gpu import Gpu, driver_too_old, find_driver, require_gpu
+from dim.runtime.gpu import Driver, Gpu, driver_too_old, find_driver, require_gpu
 
 
 def test_a_working_driver() -> None:
@@ -42,6 +42,14 @@ def test_no_gpu(answers: dict[str, object], problem: str) -> None:
         f"A GPU is needed to run TensorRT engines and {problem}: use --device cpu, or install an NVIDIA driver "
         "(version 525.60.13 or newer) and check it with  nvidia-smi"
     )
+
+
+def test_the_driver_that_is_needed_follows_from_the_library() -> None:
+    driver = Driver(version=None, cuda=None, gpus=(), problem="there is none")
+    with pytest.raises(DeviceError, match=r"\(version 580\.65\.06 or newer\)"):
+        require_gpu("run", driver, cuda_major=13)
+    with pytest.raises(DeviceError, match=r"\(version 525\.60\.13 or newer\)"):
+        require_gpu("run", driver, cuda_major=99)
 
 
 def test_this_machine_answers() -> None:
