@@ -15,7 +15,8 @@ from dim.runtime import set_files, set_store
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.generate import generate
-from dim.runtime.plan import FORMATS, MAX_PARTS, Plan
+from dim.runtime.manifest_check import MAX_CLASSES
+from dim.runtime.plan import FORMATS, MAX_PARTS
 from dim.runtime.set_files import MAX_BYTES, SetFile, remove_set
 from dim.runtime.set_store import LocalStore
 from dim.runtime.writers_part import FileEntry, PartRecord
@@ -136,26 +137,30 @@ def test_many_values_are_refused_before_they_are_parsed(bundle: Bundle, tmp_path
         generate(bundle, tmp_path, counts=COUNTS)
 
 
-def test_the_largest_set_fits_its_own_limits(plan_of_largest_set: Plan) -> None:
-    plan = plan_of_largest_set
+def test_the_largest_set_fits_its_own_limits(bundle: Bundle, tmp_path: Path) -> None:
+    """Measured on sets of one and two classes and parts, because every further one is as large as the second."""
+    generate(bundle, tmp_path / "set", counts=COUNTS, format="npy")
+    plan = SetFile.from_json((tmp_path / "set" / "dataset.json").read_bytes(), "f").plan
+    files = [f"{stem}-99999-of-100000.npy" for stem in ("images", "labels", "logits")]
     record = PartRecord(
         part=MAX_PARTS - 1,
         images=2**20,
         bytes=2**40,
         sha256="0" * 64,
-        files=tuple(
-            FileEntry(path=f"{stem}-99999-of-100000.npy", bytes=2**40, sha256="0" * 64)
-            for stem in ("images", "labels", "logits")
-        ),
+        files=tuple(FileEntry(path=path, bytes=2**40, sha256="0" * 64) for path in files),
     )
-    empty = SetFile(created_by="dim", plan=plan, parts=(), extras={}).to_json()
-    one, two = (len(SetFile(created_by="dim", plan=plan, parts=(record,) * n, extras={}).to_json()) for n in (1, 2))
-    assert len(empty) + (two - one) * MAX_PARTS < MAX_BYTES == set_store.MAX_READ_BYTES
-    values = sum(
-        map(SetFile(created_by="dim", plan=plan, parts=(record,), extras={}).to_json().count, (b",", b"[", b"{"))
-    )
-    per_part = sum(map(json.dumps(record.to_dict()).count, ",[{")) + 1
-    assert values + per_part * MAX_PARTS < set_files.MAX_VALUES
+
+    def written(classes: int, parts: int) -> bytes:
+        names = ("\N{MATHEMATICAL BOLD CAPITAL A}" * 200,) * classes
+        large = replace(plan, classes=names, counts=(2**32,) * classes)
+        return SetFile(created_by="dim", plan=large, parts=(record,) * parts, extras={}).to_json()
+
+    def largest(measure: Callable[[bytes], int]) -> int:
+        one, classes, parts = (measure(written(*sizes)) for sizes in ((1, 1), (2, 1), (1, 2)))
+        return one + (classes - one) * MAX_CLASSES + (parts - one) * MAX_PARTS
+
+    assert largest(len) < MAX_BYTES == set_store.MAX_READ_BYTES
+    assert largest(lambda data: sum(map(data.count, (b",", b"[", b"{")))) < set_files.MAX_VALUES
 
 
 @pytest.mark.parametrize("format", ["imagefolder", "parquet"])
@@ -171,11 +176,3 @@ def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, 
     assert all("evil" not in str(value) for key, value in found.items() if key != "license_name")
     assert "<script>" not in (tmp_path / "README.md").read_text().replace(json.dumps(evil), "")
     assert json.loads((tmp_path / "croissant.json").read_text())["license"] == evil
-
-
-@pytest.fixture
-def plan_of_largest_set(bundle: Bundle, tmp_path: Path) -> Plan:
-    generate(bundle, tmp_path / "set", counts=COUNTS, format="npy")
-    data = (tmp_path / "set" / "dataset.json").read_bytes()
-    names = tuple(f"{label:05d}" + "\N{MATHEMATICAL BOLD CAPITAL A}" * 195 for label in range(65_536))
-    return replace(SetFile.from_json(data, "f").plan, classes=names, counts=(2**32,) * 65_536)
