@@ -204,6 +204,19 @@ def test_divergence_is_said_and_keeps_the_last_good_checkpoint(tmp_path: Path) -
         assert all(bool(torch.isfinite(t).all()) for t in kept.tensors.values())
 
 
+def test_a_discriminator_that_has_won_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Game.discriminator_step
+    monkeypatch.setattr(
+        Game, "discriminator_step", lambda *args: {**step(*args), "discriminator_loss": torch.tensor(0.001)}
+    )
+    few = quick(**{"stage1.steps": 40, "log_steps": 1})
+    with pytest.raises(DivergedError, match="at step 20 of stage1: the discriminator has won and teaches nothing"):
+        distill(few, make_images(), tmp_path / "run")
+    kept = CheckpointFolder(tmp_path / "run" / "checkpoints", fingerprint_of(describe_run(few, make_images())))
+    newest = kept.newest(print)
+    assert newest is not None and newest.step == 18
+
+
 def _explosive(config: DistillConfig) -> DistillConfig:
     game = replace(config.stage1.adversarial, r1_gamma=1e4, r1_every=1, beta1=0.9)
     return replace(config, stage1=replace(config.stage1, adversarial=game))
