@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""How fast a set is written: engine, encoders and disk alone, all together, and PyTorch, in interleaved turns.
+"""How fast a set is written: engine, encoders and disk alone, and all together, in interleaved turns.
 
-    python bench/generate.py [--images 5000] [--rounds 5] [--format imagefolder] [--engine onnxruntime-cpu] [--json]
+    python bench/generate.py [--images 5000] [--rounds 5] [--format imagefolder] [--torch] [--json]
     python bench/generate.py --engine fake        # the encoders' and the disk's limit
 
 Images per second, and microseconds of CPU time per image, medians over rounds; ratios are taken within a round. Each
@@ -11,8 +11,8 @@ reaches where each part has cores of its own. A CPU engine and the encoders shar
 nothing: there the limit is the cores over the parts' CPU times together. `limit` is the lower of the two. On a machine
 with other work the rates are too low and the CPU times still right, so look at `CPU of the parts / end to end`.
 
-PyTorch draws with the bundle's own network and random weights, which do not change its speed, from latents in memory;
-its rows are left out where torch is not installed.
+With `--torch` PyTorch draws too, by the bundle's own network with random weights, which do not change its speed, from
+latents in memory to images in memory.
 """
 
 import argparse
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--engine", default="onnxruntime-cpu")
     parser.add_argument("--bundle", help="the bundle; the default bundle if left out")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure; a temporary one if left out")
+    parser.add_argument("--torch", action="store_true", help="time PyTorch too")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=options.folder))
@@ -145,7 +146,8 @@ def main() -> None:
     try:
         with open_bundle(options.bundle, engine=options.engine, device=device, say=quiet) as bundle:
             parts = Parts(bundle, options.images, options.format, folder)
-            timed = parts.alone() | {"end to end": parts.end_to_end} | torch_parts(parts, usable_cores())
+            timed = parts.alone() | {"end to end": parts.end_to_end}
+            timed |= torch_parts(parts, usable_cores()) if options.torch else {}
             walls: dict[str, list[float]] = {name: [] for name in timed}
             cpus: dict[str, list[float]] = {name: [] for name in timed}
             for turn in range(options.rounds + 1):
