@@ -175,9 +175,10 @@ def read_part(store: Store, part: int) -> PartRecord | None:
     if data is None:
         return None
     try:
-        return PartRecord.from_dict(strict_json.parse(data, "the journal", 2**20))
+        record = PartRecord.from_dict(strict_json.parse(data, "the journal", 2**20))
     except (BundleError, OutputError):
         return None
+    return record if record.part == part else None
 
 
 def part_is_there(store: Store, plan: Plan, record: PartRecord) -> bool:

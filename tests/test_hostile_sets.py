@@ -105,6 +105,18 @@ def test_a_set_with_records_of_other_parts_is_made_again(
     assert tree(tmp_path) == expected
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 2000, b'{"part":1}', b"OTHER"])
+def test_a_journal_that_says_something_else_is_passed_over(bundle: Bundle, tmp_path: Path, content: bytes) -> None:
+    generate(bundle, tmp_path / "whole", counts=COUNTS, format="npy", shard_images=2)
+    generate(bundle, tmp_path / "set", counts=COUNTS, format="npy", shard_images=2, shard=(1, 2))
+    journal = tmp_path / "set" / ".dim" / "parts"
+    assert [path.name for path in journal.iterdir()] == ["000001.json"]
+    other = (journal / "000001.json").read_bytes() if content == b"OTHER" else content
+    (journal / "000000.json").write_bytes(other)
+    assert generate(bundle, tmp_path / "set", counts=COUNTS, format="npy", shard_images=2).images_drawn == 3
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
 def test_a_plan_of_too_many_parts_or_classes_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     generate(bundle, tmp_path, counts=COUNTS, format="npy")
     rewrite(tmp_path, lambda block: block["plan"].update(counts=[2**32] * 3, part_images=1))
