@@ -4,39 +4,46 @@
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from dim.runtime.bench_report import GPU_ENGINES as BEST_FIRST
 from dim.runtime.bench_report import judge
 from dim.runtime.benchmark import benchmark
 from dim.runtime.build_engines import build_engines
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_files import load_manifest
-from dim.runtime.doctor import DoctorReport, doctor
-from dim.runtime.engine import ENGINES, open_engine
+from dim.runtime.doctor import doctor
+from dim.runtime.engine import open_engine
 from dim.runtime.engine_files import engines_in_bundle
-from dim.runtime.errors import DimError
+from dim.runtime.errors import DeviceError, DimError, MissingExtraError
 from dim.runtime.generate import generate
 from dim.runtime.gpu import Driver, find_driver
 from dim.runtime.locate import find_bundle
+from dim.runtime.selftest import SelfTest
 from dim.runtime.sidecar import uncovered
 from dim.runtime.verify_engines import verify_engines
 from dim.version import __version__
 
 LIMIT_S = 580
 """All steps together; one that may not end in time is not begun."""
-GPU_ENGINES = tuple(name for name, (device, _) in ENGINES.items() if device == "gpu")
+PATIENCE_S = 12
+"""So long after the limit a step that does not end is given up, with the process."""
+GPU_ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda")
+"""What is least known comes first."""
 FORMATS = {"tensorrt-rtx": "rtx", "tensorrt": "trt"}
 
 
@@ -44,48 +51,90 @@ class NotRunHereError(Exception):
     """The machine lacks what a step needs; it is listed as not run."""
 
 
+class Step(NamedTuple):
+    """One thing to find out."""
+
+    name: str
+    needs_s: float
+    """The most seconds that it may take."""
+    action: Callable[["Check"], Any]
+
+
 @dataclass
 class Check:
     """The run so far."""
 
+    source: Path
     bundle: Path
     driver: Driver
-    doctor: DoctorReport | None = None
     limit_s: float = LIMIT_S
     began: float = field(default_factory=time.monotonic)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    works: dict[str, str] = field(default_factory=dict)
+    """Engine -> version, of those that drew the self test's images."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why the others did not."""
 
-    def step(self, name: str, needs_s: float, action: Callable[["Check"], Any]) -> None:
-        """Run one step that may take so long; whatever happens becomes a row."""
+    def run(self, step: Step) -> None:
+        """Run one step; whatever happens becomes a row."""
         left = self.limit_s - (time.monotonic() - self.began)
-        row: dict[str, Any] = {"step": name}
         start = time.monotonic()
-        if left < needs_s:
-            row |= {"status": "not run", "reason": f"it may take {needs_s:.0f} s and {max(left, 0):.0f} s were left"}
+        if left < step.needs_s:
+            reason = f"it may take {step.needs_s:.0f} s and {max(left, 0):.0f} s were left"
+            row = {"step": step.name, "status": "not run", "reason": reason}
         else:
-            try:
-                row |= {"status": "ok", "found": action(self)}
-            except NotRunHereError as error:
-                row |= {"status": "not run", "reason": str(error)}
-            except DimError as error:
-                row |= {"status": "failed", "reason": str(error)}
-            except Exception as error:  # one broken library must not hide what the others do
-                row |= {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+            row = {"step": step.name, **self._outcome(step)}
         row["seconds"] = round(time.monotonic() - start, 2)
-        self.steps.append(row)
-        print(f"{row['status']:>8}  {row['seconds']:7.1f} s  {name}  {row.get('reason', '')}", flush=True)
+        self.rows.append(row)
+        print(f"{row['status']:>8}  {row['seconds']:7.1f} s  {step.name}  {row.get('reason', '')}", flush=True)
+
+    def _outcome(self, step: Step) -> dict[str, Any]:
+        try:
+            return {"status": "ok", "found": step.action(self)}
+        except NotRunHereError as error:
+            return {"status": "not run", "reason": str(error)}
+        except DimError as error:
+            return {"status": "failed", "reason": str(error)}
+        except Exception as error:  # one broken library must not hide what the others do
+            return {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
 
     def working(self) -> list[str]:
-        """The GPU engines that passed their self test."""
-        if self.doctor is None:
-            raise NotRunHereError("the doctor failed")
-        return [state.engine for state in self.doctor.engines if state.works and state.engine in GPU_ENGINES]
+        """The GPU engines that passed their self test, the best first.
+
+        Raises:
+            NotRunHereError: there is none.
+        """
+        if not self.works:
+            raise NotRunHereError("no GPU engine works here")
+        return [engine for engine in BEST_FIRST if engine in self.works]
 
     def require(self, engine: str) -> None:
         """Go on only with an engine that works here."""
-        if engine not in self.working():
-            assert self.doctor is not None
-            raise NotRunHereError(next(state.reason for state in self.doctor.engines if state.engine == engine))
+        if engine not in self.works:
+            raise NotRunHereError(self.reasons.get(engine, "its self test was not run"))
+
+    def write(self, steps: Sequence[Step], out: Path, why_not: str) -> dict[str, Any]:
+        """Write what was found; steps without a row are listed as not run."""
+        rows = list(self.rows)
+        rows += [{"step": s.name, "status": "not run", "reason": why_not, "seconds": 0.0} for s in steps[len(rows) :]]
+        report = {
+            "gpu": self.driver.gpus[0].name,
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "dim": __version__,
+            "driver": asdict(self.driver),
+            "bundle": self.source.name,
+            "content_id": load_manifest(self.source).content_id,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "steps": rows,
+            "not_run": [row["step"] for row in rows if row["status"] == "not run"],
+            "failed": [row["step"] for row in rows if row["status"] == "failed"],
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        print(
+            f"{out}: {len(rows)} steps, not run: {len(report['not_run'])}, failed: {len(report['failed'])}", flush=True
+        )
+        return report
 
 
 def main() -> None:
@@ -99,45 +148,51 @@ def main() -> None:
     if driver.problem is not None:
         sys.exit(f"There is nothing to check here, because {driver.problem}; nothing was written.")
     source, _ = find_bundle(options.bundle)
-    with tempfile.TemporaryDirectory(prefix="dim-gpu-check-") as folder:
-        check = Check(bundle=copy_bundle(source, Path(folder)), driver=driver, limit_s=options.limit_s)
-        run_all(check, Path(folder))
-    gpu = driver.gpus[0].name
-    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
-    report = {
-        "gpu": gpu,
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "dim": __version__,
-        "driver": asdict(driver),
-        "bundle": source.name,
-        "content_id": load_manifest(source).content_id,
-        "seconds": round(time.monotonic() - check.began, 1),
-        "steps": check.steps,
-        "not_run": [row["step"] for row in check.steps if row["status"] == "not run"],
-        "failed": [row["step"] for row in check.steps if row["status"] == "failed"],
-    }
+    slug = re.sub(r"[^a-z0-9]+", "-", driver.gpus[0].name.lower().replace("nvidia", "")).strip("-")
     out = options.out or Path("docs/results") / f"gpu-{slug}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{out}: {len(check.steps)} steps, not run: {len(report['not_run'])}, failed: {len(report['failed'])}")
+    with tempfile.TemporaryDirectory(prefix="dim-gpu-check-") as folder:
+        bundle = copy_bundle(source, Path(folder))
+        check = Check(source=source, bundle=bundle, driver=driver, limit_s=options.limit_s)
+        steps = all_steps(Path(folder))
+        watch = threading.Timer(options.limit_s + PATIENCE_S, give_up, (check, steps, out))
+        watch.daemon = True
+        watch.start()
+        try:
+            for step in steps:
+                check.run(step)
+        finally:
+            watch.cancel()
+            report = check.write(steps, out, "the run was interrupted")
     sys.exit(1 if report["failed"] else 0)
 
 
-def run_all(check: Check, folder: Path) -> None:
-    """Every step, in the order of what is least known first, each with the most seconds that it may take."""
-    check.step("doctor", 120, examine)
-    for engine in ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda"):
-        check.step(f"{engine} accepts this GPU", 0, partial(accepts, engine=engine))
+def give_up(check: Check, steps: Sequence[Step], out: Path) -> None:
+    """Write what there is and end the process: a library that hangs can be stopped in no other way."""
+    hanging = steps[len(check.rows)].name
+    check.rows.append({"step": hanging, "status": "failed", "reason": "it did not end in time", "seconds": None})
+    check.write(steps, out, "no time was left")
+    os._exit(1)
+
+
+def all_steps(folder: Path) -> list[Step]:
+    """Every step in its order: what is least known first, then what is promised."""
+    steps = [Step(f"{engine} accepts this GPU", 60, partial(accepts, engine=engine)) for engine in GPU_ENGINES]
     for engine, format in FORMATS.items():
-        check.step(f"{engine}: built and verified", 150, partial(build, engine=engine, format=format))
-    check.step("engines for other machines are refused", 1, refusals)
-    check.step("benchmark at batch 256", 120, partial(measure, batches=(256,)))
-    check.step("benchmark of the published generator", 200, partial(measure_published, folder=folder))
+        steps.append(Step(f"{engine}: built and verified", 150, partial(build, engine=engine, format=format)))
+    steps += [
+        Step("engines for other machines are refused", 1, refusals),
+        Step("benchmark of the published generator", 200, partial(measure_published, folder=folder)),
+        Step("benchmark at batch 256", 120, partial(measure, batches=(256,))),
+    ]
     for engine in GPU_ENGINES:
-        check.step(f"{engine}: the same pixels again", 30, partial(repeats, engine=engine))
-        check.step(f"{engine}: DLPack to torch", 20, partial(dlpack, engine=engine))
-    check.step("generate --device gpu: a set, twice the same", 30, partial(make_sets, folder=folder))
-    check.step("benchmark at batch 1, 64, 1024", 150, partial(measure, batches=(1, 64, 1024)))
+        steps.append(Step(f"{engine}: the same pixels again", 30, partial(repeats, engine=engine)))
+        steps.append(Step(f"{engine}: DLPack to torch", 20, partial(dlpack, engine=engine)))
+    return [
+        *steps,
+        Step("generate --device gpu: a set, twice the same", 30, partial(make_sets, folder=folder)),
+        Step("doctor", 30, examine),
+        Step("benchmark at batch 1, 64, 1024", 150, partial(measure, batches=(1, 64, 1024))),
+    ]
 
 
 def copy_bundle(source: Path, folder: Path) -> Path:
@@ -157,20 +212,25 @@ def copy_bundle(source: Path, folder: Path) -> Path:
     return folder / "copy.dim"
 
 
-def examine(check: Check) -> Any:
-    """Ask the doctor, who runs every engine on a tiny bundle with a known answer."""
-    check.doctor = doctor(check.driver, say=lambda message: print(f"          {message}", flush=True))
-    return check.doctor.to_dict()
-
-
 def accepts(check: Check, engine: str) -> Any:
-    """Say what an engine's self test showed."""
-    if check.doctor is None:
-        raise NotRunHereError("the doctor failed")
-    state = next(state for state in check.doctor.engines if state.engine == engine)
-    if not state.works:
-        raise NotRunHereError(state.reason)
-    return state.reason
+    """Draw a tiny bundle with a known answer; an engine that is missing, or not for this GPU, is not run."""
+    try:
+        with SelfTest() as test:
+            check.works[engine] = test.run(
+                engine, check.driver, lambda message: print(f"          {message}", flush=True)
+            )
+    except (DeviceError, MissingExtraError) as error:
+        check.reasons[engine] = str(error)
+        raise NotRunHereError(str(error)) from None
+    except Exception as error:
+        check.reasons[engine] = f"its self test failed: {error}"
+        raise
+    return check.works[engine]
+
+
+def examine(check: Check) -> Any:
+    """Ask the doctor, whose answer goes with the results."""
+    return doctor(check.driver).to_dict()
 
 
 def build(check: Check, engine: str, format: str) -> Any:
@@ -277,8 +337,7 @@ def dlpack(check: Check, engine: str) -> Any:
 
 def make_sets(check: Check, folder: Path) -> Any:
     """`dim generate --device gpu` twice into two folders, and once in two shards."""
-    if not check.working():
-        raise NotRunHereError("no GPU engine works here")
+    check.working()
     hashes = []
     for name in ("a", "b"):
         with Bundle(check.bundle, device="gpu") as bundle:
@@ -294,12 +353,9 @@ def make_sets(check: Check, folder: Path) -> Any:
 
 def measure(check: Check, batches: tuple[int, ...]) -> Any:
     """Benchmark what works here against torch."""
-    engines = check.working()
-    if not engines:
-        raise NotRunHereError("no GPU engine works here")
     report = benchmark(
         check.bundle,
-        engines=engines,
+        engines=check.working(),
         device="gpu",
         batches=batches,
         rivals=rivals_of(check.bundle),
@@ -313,9 +369,7 @@ def measure(check: Check, batches: tuple[int, ...]) -> Any:
 
 def measure_published(check: Check, folder: Path) -> Any:
     """Benchmark the published generator in half precision: the one whose arithmetic the promises speak of."""
-    best = next(iter(check.working()), None)
-    if best is None:
-        raise NotRunHereError("no GPU engine works here")
+    best = check.working()[0]
     try:
         from dim.export.untrained import untrained_bundle
     except ImportError as error:

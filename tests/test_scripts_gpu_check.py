@@ -112,7 +112,73 @@ def test_when_time_is_over_the_rest_is_not_run(
     machine.install("rtx")
     code, report = run(script, machine, monkeypatch, "--limit-s", "0")
     assert code == 0 and len(report["not_run"]) == len(report["steps"])
-    assert report["steps"][0]["reason"] == "it may take 120 s and 0 s were left"
+    assert report["steps"][0] == {
+        "step": "tensorrt-rtx accepts this GPU",
+        "status": "not run",
+        "reason": "it may take 60 s and 0 s were left",
+        "seconds": 0.0,
+    }
+
+
+def test_an_engine_that_is_there_and_draws_wrong_pixels_has_failed(
+    script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.install("rtx")
+    real = FakeContext.compute
+
+    def wrong(self: FakeContext) -> None:
+        real(self)
+        self.at("images", np.uint8)[...] ^= 128
+
+    monkeypatch.setattr(FakeContext, "compute", wrong)
+    code, report = run(script, machine, monkeypatch)
+    assert code == 1 and report["failed"] == ["tensorrt-rtx accepts this GPU"]
+    steps = {row["step"]: row for row in report["steps"]}
+    assert steps["tensorrt-rtx: built and verified"]["reason"].startswith("its self test failed: ")
+    assert steps["benchmark at batch 256"]["reason"] == "no GPU engine works here"
+
+
+def test_an_interrupted_run_keeps_what_it_found(
+    script: ModuleType, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(check: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "build", interrupted)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(machine.path), "--out", str(machine.path.parent / "o.json")])
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    report = json.loads((machine.path.parent / "o.json").read_text())
+    assert [row["status"] for row in report["steps"]] == ["not run"] * 17
+    assert report["steps"][3]["reason"] == "the run was interrupted"
+
+
+def test_a_step_that_hangs_is_given_up_with_the_process(tmp_path: Path) -> None:
+    program = f"""
+import importlib.util, pathlib, sys, time
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from fake_machine import ADA
+from tiny_bundle import build_tiny_bundle
+spec = importlib.util.spec_from_file_location("gpu_check", {str(ROOT / "scripts" / "gpu_check.py")!r})
+script = importlib.util.module_from_spec(spec)
+sys.modules["gpu_check"] = script
+spec.loader.exec_module(script)
+bundle = build_tiny_bundle(pathlib.Path("tiny.dim"))
+script.find_driver, script.PATIENCE_S = lambda: ADA, 0
+fine, hangs = script.Step("fine", 0, lambda check: 1), script.Step("hangs", 0, lambda check: time.sleep(60))
+script.all_steps = lambda folder: [fine, hangs, script.Step("last", 0, lambda check: 2)]
+sys.argv = ["gpu_check.py", str(bundle), "--out", "o.json", "--limit-s", "0.2"]
+script.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=55)
+    assert ended.returncode == 1, ended.stderr
+    report = json.loads((tmp_path / "o.json").read_text())
+    found = [(row["step"], row["status"], row.get("reason")) for row in report["steps"]]
+    assert found == [
+        ("fine", "ok", None),
+        ("hangs", "failed", "it did not end in time"),
+        ("last", "not run", "no time was left"),
+    ]
 
 
 def test_without_a_gpu_nothing_is_written(
