@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dim.runtime.bench_report import BenchReport, ProductRate
 from dim.runtime.bench_turns import Batch, Clock, Contender, Runner, Turns
 from dim.runtime.bundle_files import check_file, load_manifest
-from dim.runtime.engine import DEVICES, ENGINES, Engine, open_engine
+from dim.runtime.engine import DEVICES, ENGINES, Engine, open_engine, run_ahead
 from dim.runtime.engine_onnx import usable_cores
 from dim.runtime.errors import BadValueError, BundleError, DimError
 from dim.runtime.flops import SIZES, flop_per_image, measure_product_rate, product_bundle
@@ -143,12 +143,7 @@ class _EngineRunner:
         self.engine = engine
 
     def run_ahead(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.uint8]]:
-        ahead = getattr(self.engine, "run_ahead", None)
-        if ahead is not None:
-            yield from ahead(batches)
-            return
-        for latents, labels in batches:
-            yield self.engine.run(latents, labels)
+        return run_ahead(self.engine, batches)
 
     def close(self) -> None:
         self.engine.close()

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dim.runtime.bundle_files import check_file, load_manifest
-from dim.runtime.engine import Engine, open_engine, say_to_log
+from dim.runtime.engine import Engine, open_engine, run_ahead, say_to_log
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.locate import find_bundle
@@ -197,9 +197,10 @@ class Bundle:
         engine, manifest = self.engine, self.manifest
         rows = engine.batch or rows_per_run(manifest)
         images = np.empty((len(labels_N), manifest.height, manifest.width, manifest.channels), np.uint8)
-        for start in range(0, len(labels_N), rows):
-            part = slice(start, start + rows)
-            images[part] = engine.run(self.latents(labels_N[part], indices_N[part], seed, use), labels_N[part])
+        parts = [slice(start, start + rows) for start in range(0, len(labels_N), rows)]
+        batches = ((self.latents(labels_N[part], indices_N[part], seed, use), labels_N[part]) for part in parts)
+        for part, drawn in zip(parts, run_ahead(engine, batches), strict=True):
+            images[part] = drawn
         return images
 
     def stream(

@@ -6,7 +6,7 @@ runs on the CPU.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory and device; harmless when called twice."""
+
+
+def run_ahead(
+    engine: Engine, batches: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Draw batch after batch, each as `Engine.run`; a GPU computes the next ones while one is handed out."""
+    ahead = getattr(engine, "run_ahead", None)
+    if ahead is not None:
+        yield from ahead(batches)
+        return
+    for latents, labels in batches:
+        yield engine.run(latents, labels)
 
 
 class BundleLike(Protocol):

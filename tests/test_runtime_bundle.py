@@ -23,6 +23,7 @@ from dim.runtime import bundle as bundle_module
 from dim.runtime import open_bundle
 from dim.runtime.bundle import Bundle, rows_per_run
 from dim.runtime.bundle_files import update_bundle
+from dim.runtime.engine_fake import FakeEngine
 from dim.runtime.errors import BadValueError, BundleError, DimError
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.runtime.sampling import draw_latents, index_major_order
@@ -271,6 +272,23 @@ def test_runs_are_bounded_by_pixels(opened: Bundle, tmp_path: Path) -> None:
     assert rows_per_run(opened.manifest) == 1024
     large = build_tiny_bundle(tmp_path / "a.dim", image_px=128, channels=3)
     assert rows_per_run(open_bundle(large).manifest) == 16
+
+
+def test_an_engine_that_can_runs_ahead(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def run_ahead(self: FakeEngine, batches: Any) -> Any:
+        for latents, labels in batches:
+            sizes.append(len(labels))
+            yield self.run(latents, labels)
+
+    with Bundle(tiny_bundle, engine="fake") as bundle:
+        labels, indices = index_major_order((40, 40, 20))
+        expected = bundle.sample(labels, indices)
+        monkeypatch.setattr(FakeEngine, "run_ahead", run_ahead, raising=False)
+        monkeypatch.setattr(bundle_module, "_MAX_ROWS_PER_RUN", 32)
+        assert np.array_equal(bundle.sample(labels, indices), expected)
+    assert sizes == [32, 32, 32, 4]
 
 
 def test_a_bundle_describes_itself(opened: Bundle, tiny_bundle: Path) -> None:
