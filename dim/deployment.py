@@ -32,6 +32,9 @@ MAX_REAL_IMAGES = 1000
 CANDIDATE_SPREADS = (1.0, 0.75, 0.5, 0.25)
 """Spreads of the candidates for fixed sets, as parts of the deployed one: the few images of a small set should be more
 typical than random ones are. With the first alone, one image per class of MNIST taught 10 points less."""
+HERDING_JUDGE = "convnet3"
+"""The architecture that judges candidates for fixed sets, at every age: its features keep where things are, and call
+those images typical that make a good small set; features averaged over the map do not."""
 BATCH = 500
 MIN_SPREAD = 0.01
 """Floor of a class's own spread, of embeddings about as long as 1: a class may have a single image."""
@@ -42,13 +45,15 @@ def choose_deployment(session: Session, pool: KeptPool) -> bool:
 
     Args:
         session: after stage 2.
-        pool: the kept pool; the oldest snapshot of each architecture is the judge.
+        pool: the kept pool; the oldest snapshot of each architecture judges the spread, and every snapshot of the
+            ConvNet-3, where there is one, the latents.
 
     Returns:
         False if the time limit stopped it between two classes; what was chosen so far is kept.
     """
     config, path = session.config.deployment, session.run_dir / "deployment.json"
-    judges = _judges(session, pool)
+    ages = len(session.config.pool.ages)
+    judges = _judges(session, pool.members[ages - 1 :: ages])
     network = session.game.deployed_generator()
     report: dict[str, Any] = {"latent_std": session.config.latent_std}
     if path.exists():
@@ -62,6 +67,7 @@ def choose_deployment(session: Session, pool: KeptPool) -> bool:
         report["latent_std"] = config.latent_stds[0]
     write_json(path, report)
     if config.fixed_latents:
+        judges = _judges(session, [m for m in pool.members if m.name == HERDING_JUDGE]) or judges
         latents_KMZ = herd_latents(session, network, judges, report["latent_std"])
         if latents_KMZ is None:
             return False
@@ -93,14 +99,13 @@ class Judge:
 
 
 @torch.no_grad()
-def _judges(session: Session, pool: KeptPool) -> list[Judge]:
-    """The oldest snapshot of each architecture, measured on real images of all classes."""
-    ages = len(session.config.pool.ages)
+def _judges(session: Session, members: Sequence[PoolMember]) -> list[Judge]:
+    """Classifiers of the pool, measured on real images of all classes."""
     data = session.game.data
     generator = step_generator(data.device, session.config.seed, "judges")
     images = to_signed(data.draw_images(data.draw_labels(BATCH, 1, generator), generator))
     judges = []
-    for member in pool.members[ages - 1 :: ages]:
+    for member in members:
         features, logits = (output.float().norm(dim=1).mean() for output in member(member.normalise(images)))
         judges.append(
             Judge(member=member, feature_length=features.clamp_min(1e-6), logit_length=logits.clamp_min(1e-6))

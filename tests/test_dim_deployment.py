@@ -12,10 +12,11 @@ from small_images import make_images
 from test_dim_distill import quick
 
 from dim.config import DeploymentConfig
-from dim.deployment import herd
+from dim.deployment import Judge, herd
 from dim.distill import distill
 from dim.presets import preset
 from dim.runtime.errors import BadValueError
+from dim.session import Session
 
 
 def energy(points: list[int], to_real: torch.Tensor, between: torch.Tensor) -> float:
@@ -62,6 +63,26 @@ def test_a_run_chooses_its_spread_and_its_fixed_latents(tmp_path: Path) -> None:
     assert chosen["latent_std"] == float(best)
     with np.load(tmp_path / "run" / "latents.npz") as archive:
         assert archive["latents"].shape == (3, 3, 8) and archive["latents"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("architectures", "expected"),
+    [(("mlp", "convnet3"), ["convnet3", "convnet3"]), (("mlp", "resnet10"), ["mlp", "resnet10"])],
+)
+def test_the_convnets_of_every_age_judge_the_latents_where_there_are_some(
+    architectures: tuple[str, ...], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+
+    def herd_nothing(
+        session: Session, network: torch.nn.Module, judges: list[Judge], latent_std: float
+    ) -> torch.Tensor:
+        judged.extend(judge.member.name for judge in judges)
+        return torch.zeros(3, 3, 8)
+
+    monkeypatch.setattr("dim.deployment.herd_latents", herd_nothing)
+    distill(quick(**{"pool.architectures": architectures}), make_images(), tmp_path / "run")
+    assert judged == expected
 
 
 def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None:
