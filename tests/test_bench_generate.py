@@ -1,4 +1,4 @@
-"""The benchmarks of generation and start-up run and print what they promise."""
+"""The benchmarks of generation, workers and start-up run and print what they promise."""
 
 import json
 import subprocess
@@ -36,3 +36,11 @@ def test_starting_against_bare_python(tiny_bundle: Path) -> None:
     assert isinstance(rows, list)
     assert {row["what"] for row in rows} >= {"bare python", "dim --help", "first image, ONNX Runtime CPU"}
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_workers_side_by_side(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIM_BUNDLE", str(tiny_bundle))
+    printed = run("workers.py", "--images", "32", "--rounds", "1", "--engine", "fake")
+    rows = printed["results"]
+    assert isinstance(rows, list) and [row["what"] for row in rows] == ["1 x --shard", "2 x --shard"]
+    assert all(row["images_per_s"] > 0 and row["images_per_cpu_s"] > 0 for row in rows)
