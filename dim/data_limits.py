@@ -4,8 +4,8 @@ A dataset may come from a stranger. These figures bound what one file can cost b
 holds at once is bounded by: four times `MAX_SET_BYTES` (arrays as they are read, split, made grey and resized; a tree
 of image files is decoded straight to its final size and needs it twice), 24 bytes per pixel of `MAX_IMAGE_PIXELS`
 (large images are decoded one at a time), `MAX_KEPT_BYTES` and `MAX_QUEUED_BYTES` of files not yet decoded,
-`MAX_DECODER_BYTES`, and about 1 KB per member listed. Nothing is allocated because a header promises it: arrays grow with the bytes that really
-arrive, and a tree is allocated after its files' headers were read.
+`MAX_DECODER_BYTES`, and about 1 KB per member listed. Nothing is allocated because a header promises it: arrays grow
+with the bytes that really arrive, and a tree is allocated after its files' headers were read.
 """
 
 MIN_IMAGE_PX = 8
