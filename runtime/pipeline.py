@@ -66,12 +66,13 @@ def run_pipeline(
         finished: gets the record of every part, once its files have their final names.
         written: gets images, bytes written, and whether this run drew them, after every step.
         flush: waits until everything written so far is on the disk.
-        encoders: encoding threads; None for one per core, at most 8.
+        encoders: encoding threads; None for one per core but one, at least 1 and at most 8: drawing and writing need a core too,
+            and on two cores a second encoder only made both slower.
 
     Raises:
         whatever the first failing stage raised; KeyboardInterrupt leaves parts that can be continued.
     """
-    encoders = encoders or min(8, usable_cores())
+    encoders = encoders or max(1, min(8, usable_cores() - 1))
     waiting: queue.Queue[Any] = queue.Queue(maxsize=encoders + 2)
     stop = threading.Event()
     unfinished: list[PartWriter] = []
