@@ -66,8 +66,8 @@ def run_pipeline(
         finished: gets the record of every part, once its files have their final names.
         written: gets images, bytes written, and whether this run drew them, after every step.
         flush: waits until everything written so far is on the disk.
-        encoders: encoding threads; None for one per core but one, at least 1 and at most 8: drawing and writing need a core too,
-            and on two cores a second encoder only made both slower.
+        encoders: encoding threads; None for one per core but one, at least 1 and at most 8: drawing and writing need a
+            core too, and on two cores a second encoder only made both slower.
 
     Raises:
         whatever the first failing stage raised; KeyboardInterrupt leaves parts that can be continued.
