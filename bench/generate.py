@@ -2,21 +2,24 @@
 """How fast a set is written: engine, encoders and disk alone, and all together, in interleaved turns.
 
     python bench/generate.py [--images 5000] [--rounds 5] [--format imagefolder] [--torch] [--json]
-    python bench/generate.py --engine fake        # the encoders' and the disk's limit
+    python bench/generate.py --engine fake --encoders 1    # the limit of encoders and disk, each with a core
 
-Images per second, and microseconds of CPU time per image, medians over rounds; ratios are taken within a round. Each
-part alone has all cores: `engine` draws latents and images, `encoders` makes PNG on one thread per core, `disk` writes
-what they made, without renaming, and flushes once. `slowest part` is the least of the three: what a perfect overlap
-reaches where each part has cores of its own. A CPU engine and the encoders share theirs, and no overlap makes cores of
-nothing: there the limit is the cores over the parts' CPU times together. `limit` is the lower of the two. On a machine
-with other work the rates are too low and the CPU times still right, so look at `CPU of the parts / end to end`.
+Images per second, and microseconds of CPU time per image, medians over rounds; ratios are taken within a round. The
+parts, each alone: `engine` draws latents and images, `encoders` makes PNG in as many processes as the pipeline has,
+`disk` makes files of them as a set needs it: hashed, under temporary names, flushed once, renamed. `slowest part` is
+the least of the three: what a perfect overlap reaches where each part has cores of its own. A CPU engine and the
+encoders share theirs, and no overlap makes cores of nothing: there the limit is the cores over the parts' CPU times
+together. `limit` is the lower of the two. On a machine with other work the rates are too low and the CPU times still
+right, so look at `CPU of the parts / end to end`. CPU times include the encoders' processes.
 
 With `--torch` PyTorch draws too, by the bundle's own network with random weights, which do not change its speed, from
 latents in memory to images in memory.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -30,8 +33,9 @@ from numpy.typing import NDArray
 
 from dim.runtime import open_bundle
 from dim.runtime.bundle import Bundle
+from dim.runtime.encoder_processes import EncoderProcesses
 from dim.runtime.generate import generate
-from dim.runtime.pipeline import ENCODE_IMAGES, usable_cores
+from dim.runtime.pipeline import ENCODE_IMAGES, encoders_by_default, usable_cores
 from dim.runtime.plan import SINGLE_FILE_FORMATS
 from dim.runtime.sampling import order_slice
 from dim.runtime.set_store import sync_file_system, write_file
@@ -51,12 +55,13 @@ class Parts:
         bundle: open, with its engine chosen.
         images: how many samples; rounded down to a multiple of the classes.
         format: of the sets that are written.
+        encoders: how many.
         folder: an empty one on the disk that is measured; what is written stays there, because file systems are slow
             where many files were just removed.
     """
 
-    def __init__(self, bundle: Bundle, images: int, format: str, folder: Path) -> None:
-        self.bundle, self.format, self.folder = bundle, format, folder
+    def __init__(self, bundle: Bundle, images: int, format: str, folder: Path, encoders: int) -> None:
+        self.bundle, self.format, self.folder, self.count_encoders = bundle, format, folder, encoders
         self.counts = [max(images // len(bundle.classes), 1)] * len(bundle.classes)
         self.count = sum(self.counts)
         self.labels, self.indices = order_slice(self.counts, 0, self.count)
@@ -85,9 +90,9 @@ class Parts:
             self.bundle.engine.run(self.bundle.latents(self.labels[part], self.indices[part]), self.labels[part])
 
     def encoders(self) -> None:
-        """Images in memory to PNG in memory, on one thread per core."""
-        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-            list(pool.map(lambda part: encode_png(self.pixels[part]), self.slices(ENCODE_IMAGES)))
+        """Images in memory to PNG in memory, in processes of their own."""
+        with EncoderProcesses(self.count_encoders) as processes, ThreadPoolExecutor(processes.count + 2) as pool:
+            list(pool.map(lambda part: processes.encode_png(self.pixels[part]), self.slices(ENCODE_IMAGES)))
 
     def disk(self) -> None:
         """Bytes in memory to files: one per image in a folder per class, else one for all."""
@@ -96,16 +101,29 @@ class Parts:
             for label in range(len(self.counts)):
                 Path(target, str(label)).mkdir()
             for number, (label, data) in enumerate(zip(self.labels.tolist(), self.encoded, strict=True)):
-                write_file(f"{target}/{label}/{number:08d}.png", data)
+                write_file(f"{target}/{label}-{number:08d}", data)
+                hashlib.sha256(data).hexdigest()
             sync_file_system(Path(target))
+            for number, label in enumerate(self.labels.tolist()):
+                os.rename(f"{target}/{label}-{number:08d}", f"{target}/{label}/{number:08d}.png")
         else:
             data = self.pixels.data if self.format in SINGLE_FILE_FORMATS else b"".join(self.encoded)
             write_file(f"{target}/data", memoryview(data).cast("B"), durable=True)
+            hashlib.sha256(data).hexdigest()
+            os.rename(f"{target}/data", f"{target}/data.set")
 
     def end_to_end(self) -> None:
         """`dim generate`: latents drawn, images drawn, encoded, written and recorded."""
         target = Path(tempfile.mkdtemp(dir=self.folder))
-        generate(self.bundle, target / "set", counts=self.counts, format=self.format, say=quiet)
+        generate(
+            self.bundle, target / "set", counts=self.counts, format=self.format, encoders=self.count_encoders, say=quiet
+        )
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def torch_parts(parts: Parts, threads: int) -> dict[str, Callable[[], None]]:
@@ -136,6 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns, after one that is not counted")
     parser.add_argument("--format", default="imagefolder", help="what `dim generate --format` takes")
     parser.add_argument("--engine", default="onnxruntime-cpu")
+    parser.add_argument("--encoders", type=int, default=encoders_by_default(), help="PNG files made at once")
     parser.add_argument("--bundle", help="the bundle; the default bundle if left out")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure; a temporary one if left out")
     parser.add_argument("--torch", action="store_true", help="time PyTorch too")
@@ -145,18 +164,18 @@ def main() -> None:
     device = "cpu" if options.engine in ("fake", "onnxruntime-cpu") else "auto"
     try:
         with open_bundle(options.bundle, engine=options.engine, device=device, say=quiet) as bundle:
-            parts = Parts(bundle, options.images, options.format, folder)
+            parts = Parts(bundle, options.images, options.format, folder, options.encoders)
             timed = parts.alone() | {"end to end": parts.end_to_end}
             timed |= torch_parts(parts, usable_cores()) if options.torch else {}
             walls: dict[str, list[float]] = {name: [] for name in timed}
             cpus: dict[str, list[float]] = {name: [] for name in timed}
             for turn in range(options.rounds + 1):
                 for name, work in timed.items():
-                    began, cpu_began = time.perf_counter(), time.process_time()
+                    began, cpu_began = time.perf_counter(), cpu_seconds()
                     work()
                     if turn:
                         walls[name].append((time.perf_counter() - began) / parts.count)
-                        cpus[name].append((time.process_time() - cpu_began) / parts.count)
+                        cpus[name].append((cpu_seconds() - cpu_began) / parts.count)
             report(options, bundle, parts, walls, cpus)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -188,9 +207,11 @@ def report(
     cpu_us = {name: round(1e6 * statistics.median(values), 1) for name, values in cpus.items()}
     if options.json:
         described = {"engine": bundle.engine.version, "images": parts.count, "format": options.format, "cores": cores}
+        described["encoders"] = options.encoders
         print(json.dumps({**described, "images_per_s": rates, "cpu_us_per_image": cpu_us, "ratios": ratios}))
         return
-    print(f"{bundle.manifest.name}, {bundle.engine.name}, {parts.count} images as {options.format}, {cores} cores")
+    print(f"{bundle.manifest.name}, {bundle.engine.name}, {parts.count} images as {options.format}", end="")
+    print(f", {cores} cores, {options.encoders} encoder(s)")
     for name, rate in rates.items():
         print(f"  {name:<24}{rate:>12,.0f} images/s{cpu_us[name]:>10,.1f} us of CPU per image")
     for name, value in ratios.items():

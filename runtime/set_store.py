@@ -131,8 +131,12 @@ class LocalStore:
             return None
 
     def size(self, name: str) -> int | None:
+        path = self.path(name)
+        # Asked for every image before it is written; an exception takes as long as the file.
+        if not os.access(path, os.F_OK):
+            return None
         try:
-            return os.stat(self.path(name)).st_size
+            return os.stat(path).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -17,7 +17,7 @@ from dim.runtime.writers_part import (
     numbered,
     record_of,
 )
-from dim.runtime.writers_png import encode_png, encoder_version
+from dim.runtime.writers_png import encoder_version
 
 # An image, the bytes written for it, and its temporary path where it still has one.
 Made = list[tuple[FileEntry, int, str | None]]
@@ -64,7 +64,7 @@ class ImageFolderPart:
 
     def encode(self, batch: Batch) -> tuple[Made, bytes]:
         made: Made = []
-        files = encode_png(batch.images)
+        files = batch.png_files()
         for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
             path = f"{self._plan.classes[label]}/{index:08d}.png"
             entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -8,7 +8,7 @@ from dim.runtime.errors import MissingExtraError
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import Store
 from dim.runtime.writers_part import Batch, HashedFile, PartRecord, record_of
-from dim.runtime.writers_png import encode_png, encoder_version
+from dim.runtime.writers_png import encoder_version
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,7 +65,7 @@ class ParquetPart:
     def encode(self, batch: Batch) -> Columns:
         labels, indices = batch.labels.tolist(), batch.indices.tolist()
         paths = [f"{label:05d}-{index:08d}.png" for label, index in zip(labels, indices, strict=True)]
-        return encode_png(batch.images), paths, labels, [] if batch.scores is None else list(batch.scores)
+        return batch.png_files(), paths, labels, [] if batch.scores is None else list(batch.scores)
 
     def write(self, encoded: Columns) -> int:
         for column, more in zip(self._columns, encoded, strict=True):

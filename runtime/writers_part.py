@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dim.runtime.errors import OutputError
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import Store, write_all
+from dim.runtime.writers_png import encode_png
 
 LIST_STEP = 8192
 READ_BYTES = 2**20
@@ -29,6 +30,12 @@ class Batch:
     indices: NDArray[np.int64]
     scores: NDArray[np.float16] | None = None
     """The teacher's logits, float16 [N, K]."""
+    encode_png: Callable[[NDArray[np.uint8]], list[bytes]] = encode_png
+    """As `dim.runtime.writers_png.encode_png`, perhaps in another process."""
+
+    def png_files(self) -> list[bytes]:
+        """Encode the images, one PNG file each."""
+        return self.encode_png(self.images)
 
 
 @dataclass(frozen=True, kw_only=True)

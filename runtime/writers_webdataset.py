@@ -12,7 +12,7 @@ import numpy as np
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import Store
 from dim.runtime.writers_part import Batch, HashedFile, PartRecord, record_of
-from dim.runtime.writers_png import encode_png, encoder_version
+from dim.runtime.writers_png import encoder_version
 
 BLOCK, RECORD = 512, 10_240
 _NAME, _CHECKSUM = 100, 8
@@ -52,7 +52,7 @@ class WebDatasetPart:
 
     def encode(self, batch: Batch) -> tuple[int, bytes]:
         entries: list[bytes] = []
-        rows = zip(encode_png(batch.images), batch.labels.tolist(), batch.indices.tolist(), strict=True)
+        rows = zip(batch.png_files(), batch.labels.tolist(), batch.indices.tolist(), strict=True)
         for row, (png, label, index) in enumerate(rows):
             key = f"{index:08d}-{label:05d}"
             entries += (tar_entry(f"{key}.cls", str(label).encode()), tar_entry(f"{key}.png", png))
