@@ -26,6 +26,8 @@ from dim.runtime.writers_part import Batch, PartRecord, PartWriter
 
 Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.float16] | None]]
 ENCODE_IMAGES = 256
+MOST_ENCODERS = 2
+"""Unless the caller asks for more: each process takes 15 MiB, and large sets may take 50 MiB more than small ones."""
 PROCESS_IMAGES = 4096
 """Images from which on encoder processes are worth their start, about 0.1 s of a core each."""
 QUICK_DRAW_S, QUICK_DRAW_IMAGES = 0.01, 1024
@@ -48,8 +50,8 @@ def usable_cores() -> int:
 
 
 def encoders_by_default() -> int:
-    """Count the PNG encoders that a set is given: a core is left to drawing and writing."""
-    return max(1, min(8, usable_cores() - 1))
+    """Count the PNG encoders that a set is given: a core is left to drawing and writing, and memory stays in bounds."""
+    return max(1, min(MOST_ENCODERS, usable_cores() - 1))
 
 
 def draw_size(batch: int | None, image_bytes: int, most: int = 256) -> int:
@@ -78,8 +80,7 @@ def run_pipeline(
         finished: gets the record of every part, once its files have their final names.
         written: gets images, bytes written, and whether this run drew them, after every step.
         flush: waits until everything written so far is on the disk.
-        encoders: PNG files made at once; None for one per core but one, at least 1 and at most 8: drawing and writing
-            need a core too.
+        encoders: PNG files made at once; None for one per core but one, at least 1 and at most `MOST_ENCODERS`.
 
     Raises:
         whatever the first failing stage raised; KeyboardInterrupt leaves parts that can be continued.
