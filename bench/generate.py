@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import tempfile
@@ -122,8 +123,8 @@ class Parts:
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its children that ended."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def torch_parts(parts: Parts, threads: int) -> dict[str, Callable[[], None]]:

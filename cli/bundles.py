@@ -14,6 +14,6 @@ def choose_bundle(explicit: str | None, sha256: str | None = None) -> Path:
     """
     from dim.runtime.locate import find_bundle
 
-    path, reason = find_bundle(explicit, sha256)
+    path, reason = find_bundle(explicit, sha256, say)
     say(f"Bundle: {path}, {reason}.")
     return path

@@ -100,7 +100,7 @@ def _choose_source(named: Path | None) -> Path:
         return max(finished, key=lambda path: (path.stat().st_mtime_ns, str(path))).parent
     from dim.runtime.locate import find_bundle
 
-    return find_bundle(None)[0]
+    return find_bundle(None, say=say)[0]
 
 
 def _is_bundle(path: Path) -> bool:

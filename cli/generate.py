@@ -17,13 +17,15 @@ from dim.cli.options import (
     Sha256Option,
     ThreadsOption,
     TrustOption,
+    one_of,
 )
 from dim.cli.terminal import in_time, in_units, print_json, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
     from dim.cli.bars import Bars
-    from dim.runtime.generate import GenerateSummary, SetEstimate
+    from dim.runtime.dry_run import SetEstimate
+    from dim.runtime.generate import GenerateSummary
 
 _SIZE, _SCALE = "Size (one of the first four)", "Scale out"
 
@@ -43,7 +45,12 @@ def generate(
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Only these classes: cat,dog.", rich_help_panel=_SIZE)] = None,
     start: Annotated[
-        int, typer.Option(help="First index of every class; continues another set.", rich_help_panel=_SIZE)
+        int,
+        typer.Option(
+            help="First index of every class. The largest class count of another set continues it without overlap; "
+            "its smaller classes then skip some indices.",
+            rich_help_panel=_SIZE,
+        ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="0 to 2**64 - 1; another seed draws other images.")] = 0,
     bundle: BundleOption = None,
@@ -52,7 +59,12 @@ def generate(
         bool, typer.Option("--no-fixed-latents", help="Leave out the latents that the bundle optimised for small sets.")
     ] = False,
     format: Annotated[
-        str, typer.Option(help="imagefolder, npz, npy, parquet or webdataset.", rich_help_panel=OUTPUT_PANEL)
+        str,
+        typer.Option(
+            help="imagefolder, npz, npy, parquet or webdataset.",
+            rich_help_panel=OUTPUT_PANEL,
+            autocompletion=one_of("imagefolder", "npz", "npy", "parquet", "webdataset"),
+        ),
     ] = "imagefolder",
     shard_images: Annotated[
         int | None, typer.Option(help="Images per file of a sharded format.", rich_help_panel=OUTPUT_PANEL)
@@ -78,6 +90,14 @@ def generate(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = None,
+    encoders: Annotated[
+        int | None,
+        typer.Option(
+            help="PNG files made at once, by processes of 15 MiB each; else one per core but one, at most 2. More help "
+            "a GPU.",
+            rich_help_panel=_SCALE,
+        ),
+    ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Make only part I of N, counted from 0.", rich_help_panel=_SCALE)
     ] = "0/1",
@@ -96,8 +116,9 @@ def generate(
     """
     from dim.cli.bars import Bars
     from dim.runtime.bundle import open_bundle
-    from dim.runtime.generate import estimate_set
+    from dim.runtime.dry_run import estimate_set
     from dim.runtime.generate import generate as write_set
+    from dim.runtime.pipeline import check_encoders
     from dim.runtime.sizes import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
 
     if not out.strip():
@@ -106,6 +127,13 @@ def generate(
         raise BadValueError("--ray shares the set among its workers by itself: leave out --shard.")
     if num_workers is not None and not ray:
         raise BadValueError("--num-workers is for --ray; without it, --shard I/N makes a part of a set.")
+    check_encoders(encoders)
+    if encoders is not None and ray:
+        raise BadValueError("--encoders is for one machine; with --ray every worker chooses for itself.")
+    if ray:
+        from dim.runtime.ray_generate import check_workers, generate_on_ray
+
+        check_workers(num_workers)
     path = choose_bundle(bundle, sha256)
     with (
         open_bundle(
@@ -141,28 +169,30 @@ def generate(
             "say": say,
         }
         if dry_run:
-            estimate = estimate_set(opened, out, shard=parse_shard(shard), **wish)
-            print_json(asdict(estimate)) if as_json else _print_estimate(estimate)
+            estimate = estimate_set(opened, out, shard=parse_shard(shard), workers=num_workers or 1, **wish)
+            print_json(asdict(estimate)) if as_json else _print_estimate(estimate, ray)
             return
         try:
             if ray:
-                from dim.runtime.ray_generate import generate_on_ray
-
                 summary = generate_on_ray(opened, out, num_workers=num_workers, progress=_Meter(bars), **wish)
             else:
-                summary = write_set(opened, out, shard=parse_shard(shard), progress=_Meter(bars), **wish)
+                wish |= {"shard": parse_shard(shard), "encoders": encoders}
+                summary = write_set(opened, out, progress=_Meter(bars), **wish)
         except KeyboardInterrupt:
             say(f"What is finished is kept in {out}: the same command completes the set.")
             raise
     print_json(asdict(summary)) if as_json else _print_summary(summary, shard)
 
 
-def _print_estimate(estimate: "SetEstimate") -> None:
+def _print_estimate(estimate: "SetEstimate", on_ray: bool) -> None:
     print(f"{estimate.out}: {estimate.images:,} images as {estimate.format}, nothing written yet.")
+    if estimate.replaces:
+        print("Removes:   another set that is there now")
     print(f"To draw:   {estimate.images_missing:,} images by {estimate.engine}")
     free = "" if estimate.free_bytes is None else f"; {in_units(estimate.free_bytes, 'B')} are free"
     print(f"To write:  about {in_units(estimate.bytes, 'B')}{free}")
-    print(f"It takes:  about {in_time(estimate.seconds)}")
+    workers = f", on {estimate.workers} worker{'s' * (estimate.workers > 1)} as fast as this machine" if on_ray else ""
+    print(f"It takes:  about {in_time(estimate.seconds)}{workers}")
 
 
 def _print_summary(summary: "GenerateSummary", shard: str) -> None:

@@ -2,28 +2,77 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify
 from dim.runtime.errors import DimError, printable
 from dim.version import __version__
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which Slurm and Kubernetes send some seconds before they kill; cleaned up after as after Ctrl-C."""
+
+
+@contextmanager
+def _cleaning_up_on_sigterm() -> Iterator[None]:
+    """Make the first SIGTERM an exception in the main thread, where nobody else has a use for the signal."""
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        # A second one, as to a whole group of processes, may not cut the cleaning up short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Group(TyperGroup):
-    """Ends with 130 on Ctrl-C, whatever Typer's version makes of it."""
+    """Ends with 130 on Ctrl-C, whatever Typer's version makes of it, and with 143 on SIGTERM."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _cleaning_up_on_sigterm():
+                return super().invoke(ctx)
+        except _TerminatedError:
+            typer.echo("Terminated.", err=True)
+            raise typer.Exit(TERMINATED) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+class _Command(TyperCommand):
+    """Shows a flag without the type of a value, because it takes none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+def _without_types_of_flags(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 app = typer.Typer(
@@ -56,18 +105,23 @@ def dim(
 
 
 _MAKE, _USE, _ASK = "Make a bundle", "Use a bundle", "Look and check"
-app.command("distill", rich_help_panel=_MAKE)(distill.distill)
-app.command("export", rich_help_panel=_MAKE)(export.export)
-app.command("generate", rich_help_panel=_USE)(generate.generate)
-app.command("eval", rich_help_panel=_USE)(evaluate.evaluate)
-app.command("bench", rich_help_panel=_USE)(bench.bench)
-app.command("inspect", rich_help_panel=_ASK)(inspect.inspect)
-app.command("verify", rich_help_panel=_ASK)(verify.verify)
-app.command("doctor", rich_help_panel=_ASK)(doctor.doctor)
+for _name, _panel, _function in (
+    ("distill", _MAKE, distill.distill),
+    ("export", _MAKE, export.export),
+    ("generate", _USE, generate.generate),
+    ("eval", _USE, evaluate.evaluate),
+    ("bench", _USE, bench.bench),
+    ("inspect", _ASK, inspect.inspect),
+    ("verify", _ASK, verify.verify),
+    ("doctor", _ASK, doctor.doctor),
+):
+    app.command(_name, cls=_Command, rich_help_panel=_panel)(_function)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0; 1 for a bad value or the world; 2 for unknown options; 130 for Ctrl-C.
+    """Run the command line and exit.
+
+    0; 1 for a bad value or the world; 2 for options that do not parse; 130 for Ctrl-C; 143 for SIGTERM.
 
     Args:
         arguments: what follows `dim`; the process's own when None.

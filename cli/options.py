@@ -1,10 +1,23 @@
 """Options that several commands share, spelled and explained once."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """Return what a shell asks for the words that complete an option's value."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
 ENGINE_PANEL, OUTPUT_PANEL = "Engine", "Output"
+ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+"""The names of `dim.runtime.engine.ENGINES` that draw in earnest; importing that here would take as long as NumPy."""
 
 BundleOption = Annotated[
     str | None,
@@ -19,14 +32,31 @@ Sha256Option = Annotated[
     typer.Option("--sha256", metavar="HASH", help="The manifest_sha256 that the bundle must have; pins a download."),
 ]
 EngineOption = Annotated[
-    str, typer.Option("--engine", help="auto, or a name that dim doctor lists.", rich_help_panel=ENGINE_PANEL)
+    str,
+    typer.Option(
+        "--engine",
+        help="auto, or a name that dim doctor lists.",
+        rich_help_panel=ENGINE_PANEL,
+        autocompletion=one_of("auto", *ENGINES),
+    ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu or gpu; gpu fails where there is none.", rich_help_panel=ENGINE_PANEL)
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu or gpu; gpu fails where there is none.",
+        rich_help_panel=ENGINE_PANEL,
+        autocompletion=one_of("auto", "cpu", "gpu"),
+    ),
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="fp32 (the default), fp16 or int8.", rich_help_panel=ENGINE_PANEL),
+    typer.Option(
+        "--precision",
+        help="fp32 (the default), fp16 or int8.",
+        rich_help_panel=ENGINE_PANEL,
+        autocompletion=one_of("fp32", "fp16", "int8"),
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dim.runtime.errors import OutputError
-from dim.runtime.pipeline import Draw, draw_size, usable_cores
-from dim.runtime.plan import SINGLE_FILE_FORMATS, Plan, largest_image_bytes
+from dim.runtime.part_bytes import largest_image_bytes
+from dim.runtime.pipeline import Draw, draw_size, encoders_by_default
+from dim.runtime.plan import SINGLE_FILE_FORMATS, Plan
 from dim.runtime.set_store import Free, Store
 from dim.runtime.writers_png import encode_png
 
@@ -24,7 +25,7 @@ class Trial:
     image_bytes: float
     """Bytes that an image takes on the disk."""
     seconds: float
-    """Seconds an image takes, the slower of drawing and encoding on every core."""
+    """Seconds an image takes, the slower of drawing and encoding."""
 
 
 def try_out(plan: Plan, draw: Draw, block: int = 1) -> Trial:
@@ -46,7 +47,7 @@ def try_out(plan: Plan, draw: Draw, block: int = 1) -> Trial:
         return Trial(image_bytes=_wrapped(plan, plan.image_bytes, block), seconds=drawing / count)
     began = time.perf_counter()
     sizes = [len(png) for png in encode_png(images)]
-    encoding = (time.perf_counter() - began) / min(8, usable_cores())
+    encoding = (time.perf_counter() - began) / encoders_by_default()
     mean = float(np.mean([_wrapped(plan, size, block) for size in sizes]))
     return Trial(image_bytes=mean, seconds=max(drawing, encoding) / count)
 
@@ -93,10 +94,13 @@ def check_space(store: Store, plan: Plan, images: int, draw: Draw | None, freed:
         freed: bytes that are removed first.
 
     Raises:
-        OutputError: too few bytes or too few file entries are free.
+        OutputError: too few bytes or too few file entries are free, in the place or where its files are made.
     """
+    if images == 0:
+        return
+    _check_workshop(store, plan, min(images, plan.part_images), draw)
     free = store.free()
-    if free is None or images == 0:
+    if free is None:
         return
     free = replace(free, bytes=free.bytes + freed)
     if plan.format == "imagefolder" and images > free.files:
@@ -107,6 +111,26 @@ def check_space(store: Store, plan: Plan, images: int, draw: Draw | None, freed:
     _refuse(store, free, images * smallest_image(plan, free.block), "at least")
     if draw is not None and images * largest_image(plan, free.block) > free.bytes:
         _refuse(store, free, images * try_out(plan, draw, free.block).image_bytes, "about")
+
+
+def _check_workshop(store: Store, plan: Plan, part_images: int, draw: Draw | None) -> None:
+    """Refuse a set of which one part does not fit where it is made before it goes to its place.
+
+    The images of an ImageFolder go there one by one, from memory.
+    """
+    workshop = store.workshop()
+    if workshop is None or plan.format == "imagefolder":
+        return
+    folder, free = workshop
+    needed, how = part_images * smallest_image(plan, 1), "at least"
+    if needed <= free and draw is not None and part_images * largest_image(plan, 1) > free:
+        needed, how = part_images * try_out(plan, draw).image_bytes, "about"
+    if needed > free:
+        raise OutputError(
+            f"A file of the set needs {how} {in_bytes(needed)} and is made in {folder} before it goes to {store}; "
+            f"{in_bytes(free)} are free there: set TMPDIR to a folder on a larger disk, or cut the set into smaller "
+            "files by --shard-size."
+        )
 
 
 def _refuse(store: Store, free: Free, needed: float, how: str) -> None:

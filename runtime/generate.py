@@ -13,8 +13,8 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.croissant import croissant_json
 from dim.runtime.dataset_card import dataset_card, describe_set, split_like_classes
 from dim.runtime.engine import Engine, say_to_log
-from dim.runtime.estimate import check_space, try_out
-from dim.runtime.pipeline import Draw, run_pipeline
+from dim.runtime.estimate import check_space
+from dim.runtime.pipeline import Draw, check_encoders, run_pipeline
 from dim.runtime.plan import Plan
 from dim.runtime.set_claim import claim_set, continued, engine_for, find_set, old_bytes, opened_store
 from dim.runtime.set_files import (
@@ -63,30 +63,6 @@ class GenerateSummary:
     """The engine of the plan, with its version, device, precision and batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetEstimate:
-    """What a run would do."""
-
-    out: str
-    format: str
-    images: int
-    """Images of the whole set."""
-    images_missing: int
-    """Images that this worker would draw."""
-    parts: int
-    part_images: int
-    """Images of a part: of a file, where the format has several images in one."""
-    bytes: int
-    """About what the missing images will take, from a few that were drawn and encoded."""
-    free_bytes: int | None
-    """What is free there; None where nobody knows."""
-    seconds: float
-    """About how long this worker will take."""
-    engine: str
-    resumes: bool
-    """Whether the set is there already, in part or whole."""
-
-
 def generate(
     bundle: Bundle,
     out: str | Path,
@@ -118,7 +94,8 @@ def generate(
         shard_images: images per file; by default NPZ and NPY are one file, shards of the others grow with the set.
         shard_bytes: largest file in bytes, instead of `shard_images`.
         soft_labels: write the logits of the bundle's teacher beside the images, float16 [N, K].
-        encoders: encoding threads; None for one per core, at most 8.
+        encoders: PNG files made at once, 1 to 64, by processes of 15 MiB each; None for one per core but one, at least
+            1 and at most 2.
         say: gets one sentence about each choice.
         progress: called after every write.
 
@@ -133,6 +110,7 @@ def generate(
         EngineError: the engine of the plan is not to be had or failed.
     """
     began = time.monotonic()
+    check_encoders(encoders)
     wish = make_wish(
         bundle,
         counts=counts,
@@ -152,6 +130,7 @@ def generate(
             store.clear_state()
             say(f"The set in {store} is complete already.")
             return summarise(store, found, shard, meter, began)
+        store.check_place()
         if found is None:
             check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
         _warn_of_splits(wish.plan, say)
@@ -168,74 +147,6 @@ def generate(
     return summarise(store, found, shard, meter, began)
 
 
-def estimate_set(
-    bundle: Bundle,
-    out: str | Path,
-    *,
-    counts: Sequence[int],
-    seed: int = 0,
-    start: int = 0,
-    format: str = "imagefolder",
-    shard: tuple[int, int] = (0, 1),
-    overwrite: bool = False,
-    shard_images: int | None = None,
-    shard_bytes: int | None = None,
-    soft_labels: bool = False,
-    say: Callable[[str], None] = say_to_log,
-) -> SetEstimate:
-    """Say what `generate` would do with the same arguments, from a few images drawn and encoded; writes nothing.
-
-    Raises:
-        as `generate`, as far as it can be told beforehand.
-    """
-    wish = make_wish(
-        bundle,
-        counts=counts,
-        seed=seed,
-        start=start,
-        format=format,
-        shard=shard,
-        shard_images=shard_images,
-        shard_bytes=shard_bytes,
-        soft_labels=soft_labels,
-    )
-    with opened_store(out) as store:
-        found = find_set(store, wish, overwrite)
-        if found is None:
-            check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
-        with engine_for(bundle, found, say) as engine:
-            plan = planned(wish, engine)
-            if found is None or found.parts is None:
-                found = continued(store, found, plan, overwrite)
-            plan = found.plan if found is not None else plan
-            draw = drawing(bundle, engine, plan)
-            mine = parts_of(plan, shard)
-            if found is None:
-                check_space(store, plan, plan.images, draw, old_bytes(store))
-                missing = plan.images_of(mine)
-            elif found.parts is not None:
-                missing = plan.images_of(
-                    r.part for r in found.parts if r.part in mine and not part_is_there(store, plan, r)
-                )
-            else:
-                missing = plan.images_of(missing_parts(store, plan, mine))
-            free = store.free()
-            trial = try_out(plan, draw, free.block if free is not None else 1)
-            return SetEstimate(
-                out=str(store),
-                format=plan.format,
-                images=plan.images,
-                images_missing=missing,
-                parts=plan.parts,
-                part_images=plan.part_images,
-                bytes=round(missing * trial.image_bytes),
-                free_bytes=free.bytes if free is not None else None,
-                seconds=missing * trial.seconds,
-                engine=name_engine(plan),
-                resumes=found is not None,
-            )
-
-
 def begin(store: Store, bundle: Bundle, wish: Wish, found: SetFile | None, engine: Engine, overwrite: bool) -> SetFile:
     """Check the engine and the disk, then return the set to work on, begun if it is new."""
     plan = planned(wish, engine)
@@ -246,12 +157,14 @@ def begin(store: Store, bundle: Bundle, wish: Wish, found: SetFile | None, engin
     # Another worker may have begun it with another engine.
     continued(store, claimed, plan, overwrite=False)
     if found is not None:
-        # Every shard goes to the same disk.
-        missing = set(range(claimed.plan.parts)) - noted_parts(store)
-        draw = drawing(bundle, engine, claimed.plan)
-        check_space(store, claimed.plan, claimed.plan.images_of(missing), draw)
+        check_space(store, claimed.plan, images_left(store, claimed.plan), drawing(bundle, engine, claimed.plan))
     make_folders(store, claimed.plan)
     return claimed
+
+
+def images_left(store: Store, plan: Plan) -> int:
+    """Count the images of a set that was begun which no shard has finished: every shard goes to the same disk."""
+    return plan.images_of(set(range(plan.parts)) - noted_parts(store))
 
 
 def planned(wish: Wish, engine: Engine) -> Plan:

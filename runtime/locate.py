@@ -1,20 +1,25 @@
 """Which bundle is meant when nobody names one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from dim.runtime.engine import say_to_log
 from dim.runtime.errors import BundleError
 from dim.runtime.manifest_check import MANIFEST_NAME
 
 SHIPPED = Path(__file__).parent / "shipped" / "mnist.dim"
 
 
-def find_bundle(explicit: str | None = None, sha256: str | None = None) -> tuple[Path, str]:
+def find_bundle(
+    explicit: str | None = None, sha256: str | None = None, say: Callable[[str], None] = say_to_log
+) -> tuple[Path, str]:
     """Find the bundle: the one named, else `$DIM_BUNDLE`, else the newest here or under `runs/`, else the shipped.
 
     Args:
         explicit: a path or a URL that the user gave, or None; a bundle from a URL is fetched into the private cache.
         sha256: the `manifest_sha256` that is expected, or None for any.
+        say: gets one sentence about what is fetched.
 
     Returns:
         the bundle's folder, and why it is this one, as a phrase.
@@ -22,7 +27,7 @@ def find_bundle(explicit: str | None = None, sha256: str | None = None) -> tuple
     Raises:
         BundleError: there is none, or it is not the one that was pinned.
     """
-    path, reason = _find(explicit, sha256)
+    path, reason = _find(explicit, sha256, say)
     if sha256 is not None:
         from dim.runtime.bundle_files import load_manifest
         from dim.runtime.remote import check_pin
@@ -31,11 +36,11 @@ def find_bundle(explicit: str | None = None, sha256: str | None = None) -> tuple
     return path, reason
 
 
-def _find(explicit: str | None, sha256: str | None) -> tuple[Path, str]:
+def _find(explicit: str | None, sha256: str | None, say: Callable[[str], None]) -> tuple[Path, str]:
     if explicit is not None:
-        return _named(explicit, "as named", sha256)
+        return _named(explicit, "as named", sha256, say)
     if named := os.environ.get("DIM_BUNDLE"):
-        return _named(named, "from $DIM_BUNDLE", sha256)
+        return _named(named, "from $DIM_BUNDLE", sha256, say)
     here = [path for pattern in ("*.dim", "runs/*.dim", "runs/*/*.dim") for path in Path().glob(pattern)]
     bundles = [path for path in here if (path / MANIFEST_NAME).is_file()]
     if bundles:
@@ -48,12 +53,12 @@ def _find(explicit: str | None, sha256: str | None) -> tuple[Path, str]:
     )
 
 
-def _named(name: str, reason: str, sha256: str | None) -> tuple[Path, str]:
+def _named(name: str, reason: str, sha256: str | None, say: Callable[[str], None]) -> tuple[Path, str]:
     if "://" not in name:
         return _existing(Path(name), reason)
     from dim.runtime.remote import fetch_bundle
 
-    return fetch_bundle(name, sha256=sha256), f"from {name}"
+    return fetch_bundle(name, sha256=sha256, say=say), f"from {name}"
 
 
 def _existing(path: Path, reason: str) -> tuple[Path, str]:

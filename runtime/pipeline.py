@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.encoder_processes import EncoderProcesses
+from dim.runtime.errors import BadValueError
 from dim.runtime.plan import SINGLE_FILE_FORMATS, Plan
 from dim.runtime.writers_part import Batch, PartRecord, PartWriter
 
 Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.float16] | None]]
 ENCODE_IMAGES = 256
+MAX_ENCODERS = 64
 MOST_ENCODERS = 2
 """Unless the caller asks for more: each process takes 15 MiB, and large sets may take 50 MiB more than small ones."""
 PROCESS_IMAGES = 4096
@@ -47,6 +49,16 @@ class _StoppedError(Exception):
 def usable_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_encoders(encoders: int | None) -> None:
+    """Check a wish for a number of PNG encoders.
+
+    Raises:
+        BadValueError: it is out of range.
+    """
+    if encoders is not None and not 1 <= encoders <= MAX_ENCODERS:
+        raise BadValueError(f"encoders is {encoders}; it must lie between 1 and {MAX_ENCODERS}.")
 
 
 def encoders_by_default() -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.manifest_check import MAX_CLASSES
+from dim.runtime.part_bytes import images_within, largest_file_bytes
 from dim.runtime.sampling import order_slice
 
 FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
@@ -174,6 +175,8 @@ def choose_part_images(
     batch: int | None,
     shard_images: int | None = None,
     shard_bytes: int | None = None,
+    classes: Sequence[str] = ("",),
+    soft_labels: bool = False,
 ) -> int:
     """Decide how many images make a part, from the plan alone so that every worker cuts alike.
 
@@ -184,6 +187,8 @@ def choose_part_images(
         batch: the engine's padded batch, or None.
         shard_images: images per file, where the user said so.
         shard_bytes: largest file in bytes, where the user said so.
+        classes: all classes of the bundle; their names take space in some files.
+        soft_labels: whether logits are written for every image.
 
     Returns:
         images per part. Without a wish: NPZ and NPY are one file; ImageFolder's parts (which no reader sees) and the
@@ -197,11 +202,11 @@ def choose_part_images(
     if shard_images is not None and shard_images < 1:
         raise BadValueError(f"A shard of {shard_images} images cannot be made; it must hold at least 1.")
     if shard_bytes is not None:
-        largest = largest_image_bytes(format, image_hwc)
-        shard_images = shard_bytes // largest
+        shard_images = images_within(shard_bytes, images, format, image_hwc, classes, soft_labels)
         if shard_images < 1:
+            least = largest_file_bytes(format, 1, image_hwc, classes, soft_labels)
             raise BadValueError(
-                f"A shard of {shard_bytes:,} bytes does not hold one image, which may need {largest:,} as {format}."
+                f"A shard of {shard_bytes:,} bytes does not hold one image, whose {format} file may need {least:,}."
             )
     if shard_images is not None:
         size = min(shard_images, images)
@@ -219,17 +224,6 @@ def choose_part_images(
             f"{images:,} images in shards of {size:,} are more than {MAX_PARTS:,} shards; ask for larger ones."
         )
     return size
-
-
-def largest_image_bytes(format: str, image_hwc: tuple[int, int, int]) -> int:
-    """Bound the bytes that one image takes in a shard: pixels that do not compress, and what wraps them."""
-    height, width, channels = image_hwc
-    pixels = height * width * channels
-    if format in SINGLE_FILE_FORMATS:
-        return pixels + 8
-    # A PNG of noise: a filter byte per row, the stored blocks of deflate, 128 bytes of chunk headers and checksums.
-    png = pixels + height + pixels // 1000 + 128
-    return png + {"imagefolder": 0, "parquet": 128, "webdataset": 512 + 511 + 1024}[format]
 
 
 def check_folder_names(classes: Sequence[str], counts: Sequence[int]) -> None:

@@ -7,9 +7,12 @@ finds in the journal what is finished.
 
 import contextlib
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ from dim.runtime.generate import (
     summarise,
 )
 from dim.runtime.manifest_check import MANIFEST_NAME
-from dim.runtime.set_claim import continued, engine_for, find_set, opened_store
+from dim.runtime.set_claim import check_url, continued, engine_for, find_set, opened_store
 from dim.runtime.set_files import SetFile, read_set
 from dim.runtime.set_request import Wish, encoder_here, engine_info, make_wish
 from dim.runtime.set_store import Store
@@ -51,7 +54,8 @@ class Share:
     gpus: int
     """GPUs per actor, 0 or 1."""
     cpus: float
-    """CPUs per actor; all of them together leave one to Ray, whose own tasks would wait for ever otherwise."""
+    """CPUs per actor, no more than one machine has; a CPU is left to Ray, whose own tasks would wait for ever
+    otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +182,8 @@ def generate_on_ray(
         shard_bytes=shard_bytes,
         soft_labels=soft_labels,
     )
+    check_workers(num_workers)
+    check_url(out)
     place = str(out) if "://" in str(out) else str(Path(out).absolute())
     with opened_store(place) as store:
         found = find_set(store, wish, overwrite)
@@ -186,12 +192,14 @@ def generate_on_ray(
             store.clear_state()
             say(f"The set in {store} is complete already.")
             return summarise(store, found, (0, 1), meter, began)
+        store.check_place()
         ray = _start_ray()
-        share = share_cluster(ray.cluster_resources(), bundle._options["device"], num_workers)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = share_cluster(nodes, bundle._options["device"], num_workers)
         threads = max(1, int(share.cpus))
         say(
-            f"Ray: {share.workers} workers with {f'{share.gpus} GPU' if share.gpus else 'no GPU'} and {share.cpus:g} "
-            "CPUs each."
+            f"Ray: {share.workers} worker{'s' * (share.workers != 1)} with "
+            f"{f'{share.gpus} GPU' if share.gpus else 'no GPU'} and {share.cpus:g} CPUs each."
         )
         parcel = pack_bundle(bundle)
         # The machine that calls may have no GPU, so the plan's engine is chosen where the actors run.
@@ -207,33 +215,72 @@ def generate_on_ray(
         return summarise(store, found, (0, 1), meter, began)
 
 
-def share_cluster(resources: Mapping[str, float], device: str, num_workers: int | None) -> Share:
-    """Divide a cluster among actors.
-
-    Args:
-        resources: `ray.cluster_resources()`.
-        device: "auto", "cpu" or "gpu".
-        num_workers: actors that are wanted, or None.
+def check_workers(num_workers: int | None) -> None:
+    """Check what can be told of a run on Ray before Ray is started.
 
     Raises:
-        BadValueError: fewer than one actor, or GPUs wanted where there are none.
+        BadValueError: fewer than one worker.
+        MissingExtraError: Ray is not installed.
     """
     if num_workers is not None and num_workers < 1:
         raise BadValueError(f"num_workers is {num_workers}; it must be at least 1.")
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    if device == "gpu" and not gpus:
-        raise BadValueError("The device gpu was asked for and Ray's cluster has no GPU.")
-    if gpus and device != "cpu":
-        workers = min(num_workers or gpus, gpus)
-        return Share(workers=workers, gpus=1, cpus=_portion(cpus, workers))
-    workers = num_workers or max(1, cpus // 2)
-    return Share(workers=workers, gpus=0, cpus=_portion(cpus, workers))
+    if find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray", "generate on a cluster")
 
 
-def _portion(cpus: int, workers: int) -> float:
-    """Divide all CPUs but one; fractions are rounded down to hundredths."""
-    portion = max(1, cpus - 1) / workers / (2 if cpus == 1 else 1)
-    return float(int(portion)) if portion >= 1 else max(0.01, int(portion * 100) / 100)
+def share_cluster(nodes: Sequence[Mapping[str, float]], device: str, num_workers: int | None) -> Share:
+    """Divide a cluster among actors that are all alike.
+
+    Args:
+        nodes: the resources of every machine that is alive, "CPU" and "GPU", as `ray.nodes()` has them.
+        device: "auto", "cpu" or "gpu".
+        num_workers: actors that are wanted, or None.
+
+    Returns:
+        the largest share with which Ray can place every actor, in whatever order, on a machine that has so much, and
+        still has a CPU on one machine for its own tasks.
+
+    Raises:
+        BadValueError: fewer than one actor, more than fit, or GPUs wanted where there are none.
+    """
+    if num_workers is not None and num_workers < 1:
+        raise BadValueError(f"num_workers is {num_workers}; it must be at least 1.")
+    # Hundredths of a CPU, because Ray hands out fractions and floating point cannot add them up.
+    sizes = [(round(100 * node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    sizes = [(cpus, gpus) for cpus, gpus in sizes if cpus > 0]
+    all_cpus, all_gpus = sum(cpus for cpus, _ in sizes) // 100, sum(gpus for _, gpus in sizes)
+    if device == "gpu" and not all_gpus:
+        raise BadValueError("The device gpu was asked for and Ray's cluster has no GPU on a machine with CPUs.")
+    gpu = 1 if all_gpus and device != "cpu" else 0
+    workers = min(num_workers or all_gpus, all_gpus) if gpu else num_workers or max(1, all_cpus // 2)
+    largest = max((cpus for cpus, _ in sizes), default=0) // 100
+    for share in (*range(100 * largest, 0, -100), *range(99, 0, -1)):
+        if _fits(sizes, workers, gpu, share, spare=100):
+            return Share(workers=workers, gpus=gpu, cpus=share / 100)
+    # Machines of one CPU each: what is left of it has to do for Ray.
+    for share in range(50, 0, -1):
+        if _fits([(cpus // 2, gpus) for cpus, gpus in sizes], workers, gpu, share, spare=0):
+            return Share(workers=workers, gpus=gpu, cpus=share / 100)
+    raise BadValueError(
+        f"Ray's cluster, {all_cpus:,} CPUs on {len(nodes):,} machine{'s' * (len(nodes) != 1)}, has no room for "
+        f"{workers:,} worker{'s' * (workers != 1)}: ask for fewer, or give Ray more CPUs."
+    )
+
+
+def _fits(sizes: Sequence[tuple[int, int]], workers: int, gpu: int, share: int, spare: int) -> bool:
+    """Say whether actors fit on machines of (CPUs, GPUs) and leave `spare` on one of them however they are spread.
+
+    CPUs, `share` and `spare` are hundredths of a CPU.
+    """
+    seats, filling = 0, 0
+    for cpus, gpus in sizes:
+        most = min(cpus // share, gpus) if gpu else cpus // share
+        seats += most
+        if cpus >= spare:
+            taking = (cpus - spare) // share + 1  # as many actors leave less than the spare
+            # A machine with too few GPUs for that always has the spare.
+            filling += taking if taking <= most else workers + 1
+    return workers <= seats and (spare == 0 or workers < filling)
 
 
 def _begin_on_worker(parcel: BundleParcel, out: str, wish: Wish, overwrite: bool, threads: int) -> None:
@@ -265,7 +312,8 @@ def _make_on_actors(
 
     kept = ray.put(parcel)
     blocks = min(len(missing), share.workers * BLOCKS_PER_WORKER)
-    rows = ray.data.from_numpy(np.asarray(missing, np.int64)).rename_columns({"data": "part"}).repartition(blocks)
+    # Cut here: a task of Ray's that did it would need a CPU beside the actors.
+    rows = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=blocks)
     made = rows.map_batches(
         PartMaker,
         # A reference that this process keeps: an actor that is replaced must find the parcel again.
@@ -286,13 +334,15 @@ def _make_on_actors(
 
 def _start_ray() -> Any:
     """Start Ray here or join the cluster that is there, without its bars and banners."""
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise MissingExtraError("ray", "ray", "generate on a cluster") from None
+    import ray
+    import ray.data
+
     if not ray.is_initialized():
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray takes SIGTERM for itself; what the caller does at it, such as cleaning up, goes first.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

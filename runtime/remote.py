@@ -17,9 +17,10 @@ from dim.runtime.atomic import replace_folder, sync_folder, temporary_sibling
 from dim.runtime.bundle_files import load_manifest
 from dim.runtime.cache import cache_dir
 from dim.runtime.engine import say_to_log
-from dim.runtime.errors import BundleError, OutputError
+from dim.runtime.errors import BundleError, DimError, OutputError
 from dim.runtime.manifest import Manifest, from_json
 from dim.runtime.manifest_check import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from dim.runtime.remote_store import credentials_wanted, first_line, lacks_credentials, open_file_system
 from dim.version import __version__
 
 TIMEOUT_S = 60
@@ -163,7 +164,8 @@ def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
         raise BundleError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}.") from None
     except (urllib.error.URLError, TimeoutError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise BundleError(f"{url} cannot be fetched: {reason}.") from None
+        said = first_line(reason) if isinstance(reason, Exception) else reason
+        raise BundleError(f"{url} cannot be fetched: {said}.") from None
 
 
 def _check_scheme(url: str, pinned: bool) -> None:
@@ -173,8 +175,6 @@ def _check_scheme(url: str, pinned: bool) -> None:
 
 
 def _read_store(url: str) -> Iterator[bytes]:
-    from dim.runtime.remote_store import open_file_system
-
     try:
         file_system, path = open_file_system(url)
         with file_system.open(path, "rb", block_size=READ_BYTES * 4) as file:
@@ -184,5 +184,10 @@ def _read_store(url: str) -> Iterator[bytes]:
         raise BundleError(f"{url} cannot be fetched: there is no such object.") from None
     except PermissionError:
         raise BundleError(f"{url} cannot be fetched: permission denied; check the credentials.") from None
-    except (OSError, OutputError) as error:
-        raise BundleError(f"{url} cannot be fetched: {error}.") from None
+    except OutputError as error:
+        raise BundleError(str(error)) from None
+    except DimError:
+        raise
+    except Exception as error:  # every store has errors of its own
+        said = credentials_wanted(url) if lacks_credentials(error) else f"{url} cannot be fetched: {first_line(error)}."
+        raise BundleError(said) from None

@@ -5,7 +5,10 @@ object once it is complete. There are no locks; two writers of one shard write t
 """
 
 import contextlib
+import errno
 import hashlib
+import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +23,25 @@ T = TypeVar("T")
 TRIES, FIRST_PAUSE_S = 5, 0.2
 READ_BYTES = 2**22
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+_S3_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run  aws configure"
+_CREDENTIALS = {
+    "s3": _S3_CREDENTIALS,
+    "s3a": _S3_CREDENTIALS,
+    "gs": "run  gcloud auth application-default login",
+    "gcs": "run  gcloud auth application-default login",
+}
+# By name, because importing botocore or google.auth for this would take longer than the whole command.
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "NoAuthTokenError",
+    "ProfileNotFound",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+    "DefaultCredentialsError",
+}
 # Trying again does not help against these.
 _FINAL = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, DimError)
 
@@ -38,6 +60,7 @@ class RemoteStore:
     Raises:
         BadValueError: the scheme is unknown.
         MissingExtraError: the scheme's package is not installed.
+        OutputError: there is no local folder for files in the making.
     """
 
     remote = True
@@ -46,7 +69,13 @@ class RemoteStore:
         self._fs, root = open_file_system(url)
         self.url = url.rstrip("/")
         self._root = root.rstrip("/")
-        self._local = Path(tempfile.mkdtemp(prefix="dim-"))
+        try:
+            self._local = Path(tempfile.mkdtemp(prefix="dim-"))
+        except OSError as error:
+            raise OutputError(
+                f"Files for {self.url} are made in a temporary folder first, and none can be had "
+                f"({first_line(error)}): set TMPDIR to a folder that can be written."
+            ) from error
 
     def __str__(self) -> str:
         return self.url
@@ -138,6 +167,20 @@ class RemoteStore:
     def lock(self, name: str, refusal: str | None = None) -> Iterator[None]:
         yield
 
+    def check_place(self) -> None:
+        # Of S3 alone it is known what it says of a bucket without looking into it.
+        if self.url.partition("://")[0] not in ("s3", "s3a"):
+            return
+        bucket = self._root.partition("/")[0]
+        try:
+            self._try(lambda: self._fs.info(bucket))
+        except FileNotFoundError:
+            raise OutputError(
+                f"{self.url} cannot be written: there is no bucket '{bucket}'; make it first, or mend its name."
+            ) from None
+        except OSError:
+            pass  # a policy may forbid this question and allow to write
+
     def begin_state(self) -> None:
         """There is nothing to make before the first object."""
 
@@ -149,6 +192,23 @@ class RemoteStore:
 
     def free(self) -> Free | None:
         return None
+
+    def workshop(self) -> tuple[Path, int] | None:
+        return self._local.parent, shutil.disk_usage(self._local).free
+
+    def explain(self, error: OSError) -> OutputError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutputError(
+                f"The disk under {self._local.parent}, where files are made before they go to {self.url}, is full: "
+                "free some space or set TMPDIR to a folder on a larger disk, and run the same command again, what is "
+                "finished is kept."
+            )
+        if error.errno in (errno.EROFS, errno.EIO) or _is_below(error.filename, self._local):
+            return OutputError(
+                f"The temporary folder {self._local}, where files are made before they go to {self.url}, went away or "
+                f"stopped working ({first_line(error)}): run the same command again, what is finished is kept."
+            )
+        return explain_remote(error, self.url)
 
     def close(self) -> None:
         shutil.rmtree(self._local, ignore_errors=True)
@@ -169,7 +229,7 @@ class RemoteStore:
             except _FINAL:
                 raise
             except Exception as error:
-                if attempt == TRIES - 1:
+                if attempt == TRIES - 1 or lacks_credentials(error):
                     raise _explain(error, self.url) from error
                 time.sleep(FIRST_PAUSE_S * 2**attempt)
         raise AssertionError("every attempt returns or raises")
@@ -211,16 +271,40 @@ def explain_remote(error: OSError, place: str) -> OutputError:
             f"{place} cannot be written: permission denied; check the credentials and the bucket's policy."
         )
     if isinstance(error, FileNotFoundError):
-        return OutputError(f"{place} cannot be written: {_first_line(error)}; does the bucket exist?")
+        return OutputError(f"{place} cannot be written: {first_line(error)}; does the bucket exist?")
     return _explain(error, place)
 
 
+def lacks_credentials(error: BaseException | None) -> bool:
+    """Say whether an error, or what it came from, is that nobody is logged in to the store."""
+    while error is not None:
+        if any(kind.__name__ in _NO_CREDENTIALS for kind in type(error).__mro__):
+            return True
+        error = error.__cause__
+    return False
+
+
+def credentials_wanted(url: str) -> str:
+    """Say in words how to give the credentials that a store asks for and did not find."""
+    how = _CREDENTIALS.get(url.partition("://")[0], "see the manual of the store")
+    return f"{url} needs credentials and none were found: {how}."
+
+
 def _explain(error: Exception, url: str) -> OutputError:
+    if lacks_credentials(error):
+        return OutputError(credentials_wanted(url))
     return OutputError(
-        f"{url} cannot be reached or written: {_first_line(error)}; mend it and run the same command again, what is "
+        f"{url} cannot be reached or written: {first_line(error)}; mend it and run the same command again, what is "
         "finished is kept."
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+def first_line(error: Exception) -> str:
+    """Return what an error says, in a line without the number that the operating system gives it."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = re.sub(r"^\[Errno -?\d+\] ", "", (said.strip() or type(error).__name__).splitlines()[0])
+    return said.rstrip(".")[:200]
+
+
+def _is_below(path: object, folder: Path) -> bool:
+    return isinstance(path, str | bytes | os.PathLike) and Path(os.fsdecode(path)).is_relative_to(folder)

@@ -1,19 +1,21 @@
 """Finding, beginning, resuming and replacing the set in a place."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.engine import Engine, open_engine
-from dim.runtime.errors import OutputError
+from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.plan import Plan
-from dim.runtime.remote_store import RemoteStore, explain_remote, is_remote
+from dim.runtime.remote_store import RemoteStore, is_remote
 from dim.runtime.set_files import (
     DATASET,
     SetFile,
     begin_set,
+    own_names,
     read_set,
     refuse_clashes,
     refuse_foreign,
@@ -21,24 +23,38 @@ from dim.runtime.set_files import (
     reopen,
 )
 from dim.runtime.set_request import Wish, differs, engine_info
-from dim.runtime.set_store import LocalStore, Store, explain
+from dim.runtime.set_store import LocalStore, Store
 from dim.version import __version__
 
 
 @contextlib.contextmanager
 def opened_store(out: str | Path) -> Iterator[Store]:
-    """Open the place of a set and turn the operating system's errors there into sentences."""
-    if is_remote(out):
-        store: Store = RemoteStore(str(out))
-        explained = explain_remote
-    else:
-        store, explained = LocalStore(Path(str(out).removeprefix("file://"))), explain
+    """Open the place of a set and turn the operating system's errors there into sentences.
+
+    Raises:
+        BadValueError: the place is a URL that lacks a slash, or one that nothing can write to.
+    """
+    check_url(out)
+    store: Store = RemoteStore(str(out)) if is_remote(out) else LocalStore(Path(str(out).removeprefix("file://")))
     try:
         yield store
     except OSError as error:
-        raise explained(error, str(store)) from error
+        raise store.explain(error) from error
     finally:
         store.close()
+
+
+def check_url(out: str | Path) -> None:
+    """Refuse `s3:/bucket/set`, which would become a local folder.
+
+    Raises:
+        BadValueError: the place is a URL that lacks a slash.
+    """
+    if slip := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", str(out)):
+        rest = str(out)[slip.end() :]
+        raise BadValueError(
+            f"{out} lacks a slash: write {slip[1]}://{rest} for the URL, or ./{out} for a folder of that name."
+        )
 
 
 def find_set(store: Store, wish: Wish, overwrite: bool) -> SetFile | None:
@@ -147,6 +163,22 @@ def old_bytes(store: Store) -> int:
     except OutputError:
         return 0
     return sum(record.bytes for record in old.parts or ()) if old is not None else 0
+
+
+def replaces(store: Store, plan: Plan) -> bool:
+    """Say whether there is a set that `overwrite` would remove for a new one.
+
+    Raises:
+        OutputError: something else has a name that the new set needs.
+    """
+    try:
+        old = read_set(store)
+    except OutputError:
+        # Malformed; its parts are not known, so everything else stays.
+        refuse_clashes(store, plan, {DATASET})
+        return True
+    refuse_clashes(store, plan, own_names(old.plan) if old is not None else set())
+    return old is not None
 
 
 def _remove_old(store: Store, plan: Plan) -> None:

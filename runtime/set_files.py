@@ -7,7 +7,7 @@ completes the set, and everybody would write the same bytes.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,13 +130,13 @@ def refuse_foreign(store: Store) -> None:
         )
 
 
-def refuse_clashes(store: Store, plan: Plan) -> None:
-    """Check that a new set would not mix with what is in its place.
+def refuse_clashes(store: Store, plan: Plan, replaced: Set[str] = frozenset()) -> None:
+    """Check that a new set would not mix with what is in its place; names in `replaced` go with the old set.
 
     Raises:
         OutputError: a file or folder has a name that the set needs.
     """
-    if clashing := sorted(own_names(plan).intersection(store.list()) - {STATE}):
+    if clashing := sorted(own_names(plan).intersection(store.list()) - {STATE} - replaced):
         raise OutputError(
             f"{store} holds '{clashing[0]}', which the new set needs and no earlier set lists: move it away first."
         )

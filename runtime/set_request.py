@@ -32,7 +32,16 @@ class Wish:
         """Decide how many images make a part, for an engine's padded batch."""
         plan = self.plan
         shape = (plan.height, plan.width, plan.channels)
-        return choose_part_images(plan.format, plan.images, shape, batch, self.shard_images, self.shard_bytes)
+        return choose_part_images(
+            plan.format,
+            plan.images,
+            shape,
+            batch,
+            self.shard_images,
+            self.shard_bytes,
+            plan.classes,
+            plan.soft_labels,
+        )
 
 
 def make_wish(

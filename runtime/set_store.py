@@ -87,6 +87,9 @@ class Store(Protocol):
     def lock(self, name: str, refusal: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Hold a lock that ends with the process; if another process has it, raise OutputError(refusal) or wait."""
 
+    def check_place(self) -> None:
+        """Raise OutputError if no set can be written here, as far as that can be told without writing."""
+
     def begin_state(self) -> None:
         """Make the place and its `.dim/`."""
 
@@ -101,6 +104,15 @@ class Store(Protocol):
 
     def free(self) -> "Free | None":
         """Say what is free, or None where nobody knows."""
+
+    def workshop(self) -> tuple[Path, int] | None:
+        """Return the local folder where files are made before they go to the place, and the bytes free there.
+
+        None where files are made in the place itself.
+        """
+
+    def explain(self, error: OSError) -> OutputError:
+        """Turn an error of the operating system into a sentence that says how to go on."""
 
     def close(self) -> None:
         """Remove what belongs to this process only."""
@@ -251,10 +263,25 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
+    def check_place(self) -> None:
+        place = self._nearest()
+        if not place.is_dir():
+            what = "a file" if place.is_file() else "no folder"
+            raise OutputError(f"{place} is {what}; name a folder for the set.")
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise explain(OSError(errno.EACCES, os.strerror(errno.EACCES)), str(place))
+
+    def _nearest(self) -> Path:
+        """Return the set's folder, or what there is of the way to it."""
+        place = self.root.absolute()
+        while not os.path.lexists(place):
+            place = place.parent
+        return place
+
     def begin_state(self) -> None:
-        for place in (self.root, *self.root.parents):
-            if place.exists() and not place.is_dir():
-                raise OutputError(f"{place} is a file; name a folder for the set.")
+        self.check_place()
         self.root.mkdir(parents=True, exist_ok=True)
         for name in (STATE, f"{STATE}/locks", f"{STATE}/parts"):
             self.make_folder(name)
@@ -268,13 +295,16 @@ class LocalStore:
         shutil.rmtree(self.root / STATE, ignore_errors=True)
 
     def free(self) -> "Free | None":
-        place = self.root.absolute()
-        while not place.exists():
-            place = place.parent
-        found = os.statvfs(place)
+        found = os.statvfs(self._nearest())
         # Some file systems make file entries as they need them and report none at all.
         files = found.f_favail if found.f_files else 2**62
         return Free(bytes=found.f_bavail * found.f_frsize, files=files, block=found.f_frsize)
+
+    def workshop(self) -> tuple[Path, int] | None:
+        return None
+
+    def explain(self, error: OSError) -> OutputError:
+        return explain(error, str(self))
 
     def close(self) -> None:
         shutil.rmtree(self.root / STATE / "work" / self._own, ignore_errors=True)

@@ -60,7 +60,8 @@ def resolve_counts(
         if value is not None
     ]
     if len(given) != 1:
-        found = "none was given" if not given else "both " + " and ".join(given) + " were given"
+        words = f"{', '.join(given[:-1])} and {given[-1]}" if given else ""
+        found = f"{'both ' if len(given) == 2 else ''}{words} were given" if given else "none was given"
         raise BadValueError(f"Say the size of the set by exactly one of ipc, ratio, total and per_class; {found}.")
     if per_class is not None and classes is not None:
         raise BadValueError("per_class already names its classes; leave out classes.")
@@ -208,9 +209,8 @@ def _share(info: ManifestLike, selected: list[int], ratio: float | None, total: 
         scale = Fraction(size, sum(source))
     quotas = [scale * count for count in source]
     if max(quotas) > MAX_PER_CLASS:
-        raise BadValueError(
-            f"That is {math.floor(max(quotas))} images of one class; there are 2**32 of each, ask for fewer."
-        )
+        # A number of 300 digits would say no more.
+        raise BadValueError("That is more than 2**32 images of one class, which is all there are; ask for fewer.")
     return _largest_remainder(quotas, size)
 
 

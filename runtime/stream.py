@@ -52,12 +52,11 @@ class StreamPlan:
             ("start_epoch", self.start_epoch, 0),
             ("epochs", 0 if self.epochs is None else self.epochs, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-                raise BadValueError(f"{name} is {value!r}; it must be an integer, at least {low}.")
+            _check_whole(name, value, low)
         split_seed(self.seed)
-        i, n = self.shard
-        if not 0 <= i < n:
-            raise BadValueError(f"shard is {self.shard}; it must be (i, n) with 0 <= i < n.")
+        pair = self.shard if isinstance(self.shard, tuple | list) and len(self.shard) == 2 else (None, None)
+        if not all(_is_whole(number) for number in pair) or not 0 <= pair[0] < pair[1]:
+            raise BadValueError(f"shard is {self.shard!r}; it must be (i, n), integers with 0 <= i < n.")
         if self.epochs is not None and (self.start_epoch + self.epochs) * self.ipc - 1 > MAX_INDEX:
             raise BadValueError(
                 f"{self.start_epoch + self.epochs} epochs of {self.ipc} images per class need indices beyond 2**32."
@@ -84,6 +83,15 @@ class StreamPlan:
                 yield label_K[part % len(label_K)], epoch * self.ipc + part // len(label_K)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_whole(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+        raise BadValueError(f"{name} is {value!r}; it must be an integer, at least {low}.")
+
+
 @dataclass(frozen=True)
 class _Failure:
     error: BaseException
@@ -106,10 +114,16 @@ def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
         the same items in the same order.
 
     Raises:
+        BadValueError: at once, if `depth` is no integer or below 0.
         EngineError: the iteration goes on in another process than the one that began it.
         anything that the iterator raises.
     """
-    if depth <= 0:
+    _check_whole("prefetch", depth, 0)
+    return _prefetched(make, int(depth))
+
+
+def _prefetched(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
+    if depth == 0:
         yield from make()
         return
     waiting: queue.Queue[object] = queue.Queue(maxsize=depth)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dim.runtime.errors import MissingExtraError
+from dim.runtime.part_bytes import row_group_images
 from dim.runtime.plan import Plan
 from dim.runtime.set_store import Store
 from dim.runtime.writers_part import Batch, HashedFile, PartRecord, record_of
@@ -13,7 +14,6 @@ from dim.runtime.writers_png import encoder_version
 if TYPE_CHECKING:
     import pyarrow
 
-ROW_GROUP_IMAGES, ROW_GROUP_BYTES = 1024, 2**25
 # Rows of a batch by column: PNG, path, label, logits.
 Columns = tuple[list[Any], list[Any], list[Any], list[Any]]
 
@@ -49,7 +49,7 @@ class ParquetPart:
         self._plan, self._store, self._part = plan, store, part
         self._name = next(Parquet().files(plan, part))
         self._schema = parquet_schema(plan)
-        self._rows = max(1, min(ROW_GROUP_IMAGES, ROW_GROUP_BYTES // plan.image_bytes))
+        self._rows = row_group_images(plan.image_bytes)
         self._columns: Columns = ([], [], [], [])
         self._images = 0
         self._file = HashedFile(store.scratch(f"{part}.parquet"))

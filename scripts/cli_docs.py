@@ -20,7 +20,8 @@ This page is written by `scripts/cli_docs.py` from what `dim COMMAND --help` sho
 
 Results go to stdout, everything else to stderr; progress bars vanish off a terminal; `--json` prints one object on
 stdout. Exit codes: 0; 1 for a bad value or the world (a file, a disk, a device), told in one line on stderr; 2 for
-options that do not parse; 130 for Ctrl-C. `--traceback`, before or after the command, shows where an error came from.
+options that do not parse; 130 for Ctrl-C, 143 for SIGTERM. `--traceback`, before or after the command, shows where an
+error came from.
 `dim --install-completion` sets up completion for your shell.
 """
 

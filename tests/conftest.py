@@ -5,9 +5,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from s3_tools import s3_server
 from tiny_bundle import build_tiny_bundle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +44,13 @@ def fast(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """A bucket behind a real S3 interface on loopback, and a client to it."""
+    with s3_server() as client:
+        yield client
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

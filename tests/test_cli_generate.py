@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from cli_tools import dim, one_line
@@ -107,6 +110,12 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
          "--ray shares the set among its workers by itself: leave out --shard."),
         (["--ipc", 1, "--num-workers", 2],
          "--num-workers is for --ray; without it, --shard I/N makes a part of a set."),
+        (["--ipc", 1, "--ray", "--num-workers", 0], "num_workers is 0; it must be at least 1."),
+        (["--ipc", 1, "--encoders", 0], "encoders is 0; it must lie between 1 and 64."),
+        (["--ipc", 1, "--encoders", 2, "--ray"],
+         "--encoders is for one machine; with --ray every worker chooses for itself."),
+        (["--ratio", "1e300"],
+         "That is more than 2**32 images of one class, which is all there are; ask for fewer."),
         (["--ipc", 1, "--engine", "warp"], None),
         (["--ipc", 1, "--device", "gpu"], None),
         (["--ipc", 1, "--format", "bmp"], None),
@@ -116,10 +125,11 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
 def test_what_cannot_be_is_refused_before_anything_is_written(
     tiny_bundle: Path, tmp_path: Path, arguments: list[object], line: str | None
 ) -> None:
-    ran = dim("generate", *arguments, "--out", tmp_path / "set", "--bundle", tiny_bundle)
-    found = one_line(ran)
-    assert line is None or found == line
-    assert not (tmp_path / "set").exists()
+    for more in ([], ["--dry-run"]):
+        ran = dim("generate", *arguments, "--out", tmp_path / "set", "--bundle", tiny_bundle, *more)
+        found = one_line(ran)
+        assert line is None or found == line
+        assert not (tmp_path / "set").exists()
 
 
 def test_an_empty_name_is_no_folder(tiny_bundle: Path) -> None:
@@ -182,9 +192,102 @@ def test_a_pinned_bundle_must_be_that_one(tiny_bundle: Path, tmp_path: Path) -> 
     assert dim(*arguments, right).code == 0
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "set").write_text("mine")
-    assert str(tmp_path / "set") in one_line(
-        dim("generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle)
-    )
-    assert (tmp_path / "set").read_text() == "mine"
+def unwritable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the right to write from a folder, of which the tests' user may have too many to notice."""
+    real = os.access
+
+    def access(path: str | Path, mode: int) -> bool:
+        return not (Path(path) == folder and mode & os.W_OK) and real(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--overwrite", "--dry-run"]])
+def test_places_that_cannot_hold_a_set_are_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "closed").mkdir()
+    unwritable(tmp_path / "closed", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    denied = f"{tmp_path}/closed cannot be written (Permission denied): choose another folder or mend its permissions."
+    for out, line in {
+        tmp_path / "file": f"{tmp_path}/file is a file; name a folder for the set.",
+        tmp_path / "file" / "below" / "it": f"{tmp_path}/file is a file; name a folder for the set.",
+        tmp_path / "dangling": f"{tmp_path}/dangling is no folder; name a folder for the set.",
+        tmp_path / "closed": denied,
+        tmp_path / "closed" / "set": denied,
+        "s3:/bucket/x": "s3:/bucket/x lacks a slash: write s3://bucket/x for the URL, or ./s3:/bucket/x for a folder "
+        "of that name.",
+    }.items():
+        assert one_line(dim("generate", "--ipc", 1, "--out", out, "--bundle", tiny_bundle, *more)) == line
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "dangling", "file"]
+    assert dim("generate", "--ipc", 1, "--out", "./s3:/bucket/x", "--bundle", tiny_bundle).code == 0
+    assert (tmp_path / "s3:" / "bucket" / "x" / "dataset.json").exists()
+
+
+def test_a_read_only_file_system_is_refused(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = os.statvfs(tmp_path)
+    values = [*found]
+    values[8] |= os.ST_RDONLY
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+    arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle]
+    for more in ([], ["--dry-run"]):
+        assert one_line(dim(*arguments, *more)) == (
+            f"{tmp_path} cannot be written (Read-only file system): choose another folder or mend its permissions."
+        )
+
+
+def test_a_complete_set_may_be_looked_at_where_nothing_can_be_written(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle]
+    assert dim(*arguments).code == 0
+    unwritable(tmp_path / "set", monkeypatch)
+    assert dim(*arguments).code == 0 and dim(*arguments, "--dry-run").code == 0
+
+
+def test_a_dry_run_says_that_another_set_would_go(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    common = ["generate", "--out", out, "--bundle", tiny_bundle]
+    dim(*common, "--ipc", 2)
+    before = contents(out)
+    other = [*common, "--ipc", 3, "--dry-run", "--overwrite"]
+    assert dim(*other).out.splitlines()[1] == "Removes:   another set that is there now"
+    assert json.loads(dim(*other, "--json").out)["replaces"] is True
+    same = dim(*common, "--ipc", 2, "--dry-run", "--overwrite", "--json")
+    assert json.loads(same.out)["replaces"] is False
+    assert "Removes" not in dim("generate", "--out", tmp_path / "new", *common[3:], "--ipc", 3, "--dry-run").out
+    assert contents(out) == before
+    (out / "train.npz").write_text("mine")
+    for more in (["--dry-run"], []):
+        line = one_line(dim(*common, "--ipc", 3, "--format", "npz", "--overwrite", *more))
+        assert line == (
+            f"{out} holds 'train.npz', which the new set needs and no earlier set lists: move it away first."
+        )
+    (out / "dataset.json").write_text("no set")
+    other = [*common, "--ipc", 3, "--format", "npy", "--overwrite", "--dry-run", "--json"]
+    assert json.loads(dim(*other).out)["replaces"] is True
+
+
+def test_a_dry_run_on_ray_shares_the_time(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 300, "--out", tmp_path, "--bundle", tiny_bundle, "--dry-run", "--ray"]
+    ran = dim(*arguments, "--num-workers", 3)
+    assert re.fullmatch(r"It takes:  about .*, on 3 workers as fast as this machine", ran.out.splitlines()[-1])
+    plan = json.loads(dim(*arguments, "--num-workers", 3, "--json").out)
+    # There are four parts, which workers do not share.
+    assert (plan["parts"], plan["workers"]) == (4, 3)
+    assert json.loads(dim(*arguments, "--num-workers", 9, "--json").out)["workers"] == 4
+    assert dim(*arguments).out.splitlines()[-1].endswith(", on 1 worker as fast as this machine")
+
+
+def test_fetching_a_bundle_is_told(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    for path in tiny_bundle.iterdir():
+        memory.pipe_file(f"/bundles/tiny.dim/{path.name}", path.read_bytes())
+    ran = dim("generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", "memory://bundles/tiny.dim")
+    assert ran.code == 0
+    assert ran.err.splitlines()[0].startswith("Fetching tiny from memory://bundles/tiny.dim: ")

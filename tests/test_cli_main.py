@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from cli_tools import dim, one_line
 
 from dim.cli import inspect as inspect_command
 from dim.cli import main as main_module
+from dim.cli import options
 from dim.cli.main import app
+from dim.runtime import engine, plan
 from dim.runtime.errors import BundleError
 from dim.version import __version__
 
@@ -144,11 +147,41 @@ def test_json_is_one_object_on_stdout(tiny_bundle: Path) -> None:
         assert ran.err.startswith(f"Bundle: {tiny_bundle}, as named.\n")
 
 
-def test_completion_is_offered() -> None:
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("dim ge", ["generate"]),
+        ("dim generate --format n", ["npz", "npy"]),
+        ("dim generate --device g", ["gpu"]),
+        ("dim verify --precision", []),
+        ("dim generate --precision fp", ["fp32", "fp16"]),
+        ("dim generate --engine onnx", ["onnxruntime-cuda", "onnxruntime-cpu"]),
+    ],
+)
+def test_completion_is_offered(typed: str, offered: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from dim.cli.main import main; main()"],
-        env={**os.environ, "_DIM_COMPLETE": "complete_bash", "COMP_WORDS": "dim ge", "COMP_CWORD": "1"},
+        env={
+            **os.environ,
+            "_DIM_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(len(typed.split()) - 1),
+        },
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["generate"]
+    assert done.stdout.split() == offered
+
+
+def test_what_is_offered_is_what_there_is() -> None:
+    parameters = typer.main.get_command(app).commands["generate"].params  # type: ignore[attr-defined]
+    assert options.ENGINES == tuple(name for name in engine.ENGINES if name != "fake")
+    (formats,) = [parameter for parameter in parameters if parameter.name == "format"]
+    assert ", ".join(plan.FORMATS[:-1]) + f" or {plan.FORMATS[-1]}." == formats.help
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_a_flag_is_shown_without_a_value(command: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = dim(*([command] if command else []), "--help").out
+    assert "bool" not in shown.lower() and re.search(r"--help +-h +Show this message", shown)

@@ -8,9 +8,10 @@ import pytest
 from set_tools import tree
 
 from dim.runtime.bundle import Bundle
+from dim.runtime.dry_run import estimate_set
 from dim.runtime.errors import OutputError
 from dim.runtime.estimate import in_bytes
-from dim.runtime.generate import estimate_set, generate
+from dim.runtime.generate import generate
 from dim.runtime.plan import FORMATS
 from dim.runtime.set_store import Free, LocalStore
 

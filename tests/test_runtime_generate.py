@@ -14,9 +14,10 @@ from set_tools import identities, tree
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle
+from dim.runtime.dry_run import estimate_set
 from dim.runtime.engine_fake import FakeEngine
 from dim.runtime.errors import BadValueError, OutputError
-from dim.runtime.generate import estimate_set, generate
+from dim.runtime.generate import generate
 from dim.runtime.sampling import index_major_order
 from dim.runtime.writers_imagefolder import ImageFolder
 from dim.runtime.writers_png import encoder_version

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.part_bytes import largest_file_bytes
 from dim.runtime.plan import (
     FORMATS,
     MAX_PARTS,
@@ -15,7 +16,6 @@ from dim.runtime.plan import (
     Plan,
     check_folder_names,
     choose_part_images,
-    largest_image_bytes,
 )
 
 PLAN = Plan(
@@ -104,8 +104,9 @@ def test_default_parts_are_bounded(format: str, images: int, px: int, batch: int
 def test_shards_by_images_and_bytes() -> None:
     assert choose_part_images("parquet", 1000, (8, 8, 3), None, shard_images=100) == 100
     assert choose_part_images("parquet", 50, (8, 8, 3), None, shard_images=100) == 50
-    largest = largest_image_bytes("webdataset", (8, 8, 3))
-    assert choose_part_images("webdataset", 10**6, (8, 8, 3), None, shard_bytes=100 * largest) == 100
+    limit = largest_file_bytes("parquet", 100, (8, 8, 3), ("cat", "dog"), False)
+    cut = choose_part_images("parquet", 10**6, (8, 8, 3), None, shard_bytes=limit, classes=("cat", "dog"))
+    assert cut == 100
     with pytest.raises(BadValueError, match="not both"):
         choose_part_images("npz", 10, (8, 8, 3), None, 1, 1)
     with pytest.raises(BadValueError, match="A shard of 0 images cannot be made"):

@@ -1,21 +1,26 @@
 """`generate` on Ray: the same bytes for any number of workers, also when one is killed."""
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ray_program import COUNTS, PARQUET
 from set_tools import tree
 
+from dim.runtime import ray_generate
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError, MissingExtraError
 from dim.runtime.generate import generate
-from dim.runtime.ray_generate import Share, generate_on_ray, pack_bundle, share_cluster
+from dim.runtime.ray_generate import Share, check_workers, generate_on_ray, pack_bundle, share_cluster
 
 
 @pytest.fixture
@@ -81,28 +86,101 @@ def test_a_parcel_opens_where_the_folder_is_not_seen(
 
 
 @pytest.mark.parametrize(
-    ("resources", "device", "workers", "share"),
+    ("nodes", "device", "workers", "share"),
     [
-        ({"CPU": 2}, "auto", 2, Share(workers=2, gpus=0, cpus=0.5)),
-        ({"CPU": 2}, "auto", None, Share(workers=1, gpus=0, cpus=1.0)),
-        ({"CPU": 1}, "auto", None, Share(workers=1, gpus=0, cpus=0.5)),
-        ({"CPU": 64}, "auto", None, Share(workers=32, gpus=0, cpus=1.0)),
-        ({"CPU": 64}, "auto", 4, Share(workers=4, gpus=0, cpus=15.0)),
-        ({"CPU": 64, "GPU": 8}, "auto", None, Share(workers=8, gpus=1, cpus=7.0)),
-        ({"CPU": 64, "GPU": 8}, "cpu", 2, Share(workers=2, gpus=0, cpus=31.0)),
-        ({"CPU": 8, "GPU": 8}, "gpu", 20, Share(workers=8, gpus=1, cpus=0.87)),
+        ([{"CPU": 2}], "auto", 2, Share(workers=2, gpus=0, cpus=0.5)),
+        ([{"CPU": 2}], "auto", None, Share(workers=1, gpus=0, cpus=1.0)),
+        ([{"CPU": 1}], "auto", None, Share(workers=1, gpus=0, cpus=0.5)),
+        ([{"CPU": 64}], "auto", None, Share(workers=32, gpus=0, cpus=1.0)),
+        ([{"CPU": 64}], "auto", 4, Share(workers=4, gpus=0, cpus=15.0)),
+        ([{"CPU": 64, "GPU": 8}], "auto", None, Share(workers=8, gpus=1, cpus=7.0)),
+        ([{"CPU": 64, "GPU": 8}], "cpu", 2, Share(workers=2, gpus=0, cpus=31.0)),
+        ([{"CPU": 8, "GPU": 8}], "gpu", 20, Share(workers=8, gpus=1, cpus=0.87)),
+        # No machine has the 7 CPUs that are left of the 8.
+        ([{"CPU": 4}, {"CPU": 4}], "auto", 1, Share(workers=1, gpus=0, cpus=4.0)),
+        ([{"CPU": 4}, {"CPU": 4}], "auto", 2, Share(workers=2, gpus=0, cpus=3.0)),
+        ([{"CPU": 4}, {"CPU": 4}], "auto", 3, Share(workers=3, gpus=0, cpus=2.0)),
+        ([{"CPU": 16}, {"CPU": 2}], "auto", 2, Share(workers=2, gpus=0, cpus=8.0)),
+        ([{"CPU": 1}] * 3, "auto", 2, Share(workers=2, gpus=0, cpus=1.0)),
+        ([{"CPU": 1}] * 2, "auto", 2, Share(workers=2, gpus=0, cpus=0.5)),
+        # A head that takes no work; GPUs on one machine only; GPUs without a CPU.
+        ([{"CPU": 0, "memory": 1e9}, {"CPU": 8}], "auto", None, Share(workers=4, gpus=0, cpus=1.0)),
+        ([{"CPU": 32}, {"CPU": 8, "GPU": 2}], "auto", None, Share(workers=2, gpus=1, cpus=4.0)),
+        ([{"CPU": 8, "GPU": 1}] * 4, "gpu", None, Share(workers=4, gpus=1, cpus=7.0)),
+        ([{"CPU": 8, "GPU": 1}] * 4, "gpu", 3, Share(workers=3, gpus=1, cpus=8.0)),
+        ([{"CPU": 4}, {"GPU": 1}], "auto", None, Share(workers=2, gpus=0, cpus=1.0)),
     ],
 )
-def test_sharing_a_cluster(resources: dict[str, float], device: str, workers: int | None, share: Share) -> None:
-    assert share_cluster(resources, device, workers) == share
-    assert share.workers * share.cpus < max(resources["CPU"], 1)
+def test_sharing_a_cluster(nodes: list[dict[str, float]], device: str, workers: int | None, share: Share) -> None:
+    assert share_cluster(nodes, device, workers) == share
+    assert can_be_placed(nodes, share, spare=1.0 if max(node.get("CPU", 0) for node in nodes) > 1 else 0.5)
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 6)}, optional={"GPU": st.integers(0, 2)}), max_size=3),
+    st.none() | st.integers(1, 6),
+)
+def test_every_worker_finds_a_place_however_they_are_spread(nodes: list[dict[str, int]], workers: int | None) -> None:
+    try:
+        share = share_cluster(nodes, "auto", workers)
+    except BadValueError as error:
+        assert "has no room for" in str(error) and max((node["CPU"] for node in nodes), default=0) == 0
+    else:
+        assert can_be_placed(nodes, share, spare=1.0) or can_be_placed(nodes, share, spare=0.5) and share.cpus <= 0.5
+
+
+def can_be_placed(nodes: Sequence[Mapping[str, float]], share: Share, spare: float) -> bool:
+    """Try every way in which Ray may place actors one after the other."""
+    reached = {tuple((round(100 * node.get("CPU", 0)), node.get("GPU", 0)) for node in nodes)}
+    for _ in range(share.workers):
+        following = set()
+        for free in reached:
+            fits = [k for k, (cpus, gpus) in enumerate(free) if cpus >= round(100 * share.cpus) and gpus >= share.gpus]
+            if not fits:
+                return False
+            for k in fits:
+                left = (free[k][0] - round(100 * share.cpus), free[k][1] - share.gpus)
+                following.add((*free[:k], left, *free[k + 1 :]))
+        reached = following
+    return all(max(cpus for cpus, _ in free) >= 100 * spare for free in reached)
 
 
 def test_clusters_that_cannot_do_it() -> None:
     with pytest.raises(BadValueError, match="num_workers is 0; it must be at least 1"):
-        share_cluster({"CPU": 2}, "auto", 0)
-    with pytest.raises(BadValueError, match="Ray's cluster has no GPU"):
-        share_cluster({"CPU": 2}, "gpu", None)
+        share_cluster([{"CPU": 2}], "auto", 0)
+    with pytest.raises(BadValueError, match="num_workers is 0; it must be at least 1"):
+        check_workers(0)
+    for nodes in ([{"CPU": 2}], [{"CPU": 2}, {"GPU": 1}]):
+        with pytest.raises(BadValueError, match="Ray's cluster has no GPU on a machine with CPUs"):
+            share_cluster(nodes, "gpu", None)
+    with pytest.raises(BadValueError) as caught:
+        share_cluster([{"CPU": 0}], "auto", None)
+    assert str(caught.value) == (
+        "Ray's cluster, 0 CPUs on 1 machine, has no room for 1 worker: ask for fewer, or give Ray more CPUs."
+    )
+    with pytest.raises(BadValueError, match="8 CPUs on 2 machines, has no room for 5,000 workers: ask for fewer"):
+        share_cluster([{"CPU": 4}, {"CPU": 4}], "auto", 5000)
+
+
+def test_ray_does_not_keep_sigterm_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        # As Ray's own does.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+    def clean_up(number: int, frame: object) -> None:
+        """What a caller does at SIGTERM."""
+
+    context = SimpleNamespace(get_current=lambda: SimpleNamespace())
+    data = SimpleNamespace(DataContext=context)
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init, data=data)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.data", data)
+    before = signal.signal(signal.SIGTERM, clean_up)
+    try:
+        assert ray_generate._start_ray() is fake
+        assert signal.getsignal(signal.SIGTERM) is clean_up
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_without_ray(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

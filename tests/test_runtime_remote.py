@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from s3_tools import objects
 from set_tools import tree
 
 from dim.runtime import remote_store
@@ -31,39 +32,6 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
     with Bundle(tiny_bundle, engine="fake") as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    """A bucket behind moto's server, and a client to it."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "NO_PROXY": "*",
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        yield client
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
-
-
-def objects(client: Any, prefix: str) -> dict[str, bytes]:
-    listed = client.list_objects_v2(Bucket="bucket", Prefix=prefix + "/").get("Contents", [])
-    return {
-        entry["Key"].removeprefix(prefix + "/"): client.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read()
-        for entry in listed
-    }
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -108,11 +76,6 @@ def test_s3_shards_and_other_sets(bundle: Bundle, tmp_path: Path, s3: Any) -> No
     assert generate(bundle, "s3://bucket/shards/deep", overwrite=True, **wish).complete
     names = set(objects(s3, "shards/deep"))
     assert names == {"notes.txt", "data/train-00000-of-00001.parquet", "dataset.json", "README.md", "croissant.json"}
-
-
-def test_a_bucket_that_does_not_exist(bundle: Bundle, s3: Any) -> None:
-    with pytest.raises(OutputError, match=r"s3://nowhere/set cannot be written: .*; does the bucket exist\?"):
-        generate(bundle, "s3://nowhere/set", counts=COUNTS, format="npz")
 
 
 class Flaky:
@@ -291,8 +254,9 @@ def test_urls_that_are_no_bundle(web: Any) -> None:
         fetch_bundle("http://example.invalid/b.dim")
     with pytest.raises(BundleError, match=r"cannot be fetched|unprotected"):
         fetch_bundle(f"{url}/redirect/b.dim")
-    with pytest.raises(BundleError, match="cannot be fetched"):
+    with pytest.raises(BundleError) as caught:
         fetch_bundle("http://127.0.0.1:9/b.dim")
+    assert str(caught.value) == "http://127.0.0.1:9/b.dim/manifest.json cannot be fetched: Connection refused."
 
 
 def test_opening_by_url_and_by_pin(tiny_bundle: Path, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,13 @@ def test_total_adds_up(source: list[int], extra: int) -> None:
         ({"ipc": True}, "ipc is True; it must be a whole number from 1 to 2**32."),
         ({"ratio": 0.0}, "ratio is 0.0; it must be above 0, for example 0.02 for a fiftieth of the source."),
         ({"ratio": math.nan}, "ratio is nan; it must be above 0, for example 0.02 for a fiftieth of the source."),
-        ({"ratio": 1e12}, "That is 700000000000000 images of one class; there are 2**32 of each, ask for fewer."),
+        (
+            {"ipc": 1, "total": 5, "per_class": {"cat": 1}},
+            "Say the size of the set by exactly one of ipc, ratio, total and per_class; ipc, total and per_class were "
+            "given.",
+        ),
+        ({"ratio": 1e12}, "That is more than 2**32 images of one class, which is all there are; ask for fewer."),
+        ({"ratio": 1e300}, "That is more than 2**32 images of one class, which is all there are; ask for fewer."),
         (
             {"total": 2},
             "total is 2 and 3 classes are wanted; every class gets at least one image, "

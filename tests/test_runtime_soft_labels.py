@@ -13,8 +13,9 @@ from set_tools import tree
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle
+from dim.runtime.dry_run import estimate_set
 from dim.runtime.errors import BundleError, EngineError
-from dim.runtime.generate import estimate_set, generate
+from dim.runtime.generate import generate
 from dim.runtime.plan import FORMATS
 from dim.runtime.sampling import index_major_order
 

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, features
 
 from dim.runtime import stored_zip
-from dim.runtime.plan import FORMATS, largest_image_bytes
+from dim.runtime.part_bytes import largest_image_bytes
+from dim.runtime.plan import FORMATS
 from dim.runtime.stored_zip import ZipIndex
 from dim.runtime.writers_npz import npy_header
 from dim.runtime.writers_part import PartRecord, read_pieces
