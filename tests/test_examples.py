@@ -32,8 +32,8 @@ def run(name: str, *arguments: str) -> str:
 def test_edge_pipeline_learns_real_digits_without_torch(digits: Path) -> None:
     printed = run("edge_sklearn.py", str(digits), "--batches", "150")
     accuracies = [float(match) for match in re.findall(r"([\d.]+)% of 359 real test images", printed)]
-    # The same classifier reaches 95.5 % on as many batches of real training images.
-    assert len(accuracies) == 4 and accuracies[-1] >= 85
+    *on_stream, on_real = accuracies
+    assert len(on_stream) == 4 and on_stream[-1] >= 85 and on_real > 93
     assert printed.endswith("torch was never imported\n")
 
 

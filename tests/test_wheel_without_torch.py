@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -51,11 +52,30 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pins = [line.partition(" \\")[0] for line in (ROOT / "constraints" / "dev.txt").read_text().splitlines()]
     (folder / "pins.txt").write_text("\n".join(pin for pin in pins if "==" in pin))
     interpreter = folder / "venv" / "bin" / "python"
+    install(interpreter, folder, f"{wheel}[cpu]")
+    return interpreter
+
+
+@pytest.fixture(scope="module")
+def python_with_sklearn(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an environment that has scikit-learn besides what the clean one has."""
+    folder = tmp_path_factory.mktemp("sklearn")
+    venv.create(folder / "venv", with_pip=True)
+    shutil.copy(python.parents[2] / "pins.txt", folder)
+    (clean,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    (own,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (own / "clean.pth").write_text(f"{clean}\n")
+    interpreter = folder / "venv" / "bin" / "python"
+    install(interpreter, folder, "scikit-learn")
+    return interpreter
+
+
+def install(interpreter: Path, folder: Path, what: str) -> None:
+    """Install a package at the versions in the folder's `pins.txt`."""
     more = shlex.split(os.environ.get("PIP_ARGS", ""))
-    command = [interpreter, "-m", "pip", "install", "--quiet", "-c", folder / "pins.txt", *more, f"{wheel}[cpu]"]
+    command = [interpreter, "-m", "pip", "install", "--quiet", "-c", folder / "pins.txt", *more, what]
     done = subprocess.run(command, cwd=folder, env=clean_environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return interpreter
 
 
 def clean_environment(home: Path) -> dict[str, str]:
@@ -113,6 +133,20 @@ def test_generate_inspect_and_verify_work_there(python: Path, tiny_bundle: Path,
     assert written == set(classes)
     report, loaded = run(python, tmp_path, "verify", "--json", *named)
     assert json.loads(report)["ok"] and "torch" not in loaded
+
+
+def test_a_classifier_learns_real_digits_from_the_stream_there(python_with_sklearn: Path, tmp_path: Path) -> None:
+    """An edge pipeline: the bundle was distilled from scikit-learn's digits, no PyTorch is installed."""
+    listed = subprocess.run([python_with_sklearn, "-m", "pip", "list"], check=True, capture_output=True, text=True)
+    assert "scikit-learn" in listed.stdout and "torch" not in listed.stdout
+    bundle = shutil.copytree(ROOT / "tests" / "data" / "digits.dim", tmp_path / "digits.dim")
+    command = [python_with_sklearn, ROOT / "examples" / "edge_sklearn.py", bundle, "--test", "digits"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *accuracies, last = done.stdout.splitlines()
+    assert last == "torch was never imported"
+    generated, real = (float(re.search(r"([\d.]+)% of 359 real test images", line)[1]) for line in accuracies[-2:])
+    assert real > 90 and generated > real - 5, done.stdout
 
 
 def test_the_command_is_installed_and_says_what_is_missing(python: Path, tmp_path: Path) -> None:
