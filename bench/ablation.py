@@ -2,6 +2,8 @@
 """What every ingredient of the recipe is worth: the same small distillation again and again, one thing changed.
 
     python bench/ablation.py --size 16 --out runs/ablation        # MNIST at 16 pixels, two seeds: hours of one core
+    python bench/ablation.py --out runs/ablation --holdout        # judged on images held out of the training split
+    python bench/ablation.py --out runs/ablation --preset best --full --device gpu    # the preset's own lengths
     python bench/ablation.py --out runs/ablation --only base,ema  # some rows
     python bench/ablation.py --out runs/ablation --table          # Markdown of what is there
 
@@ -9,7 +11,7 @@ Every variant is distilled with every seed, exported, and measured by fresh clas
 and `stream`, beside the same classifiers on real images. The published recipe gets as much time as the unchanged one
 takes (the processor's, or the wall's on a GPU), its networks and losses as published. The same command goes on where an
 earlier one ended; seeds are the outer loop, so an early end leaves whole columns. `results.json` holds all that was
-measured.
+measured. With `--equal-seconds` it only works out how long the published recipe may be, for `scripts/reproduce.sh`.
 """
 
 import argparse
@@ -17,8 +19,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,18 @@ from dim.data_set import ImageSet
 from dim.distill import choose_device, distill
 from dim.distill_page import ablation_table
 from dim.eval_cells import describe_machine
+from dim.eval_recipe import split_holdout
 from dim.evaluate import evaluate
 from dim.export.export_run import export_run
+from dim.game import amp_dtype
 from dim.presets import preset
 from dim.runtime.atomic import replace_file
 from dim.runtime.errors import DivergedError, ParityError
 
+Clock = Callable[[], float]
+"""Of the processor on a CPU, which other programs disturb least, else of the wall."""
+QUIET: dict[str, Any] = {"checkpoint_steps": 100_000, "grid_steps": 100_000}
+"""A variant starts anew after an interruption, and nobody looks at its grids."""
 BASE: dict[str, Any] = {
     "stage1.steps": 1200,
     "stage1.batch_size": 64,
@@ -43,11 +51,10 @@ BASE: dict[str, Any] = {
     "stage2.steps": 300,
     "stage2.batch_size": 64,
     "deployment.fixed_latents": 50,
-    "checkpoint_steps": 100_000,
-    "grid_steps": 100_000,
-}
-"""The preset `small`, shortened."""
+} | QUIET
+"""What shortens a preset for a CPU; `--full` leaves the preset as long as it is."""
 GAME = ("stage1.adversarial", "stage2.adversarial")
+SPLITS = {True: "hold-out", False: "test"}
 
 
 def both(field: str, value: object) -> dict[str, object]:
@@ -55,33 +62,57 @@ def both(field: str, value: object) -> dict[str, object]:
     return {f"{stage}.{field}": value for stage in GAME}
 
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": ("everything (the preset `small`, shortened)", {}),
-    "generator": (
-        "published generator: transposed convolutions",
-        {"generator.kind": "paper", "generator.width": 64, "generator.max_width": 64},
-    ),
-    "conditioning": ("class conditioning in every batch norm too", {"generator.conditioning": "norm"}),
-    "group": ("no deviation over groups in the discriminator", {"discriminator.group_size": 1}),
-    "r1": ("no R1 penalty", both("r1_gamma", 0.0)),
-    "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
-    "rates": ("generator's learning rate as high as the discriminator's", both("generator_lr", 5e-4)),
-    "ema": ("no moving average", both("ema_halflife_kimg", 0.0)),
-    "game": (
-        "published critic and losses: WGAN-GP with class heads",
-        {"discriminator.kind": "paper", "discriminator.width": 32, "discriminator.max_width": 32}
-        | both("loss", "wgan-gp-ac"),
-    ),
-    "stage2": ("stage 1 alone", {"stage2.steps": 0}),
-    "unmatched": ("stage 2 without matching", {"matching.loss": "none"}),
-    "paper-loss": ("stage 2 with the published matching loss", {"matching.loss": "paper", "matching.weight": 0.01}),
-    "logits": ("matching of logits only, no features", {"matching.feature_weight": 0.0}),
-    "ages": ("pool of one age", {"pool.ages": (200,)}),
-    "spread": ("latents spread as in training, no choice", {"deployment.latent_stds": ()}),
-    "latents": ("random latents in fixed sets, no choice", {}),
-    "paper": ("published recipe, equal time", {}),
-}
-"""What a row says, and what it changes."""
+def list_variants(
+    options: argparse.Namespace, data: ImageSet, common: Mapping[str, Any]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """List what a row says, and what it changes; rows that would change nothing of this preset are left out."""
+    plain = preset(options.preset, data=data, overrides=common)
+    # The published networks with as many channels as published only where the others are as large.
+    generator, discriminator = (196, 196) if options.preset == "best" else (64, 32)
+    youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
+    listed: dict[str, tuple[str, dict[str, Any]]] = {
+        "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
+        "generator": (
+            "published generator: transposed convolutions",
+            {"generator.kind": "paper", "generator.width": generator, "generator.max_width": generator},
+        ),
+        "conditioning": ("class conditioning in every batch norm too", {"generator.conditioning": "norm"}),
+        "unconditioned": ("class conditioning at the input alone", {"generator.conditioning": "input"}),
+        "group": ("no deviation over groups in the discriminator", {"discriminator.group_size": 1}),
+        "r1": ("no R1 penalty", both("r1_gamma", 0.0)),
+        "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
+        "shown-color": ("the discriminator sees colour, crop and cutout", both("augment", "color_crop_cutout")),
+        "shown-crop": ("the discriminator sees small shifts alone", both("augment", "crop=0.07")),
+        "rates": ("generator's learning rate as high as the discriminator's", both("generator_lr", 5e-4)),
+        "ema": ("no moving average", both("ema_halflife_kimg", 0.0)),
+        "game": (
+            "published critic and losses: WGAN-GP with class heads",
+            {
+                "discriminator.kind": "paper",
+                "discriminator.width": discriminator,
+                "discriminator.max_width": discriminator,
+            }
+            | both("loss", "wgan-gp-ac"),
+        ),
+        "stage2": ("stage 1 alone", {"stage2.steps": 0}),
+        "unmatched": ("stage 2 without matching", {"matching.loss": "none"}),
+        "paper-loss": ("stage 2 with the published matching loss", {"matching.loss": "paper", "matching.weight": 0.01}),
+        "logits": ("matching of logits only, no features", {"matching.feature_weight": 0.0}),
+        "ages": ("pool of one age", {"pool.ages": (oldest,)}),
+        "four-ages": (
+            "pool of four ages, each four times as old as the one before",
+            {"pool.ages": tuple(youngest * 4**age for age in range(4))},
+        ),
+        "spread": ("latents spread as in training, no choice", {"deployment.latent_stds": ()}),
+    }
+    kept = {
+        name: row
+        for name, row in listed.items()
+        if name == "base" or preset(options.preset, data=data, overrides={**common, **row[1]}) != plain
+    }
+    if plain.deployment.fixed_latents:
+        kept["latents"] = ("random latents in fixed sets, no choice", {})
+    return kept | {"paper": ("published recipe, equal time", {})}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and results")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--size", type=int, help="side in pixels; the dataset's own if left out")
-    parser.add_argument("--preset", default="small")
+    parser.add_argument("--preset", default="small", choices=("tiny", "small", "best"))
+    parser.add_argument("--full", action="store_true", help="as long as the preset is, not shortened for a CPU")
+    parser.add_argument(
+        "--holdout", action="store_true", help="distil on nine tenths of the training split, measure on the rest of it"
+    )
     parser.add_argument("--only", help="variants, with commas")
     parser.add_argument("--seeds", type=int, default=2, help="generators per row")
     parser.add_argument("--students", type=int, default=3, help="per generator")
@@ -100,19 +135,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and measure nothing")
+    parser.add_argument(
+        "--equal-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="print the options with which `dim distill --preset paper` takes about so long here, and measure nothing",
+    )
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.equal_seconds is not None:
+        data = load_data(options.data, size=options.size)
+        config = published(0, data, options.equal_seconds, options.out / "timing", options.device, time.perf_counter)
+        print(
+            f"--steps {config.stage1.steps} --matching-steps {config.stage2.steps} "
+            f"--set pool.epoch_steps={config.pool.epoch_steps}"
+        )
+        return 0
     if not options.table:
-        torch.set_num_threads(options.threads)
-        measure(options, load_data(options.data, size=options.size))
+        measure(options, load(options))
     print("\n".join(ablation_table(json.loads((options.out / "results.json").read_text(encoding="utf-8")))))
     return 0
 
 
+def load(options: argparse.Namespace) -> ImageSet:
+    """Load the dataset; with `--holdout`, the test split is never read, a tenth of the training split replaces it."""
+    data = load_data(options.data, size=options.size)
+    # The name decides which augmentation suits the images, so it stays the dataset's.
+    return replace(split_holdout(data), name=data.name) if options.holdout else data
+
+
 def measure(options: argparse.Namespace, data: ImageSet) -> None:
     """Distil and evaluate what has no result yet; rewrite `results.json` after each."""
-    names = options.only.split(",") if options.only else list(VARIANTS)
     changed = {k: json.loads(v) for k, v in (text.split("=", 1) for text in options.set)}
-    common = BASE | {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
+    common = (QUIET if options.full else BASE) | {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
+    variants = list_variants(options, data, common)
+    names = options.only.split(",") if options.only else list(variants)
+    for name in names:
+        if name not in variants:
+            sys.exit(f"--only names {name!r}; the rows of this preset are {', '.join(variants)}.")
+    refuse_another_setting(options, data, common)
     students = {
         "out": options.out / "eval",
         "ipcs": (10,),
@@ -130,9 +191,9 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
             if path.exists():
                 continue
             print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
-            row: dict[str, Any] = {"variant": name, "seed": seed}
+            row: dict[str, Any] = {"variant": name, "seed": seed} | where(options)
             try:
-                run, seconds = make(name, seed, data, common, options)
+                run, seconds = make(name, seed, data, common | variants[name][1], options)
                 bundle = export_run(run, name=f"{name}-{seed}", overwrite=True)
             except (DivergedError, ParityError) as error:
                 row["failed"] = str(error)
@@ -143,12 +204,42 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
                     row[mode] = [round(r.accuracy, 4) for r in results if r.cell.mode == mode]
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(row).encode())
-            write(options, data, controls, common)
-    write(options, data, controls, common)
+            write(options, data, controls, common, variants)
+    write(options, data, controls, common, variants)
+
+
+def refuse_another_setting(options: argparse.Namespace, data: ImageSet, common: Mapping[str, Any]) -> None:
+    """Stop where the folder holds rows of another dataset, split or preset: one table must not mix them."""
+    path = options.out / "results.json"
+    if not path.exists():
+        return
+    there = {"split": SPLITS[False]} | json.loads(path.read_text(encoding="utf-8"))
+    for field, value in json.loads(json.dumps(setting(options, data, common))).items():
+        if there[field] != value:
+            sys.exit(f"{path} was measured with {field} {there[field]!r}, not {value!r}: give another --out.")
+
+
+def setting(options: argparse.Namespace, data: ImageSet, common: Mapping[str, Any]) -> dict[str, Any]:
+    """What all rows of a table have in common."""
+    return {
+        "fingerprint": data.fingerprint(),
+        "split": SPLITS[options.holdout],
+        "preset": options.preset,
+        "changed": common,
+    }
+
+
+def where(options: argparse.Namespace) -> dict[str, str]:
+    """Say on what and when something is measured."""
+    device = choose_device(options.device)
+    return {
+        "machine": f"{describe_machine(device.type)}, {'bf16' if amp_dtype('auto', device) else 'fp32'}",
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
 
 
 def make(
-    name: str, seed: int, data: ImageSet, common: Mapping[str, Any], options: argparse.Namespace
+    name: str, seed: int, data: ImageSet, overrides: Mapping[str, Any], options: argparse.Namespace
 ) -> tuple[Path, float]:
     """Distil a variant.
 
@@ -164,40 +255,57 @@ def make(
         return run, float(base.with_suffix(".seconds").read_text())
     if cost.exists():
         return run, float(cost.read_text())
+    clock = time.process_time if choose_device(options.device).type == "cpu" else time.perf_counter
     if name == "paper":
-        config = published(seed, data, float(base.with_suffix(".seconds").read_text()), options)
+        budget_s = float(base.with_suffix(".seconds").read_text())
+        timing = options.out / "runs" / f"paper-{seed}-timing"
+        config = published(seed, data, budget_s, timing, options.device, clock)
     else:
-        config = preset(options.preset, data=data, overrides={**common, **VARIANTS[name][1], "seed": seed})
+        config = preset(options.preset, data=data, overrides={**overrides, "seed": seed})
     shutil.rmtree(run, ignore_errors=True)
-    seconds = timed(config, data, run, options.device)
+    seconds = timed(config, data, run, options.device, clock)
     cost.write_text(str(seconds))
     return run, seconds
 
 
-def timed(config: DistillConfig, data: ImageSet, run: Path, device: str) -> float:
-    """Distil; return the seconds that it took, of the processor, or of the wall on a GPU."""
-    clock = time.process_time if choose_device(device).type == "cpu" else time.perf_counter
+def timed(config: DistillConfig, data: ImageSet, run: Path, device: str, clock: Clock) -> float:
+    """Distil; return the seconds that it took."""
     began = clock()
     distill(config, data, run, device=device, say=lambda line: print(line, file=sys.stderr))
     return clock() - began
 
 
-def published(seed: int, data: ImageSet, budget_s: float, options: argparse.Namespace) -> DistillConfig:
-    """The preset `paper`, its stages shortened alike until both fit into `budget_s` seconds."""
+def published(seed: int, data: ImageSet, budget_s: float, timing: Path, device: str, clock: Clock) -> DistillConfig:
+    """The preset `paper`, its stages shortened alike until both fit into a time.
+
+    Args:
+        seed: of the distillation.
+        data: what it is to distil.
+        budget_s: seconds that it may take.
+        timing: a folder for the few steps that are timed, removed afterwards.
+        device: `auto`, `cpu` or `gpu`.
+        clock: on which the budget was measured.
+    """
     full = preset("paper", data=data)
-    kept = {"seed": seed, "checkpoint_steps": 100_000, "grid_steps": 100_000, "pool.epoch_steps": 1}
+    kept = {"seed": seed, "pool.epoch_steps": 1} | QUIET
 
     def seconds(stage1: int, stage2: int) -> float:
-        folder = options.out / "runs" / f"paper-{seed}-timing"
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(timing, ignore_errors=True)
         config = preset("paper", data=data, overrides={**kept, "stage1.steps": stage1, "stage2.steps": stage2})
         try:
-            return timed(config, data, folder, options.device)
+            return timed(config, data, timing, device, clock)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(timing, ignore_errors=True)
 
-    start = seconds(1, 0)
-    step1, step2 = (seconds(4, 0) - start) / 3, (seconds(1, 5) - start) / 5
+    # The first one pays for what a process does once.
+    start = min(seconds(1, 0) for _ in range(2))
+
+    def seconds_per_step(stage1: bool, count: int) -> float:
+        taken = (seconds(1 + count, 0) if stage1 else seconds(1, count)) - start
+        # Where steps are quick, a few of them drown in the noise of starting.
+        return taken / count if taken > start / 2 or count > 200 else seconds_per_step(stage1, 8 * count)
+
+    step1, step2 = seconds_per_step(True, 3), seconds_per_step(False, 5)
     share = (budget_s - start) / (full.stage1.steps * step1 + full.stage2.steps * step2)
     # A classifier per epoch, as many epochs as published, each as much shorter as the stages.
     return preset(
@@ -213,29 +321,29 @@ def published(seed: int, data: ImageSet, budget_s: float, options: argparse.Name
 
 
 def write(
-    options: argparse.Namespace, data: ImageSet, controls: Sequence[Mapping[str, Any]], common: Mapping[str, Any]
+    options: argparse.Namespace,
+    data: ImageSet,
+    controls: Sequence[Mapping[str, Any]],
+    common: Mapping[str, Any],
+    variants: Mapping[str, tuple[str, dict[str, Any]]],
 ) -> None:
     """Join the rows of all variants into `results.json`."""
     rows = [json.loads(path.read_text()) for path in sorted((options.out / "rows").glob("*.json"))]
     report = {
         "data": data.name,
         "data_note": data.note,
-        "fingerprint": data.fingerprint(),
+        **setting(options, data, common),
         "image_px": data.height,
-        "preset": options.preset,
-        "changed": common,
         "student": {"arch": "convnet3", "width": options.width, "ipc": 10, "epochs": options.epochs},
-        "variants": {name: words for name, (words, _) in VARIANTS.items()},
+        "variants": {name: words for name, (words, _) in variants.items()},
         "rows": rows,
         "real": {
             mode: [r["accuracy"] for r in controls if r["cell"]["mode"] == mode and r["cell"]["source"] == "real"]
             for mode in ("fixed", "stream")
         },
-        "machine": describe_machine(choose_device(options.device).type),
         "threads": options.threads,
         "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }
+    } | where(options)
     replace_file(options.out / "results.json", (json.dumps(report, indent=1) + "\n").encode())
 
 

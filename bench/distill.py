@@ -4,6 +4,7 @@
     python bench/distill.py                        # the networks of the preset small, 28x28 grey
     python bench/distill.py --preset paper         # the published pair, 32x32 colour; heavy on a CPU
     python bench/distill.py --check                # exit code 1 if a promised ratio is missed
+    python bench/distill.py --compile on           # our generator and discriminator through torch.compile
 
 Both sides get the same generator, the same convolutions in the discriminator, the same classifiers, the same batch, and
 images from memory; `published_recipe.py` beside this file is the other side. Pixels and weights are random, because
@@ -21,6 +22,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +45,7 @@ LEAST = {("fp32", "fp32"): 4.0, ("bf16", "fp32"): 6.0}
 
 
 def configure(
-    name: str, shape: dict[str, int], batch: int, architectures: Sequence[str] | None
+    name: str, shape: dict[str, int], batch: int, architectures: Sequence[str] | None, compile: str = "off"
 ) -> tuple[DistillConfig, dict[str, int]]:
     """What to time.
 
@@ -52,6 +54,7 @@ def configure(
         shape: `num_classes`, `image_px` and `channels`.
         batch: of every loop on both sides.
         architectures: of the pool; None takes the preset's.
+        compile: `on` or `off`: whether our networks are compiled; the recipe's are not.
 
     Returns:
         The configuration, and the real images that pass in stage 2, by the name of its length.
@@ -65,6 +68,7 @@ def configure(
     plain = preset(name, data=data)
     lengths = {"stage 2 as long as published": PUBLISHED_IMAGES}
     overrides: dict[str, Any] = {"stage1.batch_size": batch, "stage2.batch_size": batch, "pool.batch_size": batch}
+    overrides["compile"] = compile
     if name == "paper":
         overrides |= {"pool.kind": "kept", "matching.loss": "distribution"}
     else:
@@ -138,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5, help="each a few steps of every kind on both sides")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--compile", default="off", choices=("on", "off"), help="torch.compile for our networks")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
     parser.add_argument("--out", type=Path, help="write the report as JSON")
@@ -156,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "image_px": options.image_px or (32 if paper else 28),
         "channels": options.channels or (3 if paper else 1),
     }
-    config, stages = configure(options.preset, shape, options.batch, options.architectures)
+    config, stages = configure(options.preset, shape, options.batch, options.architectures, options.compile)
     turns = measure(config, shape, device, precisions=options.precision, rounds=options.rounds)
     clock = "cpu" if device.type == "cpu" else "wall"
     report = summarise(turns, options.batch, stages)
@@ -166,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **shape,
         "batch": options.batch,
         "rounds": options.rounds,
+        "compile": options.compile,
         "architectures": list(config.pool.architectures),
         "pool_sgd_steps": config.pool.ages[-1] * len(config.pool.architectures),
         "stage2_images": stages,
@@ -174,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "threads": options.threads,
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
     print_report(report)
     if options.out:
@@ -186,8 +193,8 @@ def print_report(report: dict[str, Any]) -> None:
     """Print speeds, ratios and claims."""
     print(
         f"networks of {report['preset']}, {report['image_px']}x{report['image_px']}x{report['channels']}, batch "
-        f"{report['batch']}, {report['rounds']} rounds; {report['machine']}, {report['threads']} threads, "
-        f"load {report['load']:.1f}, torch {report['torch']}"
+        f"{report['batch']}, {report['rounds']} rounds, compile {report['compile']}; {report['machine']}, "
+        f"{report['threads']} threads, load {report['load']:.1f}, torch {report['torch']}"
     )
     print(
         f"the kept pool takes {report['pool_sgd_steps']} SGD steps ({', '.join(report['architectures'])}), spread over "

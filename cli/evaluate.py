@@ -66,7 +66,8 @@ def evaluate(
     recipe: Annotated[
         str,
         typer.Option(
-            help="default, published, or holdout: the best of seven on real images held out of the training split.",
+            help="default, published, holdout (the best of seven on real images held out of the training split), or "
+            "the recipe.json of such a choice.",
             rich_help_panel=_PROTOCOL,
         ),
     ] = "default",
@@ -83,7 +84,10 @@ def evaluate(
         int, typer.Option(help="Add a row: so many epochs over the whole training split.", rich_help_panel=_PROTOCOL)
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or gpu, for the students.", rich_help_panel=_MACHINE)] = "auto",
-    jobs: Annotated[int, typer.Option(help="Students trained side by side.", rich_help_panel=_MACHINE)] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Students trained side by side; as many as pay if left out.", rich_help_panel=_MACHINE),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads in all.", rich_help_panel=_MACHINE)] = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
@@ -100,7 +104,7 @@ def evaluate(
 
     with training_libraries():
         from dim.data import load_data
-        from dim.eval_recipe import choose_recipe
+        from dim.eval_recipe import choose_recipe, read_recipe
         from dim.eval_table import accuracy_table, aggregate, cost_table
         from dim.evaluate import EVAL_PRESETS
         from dim.evaluate import evaluate as run_evaluation
@@ -141,7 +145,7 @@ def evaluate(
             "say": say,
             "progress": lambda report: _show(bars, report),
         }
-        students: str | Recipe = recipe
+        students: str | Recipe = read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe
         if recipe == "holdout":
             once = {name: value for name, value in protocol.items() if name != "ipcs"}
             students = choose_recipe(images, out=out / "recipe", ipc=protocol["ipcs"][0], **once, **common)

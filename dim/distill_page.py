@@ -8,6 +8,11 @@ from typing import Any
 
 NOT_RUN = "not run"
 MODES = ("fixed", "stream")
+SPLITS = {
+    "test": "the test split",
+    "hold-out": "hold-out images cut from the training split, which no generator and no student saw",
+}
+"""On what an ablation was measured; reports without a word about it are older, and used the test split."""
 ABLATION_MARKS = ("<!-- ablation: written by scripts/results.py -->", "<!-- end of ablation -->")
 
 
@@ -45,13 +50,27 @@ def ablation_text(report: Mapping[str, Any]) -> list[str]:
     """Write the table with what it was measured on."""
     student, config = report["student"], ", ".join(f"`{k}={v}`" for k, v in report["changed"].items())
     return [
-        f"{report['data']} at {report['image_px']} pixels; preset `{report['preset']}` with {config}. Test accuracy in "
-        f"percent of ConvNet-3 of width {student['width']} after {student['epochs']} epochs of {student['ipc']} images "
-        f"per class, {len(report['real']['fixed'])} students for every generator. Seconds: what distilling took. "
-        f"{report['machine']}, {report['threads']} thread, torch {report['torch']}, {report['date']}.",
+        f"{report['data']} at {report['image_px']} pixels; preset `{report['preset']}` with {config}. Accuracy in "
+        f"percent on {SPLITS[report.get('split', 'test')]}, of ConvNet-3 of width {student['width']} after "
+        f"{student['epochs']} epochs of {student['ipc']} images per class, {len(report['real']['fixed'])} students for "
+        "every generator. Seconds: what distilling took. "
+        f"{report['threads']} thread, torch {report['torch']}. {_places(report)}",
         "",
         *ablation_table(report),
     ]
+
+
+def _places(report: Mapping[str, Any]) -> str:
+    """Say on which machines the rows were measured, and when: some may have been made elsewhere than the rest."""
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for row in report["rows"]:
+        places.setdefault(row.get("machine", report["machine"]), []).append(row)
+    texts = []
+    for machine, rows in places.items():
+        days = sorted({row.get("date", report["date"])[:10] for row in rows})
+        which = "all rows" if len(places) == 1 else ", ".join(f"{row['variant']} {row['seed']}" for row in rows)
+        texts.append(f"{machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}: {which}.")
+    return " ".join(texts)
 
 
 def distill_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -60,37 +79,60 @@ def distill_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         reports: by file stem, the reports of `bench/distill.py`.
     """
-    lines = ["## Speed of distilling", ""]
-    lines += [
+    lines = [
+        "## Speed of distilling",
+        "",
         "Ours against the published recipe at equal network sizes, in one interleaved run of `bench/distill.py`: time "
         "of the recipe's step divided by that of ours, the preparation of the pool included; medians over rounds, with "
-        "their range.",
+        "their range. A row with two precisions compares ours in the first with the recipe in the second: bf16 against "
+        "fp32 gains from the precision too, which the recipe could have as well; bf16 against bf16 has a row of its "
+        "own.",
         "",
     ]
     if not reports:
         lines += [f"{NOT_RUN.capitalize()}. `python bench/distill.py --out docs/results/distill-cpu.json`", ""]
     for stem, report in reports.items():
-        clock = report["clock"]
-        lines += [
-            f"{stem}.json: networks of `{report['preset']}`, {report['image_px']}x{report['image_px']}x"
-            f"{report['channels']}, batch {report['batch']}, {report['rounds']} rounds; {report['machine']}, "
-            f"{report['threads']} thread(s), load {report['load']:.1f}, torch {report['torch']}; "
-            f"{'processor' if clock == 'cpu' else 'wall'} time.",
-            "",
-            "| stage | ours | recipe | times as fast | range | promised |",
-            "|---|---|---|---:|---:|---|",
-        ]
-        promised = {(c["what"], c["ours"], c["recipe"]): c for c in report["claims"]}
-        for row in report["ratios"]:
-            claim = promised.get((row["what"], row["ours"], row["recipe"]))
-            verdict = f"at least {claim['least']:g}: {'holds' if claim['holds'] else 'missed'}" if claim else ""
-            lines.append(
-                f"| {row['what']} | {row['ours']} | {row['recipe']} | {row[clock]:.2f} "
-                f"| {row[f'{clock}_least']:.2f} to {row[f'{clock}_most']:.2f} | {verdict} |"
-            )
-        lines.append("")
+        lines += [*_speeds(stem, report), ""]
     if not any(report["clock"] == "wall" for report in reports.values()):
         lines += [f"On a GPU: {NOT_RUN}.", ""]
+    return lines
+
+
+def _speeds(stem: str, report: Mapping[str, Any]) -> list[str]:
+    """Write one report of `bench/distill.py`: its ratios, then the speeds behind them."""
+    clock = report["clock"]
+    lines = [
+        f"{stem}.json: networks of `{report['preset']}`, {report['image_px']}x{report['image_px']}x"
+        f"{report['channels']}, batch {report['batch']}, {report['rounds']} rounds; {report['machine']}, "
+        f"{report['threads']} thread(s), torch {report['torch']}; {report.get('date', 'the file has no date')}. "
+        f"{'Processor' if clock == 'cpu' else 'Wall'} time; load {report['load']:.1f}: so many processes wanted to run "
+        "in the minute before.",
+        "",
+        "| stage | ours | recipe | times as fast | range | promised |",
+        "|---|---|---|---:|---:|---|",
+    ]
+    promised = {(c["what"], c["ours"], c["recipe"]): c for c in report["claims"]}
+    for row in report["ratios"]:
+        claim = promised.get((row["what"], row["ours"], row["recipe"]))
+        verdict = f"at least {claim['least']:g}: {'holds' if claim['holds'] else 'missed'}" if claim else ""
+        lines.append(
+            f"| {row['what']} | {row['ours']} | {row['recipe']} | {row[clock]:.2f} "
+            f"| {row[f'{clock}_least']:.2f} to {row[f'{clock}_most']:.2f} | {verdict} |"
+        )
+    lines += [
+        "",
+        f"The pool: {report['pool_sgd_steps']:,} SGD steps in all ({', '.join(report['architectures'])}), once; its "
+        "time is spread over the images of the stage, and is in the figures of stage 2.",
+        "",
+        "| stage | side | precision | ms per step | images/s | processor time of the pool, s |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for row in report["rows"]:
+        pooled = row["side"] == "ours" and row["what"] != "stage 1"
+        lines.append(
+            f"| {row['what']} | {row['side']} | {row['precision']} | {row[f'step_ms_{clock}']:,.0f} "
+            f"| {row[f'images_per_s_{clock}']:,.1f} | {format(row['pool_s_cpu'], ',.0f') if pooled else '-'} |"
+        )
     return lines
 
 

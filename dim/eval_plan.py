@@ -7,10 +7,23 @@ from typing import Any
 from dim.data_set import ImageSet
 from dim.eval_cells import Cell
 from dim.runtime.manifest import Manifest
-from dim.runtime.manifest_check import CANONICAL_ONNX
+from dim.runtime.manifest_check import CANONICAL_ONNX, TEACHER_ONNX
 from dim.students import Recipe
 
 MODES = ("fixed", "stream")
+
+
+def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
+    """Count what must be kept of a bundle to train a student again: one generator, and the teacher of soft labels.
+
+    Args:
+        manifest: of the bundle.
+        precision: of the generator that drew the images; empty or without a file of its own: the canonical fp32 one.
+        soft: whether the student learns the teacher's logits.
+    """
+    files = manifest.files
+    generator = files.get(f"generator.{precision}.onnx", files[CANONICAL_ONNX])
+    return generator.size_bytes + (files[TEACHER_ONNX].size_bytes if soft else 0)
 
 
 def plan_cells(
@@ -34,7 +47,9 @@ def plan_cells(
 
     Args:
         data: the dataset.
-        bundles: names and manifests; the first one's size decides the control of equal bytes.
+        bundles: names and manifests; the first one's size decides the control of equal bytes: the file of the precision
+            asked for, fp32 where none is, in soft rows with the teacher. Real images are priced as raw uint8 pixels, in
+            soft rows with their logits.
         teacher: SHA-256 of the teacher, empty for hard labels alone; the rest as in `evaluate`.
 
     Returns:
@@ -48,20 +63,22 @@ def plan_cells(
         "recipe": recipe,
         "precision": precision,
     }
-    # Every source: (source, name, content id, most images per class).
-    drawn = [("bundle", name, manifest.content_id, 0) for name, manifest in bundles]
-    real = {mode: [("real", "real", "", 0)] for mode in MODES} if controls else {mode: [] for mode in MODES}
-    if controls and bundles:
-        budget = bundles[0][1].files[CANONICAL_ONNX].size_bytes // (image_bytes * len(data.classes))
-        if budget < max(data.class_counts):
-            real["stream"].append(("real-bytes", "real, equal bytes", "", max(1, budget)))
-    kinds = ("hard", "soft") if teacher else ("hard",)
     # What fp16 and int8 images teach stands beside what fp32 images do.
-    shown = engine_precision not in ("", "fp32")
+    shown = f", {engine_precision}" if engine_precision not in ("", "fp32") else ""
+    # Every source: (source, name, content id, most images per class).
+    drawn = [("bundle", f"{name}{shown}", manifest.content_id, 0) for name, manifest in bundles]
+    kinds = ("hard", "soft") if teacher else ("hard",)
+    real = {(labels, mode): [("real", "real", "", 0)] if controls else [] for labels in kinds for mode in MODES}
+    for labels in kinds if controls and bundles else ():
+        soft = labels == "soft"
+        with_logits = image_bytes + (2 * len(data.classes) if soft else 0)
+        budget = bundle_bytes(bundles[0][1], engine_precision, soft=soft) // (with_logits * len(data.classes))
+        if budget < max(data.class_counts):
+            real[labels, "stream"].append(("real-bytes", f"real, equal bytes{shown}", "", max(1, budget)))
     cells = [
         Cell(
             source=source,
-            subject=f"{name}, {engine_precision}" if source == "bundle" and shown else name,
+            subject=name,
             content_id=content_id,
             images_per_class=limit,
             mode=mode,
@@ -75,7 +92,7 @@ def plan_cells(
             **common,
         )
         for ipc, arch, seed, labels, mode in product(ipcs, archs, seeds, kinds, modes)
-        for source, name, content_id, limit in drawn + real[mode]
+        for source, name, content_id, limit in drawn + real[labels, mode]
     ]
     if whole_epochs:
         cells += [

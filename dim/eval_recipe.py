@@ -129,3 +129,20 @@ def choose_recipe(
         raise OutputError(f"The choice in {out} cannot be written: {error.strerror}.") from error
     say(f"Chosen on the hold-out: the recipe {chosen.name}.")
     return chosen
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the recipe that `choose_recipe` chose, so that one choice serves many evaluations.
+
+    Args:
+        path: a `recipe.json`.
+
+    Raises:
+        DataError: it cannot be read, or is none.
+    """
+    try:
+        return Recipe(**json.loads(path.read_bytes())["chosen"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is not the {CHOICE_NAME} of an earlier choice: make one with  dim eval --recipe holdout"
+        ) from error

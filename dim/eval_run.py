@@ -26,10 +26,11 @@ from dim.eval_images import (
     real_set,
     real_stream,
 )
+from dim.eval_plan import bundle_bytes
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.manifest import Manifest
-from dim.runtime.manifest_check import CANONICAL_ONNX, TEACHER_ONNX
+from dim.runtime.manifest_check import TEACHER_ONNX
 from dim.runtime.soft_labels import open_teacher
 from dim.students import Normalizer, StudentSpec, measure_accuracy, train_student
 from dim.version import __version__
@@ -227,9 +228,8 @@ def training_images(bench: Bench, cell: Cell) -> TrainingImages:
     bundle = bench.bundle(cell.content_id, cell.engine_precision)
     if cell.mode == "fixed":
         return fixed_images(*generated_set(bundle, cell.ipc, seed), batch_size, seed, device, score)
-    files = bundle.manifest.files
     return TrainingImages(
         batches=generated_stream(bundle, cell.ipc, batch_size, cell.epochs, seed, device, score),
         distinct_images=len(data.classes) * cell.ipc * cell.epochs,
-        data_bytes=files[CANONICAL_ONNX].size_bytes + (files[TEACHER_ONNX].size_bytes if cell.teacher else 0),
+        data_bytes=bundle_bytes(bundle.manifest, bundle.engine.precision, soft=bool(cell.teacher)),
     )

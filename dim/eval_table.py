@@ -14,6 +14,7 @@ from dim.runtime.errors import OutputError
 from dim.version import __version__
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 RESULTS_NAME, CHART_NAME = "results.json", "accuracy.png"
@@ -48,6 +49,7 @@ def _row(group: list[CellResult]) -> Row:
         "content_id": cell.content_id,
         "mode": cell.mode,
         "ipc": cell.ipc,
+        "images_per_class": cell.images_per_class,
         "arch": cell.arch,
         "width": cell.width,
         "labels": cell.labels,
@@ -235,8 +237,6 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     drawn = [row for row in rows if row["source"] != "whole"]
     if not drawn:
         return
-    import io
-
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys((row["arch"], row["width"], row["mode"]) for row in drawn))
@@ -275,6 +275,49 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     figure.suptitle(drawn[0]["data"])
+    _save(figure, path)
+
+
+def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
+    """Draw what several networks learn as bars, generated beside real images, one panel per mode, as a PNG.
+
+    Args:
+        rows: as `aggregate` returns them, of one dataset, size and kind of labels; at least one.
+        path: the PNG file.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    from matplotlib.figure import Figure
+
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    networks = sorted({(row["arch"], row["width"]) for row in rows}, key=lambda network: (network[0], network[1] or 0))
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    figure = Figure(figsize=(2 + 1.1 * len(networks), 3.4 * len(modes)), layout="constrained", dpi=120)
+    for axis, mode in zip(figure.subplots(len(modes), 1, squeeze=False).flatten(), modes, strict=True):
+        for number, subject in enumerate(subjects):
+            bars = [
+                (networks.index((row["arch"], row["width"])), row["accuracy_mean"], row["accuracy_std"] or 0.0)
+                for row in rows
+                if (row["mode"], row["subject"]) == (mode, subject)
+            ]
+            if bars:
+                places, means, deviations = zip(*bars, strict=True)
+                width = 0.8 / len(subjects)
+                shifted = [place + (number - (len(subjects) - 1) / 2) * width for place in places]
+                axis.bar(shifted, means, width, yerr=deviations, capsize=3, label=subject, color=f"C{number}")
+        axis.set_xticks(range(len(networks)), [network_name(*network) for network in networks], rotation=20, fontsize=8)
+        axis.set_title(f"{mode}, {rows[0]['ipc']:,} images per class", fontsize=10)
+        axis.set_ylabel("test accuracy, %")
+        axis.grid(alpha=0.3, axis="y")
+        axis.legend(fontsize=8, loc="lower right")
+    figure.suptitle(rows[0]["data"])
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    import io
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     try:

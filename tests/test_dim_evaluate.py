@@ -1,7 +1,7 @@
 """The evaluation: what is run, in which order, how often, on what, and what is kept of it."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cli_tools import dim as run_command
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from tiny_bundle import build_tiny_bundle
@@ -19,7 +20,8 @@ from dim.data import ImageSet
 from dim.eval_cells import Cell, CellResult, read_result, result_from_json, write_result
 from dim.eval_images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
 from dim.eval_jobs import EvalProgress
-from dim.eval_recipe import choose_recipe, split_holdout
+from dim.eval_plan import plan_cells
+from dim.eval_recipe import choose_recipe, read_recipe, split_holdout
 from dim.eval_table import accuracy_table, aggregate, cost_table, format_bytes
 from dim.evaluate import EVAL_PRESETS, evaluate
 from dim.export.card import record_accuracy
@@ -225,6 +227,56 @@ def test_real_images_of_equal_bytes_are_few_where_the_generator_is_small(
     assert onnx_bytes - 3 * 64 < few.data_bytes <= onnx_bytes and few.steps == results[0].steps
 
 
+def test_bytes_are_those_of_the_precision_used_and_of_the_teacher(data: ImageSet, tmp_path: Path) -> None:
+    path = build_tiny_bundle(tmp_path / "tiny.dim", extra_files={"teacher.onnx": teacher_graph()})
+    smaller = onnx.load(path / "generator.fp32.onnx")
+    smaller.doc_string = "x" * 500  # any other size than that of fp32
+    update_bundle(path, add_files={"generator.int8.onnx": smaller.SerializeToString(deterministic=True)})
+    files = load_manifest(path).files
+    int8_bytes, teacher_bytes = files["generator.int8.onnx"].size_bytes, files["teacher.onnx"].size_bytes
+    assert int8_bytes != files["generator.fp32.onnx"].size_bytes
+    larger = replace(
+        data, train_images=np.tile(data.train_images, (9, 1, 1, 1)), train_labels=np.tile(data.train_labels, 9)
+    )
+    arguments: dict[str, Any] = {"ipcs": (100,), "seeds": (0,), "modes": ("stream",), "soft": True, **QUICK}
+    results = evaluate(path, larger, out=tmp_path / "eval", engine_precision="int8", **arguments)
+    kept = {(r.cell.subject, r.cell.labels): r for r in results}
+    assert kept["generated, int8", "hard"].data_bytes == int8_bytes
+    assert kept["generated, int8", "soft"].data_bytes == int8_bytes + teacher_bytes
+    hard, soft = (kept["real, equal bytes, int8", labels] for labels in ("hard", "soft"))
+    assert int8_bytes - 3 * 64 < hard.data_bytes <= int8_bytes
+    # In soft rows every real image is kept with its three logits.
+    assert int8_bytes + teacher_bytes - 3 * 70 < soft.data_bytes <= int8_bytes + teacher_bytes
+    assert [row["images_per_class"] for row in aggregate([hard, soft])] == [
+        int8_bytes // 192,
+        (int8_bytes + teacher_bytes) // 210,
+    ]
+
+
+def test_recorded_controls_of_equal_bytes_keep_their_identity(bundle: Path, data: ImageSet) -> None:
+    """Of hard labels where no precision is asked for, as in the result files of the first bundles."""
+    manifest = load_manifest(bundle)
+    larger = replace(
+        data, train_labels=np.tile(data.train_labels, 90), train_images=np.tile(data.train_images, (90, 1, 1, 1))
+    )
+    plan: dict[str, Any] = {
+        "modes": ("stream",),
+        "ipcs": (1,),
+        "archs": ("mlp",),
+        "width": 4,
+        "seeds": (0,),
+        "epochs": 1,
+    }
+    plan |= {"recipe": DEFAULT, "controls": True, "teacher": "", "whole_epochs": 0, "precision": "fp32"}
+    cells = {
+        precision: plan_cells(larger, [("generated", manifest)], engine_precision=precision, **plan)[-1]
+        for precision in ("", "fp32")
+    }
+    expected = manifest.files["generator.fp32.onnx"].size_bytes // (3 * 64)
+    assert {(cell.subject, cell.images_per_class) for cell in cells.values()} == {("real, equal bytes", expected)}
+    assert cells[""].identity() == cells["fp32"].identity()
+
+
 def test_the_stream_shows_what_the_bundle_streams_whatever_the_chunk(bundle: Path) -> None:
     with open_bundle(bundle) as opened:
         expected = list(opened.stream(ipc=7, batch_size=8, seed=3, epochs=5))
@@ -350,6 +402,29 @@ def test_the_recipe_that_learns_is_chosen(data: ImageSet, tmp_path: Path) -> Non
     described = json.loads((tmp_path / "recipe.json").read_text())
     assert described["chosen"]["name"] == "quick" and len(described["candidates"]) == 2
     assert described["candidates"][1]["rows"][0]["test_images"] == 9
+
+
+def test_a_chosen_recipe_is_read_again(data: ImageSet, tmp_path: Path) -> None:
+    one = replace(DEFAULT, name="one", lr=0.03)
+    choose_recipe(data, [one], out=tmp_path, modes=("fixed",), seeds=(0,), **QUICK)
+    assert read_recipe(tmp_path / "recipe.json") == one
+    (tmp_path / "other.json").write_text("{}")
+    for name in ("other.json", "missing.json"):
+        with pytest.raises(DataError, match=rf"{name} is not the recipe\.json of an earlier choice: make one with"):
+            read_recipe(tmp_path / name)
+
+
+def test_the_command_leaves_the_number_of_jobs_to_the_library_and_takes_a_chosen_recipe(
+    bundle: Path, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(DEFAULT, name="one", lr=0.03)
+    (tmp_path / "recipe.json").write_text(json.dumps({"chosen": asdict(chosen)}))
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("dim.evaluate.evaluate", lambda path, images, **options: seen.update(options) or [])
+    monkeypatch.setattr("dim.data.load_data", lambda *_, **__: data)
+    ran = run_command("eval", "--bundle", bundle, "--out", tmp_path / "eval", "--recipe", tmp_path / "recipe.json")
+    assert ran.code == 0, ran.err
+    assert seen["jobs"] is None and seen["recipe"] == chosen
 
 
 def test_presets_are_arguments_of_evaluate(data: ImageSet, tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def row(**changes: Any) -> dict[str, Any]:
     return plain | changes
 
 
-def results(*rows: dict[str, Any], name: str = "mnist") -> dict[str, Any]:
+def results(*rows: dict[str, Any], name: str = "mnist", **changes: Any) -> dict[str, Any]:
     data = {"name": name, "fingerprint": "cd" * 32, "note": "official files", "licence": "x", "classes": 10}
-    data |= {"image": [28, 28, 1], "train_images": 60000, "test_images": 10000}
+    data |= {"image": [28, 28, 1], "train_images": 60000, "test_images": 10000} | changes
     return {"format_version": 1, "dim_version": "0.1.0", "data": data, "protocol": "p", "rows": list(rows)}
 
 
@@ -65,14 +65,122 @@ def test_measured_rows_stand_beside_those_that_were_not_run(script: ModuleType, 
     page = (tmp_path / "results.md").read_text()
     assert "| convnet3 | generated | not run | 97.12 ± 0.25 | not run | not run | not run |" in page
     assert "| convnet3 | real | not run | 96.50 ± 0.25 | not run | not run | not run |" in page
-    assert "| convnet3 | generated, soft labels | not run | 98.00 (one seed) | not run | not run | not run |" in page
     assert "| vgg11 | generated | not run | not run | not run | not run | not run |" in page
-    assert "100 epochs, a shortened protocol (1,000 in full)" in page
+    hard, soft = page.split("\nSoft labels of the bundle's teacher, ")[:2]
+    assert "| convnet3 | generated, soft labels | not run | 98.00 (one seed) | not run | not run | not run |" in soft
+    assert "soft labels |" not in hard
+    assert "| network | trained on | IPC 10 |\n|---|---|---:|\n| convnet3 (width 32) | generated | 90.00" in page
+    assert "100 epochs, students in bf16, a shortened protocol (1,000 in full)" in page
     assert "The whole training split, convnet3, 20 epochs, default recipe: 99.60 ± 0.25 %." in page
-    assert "## CIFAR-10\n\nNot run." in page and "## photos" in page
+    assert "## FashionMNIST\n\nNot run." in page and "## photos, 28x28 grey\n" in page
     assert "official files. SHA-256 cdcdcdcdcdcdcdcd." in page and "a CPU, 2 cores, 1; torch 2.13.0" in page
+    assert "| 61 | 28x28x1, cdcdcdcd | onnxruntime-cpu fp32 on cpu, onnxruntime 1.32.0 | " in page
     assert (folder / "photos.png").read_bytes().startswith(b"\x89PNG") and "(results/photos.png)" in page
     assert not (folder / "mnist.png").exists() and "mnist.png" not in page  # one size: nothing to join by a line
+    photos_part = page.split("## photos, ")[1].split("\n## ")[0]
+    assert photos_part.count("not run") == 1 and "The whole training split: not run." in photos_part
+
+
+def test_what_is_to_be_run_is_listed_once_beside_the_recipe_that_the_hold_out_chose(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    chosen = {"recipe": "onecycle-0.12-smooth-0.1", "width": 32}
+    page = written(script, tmp_path, a=results(row(**chosen), row(recipe="published", arch="mlp")))
+    mnist = page.split("\n## ")[1]
+    assert [line for line in mnist.splitlines() if line.startswith("### ")] == [
+        "### MNIST, 28x28 grey: onecycle-0.12-smooth-0.1 recipe, 1,000 epochs, students in bf16",
+        "### MNIST, 28x28 grey: published recipe, 1,000 epochs, students in bf16",
+    ]
+    planned, published = mnist.split("\n### ")[1:]
+    nothing = " | not run | not run | not run | not run | not run |"
+    for words in (
+        "the preset `paper`, equal time", "the published matching loss", "stage 2 without matching",
+        "the stage-1 GAN, no stage 2", "generated", "real",
+    ):  # fmt: skip
+        assert planned.count(f"| convnet3 | {words}{nothing}") == 2, words
+    assert planned.count(f"| convnet3 | real, equal bytes{nothing}") == 1
+    for arch in ("resnet18", "resnet18-half", "resnet10", "resnet10-half", "resnetap10-half", "vgg11", "densenet"):
+        assert planned.count(f"| {arch} | generated{nothing}") == 2, arch
+    assert "not run" not in published.split("<details>")[0]
+
+
+def test_the_controls_of_the_gpu_script_fill_their_rows(script: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        row(subject=name, content_id=name[::-1] * 9, accuracy_mean=50.0 + number)
+        for number, name in enumerate(["paper", "paper loss", "no matching", "stage 1 alone"])
+    ]
+    page = written(script, tmp_path, a=results(row(), *rows))
+    assert "| convnet3 | the preset `paper`, equal time | not run | 50.00 ± 0.25 |" in page
+    assert "| convnet3 | the stage-1 GAN, no stage 2 | not run | 53.00 ± 0.25 |" in page
+    reproduce = (ROOT / "scripts" / "reproduce.sh").read_text()
+    for name in ("paper", "paper loss", "no matching", "stage 1 alone"):
+        assert f'--compare "{name}=$' in reproduce
+
+
+def test_the_commands_of_a_dataset_that_was_not_run_measure_the_bundle_they_make(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    page = written(script, tmp_path)
+    made = "dim distill --data svhn --preset best --out runs/svhn && dim export runs/svhn && "
+    assert f"`{made}dim eval --bundle runs/svhn/svhn.dim --data svhn --preset full --recipe holdout`" in page
+    assert "dim distill --data cifar10-jpeg.tar.xz --preset best --out runs/cifar10-jpeg &&" in page
+    assert "cifar10-jpeg-4" not in page
+
+
+def test_cifar10_quotes_the_abstract_beside_the_ceiling(script: ModuleType, tmp_path: Path) -> None:
+    shape = {"data": "cifar10", "mode": "stream", "recipe": "published"}
+    real = {"source": "real", "subject": "real", "content_id": "", "engine": ""}
+    page = written(script, tmp_path, a=results(row(**shape), row(**shape, **real, accuracy_mean=67.3), name="cifar10"))
+    cifar = page.split("\n## CIFAR-10, 28x28 grey\n")[1].split("\n## ")[0]
+    assert "does not say how many steps" in cifar and "72.6 % with ConvNet-3 and 75.1 % with ResNet-18" in cifar
+    assert "| convnet3 | published | 72.6 | 97.12 ± 0.25 | 67.30 ± 0.25 | not run | not run |" in cifar
+    assert "| resnet18 | published | 75.1 | not run | not run | not run | not run |" in cifar
+
+
+def test_one_name_at_two_sizes_has_two_sections(script: ModuleType, tmp_path: Path) -> None:
+    small = results(row(accuracy_mean=50.0), fingerprint="ef" * 32, image=[16, 16, 1])
+    page = written(script, tmp_path, a=results(row()), b=small)
+    large, small_part = page.split("\n## MNIST, 16x16 grey\n")
+    assert "\n## MNIST, 28x28 grey\n" in large and "97.12 ± 0.25" not in small_part
+    assert "| 50.00 ± 0.25 |" in small_part and "50.00" not in large
+    page = written(script, tmp_path, a=results(row()), b=results(row(accuracy_mean=50.0), fingerprint="ef" * 32))
+    assert "\n## MNIST, 28x28 grey (cdcdcdcd)\n" in page and "\n## MNIST, 28x28 grey (efefefef)\n" in page
+
+
+def test_overlapping_files_give_every_number_once_and_one_chart(script: ModuleType, tmp_path: Path) -> None:
+    one_seed = row(accuracies=[97], seeds=[0], accuracy_mean=97.0, accuracy_std=None)
+    page = written(
+        script, tmp_path,
+        a=results(one_seed), b=results(row(), row(ipc=50, accuracy_mean=98.0)),
+        c=results(row(ipc=50, accuracy_mean=98.0)),
+    )  # fmt: skip
+    assert page.split("<details>")[1].count("| generated | convnet3 | fixed |") == 2
+    assert "97.00 (one seed)" not in page and "97.12 ± 0.25 | 98.00 ± 0.25 |" in page
+    assert page.count("(results/mnist.png)") == 1 and (tmp_path / "results" / "mnist.png").exists()
+
+
+def test_networks_are_drawn_side_by_side(script: ModuleType, tmp_path: Path) -> None:
+    real = {"source": "real", "subject": "real", "content_id": "", "engine": ""}
+    rows = [row(arch=arch, mode=mode) for arch in ("convnet3", "vgg11", "mlp") for mode in ("fixed", "stream")]
+    page = written(script, tmp_path, a=results(*rows, *(one | real for one in rows)))
+    assert "(results/mnist-networks.png)" in page and "(results/mnist.png)" not in page
+    assert (tmp_path / "results" / "mnist-networks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_four_classes_of_cifar10_have_a_title_and_no_plans(script: ModuleType, tmp_path: Path) -> None:
+    measured = results(row(), name="cifar10-jpeg-4", image=[16, 16, 3], classes=4)
+    page = written(script, tmp_path, a=measured)
+    part = page.split("\n## CIFAR-10 (JPEG), four classes, 16x16 colour\n")[1].split("\n## ")[0]
+    assert "| convnet3 | generated | 97.12 ± 0.25 |" in part and part.count("not run") == 1
+
+
+def written(script: ModuleType, docs: Path, **files: dict[str, Any]) -> str:
+    """Write the page of some result files."""
+    (docs / "results").mkdir(exist_ok=True)
+    for stem, described in files.items():
+        (docs / "results" / f"{stem}.json").write_text(json.dumps(described))
+    assert script.main(["--docs", str(docs)]) == 0
+    return (docs / "results.md").read_text()
 
 
 def test_two_bundles_are_told_apart_and_two_measurements_of_one_are_refused(script: ModuleType, tmp_path: Path) -> None:
@@ -84,7 +192,7 @@ def test_two_bundles_are_told_apart_and_two_measurements_of_one_are_refused(scri
     page = (tmp_path / "results.md").read_text()
     assert "| generated (abababab) | not run | 97.12 ± 0.25 |" in page
     assert "| generated (efefefef) | not run | 50.00 ± 0.25 |" in page
-    (folder / "b.json").write_text(json.dumps(results(row(accuracy_mean=50.0))))
+    (folder / "b.json").write_text(json.dumps(results(row(accuracies=[50, 50.5]))))
     with pytest.raises(SystemExit, match=r"^Two files measure mnist, generated, convnet3, fixed, IPC 10, hard labels"):
         script.main(["--docs", str(tmp_path)])
 
@@ -175,6 +283,13 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
         "load": 0.5,
         "torch": "2.13",
         "clock": "cpu",
+        "architectures": ["convnet3", "resnet10"],
+        "pool_sgd_steps": 1000,
+        "rows": [
+            {"what": "stage 2", "side": side, "precision": "bf16", "step_ms_cpu": 250.4, "images_per_s_cpu": 255.25}
+            | {"pool_s_cpu": 215.8}
+            for side in ("ours", "recipe")
+        ],
     }
     (tmp_path / "results" / "distill-cpu.json").write_text(json.dumps(speed))
     ablation = {
@@ -182,7 +297,7 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
         "rows": [
             {"variant": "base", "seed": 0, "fixed": [90.0, 92.0], "stream": [95.0, 97.0], "seconds": 10.0},
             {"variant": "base", "seed": 1, "fixed": [93.0, 93.0], "stream": [96.0, 96.0], "seconds": 20.0},
-            {"variant": "rates", "seed": 0, "failed": "every class | is one image"},
+            {"variant": "rates", "seed": 0, "failed": "every class | is one image", "machine": "another machine"},
         ],
         "real": {"fixed": [80.0, 82.0], "stream": [98.0, 99.0]},
         "student": {"width": 32, "ipc": 10, "epochs": 300},
@@ -199,11 +314,24 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     assert script.main(["--docs", str(tmp_path)]) == 0
     page, method = ((tmp_path / name).read_text() for name in ("results.md", "method.md"))
     assert "| stage 2 | bf16 | fp32 | 6.50 | 6.10 to 7.00 | at least 7: missed |" in page
+    assert "| stage 2 | ours | bf16 | 250 | 255.2 | 216 |" in page
+    assert "| stage 2 | recipe | bf16 | 250 | 255.2 | - |" in page
+    assert "The pool: 1,000 SGD steps in all (convnet3, resnet10), once;" in page
+    assert "torch 2.13; the file has no date. Processor time; load 0.5:" in page
+    assert "bf16 against fp32 gains from the precision too" in page
+    assert "Accuracy in percent on the test split, of ConvNet-3 of width 32" in method
     assert "| real images | 81.0 | 98.5 | | |" in method
     assert "| everything | 92.0 ± 1.4 | 96.0 ± 0.0 | 2 | 15 |" in method
     assert "| no average | not run | not run | | |" in method
     assert "| equal rates | refused: every class \\| is one image | | 1 | |" in method
+    assert "a machine, 2026-11-22: base 0, base 1. another machine, 2026-11-22: rates 0.\n" in method
     assert method.endswith("\n\nAfter.\n")
     assert script.main(["--docs", str(tmp_path), "--check"]) == 0
+    (tmp_path / "results" / "distill-cpu.json").write_text(json.dumps(speed | {"date": "2026-11-26 10:00 UTC"}))
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(ablation | {"split": "hold-out"}))
+    assert script.main(["--docs", str(tmp_path)]) == 0
+    page, method = ((tmp_path / name).read_text() for name in ("results.md", "method.md"))
+    assert "torch 2.13; 2026-11-26 10:00 UTC. Processor time" in page
+    assert "Accuracy in percent on hold-out images cut from the training split, which no generator" in method
     (tmp_path / "method.md").write_text(method.replace("92.0", "93.0"))
     assert script.main(["--docs", str(tmp_path), "--check"]) == 1

@@ -1,0 +1,114 @@
+"""bench/ablation.py: which rows there are, on which images they are judged, and that a folder goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dim.data import load_data
+from dim.distill_page import ablation_text
+from dim.runtime.bundle_files import load_manifest
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--data", "digits", "--preset", "tiny", "--seeds", "1", "--students", "1", "--epochs", "2", "--width", "4"]
+SHORT += [
+    word
+    for setting in (
+        "stage1.steps=6", "stage2.steps=3", "stage1.batch_size=16", "stage2.batch_size=16", "generator.width=8",
+        "generator.max_width=8", "discriminator.width=8", "discriminator.max_width=8",
+        'pool.architectures=["convnet3"]', "pool.width=4", "pool.ages=[2,4]", "deployment.candidates=6",
+        "deployment.fixed_latents=4",
+    )
+    for word in ("--set", setting)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablation_script", ROOT / "bench" / "ablation.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows_of(bench: ModuleType, preset: str, name: str, *, full: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+    data = SimpleNamespace(name=name, classes=tuple("0123456789"), class_counts=(5000,) * 10, height=32)
+    common = bench.QUIET if full else bench.BASE
+    found: dict[str, tuple[str, dict[str, Any]]] = bench.list_variants(
+        argparse.Namespace(preset=preset, full=full), data, common
+    )
+    return found
+
+
+def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleType) -> None:
+    small = rows_of(bench, "small", "mnist", full=False)
+    assert {"conditioning", "shown-color", "four-ages", "paper", "latents"} <= set(small)
+    assert small["base"][0] == "everything (the preset `small`, shortened)"
+    assert small["four-ages"][1] == {"pool.ages": (50, 200, 800, 3200)}
+    assert not {"unconditioned", "shown-crop"} & set(small)  # what `small` does anyway
+    best = rows_of(bench, "best", "cifar10", full=True)
+    assert {"unconditioned", "shown-crop", "ages", "generator"} <= set(best)
+    assert best["base"][0] == "everything (the preset `best`)"
+    assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
+    assert not {"conditioning", "shown-color", "four-ages"} & set(best)
+    assert "four-ages" in rows_of(bench, "best", "cifar10", full=False)  # shortened to two ages
+
+
+def test_rows_are_judged_on_what_their_generators_never_saw_and_are_made_once(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SHORT, "--out", str(tmp_path), "--holdout"]
+    assert bench.main([*arguments, "--only", "base"]) == 0
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["split"] == "hold-out" and [row["variant"] for row in report["rows"]] == ["base"]
+    digits = load_data("digits")
+    counts = load_manifest(tmp_path / "runs" / "base-0" / "base-0.dim").source.class_counts
+    assert 0.88 * len(digits.train_labels) < sum(counts) < 0.92 * len(digits.train_labels)
+    (cell, *_) = [json.loads(path.read_text()) for path in (tmp_path / "eval" / "cells").glob("*.json")]
+    assert cell["test_images"] == len(digits.train_labels) - sum(counts)
+    table = capsys.readouterr().out
+    assert "| everything (the preset `tiny`, shortened) | " in table
+    assert "| random latents in fixed sets, no choice | not run | not run | | |" in table
+    assert "hold-out images cut from the training split" in ablation_text(report)[0]
+
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+    assert bench.main([*arguments, "--only", "base,latents"]) == 0
+    assert {path.name for path in (tmp_path / "rows").iterdir()} == {"base-0.json", "latents-0.json"}
+    assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+    assert bench.main(["--out", str(tmp_path), "--table"]) == 0
+    assert "| random latents in fixed sets, no choice | not run" not in capsys.readouterr().out.split("| variant |")[-1]
+
+    with pytest.raises(SystemExit, match=r"was measured with split 'hold-out', not 'test': give another --out\.$"):
+        bench.refuse_another_setting(
+            argparse.Namespace(out=tmp_path, holdout=False, preset="tiny"),
+            SimpleNamespace(fingerprint=lambda: report["fingerprint"]),
+            report["changed"],
+        )
+    with pytest.raises(SystemExit, match=r"^--only names 'rs'; the rows of this preset are base, generator, "):
+        bench.main([*arguments, "--only", "rs"])
+
+
+def test_the_published_recipe_is_cut_to_a_time(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With steps of a second in stage 1 and of two in stage 2, and three seconds to start."""
+
+    def timed(config: Any, *_: Any) -> float:
+        return float(3 + config.stage1.steps + 2 * config.stage2.steps)
+
+    monkeypatch.setattr(bench, "timed", timed)
+    published = bench.preset("paper", data=load_data("digits"))
+    whole = published.stage1.steps + 2 * published.stage2.steps
+    seconds = 4 + whole / 10
+    assert bench.main(["--data", "digits", "--out", str(tmp_path), "--equal-seconds", str(seconds)]) == 0
+    words = capsys.readouterr().out.split()
+    assert words[0] == "--steps" and int(words[1]) == round(published.stage1.steps / 10)
+    assert words[2] == "--matching-steps" and int(words[3]) == round(published.stage2.steps / 10)
+    assert words[4:] == ["--set", f"pool.epoch_steps={round(published.pool.epoch_steps / 10)}"]
