@@ -11,6 +11,9 @@ PIP_ARGS ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
+# Packages are installed without compiled files: the first import writes them, where nobody forbids it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test clean
 
 demo: $(VENV)/.demo

@@ -43,7 +43,10 @@ def distill(
         int | None, typer.Option(help="Steps of stage 2, the matching; 0 leaves it out.", rich_help_panel=_RECIPE)
     ] = None,
     matching_loss: Annotated[
-        str | None, typer.Option(help="The loss of stage 2; `paper` is the published one.", rich_help_panel=_RECIPE)
+        str | None,
+        typer.Option(
+            help="The loss of stage 2; `paper` is the published one, at its published weight.", rich_help_panel=_RECIPE
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,

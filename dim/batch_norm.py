@@ -63,6 +63,27 @@ class BatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance, factor)
 
 
+def span_processes(network: nn.Module) -> list[BatchNorm]:
+    """Put a `BatchNorm` with the same weights in the place of every `nn.BatchNorm2d`; in one process nothing changes.
+
+    Args:
+        network: changed in place; the names of its weights stay.
+
+    Returns:
+        The new layers.
+    """
+    norms = []
+    for module in list(network.modules()):
+        for name, old in list(module.named_children()):
+            if type(old) is nn.BatchNorm2d:
+                norm = BatchNorm(old.num_features, affine=old.affine)
+                norm.eps, norm.momentum = old.eps, old.momentum
+                norm.load_state_dict(old.state_dict())
+                setattr(module, name, norm.to(next(old.buffers()).device).train(old.training))
+                norms.append(norm)
+    return norms
+
+
 class _AllReduceSum(torch.autograd.Function):
     """Sum over processes; the gradient of a sum over processes is again a sum over processes."""
 

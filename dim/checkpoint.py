@@ -21,7 +21,7 @@ from dim.runtime.atomic import replace_file
 from dim.runtime.errors import RunError
 
 KEEP = 2
-"""Checkpoints kept, newest first."""
+"""Checkpoints kept, newest first; where both are suspect, the last good one stays beside them."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -117,6 +117,8 @@ class Checkpoint:
     """Steps of the stage that are done."""
     metrics_bytes: int
     """Length of `metrics.jsonl` when the checkpoint was made; what follows is from lost steps."""
+    quiet_lines: int
+    """Log lines in a row, up to this step, by which the discriminator seems to have won."""
     tensors: dict[str, Tensor]
 
 
@@ -131,8 +133,26 @@ class CheckpointFolder:
     def __init__(self, folder: Path, config_sha256: str) -> None:
         self.folder, self.config_sha256 = folder, config_sha256
 
-    def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], metrics_bytes: int) -> Path:
-        """Write a checkpoint and forget all but the newest two."""
+    def save(
+        self,
+        stage: str,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        metrics_bytes: int,
+        *,
+        quiet_lines: int = 0,
+        suspect: bool = False,
+    ) -> Path:
+        """Write a checkpoint and forget the old ones.
+
+        Args:
+            stage: `stage1` or `stage2`.
+            step: steps of the stage that are done.
+            tensors: all that a resumed run needs.
+            metrics_bytes: length of `metrics.jsonl`.
+            quiet_lines: see `Checkpoint`.
+            suspect: the discriminator seems to have won, so this one must not push out the last good one.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{stage}-{step:08d}.safetensors"
         content = write_tensors(path, tensors)
@@ -142,6 +162,8 @@ class CheckpointFolder:
             "stage": stage,
             "step": step,
             "metrics_bytes": metrics_bytes,
+            "quiet_lines": quiet_lines,
+            "suspect": suspect,
             "config_sha256": self.config_sha256,
         }
         write_json(path.with_suffix(".json"), record)
@@ -149,9 +171,27 @@ class CheckpointFolder:
         return path
 
     def prune(self) -> None:
-        """Forget all but the newest two, and what a killed run left of others."""
-        for old in self._records()[KEEP:]:
-            old.unlink(missing_ok=True)
+        """Forget all but the newest two and the last good one, and what a killed run left of others."""
+        records = self._records()
+        good = next(filter(_is_good, records), None)
+        for old in records[KEEP:]:
+            if old != good:
+                old.unlink(missing_ok=True)
+        self._sweep()
+
+    def forget_suspects(self) -> None:
+        """Forget every checkpoint made since the discriminator seems to have won."""
+        for record in self._records():
+            if not _is_good(record):
+                record.unlink(missing_ok=True)
+        self._sweep()
+
+    def newest_good(self) -> tuple[str, int] | None:
+        """Stage and step of the newest checkpoint that is not suspect, or None."""
+        record = next((_read_record(path) for path in self._records() if _is_good(path)), None)
+        return (str(record["stage"]), int(record["step"])) if record else None
+
+    def _sweep(self) -> None:
         for old in self.folder.glob("stage*.safetensors"):
             if not old.with_suffix(".json").exists():
                 old.unlink(missing_ok=True)
@@ -173,6 +213,7 @@ class CheckpointFolder:
                     raise ValueError("its bytes have changed")
                 tensors = load(content)
                 stage, step, metrics_bytes = str(record["stage"]), int(record["step"]), int(record["metrics_bytes"])
+                quiet_lines = int(record.get("quiet_lines", 0))  # older versions did not count
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 say(f"Checkpoint {record_path.name} is damaged ({error}); trying the one before.")
                 continue
@@ -181,5 +222,22 @@ class CheckpointFolder:
                     f"The checkpoints in {self.folder} come from another configuration or other data: "
                     "resume with the options of the first call, or choose another --out."
                 )
-            return Checkpoint(stage=stage, step=step, metrics_bytes=metrics_bytes, tensors=tensors)
+            return Checkpoint(
+                stage=stage, step=step, metrics_bytes=metrics_bytes, quiet_lines=quiet_lines, tensors=tensors
+            )
         return None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a checkpoint's JSON file says; empty if it is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and {"stage", "step"} <= record.keys() else {}
+
+
+def _is_good(path: Path) -> bool:
+    """Whether the checkpoint is whole, as far as its JSON file tells, and not suspect."""
+    record = _read_record(path)
+    return bool(record) and not record.get("suspect", False)

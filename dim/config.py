@@ -166,7 +166,7 @@ class MatchingConfig:
     """`distribution`: per-class distances between distributions of logits and features; `paper`: squared difference of
     log-probabilities of independent pairs, which shrinks when the generator collapses; `none`: a control."""
     weight: float = 1.0
-    """Weight of the matching loss; the paper's is 0.01."""
+    """Weight of the matching loss; the paper's is 0.01, which a preset with the loss `paper` takes unless it is set."""
     feature_weight: float = 1.0
     """Weight of the features beside the logits; `distribution` only."""
     augment: str = "crop=0.1"
@@ -226,6 +226,9 @@ class DistillConfig:
     """Standard deviation of the latents, in training and deployment."""
     autocast: str = "auto"
     """`bf16`, `off`, or `auto`: bf16 where the device has bf16 matrix instructions."""
+    compile: str = "auto"
+    """`torch.compile` for the generator, and for the discriminator where no gradient penalty is taken: `on`, `off`, or
+    `auto`: on for GPU runs long enough to make up for the compiling, in one process; off on CPUs."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The generator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -251,6 +254,7 @@ class DistillConfig:
         _between(self, "seed", 0, 2**63 - 1)
         _between(self, "latent_std", 1e-3, 100.0)
         _one_of(self, "autocast", ("auto", "bf16", "off"))
+        _one_of(self, "compile", ("auto", "on", "off"))
         for name in ("checkpoint_steps", "grid_steps", "log_steps"):
             _between(self, name, 1, 10_000_000)
         if self.wants_choices and self.pool.kind != "kept":

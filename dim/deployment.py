@@ -51,7 +51,7 @@ def choose_deployment(session: Session, pool: KeptPool) -> bool:
             ConvNet-3, where there is one, the latents.
 
     Returns:
-        False if the time limit stopped it between two classes; what was chosen so far is kept.
+        False if the time limit stopped it between two classes; what was measured and chosen so far is kept.
     """
     config, path = session.config.deployment, session.run_dir / "deployment.json"
     ages = len(session.config.pool.ages)
@@ -62,25 +62,28 @@ def choose_deployment(session: Session, pool: KeptPool) -> bool:
         report = json.loads(path.read_bytes())
     elif len(config.latent_stds) > 1:
         distances = spread_distances(session, network, judges, config.latent_stds)
+        if distances is None:
+            return False
         report["energy_distances"] = {f"{std:g}": round(distance, 6) for std, distance in distances.items()}
         report["latent_std"] = min(distances, key=lambda std: distances[std])
         session.say(f"Latents spread {report['latent_std']:g} times as far fit the real images best.")
     elif config.latent_stds:
         report["latent_std"] = config.latent_stds[0]
     write_json(path, report)
+    _unfinished(session, "spread").unlink(missing_ok=True)
     if config.fixed_latents:
         judges = _judges(session, [m for m in pool.members if m.name == HERDING_JUDGE]) or judges
         latents_KMZ = herd_latents(session, network, judges, report["latent_std"])
         if latents_KMZ is None:
             return False
         write_atomically(session.run_dir / "latents.npz", write_fixed_latents(latents_KMZ.cpu().numpy()))
-        _unfinished(session).unlink(missing_ok=True)
+        _unfinished(session, "latents").unlink(missing_ok=True)
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
     return True
 
 
-def _unfinished(session: Session) -> Path:
-    return session.run_dir / "checkpoints" / "latents-unfinished.safetensors"
+def _unfinished(session: Session, what: str) -> Path:
+    return session.run_dir / "checkpoints" / f"{what}-unfinished.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +121,18 @@ def _judges(session: Session, members: Sequence[PoolMember]) -> list[Judge]:
 @torch.no_grad()
 def spread_distances(
     session: Session, network: nn.Module, judges: Sequence[Judge], latent_stds: Sequence[float]
-) -> dict[float, float]:
-    """The energy distance between held-out and generated images for each spread of the latents, mean over classes."""
-    holdout = session.holdout
+) -> dict[float, float] | None:
+    """The energy distance between held-out and generated images for each spread of the latents, mean over classes.
+
+    Returns:
+        The distance of each spread; None if the time limit stopped it: the sums over the finished classes are kept.
+    """
+    holdout, path = session.holdout, _unfinished(session, "spread")
     assert holdout is not None  # there are several spreads
-    totals = dict.fromkeys(latent_stds, 0.0)
+    kept = read_tensors(path) if path.exists() else {"classes": torch.tensor(0), "sums": torch.zeros(len(latent_stds))}
+    totals = dict(zip(latent_stds, kept["sums"].tolist(), strict=True))
     labels = holdout.counts_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
-    for number, label in enumerate(labels, start=1):
+    for number, label in enumerate(labels[int(kept["classes"]) :], start=int(kept["classes"]) + 1):
         generator = step_generator(session.game.device, session.config.seed, "spread", label)
         images = to_signed(holdout.images_of(label, MAX_REAL_IMAGES, generator))
         real = [judge.embed(images) for judge in judges]
@@ -138,6 +146,11 @@ def spread_distances(
                 distance = 2 * torch.cdist(r, f).mean() - within - _mean_distance(f, f)
                 totals[std] += float(distance / within.clamp_min(MIN_SPREAD)) / (len(judges) * len(labels))
         session.progress(_report("spread", number, len(labels)))
+        if time.monotonic() > session.deadline and number < len(labels):
+            # Doubles, as they are added up: a run in pieces ends in the same bytes.
+            sums = torch.tensor(list(totals.values()), dtype=torch.float64)
+            write_tensors(path, {"classes": torch.tensor(number), "sums": sums})
+            return None
     return totals
 
 
@@ -149,7 +162,7 @@ def herd_latents(session: Session, network: nn.Module, judges: Sequence[Judge], 
     Returns:
         float32 [K, M, Z] on the device; None if the time limit stopped it: the finished classes are kept.
     """
-    path, num_classes = _unfinished(session), session.game.data.num_classes
+    path, num_classes = _unfinished(session, "latents"), session.game.data.num_classes
     chosen = list(read_tensors(path)["latents"].to(session.game.device)) if path.exists() else []
     for label in range(len(chosen), num_classes):
         chosen.append(_herd_class(session, network, judges, latent_std, label))

@@ -17,6 +17,7 @@ from torch import nn
 from dim.allocator import keep_freed_memory
 from dim.checkpoint import CheckpointFolder, write_json, write_tensors
 from dim.classifiers import build_classifier
+from dim.compiled import compiler_for, compiling_explained
 from dim.config import DistillConfig, to_dict
 from dim.data import ImageSet
 from dim.deployment import choose_deployment
@@ -29,13 +30,14 @@ from dim.run_dir import explained, held, unfinished
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.session import Progress, Session
 from dim.stage1 import train_gan
-from dim.stage2 import build_pool, match, wants_pool
+from dim.stage2 import build_pool, match, matched_group_size, wants_pool
 from dim.teacher import train_teacher
 from dim.threads import cpu_threads
 from dim.version import __version__
 
-INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps")
-"""Fields of a run's record that do not change what it produces, so that a resumed run may change them."""
+INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile")
+"""Fields of a run's record that do not change what it produces, so that a resumed run may change them; compiled code
+rounds differently, as another device or number of threads does."""
 LATER = {"teacher": "", "teacher_width": 0, "teacher_steps": 2000}
 """Fields of `deployment` that came later, with the values that change nothing: older runs go on."""
 
@@ -105,6 +107,7 @@ def distill(
         RunError: the run directory cannot be used, is used by another process, or the disk refused.
         DivergedError: training broke down; the last good checkpoint is kept.
         MissingExtraError: `tensorboard` is asked for and not installed.
+        DeviceError: there is no such device, or `config.compile` is `on` and nothing can be compiled.
     """
     started = time.monotonic()
     torch_device = choose_device(device)
@@ -116,6 +119,7 @@ def distill(
         else:
             keep_freed_memory()
         _check_fit(config, data, world)
+        compiler_for(config, torch_device, world)  # so that a missing compiler is told before anything is made
         record = describe_run(config, data)
         if world.is_main:
             _prepare(run_dir, record, resume)
@@ -147,7 +151,8 @@ def distill(
             session.say(f"Resuming at step {session.resumed.step} of {session.resumed.stage}.")
         elif world.is_main:
             session.metrics_path.unlink(missing_ok=True)
-        finished = _run_stages(session, record["data"])
+        with compiling_explained(torch_device):
+            finished = _run_stages(session, record["data"])
         world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
         say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")
@@ -220,10 +225,14 @@ def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:
 
 def fingerprint_of(record: dict[str, Any]) -> str:
     """SHA-256 of what decides a run's result: the record without versions, notes, and how often it reports."""
+    return hashlib.sha256(json.dumps(_decisive(record), sort_keys=True).encode()).hexdigest()
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     decisive = {k: v for k, v in record.items() if k not in INDECISIVE}
     decisive["deployment"] = {k: v for k, v in record["deployment"].items() if LATER.get(k) != v}
     decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence")}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return decisive
 
 
 def _check_fit(config: DistillConfig, data: ImageSet, world: World) -> None:
@@ -240,6 +249,13 @@ def _check_fit(config: DistillConfig, data: ImageSet, world: World) -> None:
                 f"{name}.batch_size is {stage.batch_size}; it must be a multiple of {group * world.size} "
                 f"({world.size} processes, groups of {group})."
             )
+    group = matched_group_size(config)
+    if config.stage2.steps and config.stage2.batch_size % (group * world.size):
+        raise BadValueError(
+            f"stage2.batch_size is {config.stage2.batch_size}; it must be a multiple of {group * world.size} "
+            f"({world.size} processes, matched in groups of {group}): change it, or set matching.classes_per_step, the "
+            f"least number of groups, to {world.size} or a multiple of it."
+        )
     if config.generator.kind == "paper":
         if data.height % 8 and data.height != 28:
             raise BadValueError(
@@ -263,11 +279,11 @@ def _prepare(run_dir: Path, record: dict[str, Any], resume: bool) -> None:
             raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
         try:
             old = json.loads(config_path.read_bytes())
-            same = fingerprint_of(old) == fingerprint_of(record)
+            before, now = _decisive(old), _decisive(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise RunError(f"{config_path} is damaged: choose another --out.") from None
-        if not same:
-            differing = sorted(k for k in record if k not in INDECISIVE and old.get(k) != record[k])
+        if before != now:
+            differing = sorted(k for k in before | now if before.get(k) != now.get(k))
             raise RunError(
                 f"{run_dir} holds a run of another configuration ({', '.join(differing)} differ): "
                 "resume with the options of the first call, or choose another --out."

@@ -63,7 +63,7 @@ def group_size_for(batch_size: int, classes_per_step: int, discriminator_group: 
     """The largest group that divides the batch, holds whole discriminator groups, and leaves room for the classes.
 
     Args:
-        batch_size: images of one process.
+        batch_size: images of all processes.
         classes_per_step: groups wanted at least, where the batch is large enough.
         discriminator_group: every group is a multiple of it.
     """

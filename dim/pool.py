@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dim.augment import augment
+from dim.batch_norm import span_processes
 from dim.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
 from dim.classifier_training import train_in_pieces
 from dim.classifiers import build_classifier
@@ -250,16 +251,25 @@ class FreshPool:
             if step % self.config.epoch_steps and self.session.extra:
                 self._restore(self.session.extra)
         self.member.train()
+        # Every process trains on the whole batch, so its own statistics are those of one process.
+        self._span_processes(False)
         for number in range(self.config.steps_between):
             _train_step(self.session, self.member, self.optimiser, "fresh", step, number)
-        # As published, the classifier stays in training mode while it is matched; only its weights are frozen.
+        # As published, the classifier stays in training mode while it is matched; only its weights are frozen. It then
+        # sees a share of the batch, and its statistics are those of all shares.
+        self._span_processes(True)
         return self.member
+
+    def _span_processes(self, together: bool) -> None:
+        for norm in self.norms:
+            norm.alone = not together
 
     def _start(self, epoch: int) -> None:
         names = self.config.architectures
         name = names[seed_of(self.session.config.seed, "fresh choice", epoch) % len(names)]
         self.epoch = epoch
         self.member = _new_member(self.session, name, self.shape, "fresh", epoch)
+        self.norms = span_processes(self.member)
         self.optimiser = _optimiser(self.member, self.config)
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -21,6 +21,9 @@ from dim.config import (
 )
 from dim.runtime.errors import BadValueError
 
+PAPER_WEIGHT = 0.01
+"""Weight of the published matching loss, as published."""
+
 
 class DataShape(Protocol):
     """What a preset asks of a dataset; `ImageSet` has it."""
@@ -130,7 +133,7 @@ def _paper(data: DataShape) -> DistillConfig:
         stage2=StageConfig(
             steps=100 * epoch, batch_size=64, adversarial=replace(game, generator_lr=5e-6, discriminator_lr=5e-6)
         ),
-        matching=MatchingConfig(loss="paper", weight=0.01, augment="color_crop_cutout"),
+        matching=MatchingConfig(loss="paper", weight=PAPER_WEIGHT, augment="color_crop_cutout"),
     )
 
 
@@ -144,7 +147,8 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     Args:
         name: one of `PRESETS`.
         data: the dataset; its name becomes the run's.
-        overrides: fields to replace, nested ones with dots (`{"seed": 1, "stage1.steps": 2000}`).
+        overrides: fields to replace, nested ones with dots (`{"seed": 1, "stage1.steps": 2000}`). A `matching.loss` of
+            `paper` brings its published weight along, unless `matching.weight` says another.
 
     Returns:
         The checked configuration.
@@ -155,7 +159,10 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     if name not in PRESETS:
         raise BadValueError(f"There is no preset named {name!r}: choose one of {', '.join(PRESETS)}.")
     values = to_dict(replace(PRESETS[name](data), name=data.name))
-    for path, value in (overrides or {}).items():
+    overrides = overrides or {}
+    if overrides.get("matching.loss") == "paper":
+        overrides = {"matching.weight": PAPER_WEIGHT, **overrides}
+    for path, value in overrides.items():
         _override(values, path, value)
     config: DistillConfig = from_dict(values)
     return config

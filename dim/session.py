@@ -22,9 +22,14 @@ from dim.game import Game
 from dim.runtime.errors import DivergedError
 
 COLLAPSE_LOSS = 0.01
-"""A logistic discriminator loss below this says that it separates real from generated without error."""
+"""A logistic discriminator loss below this says that it separates real from generated without error.
+
+`wgan-gp-ac` has no such number. Its loss has no floor: it holds a distance that grows with the scale of the images and
+of the critic, and its penalty lets a critic be steeper than 1 where that distance is large, so no bound can be drawn. A
+critic far ahead still has a slope of about 1 everywhere and teaches, which is what it is for. Only a loss or a weight
+that is not finite stops it."""
 COLLAPSE_LINES = 20
-"""Consecutive log lines below `COLLAPSE_LOSS` that count as collapse."""
+"""Consecutive log lines below `COLLAPSE_LOSS` that count as collapse; a checkpoint made meanwhile is suspect."""
 
 VOTE_STEPS = 10
 """Steps between the votes of several processes on whether the time limit has passed."""
@@ -68,6 +73,8 @@ class Session:
     """Further tensors of a checkpoint (the paper's fresh classifier)."""
     unlogged: dict[str, list[Tensor]] = field(default_factory=dict)
     """Values of the steps since the last line of `metrics.jsonl`."""
+    quiet_lines: int = 0
+    """Consecutive log lines, up to the last one, whose discriminator loss is below `COLLAPSE_LOSS`."""
 
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
@@ -76,7 +83,8 @@ class Session:
             False if the time limit stopped it; a checkpoint was made.
 
         Raises:
-            DivergedError: a loss is not finite, or the discriminator has won; the last good checkpoint stays.
+            DivergedError: a loss is not finite, or the discriminator has won; the newest checkpoint then is the last
+                from before.
         """
         first = 0
         if self.resumed is not None and self.resumed.stage == stage:
@@ -84,7 +92,7 @@ class Session:
             self.restore(self.resumed)
         else:
             self.unlogged.clear()
-        quiet, last_time, last_step = 0, time.monotonic(), first
+        last_time, last_step = time.monotonic(), first
         for index in range(first, config.steps):
             self.game.set_learning_rates(index / config.steps)
             for name, value in step(index).items():
@@ -95,9 +103,6 @@ class Session:
                 losses = self._means(self.unlogged)
                 self.unlogged.clear()
                 self._check(stage, done, losses)
-                quiet = quiet + 1 if losses.get("discriminator_loss", 1.0) < COLLAPSE_LOSS else 0
-                if quiet >= COLLAPSE_LINES and self.game.adversarial.loss == "logistic":
-                    raise DivergedError(self._diverged(stage, done, "the discriminator has won and teaches nothing"))
                 now = time.monotonic()
                 speed = (done - last_step) * config.batch_size / max(now - last_time, 1e-9)
                 last_time, last_step = now, done
@@ -131,12 +136,32 @@ class Session:
     def _check(self, stage: str, step: int, losses: Mapping[str, float]) -> None:
         bad = [name for name, value in losses.items() if not np.isfinite(value)]
         if bad:
-            raise DivergedError(self._diverged(stage, step, f"{bad[0]} is not finite"))
+            raise self._diverged(stage, step, f"{bad[0]} is not finite")
+        self.quiet_lines = self.quiet_lines + 1 if self._is_won(losses.get("discriminator_loss")) else 0
+        if self.quiet_lines >= COLLAPSE_LINES:
+            raise self._diverged(stage, step, "the discriminator has won and teaches nothing")
 
-    def _diverged(self, stage: str, step: int, what: str) -> str:
-        return (
-            f"Distillation diverged at step {step} of {stage}: {what}. The last good checkpoint is kept in "
-            f"{self.checkpoints.folder}; try a lower learning rate or a larger R1 penalty in a new run."
+    def _is_won(self, loss: float | None) -> bool:
+        return loss is not None and self.game.adversarial.loss == "logistic" and loss < COLLAPSE_LOSS
+
+    def _is_suspect(self) -> bool:
+        """Whether the discriminator seems to have won, by the last line or by the steps since."""
+        since = self.unlogged.get("discriminator_loss")
+        return self.quiet_lines > 0 or (since is not None and self._is_won(float(torch.stack(since).mean())))
+
+    def _diverged(self, stage: str, step: int, what: str) -> DivergedError:
+        """Forget the suspect checkpoints, so that the newest one is good, and say what is left."""
+        if self.world.is_main:
+            self.checkpoints.forget_suspects()
+        good = self.checkpoints.newest_good()
+        kept = (
+            f"The last good checkpoint, step {good[1]} of {good[0]}, is kept in {self.checkpoints.folder}"
+            if good
+            else "There had been no good checkpoint yet"
+        )
+        return DivergedError(
+            f"Distillation diverged at step {step} of {stage}: {what}. {kept}; "
+            "try a lower learning rate or a larger R1 penalty in a new run."
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -164,6 +189,7 @@ class Session:
             network.load_state_dict({k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")})
         load_optimiser("generator_optimiser", game.generator_optimiser, tensors)
         load_optimiser("discriminator_optimiser", game.discriminator_optimiser, tensors)
+        self.quiet_lines = checkpoint.quiet_lines
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
         prefix = "unlogged."
         self.unlogged = {k[len(prefix) :]: list(v) for k, v in tensors.items() if k.startswith(prefix)}
@@ -175,12 +201,13 @@ class Session:
         tensors = self.tensors()
         bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
         if bad:
-            raise DivergedError(self._diverged(stage, step, f"the tensor {bad[0]} is not finite"))
+            raise self._diverged(stage, step, f"the tensor {bad[0]} is not finite")
         if self.world.is_main:
             # First what the checkpoint is ahead of: a run that resumes from it writes neither again.
             size = self._flush_metrics()
             draw_curves(self.metrics_path, self.run_dir / "curves.png")
-            self.checkpoints.save(stage, step, tensors, size)
+            quiet, suspect = self.quiet_lines, self._is_suspect()
+            self.checkpoints.save(stage, step, tensors, size, quiet_lines=quiet, suspect=suspect)
         self.world.barrier()
 
     def _flush_metrics(self) -> int:

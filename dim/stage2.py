@@ -36,6 +36,17 @@ def build_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | F
     return FreshPool(session, data_record) if fresh else prepare_pool(session, data_record)
 
 
+def matched_group_size(config: DistillConfig) -> int:
+    """How many consecutive images of a batch of stage 2 share a class.
+
+    Chosen by the batch of all processes: every number of them then makes the same draws.
+    """
+    matching, group_size = config.matching, config.discriminator.group_size
+    if matching.loss != "distribution":
+        return group_size
+    return group_size_for(config.stage2.batch_size, matching.classes_per_step, group_size)
+
+
 def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
     """Match for the stage's steps; returns False if the time limit stopped it.
 
@@ -44,10 +55,7 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
         pool: of `build_pool`; None where nothing is matched.
     """
     game, config = session.game, session.config
-    stage, matching = config.stage2, config.matching
-    group_size = config.discriminator.group_size
-    if matching.loss == "distribution":
-        group_size = group_size_for(stage.batch_size // session.world.size, matching.classes_per_step, group_size)
+    stage, matching, group_size = config.stage2, config.matching, matched_group_size(config)
     game.start_stage(stage.adversarial)
 
     def step(index: int) -> Mapping[str, Tensor]:

@@ -17,14 +17,15 @@ import pytest
 import torch
 from small_images import make_images
 
+from dim import paper_networks
 from dim.checkpoint import CheckpointFolder, read_tensors
 from dim.config import AdversarialConfig, DistillConfig, MatchingConfig, StageConfig, from_dict, to_dict
 from dim.data import load_data
 from dim.distill import Outcome, choose_device, describe_run, distill, fingerprint_of
-from dim.game import Game
+from dim.game import Draws, Game
 from dim.presets import PRESETS, preset
 from dim.runtime.errors import BadValueError, DeviceError, DivergedError, MissingExtraError, RunError
-from dim.session import Progress
+from dim.session import COLLAPSE_LINES, Progress
 
 QUICK = {
     "generator.latent_dim": 8,
@@ -164,9 +165,9 @@ def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path,
     outcomes = [distill(quick(), make_images(), tmp_path / "run", time_limit_s=0.0).finished]
     while not outcomes[-1] and len(outcomes) < 40:
         outcomes.append(distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished)
-    # A step a call, in both stages and in the two classifiers of the pool, then the latents of one of three classes;
-    # the last step of each does not stop it.
-    assert outcomes == [False] * (5 + 6 + 5 + 2) + [True]
+    # A step a call, in both stages and in the two classifiers of the pool, then the spread and the latents of one of
+    # three classes; the last step of each does not stop it.
+    assert outcomes == [False] * (5 + 6 + 5 + 2 + 2) + [True]
     assert same(weights(undisturbed), weights(tmp_path / "run"))
     for name in ("metrics.jsonl", "pool.safetensors", "generator-stage1.safetensors", "latents.npz", "deployment.json"):
         assert (undisturbed / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
@@ -192,34 +193,108 @@ def _stop_at(stage: str, step: int):  # type: ignore[no-untyped-def]
     return interrupt
 
 
-def test_divergence_is_said_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    config = quick(**{"stage1.adversarial.discriminator_lr": 1.0, "stage1.adversarial.generator_lr": 1.0})
-    config = replace(config, stage1=replace(config.stage1, steps=400))
-    with pytest.raises(DivergedError, match="The last good checkpoint is kept"):
-        distill(_explosive(config), make_images(), tmp_path / "run")
-    kept = CheckpointFolder(
-        tmp_path / "run" / "checkpoints", fingerprint_of(describe_run(_explosive(config), make_images()))
-    ).newest(print)
-    if kept is not None:
-        assert all(bool(torch.isfinite(t).all()) for t in kept.tensors.values())
+def checkpoints_of(config: DistillConfig, run_dir: Path) -> CheckpointFolder:
+    return CheckpointFolder(run_dir / "checkpoints", fingerprint_of(describe_run(config, make_images())))
 
 
-def test_a_discriminator_that_has_won_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_what_is_not_finite_is_told_and_not_kept(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = Game.discriminator_step, []
+
+    def poisoned(game: Game, draws: Draws, index: int) -> dict[str, torch.Tensor]:
+        report = step(game, draws, index)
+        calls.append(index)
+        if index < 8:
+            return report
+        if what == "loss":
+            return {**report, "discriminator_loss": torch.tensor(torch.nan)}
+        with torch.no_grad():
+            game.ema.last.bias.fill_(torch.nan)  # in no loss: only the checkpoint meets it
+        return report
+
+    monkeypatch.setattr(Game, "discriminator_step", poisoned)
+    config = quick(**{"stage1.steps": 20, "checkpoint_steps": 4})
+    message = "discriminator_loss is not finite" if what == "loss" else "the tensor ema.last.bias is not finite"
+    with pytest.raises(DivergedError, match=f"{message}. The last good checkpoint, step 8 of stage1, is kept in "):
+        distill(config, make_images(), tmp_path / "run")
+    kept = checkpoints_of(config, tmp_path / "run").newest(print)
+    assert kept is not None and kept.step == 8
+    assert all(bool(torch.isfinite(t).all()) for t in kept.tensors.values())
+
+
+def test_divergence_before_any_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Game, "discriminator_step", lambda *args: {"discriminator_loss": torch.tensor(torch.inf)})
+    with pytest.raises(
+        DivergedError, match="at step 2 of stage1: .* There had been no good checkpoint yet; try a lower"
+    ):
+        distill(quick(), make_images(), tmp_path / "run")
+
+
+def win(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**6) -> None:
+    """Let the discriminator's loss look as if it had won, from the step `first` of stage 1 to `last`."""
     step = Game.discriminator_step
-    monkeypatch.setattr(
-        Game, "discriminator_step", lambda *args: {**step(*args), "discriminator_loss": torch.tensor(0.001)}
+
+    def winning(game: Game, draws: Draws, index: int) -> dict[str, torch.Tensor]:
+        report = step(game, draws, index)
+        return report | ({"discriminator_loss": torch.tensor(0.001)} if first <= index + 1 <= last else {})
+
+    monkeypatch.setattr(Game, "discriminator_step", winning)
+    monkeypatch.setattr("dim.session.draw_curves", lambda *args: None)  # most of a checkpoint's time
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("log_steps", [1, 2])
+def test_a_discriminator_that_has_won_is_told_and_the_checkpoint_before_is_kept(
+    interrupted: bool, log_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(**{"stage1.steps": 80, "log_steps": log_steps, "checkpoint_steps": 3})
+    win(monkeypatch, 11)
+    if interrupted:  # while it is suspected: what was counted is not lost
+        with pytest.raises(Stop):
+            distill(config, make_images(), tmp_path / "run", progress=_stop_at("stage1", 25))
+        assert checkpoints_of(config, tmp_path / "run").newest_good() == ("stage1", 9)
+    said: list[str] = []
+    told = 10 + COLLAPSE_LINES * log_steps
+    message = (
+        f"at step {told} of stage1: the discriminator has won and teaches nothing. "
+        "The last good checkpoint, step 9 of stage1, is kept in "
     )
-    few = quick(**{"stage1.steps": 40, "log_steps": 1})
-    with pytest.raises(DivergedError, match="at step 20 of stage1: the discriminator has won and teaches nothing"):
-        distill(few, make_images(), tmp_path / "run")
-    kept = CheckpointFolder(tmp_path / "run" / "checkpoints", fingerprint_of(describe_run(few, make_images())))
-    newest = kept.newest(print)
-    assert newest is not None and newest.step == 18
+    with pytest.raises(DivergedError, match=message):
+        distill(config, make_images(), tmp_path / "run", resume=interrupted, say=said.append)
+    assert ("Resuming at step 24 of stage1." in said) == interrupted
+    kept = checkpoints_of(config, tmp_path / "run").newest(print)
+    assert kept is not None and (kept.step, kept.quiet_lines) == (9, 0)
+    names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"stage1-00000009.json", "stage1-00000009.safetensors"}
 
 
-def _explosive(config: DistillConfig) -> DistillConfig:
-    game = replace(config.stage1.adversarial, r1_gamma=1e4, r1_every=1, beta1=0.9)
-    return replace(config, stage1=replace(config.stage1, adversarial=game))
+def test_a_suspicion_that_passes_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick(**{"stage1.steps": 40, "log_steps": 1, "checkpoint_steps": 3})
+    win(monkeypatch, 11, 29)
+    with pytest.raises(Stop):
+        distill(config, make_images(), tmp_path / "run", progress=_stop_at("stage1", 38))
+    folder = checkpoints_of(config, tmp_path / "run")
+    assert folder.newest_good() == ("stage1", 36)
+    assert sorted(p.name for p in folder.folder.glob("*.json")) == ["stage1-00000033.json", "stage1-00000036.json"]
+
+
+def test_the_critic_of_wgan_has_no_loss_by_which_it_has_won(tmp_path: Path) -> None:
+    overrides = {
+        **QUICK,
+        "stage1.adversarial.loss": "wgan-gp-ac",
+        "stage2.adversarial.loss": "wgan-gp-ac",
+        "discriminator.kind": "paper",
+        "stage1.steps": 24,
+        "stage2.steps": 0,
+        "log_steps": 1,
+        "deployment.latent_stds": (),
+        "deployment.fixed_latents": 0,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_networks, "WIDTH", 8)
+        win(patch, 1)
+        config = preset("tiny", data=make_images(), overrides=overrides)
+        assert distill(config, make_images(), tmp_path / "run").finished
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
@@ -262,6 +337,34 @@ def test_presets_fit_digits_and_survive_json(name: str) -> None:
     config = preset(name, data=load_data("digits"))
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert config.preset == name and config.name == "digits"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_published_loss_has_its_published_weight_unless_it_is_set(name: str) -> None:
+    def weight(**overrides: object) -> float:
+        return preset(name, data=load_data("digits"), overrides=overrides).matching.weight
+
+    assert weight() == (0.01 if name == "paper" else 1.0)
+    assert weight(**{"matching.loss": "paper"}) == 0.01
+    for order in (("matching.loss", "matching.weight"), ("matching.weight", "matching.loss")):
+        assert weight(**{field: {"matching.loss": "paper", "matching.weight": 0.5}[field] for field in order}) == 0.5
+    assert preset(name, data=load_data("digits"), overrides={"matching.loss": "none"}).matching.weight == weight()
+
+
+def test_runs_of_versions_without_newer_fields_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        distill(quick(), make_images(), tmp_path / "run", progress=_stop_at("stage1", 5))
+    config_path = tmp_path / "run" / "config.json"
+    record = json.loads(config_path.read_text())
+    del record["compile"]
+    config_path.write_text(json.dumps(record))
+    for path in (tmp_path / "run" / "checkpoints").glob("*.json"):
+        old = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in old.items() if k not in ("quiet_lines", "suspect")}))
+    with pytest.raises(RunError, match=r"another configuration \(seed differ\)"):
+        distill(quick(seed=3, compile="off"), make_images(), tmp_path / "run", resume=True)
+    assert distill(quick(compile="off"), make_images(), tmp_path / "run", resume=True).finished
+    assert same(weights(undisturbed), weights(tmp_path / "run"))
 
 
 def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
@@ -324,6 +427,10 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
         quick(**{"stage1.steps": -1})
     with pytest.raises(BadValueError, match=r"stage1.batch_size is 22; it must be a multiple of 4"):
         distill(quick(**{"stage1.batch_size": 22}), data, tmp_path / "run")
+    with pytest.raises(
+        BadValueError, match=r"stage2.batch_size is 5; it must be a multiple of 2 \(1 processes, matched"
+    ):
+        distill(quick(**{"stage2.batch_size": 5, "discriminator.group_size": 1}), data, tmp_path / "run")
     with pytest.raises(BadValueError, match="multiples of 8 and 28 pixels, not 12"):
         images = make_images(image_px=12)
         distill(preset("paper", data=images), images, tmp_path / "run")

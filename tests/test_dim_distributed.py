@@ -2,90 +2,116 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import torch.multiprocessing as mp
-from test_dim_distill import QUICK
-
-from dim.batch_norm import BatchNorm, ClassBatchNorm, refresh_statistics
-from dim.checkpoint import read_tensors
-from dim.distributed import World, process_group
-
-PROGRAM = """
-import sys
-from pathlib import Path
+from cli_tools import dim
+from parallel_runs import CASES, TINY, assert_same_run, free_ports, norm_case, one_of_two, run_case
 from small_images import make_images
 from test_dim_distill import quick
-from dim.distill import distill
-distill(quick(**{"autocast": "off", "checkpoint_steps": 3}), make_images(), Path(sys.argv[1]), device="cpu")
-"""
+from torch import nn
+
+from dim.batch_norm import BatchNorm, ClassBatchNorm, refresh_statistics, span_processes
+from dim.classifiers import build_classifier
+from dim.distill import _check_fit
+from dim.distributed import World, process_group
+from dim.presets import preset
+from dim.runtime.errors import BadValueError
+from dim.stage2 import matched_group_size
 
 
-def run(processes: int, run_dir: Path) -> dict[str, torch.Tensor]:
-    program = run_dir.with_suffix(".py")
-    program.write_text(PROGRAM)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(program), str(run_dir)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave, all cases one after the other: starting processes takes most of the time."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(one_of_two, args=(str(folder), free_ports(1 + len(CASES))), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_give_what_one_gives(name: str, two: Path, tmp_path: Path) -> None:
+    assert_same_run(run_case(name, tmp_path), two / name)
+
+
+@pytest.mark.parametrize("changes", [{"stage2.batch_size": 16}, {"stage2.adversarial.generator_lr": 2.01e-4}])
+def test_the_comparison_tells_runs_apart_that_differ(changes: dict[str, object], two: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        assert_same_run(run_case("norm", tmp_path, **changes), two / "norm")
+
+
+def test_the_documented_command_gives_what_one_process_gives(tmp_path: Path) -> None:
+    data = make_images()
+    np.savez(tmp_path / "bars.npz", images=data.train_images, labels=data.train_labels)
+    arguments = ["distill", "--data", str(tmp_path / "bars.npz"), "--preset", "tiny"]
+    arguments += ["--device", "cpu", "--threads", "1"]
+    for field, value in TINY.items():
+        arguments += ["--set", f"{field}={json.dumps(value)}"]
+    ran = dim(*arguments, "--out", tmp_path / "one")
+    assert ran.code == 0, ran.err
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dim.cli.main"]
+    result = subprocess.run(
+        [sys.executable, *launcher, *arguments, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
-    return read_tensors(run_dir / "generator.safetensors")
+    assert result.stdout.count("Distilled after") == 1  # one process speaks
+    assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    assert QUICK["stage1.batch_size"] == 24
-    one, two = run(1, tmp_path / "one"), run(2, tmp_path / "two")
-    for name, value in one.items():
-        assert torch.allclose(value.float(), two[name].float(), rtol=1e-3, atol=2e-4), name
-    metrics = [(tmp_path / n / "metrics.jsonl").read_text().count("\n") for n in ("one", "two")]
-    assert metrics == [6, 6]
+def test_groups_are_chosen_by_the_batch_of_all_processes(tmp_path: Path) -> None:
+    config, data = quick(**{"stage1.batch_size": 64, "stage2.batch_size": 64}), make_images()
+    assert matched_group_size(config) == 16
+    _check_fit(config, data, World(size=4))
+    message = (
+        r"stage2.batch_size is 64; it must be a multiple of 128 \(8 processes, matched in groups of 16\): change it, "
+        "or set matching.classes_per_step, the least number of groups, to 8 or a multiple of it."
+    )
+    with pytest.raises(BadValueError, match=f"^{message}$"):
+        _check_fit(config, data, World(size=8))
+    _check_fit(replace(config, matching=replace(config.matching, classes_per_step=8)), data, World(size=8))
 
 
-def _normalise_share(rank: int, folder: str, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    with process_group("cpu") as world:
-        norm, inputs, weights = _case()
-        share = world.slice(inputs).clone().requires_grad_(True)
-        output = norm(share)
-        (output * world.slice(weights)).sum().backward()
-        assert share.grad is not None and norm.weight.grad is not None
-        results = {
-            "output": output.detach(),
-            "gradient": share.grad,
-            "mean": norm.running_mean,
-            "var": norm.running_var,
-        }
-        torch.save(results, Path(folder) / f"{rank}.pt")
+@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("best", 32), ("paper", 1)])
+def test_groups_of_the_presets_stay_as_they_were(name: str, size: int) -> None:
+    assert matched_group_size(preset(name, data=make_images())) == size
 
 
-def _case() -> tuple[BatchNorm, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return BatchNorm(3), torch.randn(8, 3, 4, 4, generator=generator), torch.randn(8, 3, 4, 4, generator=generator)
-
-
-def test_batch_statistics_and_their_gradients_span_all_processes(tmp_path: Path) -> None:
-    norm, inputs, weights = _case()
+def test_batch_statistics_and_their_gradients_span_all_processes(two: Path) -> None:
+    norm, inputs, weights = norm_case()
     inputs.requires_grad_(True)
     output = norm(inputs)
     (output * weights).sum().backward()
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_normalise_share, args=(str(tmp_path), port), nprocs=2)
-    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    shares = [torch.load(two / f"norm-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert inputs.grad is not None
     assert torch.allclose(torch.cat([s["output"] for s in shares]), output.detach(), atol=1e-5)
     assert torch.allclose(torch.cat([s["gradient"] for s in shares]), inputs.grad, atol=1e-5)
     for share in shares:
         assert torch.allclose(share["mean"], norm.running_mean, atol=1e-6)
         assert torch.allclose(share["var"], norm.running_var, atol=1e-6)
+
+
+def test_norms_that_span_processes_keep_weights_names_and_results() -> None:
+    torch.manual_seed(0)
+    plain = build_classifier("resnet10", 3, 1, 8, width=4)
+    spanning = copy.deepcopy(plain)
+    assert len(span_processes(spanning)) == sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) > 0
+    assert not any(type(m) is nn.BatchNorm2d for m in spanning.modules())
+    images = torch.randn(6, 1, 8, 8)
+    assert torch.equal(plain(images), spanning(images))
+    for (name, value), (other, same) in zip(plain.state_dict().items(), spanning.state_dict().items(), strict=True):
+        assert name == other and torch.equal(value, same), name
 
 
 def test_refreshed_statistics_are_those_of_the_batches() -> None:

@@ -104,6 +104,21 @@ def test_int8_is_symmetric_with_zero_points_0_and_float_biases(shape: dict[str, 
         assert [reader.op_type for reader in readers] == ["QuantizeLinear"]
 
 
+def test_no_two_weights_of_a_channel_saturate_16_bits(shape: dict[str, object]) -> None:
+    """What processors without int8 dot products add up: two products of a weight and an unsigned byte."""
+    editor = GraphEditor(parse(quantised(shape)))
+    checked = 0
+    for node in editor.graph.node:
+        if node.op_type == "Conv":
+            weight = editor.producer(node.input[1])
+            steps = editor.constant(weight.input[0]) if weight is not None else None
+            assert steps is not None and steps.dtype == np.int8
+            pairs = np.sort(np.abs(steps.astype(int)).reshape(len(steps), -1), axis=1)[:, -2:].sum(axis=1)
+            assert 100 < pairs.max() <= 128 and 255 * pairs.max() < 2**15
+            checked += 1
+    assert checked
+
+
 def test_onnx_runtime_runs_every_convolution_in_int8(tmp_path: Path) -> None:
     import onnxruntime
 

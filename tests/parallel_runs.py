@@ -1,0 +1,160 @@
+"""Small distillations that tests run in one process and in two, and the comparison of what the two leave."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from contextlib import ExitStack
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_images import make_images
+from test_dim_distill import QUICK
+
+from dim import paper_networks
+from dim.batch_norm import BatchNorm
+from dim.checkpoint import read_tensors
+from dim.distill import distill
+from dim.distributed import process_group
+from dim.game import Game
+from dim.generator import build_generator
+from dim.presets import preset
+
+SHORT = {"autocast": "off", "stage1.steps": 3, "stage2.steps": 3, "checkpoint_steps": 100, "log_steps": 1}
+NOTHING_CHOSEN = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
+TINY = {**QUICK, **SHORT, "stage1.batch_size": 32, "stage2.batch_size": 32, "pool.architectures": ("mlp", "convnet3")}
+NORM = {**TINY, **NOTHING_CHOSEN, "generator.conditioning": "norm", "pool.architectures": ("resnetap10",)}
+PAPER = {
+    **SHORT,
+    "stage1.batch_size": 8,
+    "stage2.batch_size": 8,
+    # Learning rates at which three steps change what is drawn.
+    "stage1.adversarial.generator_lr": 1e-3,
+    "stage2.adversarial.generator_lr": 1e-3,
+    "pool.architectures": ("resnet10-half",),
+    "pool.width": 8,
+    "pool.batch_size": 8,
+    "pool.steps_between": 2,
+    "pool.epoch_steps": 2,
+    "matching.weight": 1.0,
+}
+CASES = {
+    # name: (preset, overrides)
+    "norm": ("tiny", NORM),
+    "paper": ("paper", PAPER),
+}
+
+
+def run_case(name: str, folder: Path, **changes: object) -> Path:
+    """Distil one of `CASES` in this process, alone or as one of several; returns the run."""
+    data = make_images(channels=3 if name == "paper" else 1)
+    base, overrides = CASES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_networks, "WIDTH", 8)
+        patch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=2, batch_size=64))
+        config = preset(base, data=data, overrides=overrides | changes)
+        assert distill(config, data, folder / name, device="cpu", threads=1).finished
+    return folder / name
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def one_of_two(rank: int, folder: str, ports: list[int]) -> None:
+    """What each of two processes does: the share of a batch norm, then every case."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
+    torch.set_num_threads(1)
+    torch.save(normalise_share(), Path(folder) / f"norm-{rank}.pt")
+    for name, port in zip(CASES, ports[1:], strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        run_case(name, Path(folder))
+
+
+def norm_case() -> tuple[BatchNorm, torch.Tensor, torch.Tensor]:
+    """A layer, its inputs, and the weights of its outputs in a loss."""
+    generator = torch.Generator().manual_seed(0)
+    return BatchNorm(3), torch.randn(8, 3, 4, 4, generator=generator), torch.randn(8, 3, 4, 4, generator=generator)
+
+
+def normalise_share() -> dict[str, torch.Tensor | None]:
+    """This process's part of `norm_case`, forwards and backwards."""
+    with process_group("cpu") as world:
+        norm, inputs, weights = norm_case()
+        share = world.slice(inputs).clone().requires_grad_(True)
+        output = norm(share)
+        (output * world.slice(weights)).sum().backward()
+        return {
+            "output": output.detach(),
+            "gradient": share.grad,
+            "mean": norm.running_mean,
+            "var": norm.running_var,
+        }
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    """All weights and batch statistics of a run's last checkpoint, of its generator and of its pool."""
+    newest = max((run / "checkpoints").glob("stage2-*.safetensors"))
+    tensors = {k: v for k, v in read_tensors(newest).items() if "optimiser" not in k}
+    for file in ("generator", "pool"):
+        tensors |= {f"{file}: {k}": v for k, v in read_tensors(run / f"{file}.safetensors").items()}
+    return tensors
+
+
+def images(run: Path) -> torch.Tensor:
+    """What the finished generator draws from fixed latents."""
+    record = json.loads((run / "config.json").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_networks, "WIDTH", 8)
+        generator = build_generator(record["generator"])
+    generator.load_state_dict(read_tensors(run / "generator.safetensors"))
+    latents = torch.randn(12, record["generator"]["latent_dim"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_networks, "WIDTH", 8)
+        drawn: torch.Tensor = generator.eval()(latents, torch.arange(12) % record["generator"]["num_classes"])
+    return drawn
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Compare every value of every line of the metrics, then the state, then what is drawn.
+
+    Measured: metrics differ by 1.3e-6 at most, relative to their value plus a thousandth, other weights and batch
+    statistics by 1e-5. A bias in front of a batch norm has no gradient but rounding, which Adam scales to whole steps;
+    the norm's running mean takes it up again, so both are bounded by what Adam can move, and the images are compared.
+    """
+    rtol, atol, weight_atol = 2e-5, 2e-6, 5e-5
+    record = json.loads((a / "config.json").read_text())
+    moved = sum(2 * record[s]["steps"] * record[s]["adversarial"]["generator_lr"] for s in ("stage1", "stage2"))
+    lines = metrics(a), metrics(b)
+    assert len(lines[0]) == len(lines[1]) > 0
+    for one, other in zip(*lines, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            same = (
+                value == other[name]
+                if name == "stage"
+                else math.isclose(value, other[name], rel_tol=rtol, abs_tol=atol)
+            )
+            assert same, (one["stage"], one["step"], name, value, other[name])
+    states = state(a), state(b)
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        tolerance = moved if name.endswith(("bias", "running_mean")) else weight_atol
+        difference = float((tensor.float() - states[1][name].float()).abs().max())
+        assert difference <= tolerance + rtol * float(tensor.abs().max()), (name, difference)
+    assert float((images(a) - images(b)).abs().max()) <= weight_atol
