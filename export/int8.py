@@ -19,10 +19,11 @@ from dim.runtime.engine_onnx import open_cpu_session
 
 MAX_INT8 = 127
 MAX_PAIR = 127
-"""Most that two weights of a convolution's channel may be together, in steps. Processors without int8 dot products (AVX2
-alone, say) add two products of a weight and an unsigned byte in 16 bits, which saturate beyond 2**15 / 255 = 128; one is
-left to rounding. Without this bound such a processor drew the test networks at 24 to 29 dB against fp32 where others
-reach 30."""
+"""Most that two weights of a convolution's channel may be together, in steps.
+
+Processors without int8 dot products (AVX2 alone, say) add two products of a weight and an unsigned byte in 16 bits,
+which saturate beyond 2**15 / 255 = 128; one is left to rounding. Without this bound such a processor drew the test
+networks at 24 to 29 dB against fp32 where 30 are asked for."""
 CALIBRATION_BATCH = 32
 MAX_CALIBRATION_VALUES = 400_000
 """Values per tensor that decide its scale, spread evenly over the calibration images."""
