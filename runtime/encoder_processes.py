@@ -61,6 +61,14 @@ class EncoderProcess:
         Raises:
             OSError, EOFError, ValueError: the process ended, or encodes with another version of Pillow.
         """
+        try:
+            return self._exchange(images_NHWC)
+        except BaseException:
+            # Half a request or half a reply would be taken for the next one: nobody may wait for this process again.
+            self._process.kill()
+            raise
+
+    def _exchange(self, images_NHWC: NDArray[np.uint8]) -> list[bytes]:
         with self._sending:
             self._requests.write(png_pixels.REQUEST.pack(*images_NHWC.shape))
             self._requests.write(np.ascontiguousarray(images_NHWC).data)

@@ -28,7 +28,7 @@ from dim.runtime.writers_part import Batch, PartRecord, PartWriter
 Draw = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.float16] | None]]
 ENCODE_IMAGES = 256
 MAX_ENCODERS = 64
-MOST_ENCODERS = 2
+DEFAULT_MAX_ENCODERS = 2
 """Unless the caller asks for more: each process takes 15 MiB, and large sets may take 50 MiB more than small ones."""
 PROCESS_IMAGES = 4096
 """Images from which on encoder processes are worth their start, about 0.1 s of a core each."""
@@ -63,7 +63,7 @@ def check_encoders(encoders: int | None) -> None:
 
 def encoders_by_default() -> int:
     """Count the PNG encoders that a set is given: a core is left to drawing and writing, and memory stays in bounds."""
-    return max(1, min(MOST_ENCODERS, usable_cores() - 1))
+    return max(1, min(DEFAULT_MAX_ENCODERS, usable_cores() - 1))
 
 
 def draw_size(batch: int | None, image_bytes: int, most: int = 256) -> int:
@@ -92,7 +92,7 @@ def run_pipeline(
         finished: gets the record of every part, once its files have their final names.
         written: gets images, bytes written, and whether this run drew them, after every step.
         flush: waits until everything written so far is on the disk.
-        encoders: PNG files made at once; None for one per core but one, at least 1 and at most `MOST_ENCODERS`.
+        encoders: PNG files made at once; None for one per core but one, at least 1 and at most `DEFAULT_MAX_ENCODERS`.
 
     Raises:
         whatever the first failing stage raised; KeyboardInterrupt leaves parts that can be continued.

@@ -77,6 +77,25 @@ def test_a_killed_process_is_replaced_by_this_one(caplog: pytest.LogCaptureFixtu
     assert set(caplog.messages) == {"An encoder process ended; its images are encoded by this one."}
 
 
+def test_half_a_reply_is_never_taken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = images(50, 28, 28, 1)
+    with EncoderProcesses(1) as processes:
+        process = processes._all[0]
+        read, calls = process._read, []
+
+        def fail_once(size: int) -> bytes:
+            calls.append(size)
+            if len(calls) == 2:  # the sizes were read, the files were not
+                raise MemoryError
+            return read(size)
+
+        monkeypatch.setattr(process, "_read", fail_once)
+        with pytest.raises(MemoryError):
+            processes.encode_png(batch)
+        assert [processes.encode_png(batch) for _ in range(3)] == [encode_png(batch)] * 3
+        assert process._process.wait(timeout=60) == -signal.SIGKILL
+
+
 def test_another_pillow_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(png_pixels, "encoder_version", lambda: "Pillow 1, zlib 1")
     asked = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dim.runtime.pipeline import MOST_ENCODERS
+from dim.runtime.pipeline import DEFAULT_MAX_ENCODERS
 
 SCRIPT = """
 import sys
@@ -47,5 +47,5 @@ def peak_mib(bundle: Path, out: Path, format: str, images: int) -> tuple[int, in
 def test_peak_memory_stays(tiny_bundle: Path, tmp_path: Path, format: str, images: int) -> None:
     small, none = peak_mib(tiny_bundle, tmp_path / "small", format, 500)
     large, helpers = peak_mib(tiny_bundle, tmp_path / "large", format, images)
-    assert (none, helpers) == (0, 0 if format == "npz" else MOST_ENCODERS)
+    assert (none, helpers) == (0, 0 if format == "npz" else DEFAULT_MAX_ENCODERS)
     assert large - small <= 50, f"{small} MiB for 500 images, {large} MiB for {images:,}"
