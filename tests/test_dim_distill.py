@@ -22,9 +22,13 @@ from dim.checkpoint import CheckpointFolder, read_tensors
 from dim.config import AdversarialConfig, DistillConfig, MatchingConfig, StageConfig, from_dict, to_dict
 from dim.data import load_data
 from dim.distill import Outcome, choose_device, describe_run, distill, fingerprint_of
+from dim.export.export_run import export_run
 from dim.game import Draws, Game
 from dim.presets import PRESETS, preset
+from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError, DeviceError, DivergedError, MissingExtraError, RunError
+from dim.runtime.generate import generate
+from dim.runtime.verify import verify
 from dim.session import COLLAPSE_LINES, Progress
 
 QUICK = {
@@ -415,6 +419,13 @@ def test_every_size_and_number_of_classes(
     assert distill(config, data, tmp_path / "run").finished
     with np.load(tmp_path / "run" / "latents.npz") as archive:
         assert archive["latents"].shape == (num_classes, 1, 8) and np.isfinite(archive["latents"]).all()
+    bundle = export_run(tmp_path / "run")
+    assert verify(bundle).ok
+    with Bundle(bundle) as opened:
+        assert generate(opened, tmp_path / "set", counts=(1,) * num_classes, format="npz").complete
+    with np.load(tmp_path / "set" / "train.npz") as drawn:
+        assert drawn["images"].shape == (num_classes, image_px, image_px, channels)
+        assert np.array_equal(drawn["labels"], np.arange(num_classes))
 
 
 def test_values_that_cannot_be(tmp_path: Path) -> None:
