@@ -19,6 +19,7 @@ import json
 import shutil
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -112,7 +113,15 @@ def list_variants(
     }
     if plain.deployment.fixed_latents:
         kept["latents"] = ("random latents in fixed sets, no choice", {})
-    return kept | {"paper": ("published recipe, equal time", {})}
+    kept["paper"] = ("published recipe, equal time", {})
+    if options.preset != "best":
+        narrow = {"generator": generator, "discriminator": discriminator}
+        kept["paper-narrow"] = (
+            f"published recipe, {generator} and {discriminator} channels and our pool's width, equal time",
+            {f"{network}.{field}": width for network, width in narrow.items() for field in ("width", "max_width")}
+            | {"pool.width": plain.pool.width},
+        )
+    return kept
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,7 +202,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
             print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
             row: dict[str, Any] = {"variant": name, "seed": seed} | where(options)
             try:
-                run, seconds = make(name, seed, data, common | variants[name][1], options)
+                run, seconds = make(name, seed, data, variants[name][1], common, options)
                 bundle = export_run(run, name=f"{name}-{seed}", overwrite=True)
             except (DivergedError, ParityError) as error:
                 row["failed"] = str(error)
@@ -239,9 +248,22 @@ def where(options: argparse.Namespace) -> dict[str, str]:
 
 
 def make(
-    name: str, seed: int, data: ImageSet, overrides: Mapping[str, Any], options: argparse.Namespace
+    name: str,
+    seed: int,
+    data: ImageSet,
+    own: Mapping[str, Any],
+    common: Mapping[str, Any],
+    options: argparse.Namespace,
 ) -> tuple[Path, float]:
     """Distil a variant.
+
+    Args:
+        name: of the variant.
+        seed: of the distillation.
+        data: what is distilled.
+        own: what this variant changes.
+        common: what all of them change; the published recipe has none of it.
+        options: of the command line.
 
     Returns:
         The run, and the seconds that its distillation took.
@@ -256,12 +278,12 @@ def make(
     if cost.exists():
         return run, float(cost.read_text())
     clock = time.process_time if choose_device(options.device).type == "cpu" else time.perf_counter
-    if name == "paper":
+    if name in ("paper", "paper-narrow"):
         budget_s = float(base.with_suffix(".seconds").read_text())
-        timing = options.out / "runs" / f"paper-{seed}-timing"
-        config = published(seed, data, budget_s, timing, options.device, clock)
+        timing = options.out / "runs" / f"{name}-{seed}-timing"
+        config = published(seed, data, budget_s, timing, options.device, clock, own)
     else:
-        config = preset(options.preset, data=data, overrides={**overrides, "seed": seed})
+        config = preset(options.preset, data=data, overrides={**common, **own, "seed": seed})
     shutil.rmtree(run, ignore_errors=True)
     seconds = timed(config, data, run, options.device, clock)
     cost.write_text(str(seconds))
@@ -275,7 +297,15 @@ def timed(config: DistillConfig, data: ImageSet, run: Path, device: str, clock: 
     return clock() - began
 
 
-def published(seed: int, data: ImageSet, budget_s: float, timing: Path, device: str, clock: Clock) -> DistillConfig:
+def published(
+    seed: int,
+    data: ImageSet,
+    budget_s: float,
+    timing: Path,
+    device: str,
+    clock: Clock,
+    own: Mapping[str, Any] = types.MappingProxyType({}),
+) -> DistillConfig:
     """The preset `paper`, its stages shortened alike until both fit into a time.
 
     Args:
@@ -285,9 +315,10 @@ def published(seed: int, data: ImageSet, budget_s: float, timing: Path, device: 
         timing: a folder for the few steps that are timed, removed afterwards.
         device: `auto`, `cpu` or `gpu`.
         clock: on which the budget was measured.
+        own: fields to change.
     """
     full = preset("paper", data=data)
-    kept = {"seed": seed, "pool.epoch_steps": 1} | QUIET
+    kept = {"seed": seed, "pool.epoch_steps": 1, **own} | QUIET
 
     def seconds(stage1: int, stage2: int) -> float:
         shutil.rmtree(timing, ignore_errors=True)

@@ -50,6 +50,11 @@ def rows_of(bench: ModuleType, preset: str, name: str, *, full: bool) -> dict[st
 def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleType) -> None:
     small = rows_of(bench, "small", "mnist", full=False)
     assert {"conditioning", "shown-color", "four-ages", "paper", "latents"} <= set(small)
+    assert small["paper-narrow"][1] == {
+        **{f"generator.{field}": 64 for field in ("width", "max_width")},
+        **{f"discriminator.{field}": 32 for field in ("width", "max_width")},
+        "pool.width": 16,
+    }
     assert small["base"][0] == "everything (the preset `small`, shortened)"
     assert small["four-ages"][1] == {"pool.ages": (50, 200, 800, 3200)}
     assert not {"unconditioned", "shown-crop"} & set(small)  # what `small` does anyway
@@ -57,7 +62,7 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert {"unconditioned", "shown-crop", "ages", "generator"} <= set(best)
     assert best["base"][0] == "everything (the preset `best`)"
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
-    assert not {"conditioning", "shown-color", "four-ages"} & set(best)
+    assert not {"conditioning", "shown-color", "four-ages", "paper-narrow"} & set(best)
     assert "four-ages" in rows_of(bench, "best", "cifar10", full=False)  # shortened to two ages
 
 
@@ -112,3 +117,7 @@ def test_the_published_recipe_is_cut_to_a_time(
     assert words[0] == "--steps" and int(words[1]) == round(published.stage1.steps / 10)
     assert words[2] == "--matching-steps" and int(words[3]) == round(published.stage2.steps / 10)
     assert words[4:] == ["--set", f"pool.epoch_steps={round(published.pool.epoch_steps / 10)}"]
+    own = rows_of(bench, "small", "mnist", full=False)["paper-narrow"][1]
+    narrow = bench.published(2, load_data("digits"), seconds, tmp_path, "cpu", bench.time.process_time, own)
+    assert (narrow.seed, narrow.generator.width, narrow.discriminator.max_width, narrow.pool.width) == (2, 64, 32, 16)
+    assert narrow.stage1.steps == int(words[1]) and narrow.pool.kind == "fresh" and narrow.matching.loss == "paper"
