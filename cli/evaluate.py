@@ -1,5 +1,6 @@
 """`dim eval`: what classifiers learn from a bundle's images, measured on real ones."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +10,11 @@ import typer
 from dim.cli.bundles import choose_bundle
 from dim.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption, Sha256Option
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
-from dim.cli.words import parse_numbers, parse_words
+from dim.cli.words import parse_duration, parse_numbers, parse_words
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
+    from dim.runtime.manifest import Manifest
     from dim.students import Recipe
 
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
@@ -34,6 +36,9 @@ def evaluate(
         typer.Option(metavar="NAME=BUNDLE", help="Another bundle of the same dataset; may be repeated."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what --out already holds.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, as distilling did.")
+    ] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Write the measured accuracy into the bundle's manifest.")
     ] = False,
@@ -89,6 +94,10 @@ def evaluate(
         typer.Option(help="Students trained side by side; as many as pay if left out.", rich_help_panel=_MACHINE),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads in all.", rich_help_panel=_MACHINE)] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(help="Start no student after this time, as 9m or 1h30m.", rich_help_panel=_MACHINE),
+    ] = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
@@ -105,8 +114,8 @@ def evaluate(
     with training_libraries():
         from dim.data import load_data
         from dim.eval_recipe import choose_recipe, read_recipe
-        from dim.eval_table import accuracy_table, aggregate, cost_table
-        from dim.evaluate import EVAL_PRESETS
+        from dim.eval_table import accuracy_table, aggregate, cost_table, write_results
+        from dim.evaluate import EVAL_PRESETS, TimeOverError, other_origin
         from dim.evaluate import evaluate as run_evaluation
         from dim.export.card import record_accuracy
     from dim.runtime.bundle_files import load_manifest
@@ -124,18 +133,21 @@ def evaluate(
     path = choose_bundle(bundle, sha256)
     manifest = load_manifest(path)
     out = out or Path("eval") / manifest.name
+    limit_s = None if time_limit is None else parse_duration(time_limit)
     with Bars() as bars:
         images = load_data(
             data or manifest.source.name,
             data_dir=data_dir,
             size=manifest.height,
             channels=manifest.channels,
-            # The seed of the distillation cut the test split where the source has none; another would leak it.
-            seed=int(manifest.distill_config.get("seed", 0)),
+            seed=split_seed(manifest),
+            skip_unreadable=skip_unreadable,
             say=say,
             progress=lambda what, done, total: bars.show(what, done, total or None),
         )
         bars.clear()
+        if record and (warning := other_origin(path, manifest, images)):
+            raise BadValueError(f"{warning} Such accuracy is not recorded: leave out --record.")
         common: dict[str, Any] = {
             "modes": parse_words(modes),
             "resume": not fresh,
@@ -146,29 +158,41 @@ def evaluate(
             "progress": lambda report: _show(bars, report),
         }
         students: str | Recipe = read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe
-        if recipe == "holdout":
-            once = {name: value for name, value in protocol.items() if name != "ipcs"}
-            students = choose_recipe(images, out=out / "recipe", ipc=protocol["ipcs"][0], **once, **common)
-        results = run_evaluation(
-            path,
-            images,
-            out=out,
-            recipe=students,
-            controls=not no_controls,
-            compare=parse_bundles(compare or []),
-            soft=soft,
-            whole_epochs=whole_epochs,
-            engine=engine,
-            engine_precision=precision,
-            **protocol,
-            **common,
-        )
+        began, finished = time.monotonic(), True
+        try:
+            if recipe == "holdout":
+                once = {name: value for name, value in protocol.items() if name != "ipcs"}
+                students = choose_recipe(
+                    images, out=out / "recipe", ipc=protocol["ipcs"][0], time_limit_s=limit_s, **once, **common
+                )
+            results = run_evaluation(
+                path,
+                images,
+                out=out,
+                recipe=students,
+                controls=not no_controls,
+                compare=parse_bundles(compare or []),
+                soft=soft,
+                whole_epochs=whole_epochs,
+                engine=engine,
+                engine_precision=precision,
+                time_limit_s=None if limit_s is None else max(0.0, limit_s - (time.monotonic() - began)),
+                **protocol,
+                **common,
+            )
+        except TimeOverError as over:
+            say(str(over))
+            # Students of the recipes' comparison are no results, and the file of an earlier call is not this one's.
+            results, finished = [result for result in over.results if result.cell.data == images.name], False
+            write_results(results, images, out, finished=False)
     rows = aggregate(results)
-    if record:
+    if record and finished:
         record_accuracy(path, [row for row in rows if row["content_id"] in ("", manifest.content_id)])
         say(f"Recorded in {path}.")
     if as_json:
-        print_json({"out": out, "rows": rows})
+        print_json({"out": out, "finished": finished, "rows": rows})
+        return
+    if not rows:
         return
     print_rich(accuracy_table(rows))
     print_rich(cost_table(rows))
@@ -183,6 +207,13 @@ def _show(bars: Any, report: Any) -> None:
     size = f" {cell.ipc} per class," if cell.ipc else ""
     where = f"step {report.step:,} of {report.steps:,}"
     bars.note(f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}: {where}")
+
+
+def split_seed(manifest: "Manifest") -> int:
+    """Return what the test split of a source without one was cut with; another seed would leak training images."""
+    origin = manifest.distill_config.get("data")
+    recorded = origin.get("split_seed") if isinstance(origin, Mapping) else None
+    return int(manifest.distill_config.get("seed", 0) if recorded is None else recorded)
 
 
 def _time_of(rows: list[dict[str, Any]]) -> str:

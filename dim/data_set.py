@@ -48,6 +48,8 @@ class ImageSet:
     """Licence of the source as its authors state it, or "unknown"."""
     note: str
     """Where the data came from and what was done to it: files, resizing, how the test split was made."""
+    split_seed: int | None = None
+    """What the test split was cut with; None where the source has one."""
 
     @property
     def height(self) -> int:
@@ -136,7 +138,9 @@ def finish(raw: RawSet, *, size: int | None, channels: int | None, seed: int, sa
     _check_classes(raw.classes, raw.name, say)
     _check_split(raw.train_images, raw.train_labels, raw, "training")
     train_images, train_labels = raw.train_images, raw.train_labels
+    split_seed = None
     if raw.test_images is None or raw.test_labels is None:
+        split_seed = seed
         train_rows, test_rows = _split_rows(train_labels, raw, seed)
         test_images, test_labels = train_images[test_rows], train_labels[test_rows]
         train_images, train_labels = train_images[train_rows], train_labels[train_rows]
@@ -166,6 +170,7 @@ def finish(raw: RawSet, *, size: int | None, channels: int | None, seed: int, sa
         test_labels=np.ascontiguousarray(test_labels, dtype=np.int64),
         licence=raw.licence,
         note="; ".join(notes),
+        split_seed=split_seed,
     )
 
 

@@ -47,7 +47,8 @@ class Cell:
     width: int | None
     """Width of the student; None for the published one."""
     seed: int
-    """Of the student, of the images drawn and of their order."""
+    """Of the student, of the order of its images, and of the images drawn where they depend on a seed: the fixed
+    latents of a bundle do not, so `fixed` students of such a bundle see one set."""
     epochs: int
     labels: str
     """`hard`, or `soft` for a teacher's logits."""
@@ -56,8 +57,13 @@ class Cell:
     recipe: Recipe
     precision: str
     """Of the student: `fp32` or `bf16`."""
+    engine: str
+    """Name of the engine that was asked for; empty where it was left to choose, or for real images."""
     engine_precision: str
-    """Precision asked of the bundle's engine; empty where it was left to choose, or for real images."""
+    """Precision in which the images are drawn; empty for real images."""
+    generator: str
+    """SHA-256 of the ONNX file of that precision; empty for real images. An exporter that writes another int8 file
+    leaves the content id, and the results of the old file, as they were."""
 
     def identity(self, *, with_seed: bool = True) -> str:
         """Return a digest of all that decides the result; without the seed, of what one row of a table stands for."""

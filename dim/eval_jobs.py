@@ -6,6 +6,7 @@ Small students do not fill two cores, let alone a GPU, so several are trained at
 import multiprocessing
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def run_cells(
     jobs: int,
     report: Report,
     finished: Callable[[int, CellResult], None],
+    deadline: float | None = None,
 ) -> None:
     """Run cells and write each one's file as soon as it is done.
 
@@ -59,17 +61,20 @@ def run_cells(
         jobs: processes; 1 stays in this one.
         report: gets the progress, now and then.
         finished: gets every result, in the order in which they end.
+        deadline: value of `time.monotonic()` from which no further cell is started.
 
     Raises:
         anything that a cell raises; the files of finished cells stay.
     """
     if jobs > 1 and len(cells) > 1:
-        _run_side_by_side(bench, cells, out, min(jobs, len(cells)), report, finished)
+        _run_side_by_side(bench, cells, out, min(jobs, len(cells)), report, finished, deadline)
         return
     threads_before = torch.get_num_threads()
     _settle(bench)
     try:
         for index, cell in cells:
+            if deadline is not None and time.monotonic() >= deadline:
+                break
             finished(index, _run(bench, index, cell, out, report))
     finally:
         bench.close()
@@ -114,6 +119,7 @@ def _run_side_by_side(
     jobs: int,
     report: Report,
     finished: Callable[[int, CellResult], None],
+    deadline: float | None,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
@@ -132,9 +138,13 @@ def _run_side_by_side(
     try:
         running = {pool.submit(_run_in_worker, index, cell): index for index, cell in cells}
         while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, _ = wait(running, timeout=left_s, return_when=FIRST_COMPLETED)
             for future in done:
                 finished(running.pop(future), future.result())
+            if deadline is not None and time.monotonic() >= deadline:
+                running = {future: index for future, index in running.items() if not future.cancel()}
+                deadline = None
     except BaseException:
         # A student may have many minutes to go; what it has not written is lost either way.
         for process in list(pool._processes.values()):

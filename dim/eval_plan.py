@@ -26,6 +26,22 @@ def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
     return generator.size_bytes + (files[TEACHER_ONNX].size_bytes if soft else 0)
 
 
+def _generator_hash(manifest: Manifest, precision: str) -> str:
+    """SHA-256 of the file that draws in a precision; empty where there is none, which opening the engine will say."""
+    record = manifest.files.get(f"generator.{precision}.onnx")
+    return "" if record is None else record.sha256
+
+
+def images_that_fit(class_counts: Sequence[int], total: int) -> int:
+    """Return the most images per class, or all of a class that has fewer, of which no more than `total` are taken."""
+    least, most = 0, max(class_counts)
+    while least < most:
+        middle = (least + most + 1) // 2
+        fits = sum(min(count, middle) for count in class_counts) <= total
+        least, most = (middle, most) if fits else (least, middle - 1)
+    return least
+
+
 def plan_cells(
     data: ImageSet,
     bundles: Sequence[tuple[str, Manifest]],
@@ -42,6 +58,7 @@ def plan_cells(
     whole_epochs: int,
     precision: str,
     engine_precision: str,
+    engine: str = "",
 ) -> list[Cell]:
     """List the cells in the order in which they are run: by images per class, then network, seed, labels and mode.
 
@@ -51,6 +68,7 @@ def plan_cells(
             asked for, fp32 where none is, in soft rows with the teacher. Real images are priced as raw uint8 pixels, in
             soft rows with their logits.
         teacher: SHA-256 of the teacher, empty for hard labels alone; the rest as in `evaluate`.
+        engine: by name, empty where it is left to choose.
 
     Returns:
         The cells; every generated one is followed by its controls.
@@ -67,14 +85,16 @@ def plan_cells(
     shown = f", {engine_precision}" if engine_precision not in ("", "fp32") else ""
     # Every source: (source, name, content id, most images per class).
     drawn = [("bundle", f"{name}{shown}", manifest.content_id, 0) for name, manifest in bundles]
+    files = {manifest.content_id: _generator_hash(manifest, engine_precision) for _, manifest in bundles}
     kinds = ("hard", "soft") if teacher else ("hard",)
     real = {(labels, mode): [("real", "real", "", 0)] if controls else [] for labels in kinds for mode in MODES}
     for labels in kinds if controls and bundles else ():
         soft = labels == "soft"
         with_logits = image_bytes + (2 * len(data.classes) if soft else 0)
-        budget = bundle_bytes(bundles[0][1], engine_precision, soft=soft) // (with_logits * len(data.classes))
-        if budget < max(data.class_counts):
-            real[labels, "stream"].append(("real-bytes", f"real, equal bytes{shown}", "", max(1, budget)))
+        budget = bundle_bytes(bundles[0][1], engine_precision, soft=soft) // with_logits
+        per_class = images_that_fit(data.class_counts, budget)
+        if 0 < per_class < max(data.class_counts):
+            real[labels, "stream"].append(("real-bytes", f"real, equal bytes{shown}", "", per_class))
     cells = [
         Cell(
             source=source,
@@ -88,7 +108,9 @@ def plan_cells(
             epochs=epochs,
             labels=labels,
             teacher=teacher if labels == "soft" else "",
+            engine=engine if source == "bundle" else "",
             engine_precision=engine_precision if source == "bundle" else "",
+            generator=files.get(content_id, ""),
             **common,
         )
         for ipc, arch, seed, labels, mode in product(ipcs, archs, seeds, kinds, modes)
@@ -108,7 +130,9 @@ def plan_cells(
                 epochs=whole_epochs,
                 labels="hard",
                 teacher="",
+                engine="",
                 engine_precision="",
+                generator="",
                 **common,
             )
             for arch, seed in product(archs, seeds)

@@ -5,6 +5,7 @@ has seen the hold-out while it was distilled, and could not be judged on it.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ def choose_recipe(
     archs: Sequence[str] = ("convnet3",),
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int = 1000,
+    time_limit_s: float | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     progress: Callable[[EvalProgress], None] = lambda event: None,
     **options: Any,
@@ -88,6 +90,7 @@ def choose_recipe(
         recipes: to choose from; None for `candidates`.
         out: folder of the results; `recipe.json` holds the choice and the accuracy of every recipe.
         ipc, modes, archs, seeds, epochs: as in `dim.evaluate.evaluate`; every mode and network counts alike.
+        time_limit_s: for all recipes together.
         say, progress: as there.
         options: its other arguments (`width`, `device`, `precision`, `threads`, `jobs`).
 
@@ -100,6 +103,7 @@ def choose_recipe(
     if recipes is None:
         recipes = candidates(data.name)
     holdout = split_holdout(data)
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     rows = []
     for recipe in recipes:
         # The augmentation follows the dataset's own name, so the recipe is passed as it is.
@@ -113,6 +117,7 @@ def choose_recipe(
             seeds=seeds,
             epochs=epochs,
             recipe=recipe,
+            time_limit_s=None if deadline is None else max(0.0, deadline - time.monotonic()),
             progress=progress,
             **options,
         )

@@ -79,8 +79,14 @@ def _row(group: list[CellResult]) -> Row:
     }
 
 
-def write_results(results: Sequence[CellResult], data: ImageSet, out: Path) -> list[Row]:
+def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, finished: bool) -> list[Row]:
     """Write `results.json` in one step and return its rows.
+
+    Args:
+        results: finished cells.
+        data: the dataset.
+        out: the evaluation's folder.
+        finished: whether these are all that were asked for.
 
     Raises:
         OutputError: the disk refused.
@@ -100,6 +106,7 @@ def write_results(results: Sequence[CellResult], data: ImageSet, out: Path) -> l
             "test_images": len(data.test_labels),
         },
         "protocol": PROTOCOL,
+        "finished": finished,
         "rows": rows,
     }
     try:

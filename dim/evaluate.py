@@ -11,6 +11,7 @@ loses one student and goes on where it ended; a table can be made from what ther
     results = evaluate(Path("mnist.dim"), load_data("mnist"), out=Path("eval/mnist"), ipcs=(10,), epochs=100)
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from dim.eval_run import Bench, check_fits, teacher_hash
 from dim.eval_table import CHART_NAME, draw_chart, write_results
 from dim.runtime.bundle_files import load_manifest
 from dim.runtime.engine_onnx import usable_cores
-from dim.runtime.errors import BadValueError, DeviceError
+from dim.runtime.errors import BadValueError, DeviceError, DimError
 from dim.runtime.manifest import Manifest
 from dim.students import Recipe, choose_precision, resolve_recipe
 
@@ -39,6 +40,14 @@ EVAL_PRESETS: dict[str, dict[str, Any]] = {
 }
 """Arguments of `evaluate` by name: `quick` is a first answer in minutes on two cores for small grey images, a tenth of
 the epochs with a narrow ConvNet-3; `full` is the protocol of the published tables."""
+
+
+class TimeOverError(DimError):
+    """A time limit ended an evaluation before its last student; `results` are those that it has."""
+
+    def __init__(self, message: str, results: list[CellResult]) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,7 @@ def evaluate(
     engine: str = "auto",
     engine_device: str = "auto",
     engine_precision: str | None = None,
+    time_limit_s: float | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     progress: Callable[[EvalProgress], None] = lambda event: None,
 ) -> list[CellResult]:
@@ -87,7 +97,8 @@ def evaluate(
         ipcs: images per class and epoch, in the order in which they are to be run.
         archs: classifiers, by the names of `dim.classifiers`.
         width: of every classifier; None for the published ones.
-        seeds: of the students, the images and their order; one student each.
+        seeds: of the students, the images and their order; one student each. A bundle's fixed latents draw one set for
+            all seeds, so the deviation of its `fixed` rows is the students' alone; real sets are drawn anew.
         epochs: of K * ipc images; the published protocol has 1,000, and both modes take the same number of steps.
         recipe: `default`, `published`, or a `Recipe` (see `dim.eval_recipe.choose_recipe`), for every student alike.
         controls: train on real images as well.
@@ -101,7 +112,9 @@ def evaluate(
         jobs: students trained side by side, sharing the threads; None for one per thread on a CPU, at most 8, where
             there is enough to do, and for one on a GPU. On two busy cores, two jobs of one thread made 16 steps per
             second together, one job of two threads 1.
-        engine, engine_device, engine_precision: as in `dim.runtime.open_bundle`, for the images.
+        engine, engine_device, engine_precision: as in `dim.runtime.open_bundle`, for the images; without a precision
+            they are drawn in fp32.
+        time_limit_s: start no student after so many seconds; those in training are finished.
         say: gets a sentence about every choice made here.
         progress: gets the progress, from another thread where there are several jobs.
 
@@ -113,23 +126,21 @@ def evaluate(
         BundleError: a bundle is missing or altered, or has no teacher where `soft` asks for one.
         DeviceError: the device is not to be had.
         OutputError: `out` cannot be written.
+        TimeOverError: the time limit left students untrained; the results of the others are in `out`.
     """
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     _check_arguments(modes, ipcs, archs, seeds, epochs, whole_epochs, jobs, width, data)
     torch_device = _choose_device(device)
     student_precision = choose_precision(precision, torch_device)
     chosen = resolve_recipe(recipe, data.name)
     subjects = _read_subjects(bundle_path, compare or {}, data)
     for subject in subjects:
-        origin = subject.manifest.distill_config.get("data")
-        if isinstance(origin, dict) and origin.get("fingerprint") not in (None, data.fingerprint()):
-            say(
-                f"Caution: {subject.folder} was distilled from other data than this {data.name} "
-                f"(SHA-256 {str(origin['fingerprint'])[:12]}, here {data.fingerprint()[:12]}), so these test images "
-                "may be among those it was distilled from."
-            )
+        if warning := other_origin(subject.folder, subject.manifest, data):
+            say(f"Caution: {warning}")
     if soft and bundle_path is None:
         raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
     teacher = teacher_hash(subjects[0].folder, subjects[0].manifest) if soft else ""
+    drawn_in = engine_precision or "fp32"
     cells = plan_cells(
         data,
         [(subject.name, subject.manifest) for subject in subjects],
@@ -144,7 +155,8 @@ def evaluate(
         teacher=teacher,
         whole_epochs=whole_epochs,
         precision=student_precision,
-        engine_precision=engine_precision or "",
+        engine="" if engine == "auto" else engine,
+        engine_precision=drawn_in,
     )
     results: dict[int, CellResult] = {}
     if resume:
@@ -168,7 +180,7 @@ def evaluate(
     )
     if missing:
         say(f"Students: {chosen.name} recipe, {student_precision} on {torch_device}, {jobs} at a time.")
-        _try_engines(bench, subjects, engine_precision or "", teacher, say)
+        _try_engines(bench, subjects, drawn_in, teacher, say)
 
     def report(index: int, step: int, steps: int) -> None:
         done = len(results)
@@ -181,14 +193,34 @@ def evaluate(
     def finished(index: int, result: CellResult) -> None:
         results[index] = result
         report(index, result.steps, result.steps)
-        write_results(in_order(), data, out)
+        write_results(in_order(), data, out, finished=len(results) == len(cells))
 
     def in_order() -> list[CellResult]:
         return [results[index] for index in sorted(results)]
 
-    run_cells(bench, missing, out, jobs, report, finished)
-    draw_chart(write_results(in_order(), data, out), out / CHART_NAME)
+    run_cells(bench, missing, out, jobs, report, finished, deadline)
+    left = len(cells) - len(results)
+    rows = write_results(in_order(), data, out, finished=not left)
+    if rows:
+        draw_chart(rows, out / CHART_NAME)
+    if left:
+        raise TimeOverError(
+            f"The time limit left {left} of {len(cells)} students untrained: the same command goes on.",
+            in_order(),
+        )
     return in_order()
+
+
+def other_origin(folder: Path, manifest: Manifest, data: ImageSet) -> str:
+    """Return a sentence if a bundle was distilled from other data than this, else nothing."""
+    origin = manifest.distill_config.get("data")
+    found = origin.get("fingerprint") if isinstance(origin, Mapping) else None
+    if found in (None, data.fingerprint()):
+        return ""
+    return (
+        f"{folder} was distilled from other data than this {data.name} (SHA-256 {str(found)[:12]}, here "
+        f"{data.fingerprint()[:12]}), so these test images may be among those it was distilled from."
+    )
 
 
 def _read_subjects(bundle_path: Path | None, compare: Mapping[str, Path], data: ImageSet) -> list[_Subject]:

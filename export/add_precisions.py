@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from dim.export.card import read_record
 from dim.export.half import to_half
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
-from dim.export.publish import finish, merged_record, staged
+from dim.export.publish import finish, merged_record, staged, still_measured
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, MissingExtraError, RunError
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
@@ -69,11 +70,17 @@ def add_precisions(
             record["int8_acceptance"] = source.judged(model, say)
         files[onnx_name(precision)] = model
     merged = merged_record(record, read_record(bundle_path, manifest))
+    changed = {name for name, model in files.items() if _differs(manifest, name, model)}
     with staged(bundle_path) as path:
         copy_bundle(bundle_path, path)
-        update_bundle(path, add_files=files)
+        update_bundle(path, add_files=files, accuracy=still_measured(manifest, changed))
         finish(path, merged)
     return bundle_path
+
+
+def _differs(manifest: Manifest, name: str, content: bytes) -> bool:
+    old = manifest.files.get(name)
+    return old is None or old.sha256 != hashlib.sha256(content).hexdigest()
 
 
 class _Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +123,8 @@ def kept_from(destination: Path, content_id: str, new: Mapping[str, FileRecord],
         say: gets a line when an earlier bundle gives nothing.
 
     Returns:
-        measured accuracy, files that are made from the canonical file, and their record.
+        measured accuracy, but not that of a precision whose file is another now; files that are made from the canonical
+        file, and their record.
     """
     if not (destination / MANIFEST_NAME).is_file():
         return Kept()
@@ -136,10 +137,15 @@ def kept_from(destination: Path, content_id: str, new: Mapping[str, FileRecord],
         # generator.<precision>.onnx and what is built from it, generator.<precision>.<engine>.<target>.engine and .json
         names = [n for n in manifest.files if n.startswith("generator.") and onnx_name(n.split(".")[1]) not in changed]
         files = {name: check_file(destination, manifest, name, max_bytes=MAX_ENGINE_BYTES) for name in names}
-        return Kept(accuracy=manifest.accuracy, files=files, record=read_record(destination, manifest))
+        return Kept(accuracy=still_measured(manifest, changed), files=files, record=read_record(destination, manifest))
     except BundleError as error:
         say(f"The bundle that is replaced is damaged, so nothing of it is kept: {error}")
         return Kept()
+
+
+def still_measured(manifest: Manifest, changed: Collection[str]) -> tuple[Mapping[str, Any], ...]:
+    """Return the accuracy rows of a bundle that speak of no file in `changed`."""
+    return tuple(row for row in manifest.accuracy if onnx_name(str(row.get("engine_precision"))) not in changed)
 
 
 def merged_record(new: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:

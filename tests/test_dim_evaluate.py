@@ -16,14 +16,15 @@ from tiny_bundle import build_tiny_bundle
 
 import dim.eval_images
 import dim.eval_jobs
+from dim.cli.evaluate import split_seed
 from dim.data import ImageSet
 from dim.eval_cells import Cell, CellResult, read_result, result_from_json, write_result
 from dim.eval_images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
 from dim.eval_jobs import EvalProgress
-from dim.eval_plan import plan_cells
+from dim.eval_plan import images_that_fit, plan_cells
 from dim.eval_recipe import choose_recipe, read_recipe, split_holdout
 from dim.eval_table import accuracy_table, aggregate, cost_table, format_bytes
-from dim.evaluate import EVAL_PRESETS, evaluate
+from dim.evaluate import EVAL_PRESETS, TimeOverError, evaluate
 from dim.export.card import record_accuracy
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_files import load_manifest, update_bundle
@@ -130,6 +131,42 @@ def test_rows_of_int8_images_name_their_precision_and_go_beside_those_of_fp32(da
         ("generated", "fp32"),
         ("generated, int8", "int8"),
     ]
+
+
+def test_another_file_of_the_precision_is_measured_anew(data: ImageSet, tmp_path: Path) -> None:
+    """An exporter that writes int8 otherwise leaves the content id as it was."""
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    model = onnx.load(bundle / "generator.fp32.onnx")
+    arguments: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False, **QUICK}
+    files = []
+    for text in ("first", "second", "second"):
+        model.doc_string = text
+        update_bundle(bundle, add_files={"generator.int8.onnx": model.SerializeToString(deterministic=True)})
+        (result,) = evaluate(bundle, data, out=tmp_path / "eval", engine_precision="int8", **arguments)
+        assert result.cell.generator == load_manifest(bundle).files["generator.int8.onnx"].sha256
+        files.append(len(list((tmp_path / "eval" / "cells").iterdir())))
+    assert files == [1, 2, 2]
+    evaluate(bundle, data, out=tmp_path / "eval", engine="fake", **arguments)
+    assert len(list((tmp_path / "eval" / "cells").iterdir())) == 3
+    (result,) = evaluate(bundle, data, out=tmp_path / "eval", **arguments)
+    assert (result.cell.engine, result.cell.engine_precision) == ("", "fp32")
+    assert len(list((tmp_path / "eval" / "cells").iterdir())) == 4
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_time_limit_ends_between_students_and_the_same_call_goes_on(
+    bundle: Path, data: ImageSet, tmp_path: Path, jobs: int
+) -> None:
+    arguments: dict[str, Any] = {"out": tmp_path, "ipcs": (2,), "seeds": (0, 1), **QUICK, "jobs": jobs, "threads": 2}
+    with pytest.raises(TimeOverError, match=r"left \d of 8 students untrained: the same command goes on\.$") as stopped:
+        evaluate(bundle, data, time_limit_s=0.05, **arguments)
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["finished"] is False and len(stopped.value.results) < 8
+    assert len(stopped.value.results) == len(list((tmp_path / "cells").glob("*.json")))
+    assert len(evaluate(bundle, data, time_limit_s=600.0, **arguments)) == 8
+    assert json.loads((tmp_path / "results.json").read_text())["finished"] is True
+    # All are there, so no time is needed.
+    assert len(evaluate(bundle, data, time_limit_s=0.0, **arguments)) == 8
 
 
 def test_a_finished_student_is_not_trained_again_and_half_a_file_is_no_result(
@@ -277,6 +314,16 @@ def test_recorded_controls_of_equal_bytes_keep_their_identity(bundle: Path, data
     assert cells[""].identity() == cells["fp32"].identity()
 
 
+def test_equal_bytes_of_unequal_classes_are_as_many_images_as_fit() -> None:
+    assert [images_that_fit((100, 100), total) for total in (0, 1, 2, 21, 200, 500)] == [0, 0, 1, 10, 100, 100]
+    counts = (1000, 100, 3)
+    for total in (2, 3, 50, 103, 500, 1102, 1103):
+        most = images_that_fit(counts, total)
+        taken = sum(min(count, most) for count in counts)
+        assert taken <= total < sum(min(count, most + 1) for count in counts) or most == max(counts)
+    assert images_that_fit(counts, 603) == 500
+
+
 def test_the_stream_shows_what_the_bundle_streams_whatever_the_chunk(bundle: Path) -> None:
     with open_bundle(bundle) as opened:
         expected = list(opened.stream(ipc=7, batch_size=8, seed=3, epochs=5))
@@ -337,13 +384,14 @@ def test_the_identity_of_a_cell_leaves_out_names_and_nothing_else(data: ImageSet
     cell = Cell(
         data="stripes", fingerprint="0" * 64, source="real", subject="real", content_id="", mode="fixed", ipc=10,
         images_per_class=0, arch="mlp", width=None, seed=0, epochs=5, labels="hard", teacher="", recipe=DEFAULT,
-        precision="fp32", engine_precision="",
+        precision="fp32", engine="", engine_precision="", generator="",
     )  # fmt: skip
     assert replace(cell, subject="x", recipe=replace(DEFAULT, name="x")).identity() == cell.identity()
     changes: list[dict[str, Any]] = [
         {"fingerprint": "1"}, {"source": "bundle"}, {"content_id": "a"}, {"mode": "stream"}, {"ipc": 1},
         {"arch": "vgg11"}, {"width": 8}, {"seed": 1}, {"epochs": 6}, {"labels": "soft"}, {"teacher": "a"},
         {"recipe": PUBLISHED}, {"precision": "bf16"}, {"engine_precision": "int8"}, {"images_per_class": 3},
+        {"engine": "tensorrt"}, {"generator": "a"},
     ]  # fmt: skip
     assert len({replace(cell, **change).identity() for change in changes} | {cell.identity()}) == len(changes) + 1
     assert replace(cell, seed=1).identity(with_seed=False) == cell.identity(with_seed=False)
@@ -425,6 +473,45 @@ def test_the_command_leaves_the_number_of_jobs_to_the_library_and_takes_a_chosen
     ran = run_command("eval", "--bundle", bundle, "--out", tmp_path / "eval", "--recipe", tmp_path / "recipe.json")
     assert ran.code == 0, ran.err
     assert seen["jobs"] is None and seen["recipe"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 0),
+        ({"seed": 5}, 5),  # of bundles from before the split's seed was kept
+        ({"seed": 5, "data": {"split_seed": None}}, 5),  # the source has a test split, so nothing is cut
+        ({"seed": 5, "data": {"split_seed": 3}}, 3),
+        ({"seed": 5, "data": {"split_seed": 0}}, 0),
+    ],
+)
+def test_the_test_split_is_cut_as_it_was_for_distilling(config: dict[str, Any], expected: int, tmp_path: Path) -> None:
+    assert split_seed(load_manifest(build_tiny_bundle(tmp_path / "tiny.dim", distill_config=config))) == expected
+
+
+def test_the_command_stops_in_time_and_records_nothing_unfinished_or_foreign(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = {"data": {"fingerprint": data.fingerprint()}}
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", distill_config=origin)
+    monkeypatch.setattr("dim.data.load_data", lambda *_, **__: data)
+    words = ["eval", "--bundle", bundle, "--out", tmp_path / "eval", "--epochs", "1", "--width", "4", "--ipc", "2"]
+    words += ["--jobs", "1", "--device", "cpu", "--recipe", "holdout", "--json"]
+
+    def never(*_: Any, time_limit_s: float | None = None, **__: Any) -> None:
+        assert time_limit_s is not None and 3590 < time_limit_s <= 3600
+        raise TimeOverError("The time limit left 6 of 6 students untrained.", [])
+
+    monkeypatch.setattr("dim.eval_recipe.evaluate", never)
+    ran = run_command(*words, "--record", "--time-limit", "1h")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["finished"] is False
+    assert "left 6 of 6 students untrained" in ran.err and load_manifest(bundle).accuracy == ()
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["finished"] is False
+    other = replace(data, train_images=255 - data.train_images)
+    monkeypatch.setattr("dim.data.load_data", lambda *_, **__: other)
+    ran = run_command(*words, "--record")
+    assert ran.code == 1 and "Such accuracy is not recorded: leave out --record." in ran.err
 
 
 def test_presets_are_arguments_of_evaluate(data: ImageSet, tmp_path: Path) -> None:

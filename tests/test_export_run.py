@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from export_runs import (
@@ -147,6 +148,25 @@ def test_engines_stay_while_their_onnx_file_does(tmp_path: Path) -> None:
         "generator.fp32.rtx.sm86.engine",
         "generator.fp32.rtx.sm86.engine.json",
     ]
+
+
+def test_accuracy_measured_with_another_file_of_a_precision_is_dropped(tmp_path: Path) -> None:
+    """The content id is that of the canonical file, so it does not tell."""
+    bundle = export_run(make_run(tmp_path / "run"), precisions=("fp16",))
+    rows = [{"engine_precision": precision, "accuracy_mean": 9.0} for precision in ("fp32", "fp16", None)]
+    rows.append({"accuracy_mean": 9.0})
+    record_accuracy(bundle, rows)
+    manifest = load_manifest(bundle)
+    assert kept_from(bundle, manifest.content_id, manifest.files, print).accuracy == manifest.accuracy
+    other = dict(manifest.files) | {"generator.fp16.onnx": FileRecord(sha256="0" * 64, size_bytes=1)}
+    left = tuple(row for row in manifest.accuracy if row.get("engine_precision") != "fp16")
+    assert kept_from(bundle, manifest.content_id, other, print).accuracy == left
+    assert add_precisions(bundle, ("fp16",)) == bundle and load_manifest(bundle).accuracy == manifest.accuracy
+    smaller = onnx.load(bundle / "generator.fp16.onnx")
+    smaller.doc_string = "from an earlier exporter"
+    update_bundle(bundle, add_files={"generator.fp16.onnx": smaller.SerializeToString()})
+    add_precisions(bundle, ("fp16",))
+    assert load_manifest(bundle).accuracy == left
 
 
 def test_a_bundle_of_other_weights_keeps_nothing(tmp_path: Path) -> None:
