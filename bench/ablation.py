@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = published(0, data, options.equal_seconds, options.out / "timing", options.device, time.perf_counter)
         print(
             f"--steps {config.stage1.steps} --matching-steps {config.stage2.steps} "
-            f"--set pool.epoch_steps={config.pool.epoch_steps}"
+            f"--set pool.epoch_steps={config.pool.epoch_steps} --set compile=off"
         )
         return 0
     if not options.table:
@@ -218,7 +218,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
 
 
 def refuse_another_setting(options: argparse.Namespace, data: ImageSet, common: Mapping[str, Any]) -> None:
-    """Stop where the folder holds rows of another dataset, split or preset: one table must not mix them."""
+    """Stop where the folder holds rows of another dataset, split, preset or student: one table must not mix them."""
     path = options.out / "results.json"
     if not path.exists():
         return
@@ -235,6 +235,7 @@ def setting(options: argparse.Namespace, data: ImageSet, common: Mapping[str, An
         "split": SPLITS[options.holdout],
         "preset": options.preset,
         "changed": common,
+        "student": {"arch": "convnet3", "width": options.width, "ipc": 10, "epochs": options.epochs},
     }
 
 
@@ -308,6 +309,8 @@ def published(
 ) -> DistillConfig:
     """The preset `paper`, its stages shortened alike until both fit into a time.
 
+    It is not compiled, as published, so that steps take as long in the run as they did when they were timed.
+
     Args:
         seed: of the distillation.
         data: what it is to distil.
@@ -318,26 +321,32 @@ def published(
         own: fields to change.
     """
     full = preset("paper", data=data)
-    kept = {"seed": seed, "pool.epoch_steps": 1, **own} | QUIET
+    kept = {"seed": seed, "compile": "off", **own} | QUIET
 
-    def seconds(stage1: int, stage2: int) -> float:
+    def seconds(stage1: int, stage2: int, arch: str) -> float:
         shutil.rmtree(timing, ignore_errors=True)
-        config = preset("paper", data=data, overrides={**kept, "stage1.steps": stage1, "stage2.steps": stage2})
+        steps = {"stage1.steps": stage1, "stage2.steps": stage2}
+        # One classifier for all steps: in the run itself a new one comes once per epoch.
+        pool = {"pool.architectures": (arch,), "pool.epoch_steps": max(stage2, 1)}
+        config = preset("paper", data=data, overrides=kept | steps | pool)
         try:
             return timed(config, data, timing, device, clock)
         finally:
             shutil.rmtree(timing, ignore_errors=True)
 
-    # The first one pays for what a process does once.
-    start = min(seconds(1, 0) for _ in range(2))
-
-    def seconds_per_step(stage1: bool, count: int) -> float:
-        taken = (seconds(1 + count, 0) if stage1 else seconds(1, count)) - start
+    def seconds_per_step(stage1: bool, arch: str, count: int = 2) -> float:
+        fewest, more = ((1, 0), (1 + count, 0)) if stage1 else ((1, 1), (1, 1 + count))
+        # The first one pays for what a process does once.
+        start = min(seconds(*fewest, arch) for _ in range(2))
+        taken = seconds(*more, arch) - start
         # Where steps are quick, a few of them drown in the noise of starting.
-        return taken / count if taken > start / 2 or count > 200 else seconds_per_step(stage1, 8 * count)
+        return taken / count if taken > start / 2 or count > 200 else seconds_per_step(stage1, arch, 8 * count)
 
-    step1, step2 = seconds_per_step(True, 3), seconds_per_step(False, 5)
-    share = (budget_s - start) / (full.stage1.steps * step1 + full.stage2.steps * step2)
+    archs = full.pool.architectures
+    step1 = seconds_per_step(True, archs[0])
+    step2 = sum(seconds_per_step(False, arch) for arch in archs) / len(archs)
+    start = seconds(1, 0, archs[0]) - step1
+    share = max(0.0, budget_s - start) / (full.stage1.steps * step1 + full.stage2.steps * step2)
     # A classifier per epoch, as many epochs as published, each as much shorter as the stages.
     return preset(
         "paper",
@@ -365,7 +374,6 @@ def write(
         "data_note": data.note,
         **setting(options, data, common),
         "image_px": data.height,
-        "student": {"arch": "convnet3", "width": options.width, "ipc": 10, "epochs": options.epochs},
         "variants": {name: words for name, (words, _) in variants.items()},
         "rows": rows,
         "real": {

@@ -124,6 +124,9 @@ def spread_distances(
 ) -> dict[float, float] | None:
     """The energy distance between held-out and generated images for each spread of the latents, mean over classes.
 
+    A class counts by its held-out images less one: those of a rare class say little of a distribution, and one image
+    says nothing of how far the others spread.
+
     Returns:
         The distance of each spread; None if the time limit stopped it: the sums over the finished classes are kept.
     """
@@ -131,7 +134,8 @@ def spread_distances(
     assert holdout is not None  # there are several spreads
     kept = read_tensors(path) if path.exists() else {"classes": torch.tensor(0), "sums": torch.zeros(len(latent_stds))}
     totals = dict(zip(latent_stds, kept["sums"].tolist(), strict=True))
-    labels = holdout.counts_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
+    weights_K = class_weights(holdout.counts_K)
+    labels = weights_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
     for number, label in enumerate(labels[int(kept["classes"]) :], start=int(kept["classes"]) + 1):
         generator = step_generator(session.game.device, session.config.seed, "spread", label)
         images = to_signed(holdout.images_of(label, MAX_REAL_IMAGES, generator))
@@ -144,7 +148,7 @@ def spread_distances(
             fake = [judge.embed(images) for judge in judges]
             for r, f, within in zip(real, fake, scales, strict=True):
                 distance = 2 * torch.cdist(r, f).mean() - within - _mean_distance(f, f)
-                totals[std] += float(distance / within.clamp_min(MIN_SPREAD)) / (len(judges) * len(labels))
+                totals[std] += float(distance / within.clamp_min(MIN_SPREAD)) * float(weights_K[label]) / len(judges)
         session.progress(_report("spread", number, len(labels)))
         if time.monotonic() > session.deadline and number < len(labels):
             # Doubles, as they are added up: a run in pieces ends in the same bytes.
@@ -152,6 +156,18 @@ def spread_distances(
             write_tensors(path, {"classes": torch.tensor(number), "sums": sums})
             return None
     return totals
+
+
+def class_weights(counts_K: Tensor) -> Tensor:
+    """Weights of the classes by how many images of them were held out, float64 `[K]` with the sum 1.
+
+    Args:
+        counts_K: held-out images of each class, int64 `[K]`, at least one in all.
+    """
+    freedom_K = counts_K.clamp(1, MAX_REAL_IMAGES).double() - 1
+    if not freedom_K.any():  # single images are all there is
+        freedom_K = counts_K.clamp_max(1).double()
+    return freedom_K / freedom_K.sum()
 
 
 @torch.no_grad()

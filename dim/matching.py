@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+MIN_SPREAD = 0.01
+"""Floor of the spread of a class's real points, as a part of their mean length."""
+
+
 def paper_loss(real_NK: Tensor, fake_NK: Tensor) -> Tensor:
     """The published loss: mean squared difference of log-probabilities of pairs that share a label (DiM, equation 5).
 
@@ -44,7 +48,8 @@ def energy_distance(real_ND: Tensor, fake_ND: Tensor, group_size: int) -> Tensor
     across = _distances(real, fake).mean(dim=(1, 2))
     within_real = _distances(real, real).sum(dim=(1, 2)) / pairs
     within_fake = _distances(fake, fake).sum(dim=(1, 2)) / pairs
-    scale = within_real.detach().clamp_min(1e-6)
+    # Floored, because a class of one image may have no spread at all.
+    scale = torch.maximum(within_real, MIN_SPREAD * real.norm(dim=2).mean(dim=1)).detach().clamp_min(1e-6)
     return ((2 * across - within_real - within_fake) / scale).mean()
 
 

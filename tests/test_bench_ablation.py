@@ -92,10 +92,12 @@ def test_rows_are_judged_on_what_their_generators_never_saw_and_are_made_once(
 
     with pytest.raises(SystemExit, match=r"was measured with split 'hold-out', not 'test': give another --out\.$"):
         bench.refuse_another_setting(
-            argparse.Namespace(out=tmp_path, holdout=False, preset="tiny"),
+            argparse.Namespace(out=tmp_path, holdout=False, preset="tiny", width=4, epochs=2),
             SimpleNamespace(fingerprint=lambda: report["fingerprint"]),
             report["changed"],
         )
+    with pytest.raises(SystemExit, match=r"was measured with student .*'epochs': 2}, not .*'epochs': 3}: give another"):
+        bench.main([*arguments, "--epochs", "3"])
     with pytest.raises(SystemExit, match=r"^--only names 'rs'; the rows of this preset are base, generator, "):
         bench.main([*arguments, "--only", "rs"])
 
@@ -111,12 +113,13 @@ def test_the_published_recipe_is_cut_to_a_time(
     monkeypatch.setattr(bench, "timed", timed)
     published = bench.preset("paper", data=load_data("digits"))
     whole = published.stage1.steps + 2 * published.stage2.steps
-    seconds = 4 + whole / 10
+    seconds = 3 + whole / 10
     assert bench.main(["--data", "digits", "--out", str(tmp_path), "--equal-seconds", str(seconds)]) == 0
     words = capsys.readouterr().out.split()
     assert words[0] == "--steps" and int(words[1]) == round(published.stage1.steps / 10)
     assert words[2] == "--matching-steps" and int(words[3]) == round(published.stage2.steps / 10)
-    assert words[4:] == ["--set", f"pool.epoch_steps={round(published.pool.epoch_steps / 10)}"]
+    assert words[4:6] == ["--set", f"pool.epoch_steps={round(published.pool.epoch_steps / 10)}"]
+    assert words[6:] == ["--set", "compile=off"]
     own = rows_of(bench, "small", "mnist", full=False)["paper-narrow"][1]
     narrow = bench.published(2, load_data("digits"), seconds, tmp_path, "cpu", bench.time.process_time, own)
     assert (narrow.seed, narrow.generator.width, narrow.discriminator.max_width, narrow.pool.width) == (2, 64, 32, 16)

@@ -12,7 +12,7 @@ from small_images import make_images
 from test_dim_distill import quick
 
 from dim.config import DeploymentConfig
-from dim.deployment import Judge, herd
+from dim.deployment import Judge, class_weights, herd
 from dim.distill import distill
 from dim.presets import preset
 from dim.runtime.errors import BadValueError
@@ -53,6 +53,20 @@ def test_a_herded_set_is_nearer_to_the_whole_than_a_random_one() -> None:
 def test_every_candidate_may_be_taken() -> None:
     points = torch.randn(5, 2)
     assert sorted(herd(points.norm(dim=1), torch.cdist(points, points), 5).tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [
+        ([50, 50], [0.5, 0.5]),
+        ([50, 1, 0], [1.0, 0.0, 0.0]),  # one image has no spread, so its class would decide alone
+        ([31, 11], [0.75, 0.25]),
+        ([1, 0, 1], [0.5, 0.0, 0.5]),
+        ([5000, 1000], [0.5, 0.5]),  # as many are looked at
+    ],
+)
+def test_classes_judge_the_spread_by_what_was_held_out(counts: list[int], weights: list[float]) -> None:
+    assert class_weights(torch.tensor(counts)).tolist() == pytest.approx(weights)
 
 
 def test_a_run_chooses_its_spread_and_its_fixed_latents(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_groups_are_compared_by_themselves() -> None:
     assert energy_distance(real, swapped, 64) < 0.01
 
 
+def test_a_class_of_one_image_does_not_outweigh_all_others() -> None:
+    """Without augmentation its real points are one point, and a distance relative to their spread has no bound."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(8, 5, generator=generator) for _ in range(2))
+    single = torch.cat([real[:4], real[4:5].expand(4, -1)])
+    assert 0 < float(energy_distance(single, fake, 4)) < 500
+
+
 def test_gradients_are_finite_where_points_coincide() -> None:
     real = torch.zeros(4, 3)
     fake = torch.zeros(4, 3, requires_grad=True)
