@@ -81,6 +81,7 @@ def list_variants(
         "unconditioned": ("class conditioning at the input alone", {"generator.conditioning": "input"}),
         "group": ("no deviation over groups in the discriminator", {"discriminator.group_size": 1}),
         "r1": ("no R1 penalty", both("r1_gamma", 0.0)),
+        "r1-light": ("R1 penalty a tenth as heavy", both("r1_gamma", plain.stage1.adversarial.r1_gamma / 10)),
         "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
         "shown-color": ("the discriminator sees colour, crop and cutout", both("augment", "color_crop_cutout")),
         "shown-crop": ("the discriminator sees small shifts alone", both("augment", "crop=0.07")),

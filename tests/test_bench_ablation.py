@@ -50,6 +50,7 @@ def rows_of(bench: ModuleType, preset: str, name: str, *, full: bool) -> dict[st
 def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleType) -> None:
     small = rows_of(bench, "small", "mnist", full=False)
     assert {"conditioning", "shown-color", "four-ages", "paper", "latents"} <= set(small)
+    assert small["r1-light"][1]["stage1.adversarial.r1_gamma"] == small["r1-light"][1]["stage2.adversarial.r1_gamma"]
     assert small["paper-narrow"][1] == {
         **{f"generator.{field}": 64 for field in ("width", "max_width")},
         **{f"discriminator.{field}": 32 for field in ("width", "max_width")},
