@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.terminal import in_time, print_json, say, training_libraries
+from dim.cli.words import parse_duration
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ def distill(
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME if left out.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, small, best or paper: where all settings start.")] = "small",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    from_stage1: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with the finished stage 1 of another run, and its pool; they may differ in what comes after.",
+        ),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels, 8 to 128.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,
     data_dir: Annotated[
@@ -81,8 +88,11 @@ def distill(
     Example:  [bold]dim distill --data digits --preset tiny --out runs/digits[/bold]
     """
     limit_s = None if time_limit is None else parse_duration(time_limit)
+    fields = parse_settings(settings or [])
+    if "seed" in fields:
+        raise BadValueError("The seed also cuts the test split of data that has none: use --seed, not --set.")
     named = {"seed": seed, "stage1.steps": steps, "stage2.steps": matching_steps, "matching.loss": matching_loss}
-    overrides = {field: value for field, value in named.items() if value is not None} | parse_settings(settings or [])
+    overrides = {field: value for field, value in named.items() if value is not None} | fields
 
     from dim.cli.bars import Bars
 
@@ -114,6 +124,7 @@ def distill(
                 images,
                 run_dir,
                 resume=resume,
+                from_stage1=from_stage1,
                 device=device,
                 threads=default_threads() if threads is None else threads,
                 time_limit_s=limit_s,
@@ -159,20 +170,6 @@ def _short(name: str) -> str:
 
 def _say_nothing(line: str) -> None:
     """The other processes of torchrun keep quiet."""
-
-
-def parse_duration(text: str) -> float:
-    """Read a time as people write it: `90`, `90s`, `9m`, `1h30m`, in seconds.
-
-    Raises:
-        BadValueError: another form, or no time at all.
-    """
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip().lower())
-    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if total == 0:
-        raise BadValueError(f"--time-limit got {text!r}; it takes a time such as 90s, 9m or 1h30m.")
-    return float(total)
 
 
 def parse_settings(entries: list[str]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from dim.runtime.atomic import replace_file
 from dim.runtime.errors import RunError
 
 KEEP = 2
-"""Checkpoints kept, newest first; where both are suspect, the last good one stays beside them."""
+"""Checkpoints kept, newest first. Beside them stay the end of stage 1, from which other runs may begin, and, where both
+are suspect, the last good one."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -119,6 +120,10 @@ class Checkpoint:
     """Length of `metrics.jsonl` when the checkpoint was made; what follows is from lost steps."""
     quiet_lines: int
     """Log lines in a row, up to this step, by which the discriminator seems to have won."""
+    suspect: bool
+    """See `CheckpointFolder.save`."""
+    config_sha256: str
+    """Of the configuration and the data that it was made from."""
     tensors: dict[str, Tensor]
 
 
@@ -171,11 +176,12 @@ class CheckpointFolder:
         return path
 
     def prune(self) -> None:
-        """Forget all but the newest two and the last good one, and what a killed run left of others."""
+        """Forget all but what `KEEP` says, and what a killed run left of others."""
         records = self._records()
         good = next(filter(_is_good, records), None)
+        end_of_stage1 = next((record for record in records if record.name.startswith("stage1-")), None)
         for old in records[KEEP:]:
-            if old != good:
+            if old not in (good, end_of_stage1):
                 old.unlink(missing_ok=True)
         self._sweep()
 
@@ -199,6 +205,11 @@ class CheckpointFolder:
     def _records(self) -> list[Path]:
         return sorted(self.folder.glob("stage*.json"), reverse=True)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint at all."""
+        return not self._records()
+
     def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None.
 
@@ -207,25 +218,42 @@ class CheckpointFolder:
         """
         for record_path in self._records():
             try:
-                record = json.loads(record_path.read_bytes())
-                content = record_path.with_name(Path(record["file"]).name).read_bytes()
-                if hashlib.sha256(content).hexdigest() != record["sha256"]:
-                    raise ValueError("its bytes have changed")
-                tensors = load(content)
-                stage, step, metrics_bytes = str(record["stage"]), int(record["step"]), int(record["metrics_bytes"])
-                quiet_lines = int(record.get("quiet_lines", 0))  # older versions did not count
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                checkpoint = read_checkpoint(record_path)
+            except DAMAGE as error:
                 say(f"Checkpoint {record_path.name} is damaged ({error}); trying the one before.")
                 continue
-            if record.get("config_sha256") != self.config_sha256:
+            if checkpoint.config_sha256 != self.config_sha256:
                 raise RunError(
                     f"The checkpoints in {self.folder} come from another configuration or other data: "
                     "resume with the options of the first call, or choose another --out."
                 )
-            return Checkpoint(
-                stage=stage, step=step, metrics_bytes=metrics_bytes, quiet_lines=quiet_lines, tensors=tensors
-            )
+            return checkpoint
         return None
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+"""What `read_checkpoint` raises for a checkpoint that is not whole."""
+
+
+def read_checkpoint(record_path: Path) -> Checkpoint:
+    """Read the checkpoint that a JSON file names.
+
+    Raises:
+        one of `DAMAGE`: it is not whole.
+    """
+    record = json.loads(record_path.read_bytes())
+    content = record_path.with_name(Path(record["file"]).name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise ValueError("its bytes have changed")
+    return Checkpoint(
+        stage=str(record["stage"]),
+        step=int(record["step"]),
+        metrics_bytes=int(record["metrics_bytes"]),
+        quiet_lines=int(record.get("quiet_lines", 0)),  # older versions did not count
+        suspect=bool(record.get("suspect", False)),
+        config_sha256=str(record.get("config_sha256", "")),
+        tensors=load(content),
+    )
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from dim.run_dir import explained, held, unfinished
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.session import Progress, Session
 from dim.stage1 import train_gan
+from dim.stage1_source import find_stage1, take_over
 from dim.stage2 import build_pool, match, matched_group_size, wants_pool
 from dim.teacher import train_teacher
 from dim.threads import cpu_threads
@@ -78,6 +79,7 @@ def distill(
     run_dir: Path,
     *,
     resume: bool = False,
+    from_stage1: Path | None = None,
     device: str = "auto",
     threads: int | None = None,
     time_limit_s: float | None = None,
@@ -92,6 +94,8 @@ def distill(
         data: the labelled images.
         run_dir: made if missing; must be new or empty unless `resume`.
         resume: go on from the newest checkpoint; on the CPU the result is that of an undisturbed run, bit for bit.
+        from_stage1: another run whose finished stage 1 this one begins with, and whose kept pool, where it is
+            configured alike; on the CPU the result is that of a run from scratch, bit for bit. A begun run goes on.
         device: `auto`, `cpu` or `gpu`.
         threads: of the CPU; None for as many as torch is set to. Another number may round differently.
         time_limit_s: stop cleanly at the first checkpoint after so many seconds.
@@ -104,7 +108,8 @@ def distill(
 
     Raises:
         BadValueError: the configuration does not fit the data.
-        RunError: the run directory cannot be used, is used by another process, or the disk refused.
+        RunError: the run directory cannot be used, is used by another process, or the disk refused; `from_stage1` has
+            no finished stage 1, or another than this run would train.
         DivergedError: training broke down; the last good checkpoint is kept.
         MissingExtraError: `tensorboard` is asked for and not installed.
         DeviceError: there is no such device, or `config.compile` is `on` and nothing can be compiled.
@@ -121,16 +126,20 @@ def distill(
         _check_fit(config, data, world)
         compiler_for(config, torch_device, world)  # so that a missing compiler is told before anything is made
         record = describe_run(config, data)
+        folder, final = CheckpointFolder(run_dir / "checkpoints", fingerprint_of(record)), "generator.safetensors"
         if world.is_main:
+            begun = (run_dir / final).exists() or not folder.is_empty
+            source = None if from_stage1 is None or begun else find_stage1(from_stage1, record)
             _prepare(run_dir, record, resume)
             holding.enter_context(held(run_dir))
+            if source is not None:
+                take_over(source, run_dir, folder, pool=wants_pool(config), say=say)
         world.barrier()
-        if (run_dir / "generator.safetensors").exists():
+        if (run_dir / final).exists():
             say(f"{run_dir} is finished already.")
             return Outcome(run_dir=run_dir, finished=True)
         device_data, holdout = _on_device(config, data, torch_device)
         game = Game(config, record["generator"], device_data, world)
-        folder = CheckpointFolder(run_dir / "checkpoints", fingerprint_of(record))
         session = Session(
             run_dir=run_dir,
             config=config,
@@ -219,6 +228,7 @@ def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:
             "licence": data.licence,
             "note": data.note,
             "fingerprint": data.fingerprint(),
+            "split_seed": data.split_seed,
         },
     }
 
@@ -231,7 +241,7 @@ def fingerprint_of(record: dict[str, Any]) -> str:
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     decisive = {k: v for k, v in record.items() if k not in INDECISIVE}
     decisive["deployment"] = {k: v for k, v in record["deployment"].items() if LATER.get(k) != v}
-    decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence")}
+    decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence", "split_seed")}
     return decisive
 
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 MIN_SPREAD = 0.01
 """Floor of the spread of a class's real points, as a part of their mean length."""
 

@@ -10,6 +10,7 @@ Shapes: N batch, C channels, H = W image_px, K classes.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -124,7 +125,7 @@ def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool |
     """Train the pool, or read it from the run directory, where every finished architecture is kept.
 
     Under `torchrun` the processes share the architectures out, train side by side, and send each other the results.
-    The last call writes `pool.safetensors` and `pool.json`, by which the export judges int8.
+    Once all are there, `pool.safetensors` and `pool.json`, by which the export judges int8, take their place.
 
     Returns:
         The pool; None if the time limit stopped its training, and a checkpoint was made.
@@ -139,19 +140,25 @@ def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool |
         [_new_member(session, name, shape, "pool", number) for _ in config.ages]
         for number, name in enumerate(config.architectures)
     ]
-    finished = all(
-        _train_snapshots(session, snapshots[number], number, folder)
-        for number in range(world.rank, len(snapshots), world.size)
-    )
-    if world.agree(not finished, session.game.device):
-        return None
-    for number, of_one in enumerate(snapshots):
-        _broadcast(of_one, number % world.size, world.size)
-    members = [member.eval().requires_grad_(False) for of_one in snapshots for member in of_one]
+    members = [member for of_one in snapshots for member in of_one]
+    if _is_written(session.run_dir, members, shape):
+        _load_snapshots(members, read_tensors(session.run_dir / "pool.safetensors"))
+    else:
+        finished = all(
+            _train_snapshots(session, snapshots[number], number, folder)
+            for number in range(world.rank, len(snapshots), world.size)
+        )
+        if world.agree(not finished, session.game.device):
+            return None
+        for number, of_one in enumerate(snapshots):
+            _broadcast(of_one, number % world.size, world.size)
+        if world.is_main:
+            write_classifiers(session.run_dir, "pool", members, shape)
     if world.is_main:
-        write_classifiers(session.run_dir, "pool", members, shape)
+        for number in range(len(snapshots)):  # the same tensors again
+            (folder / f"pool-{number}.safetensors").unlink(missing_ok=True)
     for member in members:
-        fold_batch_norms(member)
+        fold_batch_norms(member.eval().requires_grad_(False))
     return KeptPool(members, session.config.seed)
 
 
@@ -229,7 +236,19 @@ def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
 def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember], shape: Mapping[str, Any]) -> None:
     """Write classifiers as `<kind>.safetensors`, keys `<i>.<name>`, and what they are as `<kind>.json`."""
     write_tensors(run_dir / f"{kind}.safetensors", _named(members))
-    write_json(run_dir / f"{kind}.json", [{"arch": member.name, **shape} for member in members])
+    write_json(run_dir / f"{kind}.json", _described(members, shape))
+
+
+def _described(members: list[PoolMember], shape: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"arch": member.name, **shape} for member in members]
+
+
+def _is_written(run_dir: Path, members: list[PoolMember], shape: Mapping[str, Any]) -> bool:
+    """Whether an earlier call wrote this pool; its description comes last."""
+    try:
+        return bool(json.loads((run_dir / "pool.json").read_bytes()) == _described(members, shape))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 class FreshPool:

@@ -31,8 +31,9 @@ Written by `scripts/results.py` from `docs/results/*.json`; do not edit.
 Test accuracy in percent, mean ± deviation over seeds, of classifiers trained from scratch on generated images, beside
 classifiers trained on real images by the same recipe for the same number of steps. The test split is used once per
 student, after the last step. The deviation is that of students, and of the images they are shown where those depend on
-the seed; every row has one generator, and what another distillation would give is not in it. The full protocol is {PUBLISHED_EPOCHS:,} epochs of N images per class, batch 64; a table
-with fewer epochs says so. What has not been measured says "{NOT_RUN}".
+the seed; every row has one generator, and what another distillation would give is not in it. The full protocol is
+{PUBLISHED_EPOCHS:,} epochs of N images per class, batch 64; a table with fewer epochs says so. What has not been
+measured says "{NOT_RUN}".
 
 "Real, equal bytes" are as many real images as fit into the generator's file, in its precision; with soft labels, into
 that and the teacher's, each image with its logits. They are priced as raw uint8 pixels, as a set in memory or in an NPZ

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from cli_tools import dim, one_line
 
-from dim.cli.distill import parse_duration, parse_settings
+from dim.cli.distill import parse_settings
+from dim.cli.words import parse_duration
 from dim.runtime.errors import BadValueError
 
 
@@ -53,16 +54,16 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("dim.distill.distill", record)
     options = ["--preset", "tiny", "--seed", 3, "--steps", 7, "--matching-steps", 2, "--matching-loss", "paper"]
     options += ["--set", "generator.width=16", "--device", "cpu", "--threads", 2, "--time-limit", "9m"]
-    options += ["--resume", "--json"]
+    options += ["--resume", "--json", "--from-stage1", tmp_path / "other"]
     ran = dim("distill", "--data", "digits", "--out", tmp_path / "run", *options)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["run_dir"] == str(tmp_path / "run")
     config = seen["config"]
     assert (config.preset, config.seed, config.generator.width) == ("tiny", 3, 16)
     assert (config.stage1.steps, config.stage2.steps, config.matching.loss) == (7, 2, "paper")
-    assert seen["images"].name == "digits"
+    assert (seen["images"].name, seen["images"].split_seed) == ("digits", 3)
     assert (seen["device"], seen["threads"], seen["time_limit_s"]) == ("cpu", 2, 540.0)
-    assert (seen["resume"], seen["tensorboard"]) == (True, False)
+    assert (seen["resume"], seen["tensorboard"], seen["from_stage1"]) == (True, False, tmp_path / "other")
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (["--data", "digits", "--channels", "2"], "2"),
         (["--data", "digits", "--set", "generator.height=3"], "generator.height"),
         (["--data", "digits", "--set", "generator.width=wide"], "wide"),
+        (["--data", "digits", "--set", "seed=3"], "use --seed, not --set"),
         (["--data", "digits", "--steps", "-1"], "-1"),
         (["--data", "digits", "--device", "tpu"], "tpu"),
     ],
