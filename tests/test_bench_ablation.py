@@ -39,7 +39,9 @@ def bench() -> ModuleType:
 
 
 def rows_of(bench: ModuleType, preset: str, name: str, *, full: bool) -> dict[str, tuple[str, dict[str, Any]]]:
-    data = SimpleNamespace(name=name, classes=tuple("0123456789"), class_counts=(5000,) * 10, height=32)
+    channels = 3 if name.startswith("cifar") else 1
+    classes = tuple("0123456789")
+    data = SimpleNamespace(name=name, classes=classes, class_counts=(5000,) * 10, height=32, channels=channels)
     common = bench.QUIET if full else bench.BASE
     found: dict[str, tuple[str, dict[str, Any]]] = bench.list_variants(
         argparse.Namespace(preset=preset, full=full), data, common
@@ -58,7 +60,8 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     }
     assert small["base"][0] == "everything (the preset `small`, shortened)"
     assert small["four-ages"][1] == {"pool.ages": (50, 200, 800, 3200)}
-    assert not {"unconditioned", "shown-crop"} & set(small)  # what `small` does anyway
+    assert not {"unconditioned", "shown"} & set(small)  # what `small` does anyway
+    assert {"shown", "unconditioned"} <= set(rows_of(bench, "small", "cifar10", full=False))
     best = rows_of(bench, "best", "cifar10", full=True)
     assert {"unconditioned", "shown-crop", "ages", "generator"} <= set(best)
     assert best["base"][0] == "everything (the preset `best`)"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -488,6 +489,28 @@ def test_presets_fit_digits_and_survive_json(name: str) -> None:
     config = preset(name, data=load_data("digits"))
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert config.preset == name and config.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "per_class", "small", "best"),
+    [
+        ("mnist", 1, 6000, "", ""),
+        ("scans", 1, 999, "crop=0.07", "crop=0.07"),
+        ("scans", 1, 1000, "", ""),
+        ("photos", 3, 6000, "crop=0.07", "crop=0.07"),
+        ("cifar10", 3, 5000, "crop=0.07", "color_crop_cutout"),
+        ("fashion-mnist", 1, 6000, "crop=0.07", "color_crop_cutout"),
+    ],
+)
+def test_the_discriminator_sees_many_grey_images_as_they_are(
+    name: str, channels: int, per_class: int, small: str, best: str
+) -> None:
+    data: Any = SimpleNamespace(
+        name=name, classes=("a", "b"), class_counts=(per_class - 9, per_class + 9), height=28, channels=channels
+    )
+    for preset_name, expected in (("small", small), ("best", best)):
+        config = preset(preset_name, data=data)
+        assert {config.stage1.adversarial.augment, config.stage2.adversarial.augment} == {expected}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

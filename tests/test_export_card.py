@@ -35,7 +35,8 @@ ROW: dict[str, Any] = {
 
 def config_of(name: str, overrides: dict[str, Any], **data: Any) -> dict[str, Any]:
     """A run's configuration as `dim distill` writes it."""
-    shape: Any = SimpleNamespace(name=name, classes=("a", "b", "c", "d"), class_counts=(10, 11, 12, 13), height=28)
+    classes, counts = ("a", "b", "c", "d"), (10, 11, 12, 13)
+    shape: Any = SimpleNamespace(name=name, classes=classes, class_counts=counts, height=28, channels=1)
     values = to_dict(preset("small", data=shape, overrides=overrides))
     generator = values["generator"] | {"num_classes": 4, "image_px": 28, "channels": 1}
     record = run_config(generator)["data"] | {"name": name} | data
