@@ -341,7 +341,7 @@ def published(
         start = min(seconds(*fewest, arch) for _ in range(2))
         taken = seconds(*more, arch) - start
         # Where steps are quick, a few of them drown in the noise of starting.
-        return taken / count if taken > start / 2 or count > 200 else seconds_per_step(stage1, arch, 8 * count)
+        return taken / count if taken > start / 5 or count > 200 else seconds_per_step(stage1, arch, 8 * count)
 
     archs = full.pool.architectures
     step1 = seconds_per_step(True, archs[0])

@@ -47,7 +47,11 @@ def ablation_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def ablation_text(report: Mapping[str, Any]) -> list[str]:
-    """Write the table with what it was measured on."""
+    """Write the table with what it was measured on; where few rows were, the others are named below it."""
+    tried = {row["variant"] for row in report["rows"]}
+    others = [words for name, words in report["variants"].items() if name not in tried]
+    few = len(others) > len(tried)
+    shown = {**report, "variants": {k: v for k, v in report["variants"].items() if k in tried}} if few else report
     student, config = report["student"], ", ".join(f"`{k}={v}`" for k, v in report["changed"].items())
     return [
         f"{report['data']} at {report['image_px']} pixels; preset `{report['preset']}` with {config}. Accuracy in "
@@ -56,7 +60,8 @@ def ablation_text(report: Mapping[str, Any]) -> list[str]:
         "every generator. Seconds: what distilling took. "
         f"{report['threads']} thread, torch {report['torch']}. {_places(report)}",
         "",
-        *ablation_table(report),
+        *ablation_table(shown),
+        *(["", f"{NOT_RUN.capitalize()}: {'; '.join(others)}."] if few else []),
     ]
 
 

@@ -333,5 +333,10 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     page, method = ((tmp_path / name).read_text() for name in ("results.md", "method.md"))
     assert "torch 2.13; 2026-11-26 10:00 UTC. Processor time" in page
     assert "Accuracy in percent on hold-out images cut from the training split, which no generator" in method
+    few = ablation | {"variants": ablation["variants"] | {"group": "no groups"}}
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(few))
+    assert script.main(["--docs", str(tmp_path)]) == 0
+    method = (tmp_path / "method.md").read_text()
+    assert "| no average |" not in method and "\n\nNot run: no average; no R1; no groups.\n" in method
     (tmp_path / "method.md").write_text(method.replace("92.0", "93.0"))
     assert script.main(["--docs", str(tmp_path), "--check"]) == 1
