@@ -40,6 +40,7 @@ from dim.game import amp_dtype
 from dim.presets import preset
 from dim.runtime.atomic import replace_file
 from dim.runtime.errors import DivergedError, ParityError
+from dim.session import Progress
 
 Clock = Callable[[], float]
 """Of the processor on a CPU, which other programs disturb least, else of the wall."""
@@ -54,6 +55,8 @@ BASE: dict[str, Any] = {
     "deployment.fixed_latents": 50,
 } | QUIET
 """What shortens a preset for a CPU; `--full` leaves the preset as long as it is."""
+LEAST_TIMED_S = 2.0
+"""Where fewer steps than this takes are timed, the noise of a machine shows."""
 GAME = ("stage1.adversarial", "stage2.adversarial")
 SPLITS = {True: "hold-out", False: "test"}
 
@@ -292,10 +295,17 @@ def make(
     return run, seconds
 
 
-def timed(config: DistillConfig, data: ImageSet, run: Path, device: str, clock: Clock) -> float:
+def timed(
+    config: DistillConfig,
+    data: ImageSet,
+    run: Path,
+    device: str,
+    clock: Clock,
+    progress: Callable[[Progress], None] = lambda report: None,
+) -> float:
     """Distil; return the seconds that it took."""
     began = clock()
-    distill(config, data, run, device=device, say=lambda line: print(line, file=sys.stderr))
+    distill(config, data, run, device=device, say=lambda line: print(line, file=sys.stderr), progress=progress)
     return clock() - began
 
 
@@ -324,29 +334,32 @@ def published(
     full = preset("paper", data=data)
     kept = {"seed": seed, "compile": "off", **own} | QUIET
 
-    def seconds(stage1: int, stage2: int, arch: str) -> float:
+    def timed_steps(stage: str, arch: str, count: int = 1) -> tuple[float, float]:
+        """Seconds per step of a stage, and of all the rest of a run, from four times `count` steps."""
         shutil.rmtree(timing, ignore_errors=True)
-        steps = {"stage1.steps": stage1, "stage2.steps": stage2}
+        alone = {f"{name}.steps": 4 * count if name == stage else 0 for name in ("stage1", "stage2")}
         # One classifier for all steps: in the run itself a new one comes once per epoch.
-        pool = {"pool.architectures": (arch,), "pool.epoch_steps": max(stage2, 1)}
-        config = preset("paper", data=data, overrides=kept | steps | pool)
+        pool = {"pool.architectures": (arch,), "pool.epoch_steps": 4 * count}
+        config = preset("paper", data=data, overrides=kept | alone | pool | {"log_steps": count})
+        marks: list[float] = []
+
+        def mark(report: Progress) -> None:
+            if report.losses:  # they have been read, so the device has done its work
+                marks.append(clock())
+
         try:
-            return timed(config, data, timing, device, clock)
+            total = timed(config, data, timing, device, clock, mark)
         finally:
             shutil.rmtree(timing, ignore_errors=True)
-
-    def seconds_per_step(stage1: bool, arch: str, count: int = 2) -> float:
-        fewest, more = ((1, 0), (1 + count, 0)) if stage1 else ((1, 1), (1, 1 + count))
-        # The first one pays for what a process does once.
-        start = min(seconds(*fewest, arch) for _ in range(2))
-        taken = seconds(*more, arch) - start
-        # Where steps are quick, a few of them drown in the noise of starting.
-        return taken / count if taken > start / 5 or count > 200 else seconds_per_step(stage1, arch, 8 * count)
+        # The first quarter pays for what a process does once.
+        step = (marks[-1] - marks[0]) / (3 * count)
+        if marks[-1] - marks[0] < LEAST_TIMED_S and count < 512:
+            return timed_steps(stage, arch, 8 * count)
+        return step, total - (marks[-1] - marks[0]) - step * count
 
     archs = full.pool.architectures
-    step1 = seconds_per_step(True, archs[0])
-    step2 = sum(seconds_per_step(False, arch) for arch in archs) / len(archs)
-    start = seconds(1, 0, archs[0]) - step1
+    step1, start = timed_steps("stage1", archs[0])
+    step2 = sum(timed_steps("stage2", arch)[0] for arch in archs) / len(archs)
     share = max(0.0, budget_s - start) / (full.stage1.steps * step1 + full.stage2.steps * step2)
     # A classifier per epoch, as many epochs as published, each as much shorter as the stages.
     return preset(
