@@ -30,7 +30,8 @@ class GeneratorConfig:
     latent_dim: int = 64
     """Length of a latent vector; the paper uses 100."""
     width: int = 32
-    """Channels at full resolution; they double at every halving of the resolution, up to `max_width`."""
+    """Channels at full resolution; they double at every halving of the resolution, up to `max_width`. Of the kind
+    `paper`: of every layer."""
     max_width: int = 128
     """Upper bound on the channels of a layer."""
     conditioning: str = "input"
@@ -51,7 +52,7 @@ class DiscriminatorConfig:
     kind: str = "projection"
     """`projection`: Miyato and Koyama 2018 (arXiv 1802.05637) on a flattened head; `paper`: critic and class heads."""
     width: int = 32
-    """Channels at full resolution, doubled at every halving up to `max_width`."""
+    """Channels at full resolution, doubled at every halving up to `max_width`. Of the kind `paper`: of every layer."""
     max_width: int = 128
     """Upper bound on the channels of a layer."""
     group_size: int = 4

@@ -109,7 +109,7 @@ def build_discriminator(config: DiscriminatorConfig, *, num_classes: int, image_
     """
     shape = {"num_classes": num_classes, "image_px": image_px, "channels": channels}
     if config.kind == "paper":
-        return PaperDiscriminator(**shape)
+        return PaperDiscriminator(**shape, width=config.width)
     return ProjectionDiscriminator(
         **shape, width=config.width, max_width=config.max_width, group_size=config.group_size
     )

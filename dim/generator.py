@@ -141,5 +141,5 @@ def build_generator(config: Mapping[str, Any]) -> nn.Module:
     values = dict(config)
     kind = values.pop("kind")
     if kind == "paper":
-        return PaperGenerator(**{k: values[k] for k in ("latent_dim", "num_classes", "image_px", "channels")})
+        return PaperGenerator(**{k: values[k] for k in ("latent_dim", "num_classes", "image_px", "channels", "width")})
     return ResizeGenerator(**values)

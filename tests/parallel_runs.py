@@ -16,7 +16,6 @@ import torch
 from small_images import make_images
 from test_dim_distill import QUICK
 
-from dim import paper_networks
 from dim.batch_norm import BatchNorm
 from dim.checkpoint import read_tensors
 from dim.distill import distill
@@ -31,6 +30,7 @@ TINY = {**QUICK, **SHORT, "stage1.batch_size": 32, "stage2.batch_size": 32, "poo
 NORM = {**TINY, **NOTHING_CHOSEN, "generator.conditioning": "norm", "pool.architectures": ("resnetap10",)}
 PAPER = {
     **SHORT,
+    **{f"{network}.{field}": 8 for network in ("generator", "discriminator") for field in ("width", "max_width")},
     "stage1.batch_size": 8,
     "stage2.batch_size": 8,
     # Learning rates at which three steps change what is drawn.
@@ -55,7 +55,6 @@ def run_case(name: str, folder: Path, **changes: object) -> Path:
     data = make_images(channels=3 if name == "paper" else 1)
     base, overrides = CASES[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper_networks, "WIDTH", 8)
         patch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=2, batch_size=64))
         config = preset(base, data=data, overrides=overrides | changes)
         assert distill(config, data, folder / name, device="cpu", threads=1).finished
@@ -119,13 +118,10 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 def images(run: Path) -> torch.Tensor:
     """What the finished generator draws from fixed latents."""
     record = json.loads((run / "config.json").read_text())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper_networks, "WIDTH", 8)
-        generator = build_generator(record["generator"])
+    generator = build_generator(record["generator"])
     generator.load_state_dict(read_tensors(run / "generator.safetensors"))
     latents = torch.randn(12, record["generator"]["latent_dim"], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper_networks, "WIDTH", 8)
+    with torch.no_grad():
         drawn: torch.Tensor = generator.eval()(latents, torch.arange(12) % record["generator"]["num_classes"])
     return drawn
 

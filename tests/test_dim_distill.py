@@ -19,7 +19,6 @@ import pytest
 import torch
 from small_images import make_images
 
-from dim import paper_networks
 from dim.checkpoint import CheckpointFolder, read_tensors
 from dim.config import AdversarialConfig, DistillConfig, MatchingConfig, StageConfig, from_dict, to_dict
 from dim.data import ImageSet, load_data
@@ -443,7 +442,6 @@ def test_the_critic_of_wgan_has_no_loss_by_which_it_has_won(tmp_path: Path) -> N
         "deployment.fixed_latents": 0,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper_networks, "WIDTH", 8)
         win(patch, 1)
         config = preset("tiny", data=make_images(), overrides=overrides)
         assert distill(config, make_images(), tmp_path / "run").finished

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
+from torch import nn
 
-from dim.config import DiscriminatorConfig
+from dim.config import DiscriminatorConfig, GeneratorConfig
+from dim.data import load_data
 from dim.discriminator import build_discriminator
 from dim.generator import build_generator, resolutions
 from dim.paper_networks import PaperDiscriminator, PaperGenerator
+from dim.presets import preset
 
 RESIZE = {"kind": "resize", "latent_dim": 12, "width": 4, "max_width": 8, "conditioning": "input"}
 
@@ -41,6 +46,18 @@ def test_the_published_parameter_counts() -> None:
 
     assert count(PaperGenerator(latent_dim=100, num_classes=10, image_px=32, channels=3)) == 3_559_363
     assert count(PaperDiscriminator(num_classes=10, image_px=32, channels=3)) == 3_137_971
+    config = preset("paper", data=load_data("digits"))
+    assert (config.generator.width, config.discriminator.width) == (196, 196)
+
+
+def test_the_published_pair_is_as_wide_as_it_is_configured() -> None:
+    shape = {"num_classes": 10, "image_px": 32, "channels": 3}
+    generator = build_generator({**asdict(GeneratorConfig(kind="paper", latent_dim=100, width=8)), **shape})
+    discriminator = build_discriminator(DiscriminatorConfig(kind="paper", width=4), **shape)
+    assert {m.out_channels for m in generator.modules() if isinstance(m, nn.Conv2d)} == {8, 3}
+    assert {m.out_channels for m in discriminator.modules() if isinstance(m, nn.Conv2d)} == {4}
+    critic, logits = discriminator(generator(torch.randn(2, 100), torch.tensor([0, 9])))
+    assert (critic.shape, logits.shape) == ((2,), (2, 10))
 
 
 @pytest.mark.parametrize("image_px, channels", [(28, 1), (32, 3), (64, 3), (8, 1)])
