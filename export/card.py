@@ -142,6 +142,7 @@ def _command(config: Mapping[str, Any]) -> str:
         classes=tuple(data["classes"]),
         class_counts=tuple(data["class_counts"]),
         height=data["image_px"],
+        channels=data["channels"],
     )
     start = _flat(to_dict(preset(config["preset"], data=shape)))
     words = ["dim distill", f"--data {_shell(data['name'])}", f"--preset {config['preset']}"]

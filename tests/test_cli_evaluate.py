@@ -52,7 +52,7 @@ def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, mo
     options += ["--no-controls", "--fresh", "--jobs", 2, "--compare", f"other={digits_bundle}", "--json"]
     ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path / "eval", *options)
     assert ran.code == 0, ran.err
-    assert json.loads(ran.out) == {"out": str(tmp_path / "eval"), "rows": []}
+    assert json.loads(ran.out) == {"out": str(tmp_path / "eval"), "finished": True, "rows": []}
     assert seen["path"] == digits_bundle and seen["images"].name == "digits"
     assert (seen["ipcs"], seen["archs"], seen["seeds"], seen["epochs"]) == ((5,), ("mlp", "vgg11"), (0, 1), 3)
     assert (seen["modes"], seen["controls"], seen["resume"], seen["jobs"]) == (("fixed",), False, False, 2)
