@@ -81,6 +81,7 @@ class FakeGpu:
     """The state behind one fake `cuda.core`: its memory, what was called, and how many bytes it has."""
 
     def __init__(self, capacity_bytes: int = 2**30) -> None:
+        self.running = threading.RLock()
         self.capacity_bytes = capacity_bytes
         self.calls: list[str] = []
         self.others_first = False
@@ -231,10 +232,11 @@ class FakeStream:
         self.work.append(action)
 
     def run_to(self, position: int) -> None:
-        while self.done < position:
-            action = self.work[self.done]
-            self.done += 1
-            action()
+        with self.gpu.running:  # threads that wait for one piece of work wait until it is done
+            while self.done < position:
+                action = self.work[self.done]
+                self.done += 1
+                action()
 
     def record(self, event: FakeEvent | None = None, options: Any = None) -> FakeEvent:
         event = event if event is not None else FakeEvent()

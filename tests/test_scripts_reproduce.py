@@ -72,6 +72,11 @@ class Ended:
     """The lines of stderr, without folders."""
 
 
+def heed_interrupts() -> None:
+    """A shell that starts the tests in the background has them ignore Ctrl-C, which bash then cannot trap."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(tmp_path: Path, *datasets: str, **environment: str) -> "subprocess.Popen[str]":
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
@@ -93,6 +98,7 @@ def begin(tmp_path: Path, *datasets: str, **environment: str) -> "subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
 
 
