@@ -19,7 +19,6 @@ import json
 import shutil
 import sys
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -316,7 +315,7 @@ def published(
     timing: Path,
     device: str,
     clock: Clock,
-    own: Mapping[str, Any] = types.MappingProxyType({}),
+    own: Mapping[str, Any] | None = None,
 ) -> DistillConfig:
     """The preset `paper`, its stages shortened alike until both fit into a time.
 
@@ -332,7 +331,7 @@ def published(
         own: fields to change.
     """
     full = preset("paper", data=data)
-    kept = {"seed": seed, "compile": "off", **own} | QUIET
+    kept = {"seed": seed, "compile": "off"} | QUIET | dict(own or {})
 
     def timed_steps(stage: str, arch: str, count: int = 1) -> tuple[float, float]:
         """Seconds per step of a stage, and of all the rest of a run, from four times `count` steps."""

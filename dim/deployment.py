@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dim.checkpoint import read_tensors, write_atomically, write_json, write_tensors
 from dim.device_data import step_generator, to_signed
+from dim.matching import MIN_SPREAD
 from dim.pool import KeptPool, PoolMember
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.session import Progress, Session
@@ -38,8 +39,6 @@ HERDING_JUDGE = "convnet3"
 """The architecture that judges candidates for fixed sets, at every age: its features keep where things are, and call
 those images typical that make a good small set; features averaged over the map do not."""
 BATCH = 500
-MIN_SPREAD = 0.01
-"""Floor of a class's own spread, of embeddings about as long as 1: a class may have a single image."""
 
 
 def choose_deployment(session: Session, pool: KeptPool) -> bool:

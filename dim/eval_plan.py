@@ -6,6 +6,7 @@ from typing import Any
 
 from dim.data_set import ImageSet
 from dim.eval_cells import Cell
+from dim.runtime.engine_files import onnx_sha256
 from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import CANONICAL_ONNX, TEACHER_ONNX
 from dim.students import Recipe
@@ -24,12 +25,6 @@ def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
     files = manifest.files
     generator = files.get(f"generator.{precision}.onnx", files[CANONICAL_ONNX])
     return generator.size_bytes + (files[TEACHER_ONNX].size_bytes if soft else 0)
-
-
-def _generator_hash(manifest: Manifest, precision: str) -> str:
-    """SHA-256 of the file that draws in a precision; empty where there is none, which opening the engine will say."""
-    record = manifest.files.get(f"generator.{precision}.onnx")
-    return "" if record is None else record.sha256
 
 
 def images_that_fit(class_counts: Sequence[int], total: int) -> int:
@@ -85,7 +80,8 @@ def plan_cells(
     shown = f", {engine_precision}" if engine_precision not in ("", "fp32") else ""
     # Every source: (source, name, content id, most images per class).
     drawn = [("bundle", f"{name}{shown}", manifest.content_id, 0) for name, manifest in bundles]
-    files = {manifest.content_id: _generator_hash(manifest, engine_precision) for _, manifest in bundles}
+    # Where a bundle has no such file, opening its engine will say so.
+    files = {manifest.content_id: onnx_sha256(manifest, engine_precision) or "" for _, manifest in bundles}
     kinds = ("hard", "soft") if teacher else ("hard",)
     real = {(labels, mode): [("real", "real", "", 0)] if controls else [] for labels in kinds for mode in MODES}
     for labels in kinds if controls and bundles else ():

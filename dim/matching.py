@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_SPREAD = 0.01
-"""Floor of the spread of a class's real points, as a part of their mean length."""
+"""Floor of the spread of a class's real points, as a part of their mean length: a class may have a single image."""
 
 
 def paper_loss(real_NK: Tensor, fake_NK: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dim.export.half import to_half
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
 from dim.export.publish import finish, merged_record, staged, still_measured
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
+from dim.runtime.engine_files import onnx_sha256
 from dim.runtime.errors import BadValueError, MissingExtraError, RunError
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest, onnx_name
@@ -59,6 +60,7 @@ def add_precisions(
     latents, labels = draw_samples(manifest.num_classes, manifest.latent_dim, manifest.latent_std, seed=PARITY_SEED)
     expected = draw_with_onnx(canonical, latents, labels)
     files: dict[str, bytes] = {}
+    changed: set[str] = set()
     record: dict[str, Any] = {"agreements": []}
     for precision in wanted:
         source = _Source(canonical, manifest, run_dir or bundle_path.parent) if precision == "int8" else None
@@ -69,18 +71,14 @@ def add_precisions(
         if source is not None:
             record["int8_acceptance"] = source.judged(model, say)
         files[onnx_name(precision)] = model
+        if onnx_sha256(manifest, precision) != hashlib.sha256(model).hexdigest():
+            changed.add(onnx_name(precision))
     merged = merged_record(record, read_record(bundle_path, manifest))
-    changed = {name for name, model in files.items() if _differs(manifest, name, model)}
     with staged(bundle_path) as path:
         copy_bundle(bundle_path, path)
         update_bundle(path, add_files=files, accuracy=still_measured(manifest, changed))
         finish(path, merged)
     return bundle_path
-
-
-def _differs(manifest: Manifest, name: str, content: bytes) -> bool:
-    old = manifest.files.get(name)
-    return old is None or old.sha256 != hashlib.sha256(content).hexdigest()
 
 
 class _Source:

@@ -11,10 +11,11 @@ from export_runs import generator_config, run_config
 from tiny_bundle import build_tiny_bundle
 
 from dim.config import to_dict
-from dim.export.card import model_card, record_accuracy, reproducing_command
+from dim.export.card import model_card, read_record, record_accuracy, reproducing_command
 from dim.presets import preset
 from dim.runtime.bundle_files import load_manifest
 
+SHIPPED = Path(__file__).parents[1] / "runtime" / "shipped"
 ROW: dict[str, Any] = {
     "subject": "bundle | mine",
     "mode": "stream",
@@ -41,6 +42,13 @@ def config_of(name: str, overrides: dict[str, Any], **data: Any) -> dict[str, An
     generator = values["generator"] | {"num_classes": 4, "image_px": 28, "channels": 1}
     record = run_config(generator)["data"] | {"name": name} | data
     return values | {"format_version": 1, "generator": generator, "data": record}
+
+
+def test_the_shipped_card_is_what_its_manifest_says_today() -> None:
+    """Its command names every field in which the bundle differs from the preset, which may have changed since."""
+    shipped = SHIPPED / "mnist.dim"
+    manifest = load_manifest(shipped)
+    assert (shipped / "README.md").read_text() == model_card(manifest, read_record(shipped, manifest))
 
 
 def test_a_preset_needs_no_settings() -> None:
