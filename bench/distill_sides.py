@@ -15,6 +15,7 @@ from published_recipe import PublishedRecipe, TwoHeads
 from dim.checkpoint import CheckpointFolder
 from dim.classifiers import build_classifier
 from dim.config import DistillConfig
+from dim.cuda_graphs import MEETINGS
 from dim.device_data import DeviceData
 from dim.discriminator import ProjectionDiscriminator, build_discriminator
 from dim.distributed import World
@@ -102,8 +103,10 @@ class Ours:
 
     def __init__(self, config: DistillConfig, shape: dict[str, int], data: DeviceData, folder: Path) -> None:
         self.clock, self.folder, self.ages = Clock(data.device), folder, config.pool.ages
+        # Steps that are recorded, and those before, are not what a long run is made of.
+        self.warm_up = MEETINGS + 1 if data.device.type == "cuda" and config.graphs == "auto" else 0
         # A classifier's steps cost the same at every age, so a few of them tell what all of them cost.
-        config = replace(config, pool=replace(config.pool, ages=(4,)))
+        config = replace(config, pool=replace(config.pool, ages=(4 + self.warm_up,)))
         channels = shape["channels"]
         self.record = {**shape, "classes": range(NUM_CLASSES), "mean": [0.5] * channels, "std": [0.3] * channels}
         self.session = CapturingSession(
@@ -123,21 +126,28 @@ class Ours:
         penalised = game.r1_every * number
         plain = penalised + 1  # if the penalty is lazy, this step has none
         train_gan(self.session)
+        self._warm(plain)
         stage1 = mean([self.clock.time(lambda: self.session.step(plain)) for _ in range(2)])
         penalty = (0.0, 0.0)
         if game.r1_gamma and game.r1_every > 1:
+            self._warm(penalised)
             full = self.clock.time(lambda: self.session.step(penalised))
             penalty = plus(full, stage1, -1)
         kept = ChosenPool(members, 0)
         match(self.session, kept)
         stage2 = []
         for kept.chosen in members:
+            self._warm(plain)
             stage2.append(self.clock.time(lambda: self.session.step(plain)))
         return Turn(
             stage1_step=plus(stage1, penalty, 1 / game.r1_every),
             stage2_step=plus(mean(stage2), penalty, 1 / game.r1_every),
             pool=pool,
         )
+
+    def _warm(self, step: int) -> None:
+        for _ in range(self.warm_up):
+            self.session.step(step)
 
     def _prepare_pool(self, number: int) -> tuple[list[PoolMember], Seconds]:
         """A few steps of every classifier, and from them the seconds of all steps to the last age."""
@@ -156,7 +166,7 @@ class Ours:
         # The first lap of each contains the building of the network.
         whole = (0.0, 0.0)
         for laps in times.values():
-            whole = plus(whole, mean(laps[1:]), self.ages[-1])
+            whole = plus(whole, mean(laps[1 + self.warm_up :]), self.ages[-1])
         return pool.members, whole
 
 

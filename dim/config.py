@@ -230,6 +230,8 @@ class DistillConfig:
     compile: str = "auto"
     """`torch.compile` for the generator, and for the discriminator where no gradient penalty is taken: `on`, `off`, or
     `auto`: on for GPU runs long enough to make up for the compiling, in one process; off on CPUs."""
+    graphs: str = "auto"
+    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The generator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -256,6 +258,7 @@ class DistillConfig:
         _between(self, "latent_std", 1e-3, 100.0)
         _one_of(self, "autocast", ("auto", "bf16", "off"))
         _one_of(self, "compile", ("auto", "on", "off"))
+        _one_of(self, "graphs", ("auto", "off"))
         for name in ("checkpoint_steps", "grid_steps", "log_steps"):
             _between(self, name, 1, 10_000_000)
         if self.wants_choices and self.pool.kind != "kept":

@@ -19,6 +19,7 @@ from dim.checkpoint import CheckpointFolder, write_json, write_tensors
 from dim.classifiers import build_classifier
 from dim.compiled import compiler_for, compiling_explained
 from dim.config import DistillConfig, to_dict
+from dim.cuda_graphs import own_stream
 from dim.data import ImageSet
 from dim.deployment import choose_deployment
 from dim.device_data import DeviceData
@@ -36,9 +37,9 @@ from dim.teacher import train_teacher
 from dim.threads import cpu_threads
 from dim.version import __version__
 
-INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile")
+INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile", "graphs")
 """Fields of a run's record that do not change what it produces, so that a resumed run may change them; compiled code
-rounds differently, as another device or number of threads does."""
+rounds differently, as another device or number of threads does, and a graph replays what it recorded."""
 LATER = {"teacher": "", "teacher_width": 0, "teacher_steps": 2000}
 """Fields of `deployment` that came later, with the values that change nothing: older runs go on."""
 
@@ -121,6 +122,7 @@ def distill(
         if torch_device.type == "cuda":
             torch_device = torch.device("cuda", world.local_rank)
             torch.backends.cudnn.benchmark = True
+            holding.enter_context(own_stream(torch_device))
         else:
             keep_freed_memory()
         _check_fit(config, data, world)

@@ -33,6 +33,7 @@ from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import TEACHER_ONNX
 from dim.runtime.soft_labels import open_teacher
 from dim.students import Normalizer, StudentSpec, measure_accuracy, train_student
+from dim.torch_engine import TORCH, TorchEngine
 from dim.version import __version__
 
 _TEACHER_ROWS = 512
@@ -67,14 +68,17 @@ class Bench:
         """Return the opened bundle of that content id, with an engine of that precision ("" for any)."""
         key = (content_id, precision)
         if key not in self._opened:
-            self._opened[key] = open_bundle(
+            torch_draws = self.engine == TORCH
+            opened = self._opened[key] = open_bundle(
                 self.bundles[content_id],
-                engine=self.engine,
+                engine="auto" if torch_draws else self.engine,
                 device=self.engine_device,
                 precision=precision or None,
                 threads=self.threads,
                 say=lambda sentence: None,
             )
+            if torch_draws:
+                opened.draw_with(TorchEngine(opened, precision or "fp32", torch.device(self.device)))
         return self._opened[key]
 
     def teacher(self, sha256: str) -> Score:

@@ -6,6 +6,7 @@ Shapes: N batch (this process's share), Z latent dimension, C channels, H = W im
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from dim.augment import augment
 from dim.batch_norm import refresh_statistics
 from dim.compiled import compiler_for
 from dim.config import AdversarialConfig, DistillConfig
+from dim.cuda_graphs import GraphedSteps, recordable_rate, set_rate
 from dim.device_data import DeviceData, seed_of, step_generator, to_signed
 from dim.discriminator import build_discriminator
 from dim.distributed import World
@@ -78,25 +80,44 @@ class Game:
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
-    def start_stage(self, adversarial: AdversarialConfig) -> None:
-        """Fresh optimisers for a stage; the networks go on as they are."""
+    def graphed_steps(self, say: Callable[[str], None] = lambda line: None, *, recordable: bool = True) -> GraphedSteps:
+        """What takes the steps of one optimiser, as CUDA graphs where the configuration and the device want it."""
+        wanted = recordable and self.config.graphs == "auto" and self.world.size == 1
+        return GraphedSteps(self.device, wanted=wanted, say=say)
+
+    def start_stage(self, adversarial: AdversarialConfig, steps: GraphedSteps | None = None) -> None:
+        """Fresh optimisers for a stage; the networks go on as they are.
+
+        Args:
+            adversarial: of the stage.
+            steps: what will take the stage's steps; None where nothing is recorded.
+        """
         self.adversarial = adversarial
-        betas = (adversarial.beta1, adversarial.beta2)
-        self.generator_optimiser = torch.optim.Adam(
-            self.generator.parameters(), lr=adversarial.generator_lr, betas=betas, fused=True
-        )
-        self.discriminator_optimiser = torch.optim.Adam(
-            self.discriminator.parameters(), lr=adversarial.discriminator_lr, betas=betas, fused=True
-        )
+        steps = steps or self.graphed_steps(recordable=False)
+
+        def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+            return torch.optim.Adam(
+                network.parameters(),
+                lr=recordable_rate(rate, steps),
+                betas=(adversarial.beta1, adversarial.beta2),
+                fused=True,
+                capturable=steps.recording,
+            )
+
+        self.generator_optimiser = adam(self.generator, adversarial.generator_lr)
+        self.discriminator_optimiser = adam(self.discriminator, adversarial.discriminator_lr)
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 where the configuration and the device want it."""
         enabled = self.amp_dtype is not None
         return torch.autocast(self.device.type, dtype=self.amp_dtype or torch.bfloat16, enabled=enabled)
 
-    def draw(self, stage: str, step: int, batch_size: int, group_size: int) -> Draws:
-        """All of a step's draws, a function of (seed, stage, step) alone."""
-        generator = step_generator(self.device, self.config.seed, stage, step)
+    def seed_of(self, stage: str, step: int) -> int:
+        """What a step's generator is seeded with: all its draws are a function of (seed, stage, step) alone."""
+        return seed_of(self.config.seed, stage, step)
+
+    def draw(self, generator: torch.Generator, batch_size: int, group_size: int) -> Draws:
+        """A step's draws, from a generator that was seeded for it."""
         if self.adversarial.loss == "wgan-gp-ac" and group_size == 1:
             labels = self.data.draw_natural_labels(batch_size, generator)
             shape = (batch_size,)
@@ -133,8 +154,11 @@ class Game:
             (self.generator_optimiser, a.generator_lr),
             (self.discriminator_optimiser, a.discriminator_lr),
         ):
-            for group in optimiser.param_groups:
-                group["lr"] = lr * factor
+            set_rate(optimiser, lr * factor)
+
+    def is_penalised(self, step: int) -> bool:
+        """Whether R1 is due at a step of the discriminator."""
+        return self.adversarial.r1_gamma > 0 and step % self.adversarial.r1_every == 0
 
     def discriminator_step(self, draws: Draws, step: int) -> dict[str, Tensor]:
         """One optimiser step of the discriminator; returns its losses on the device."""
@@ -144,19 +168,18 @@ class Game:
         if self.adversarial.loss == "wgan-gp-ac":
             loss, report = self._paper_discriminator_loss(draws, fake)
         else:
-            loss, report = self._logistic_discriminator_loss(draws, fake, step)
+            loss, report = self._logistic_discriminator_loss(draws, fake, self.is_penalised(step))
         loss.backward()  # type: ignore[no-untyped-call]
         self.discriminator_optimiser.step()
         return report
 
     def _logistic_discriminator_loss(
-        self, draws: Draws, fake_NCHW: Tensor, step: int
+        self, draws: Draws, fake_NCHW: Tensor, penalise: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Non-saturating logistic loss, with R1 (arXiv 1801.04406) every few steps, in one pass over both halves."""
+        """Non-saturating logistic loss, with R1 (arXiv 1801.04406) if `penalise`, in one pass over both halves."""
         a = self.adversarial
         real = self.augmented(draws.real_NCHW, a.augment, draws.generator)
         fake = self.augmented(fake_NCHW, a.augment, draws.generator)
-        penalise = a.r1_gamma > 0 and step % a.r1_every == 0
         real.requires_grad_(penalise)
         labels = torch.cat([draws.labels_N, draws.fake_labels_N])
         # Compiled graphs cannot be differentiated twice.

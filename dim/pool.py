@@ -90,10 +90,11 @@ def _optimiser(member: PoolMember, config: PoolConfig) -> torch.optim.SGD:
     return torch.optim.SGD(parameters, lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def _train_step(session: Session, member: PoolMember, optimiser: torch.optim.SGD, *seed: int | str) -> Tensor:
+def _train_step(
+    session: Session, member: PoolMember, optimiser: torch.optim.SGD, generator: torch.Generator
+) -> dict[str, Tensor]:
     """One SGD step on real images; every process makes the same one."""
     config, game = session.config.pool, session.game
-    generator = step_generator(game.device, session.config.seed, *seed)
     labels = game.data.draw_labels(config.batch_size, 1, generator)
     images = member.normalise(to_signed(game.data.draw_images(labels, generator)))
     with game.autocast():
@@ -102,7 +103,7 @@ def _train_step(session: Session, member: PoolMember, optimiser: torch.optim.SGD
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-    return loss.detach()
+    return {"loss": loss.detach()}
 
 
 class KeptPool:
@@ -192,6 +193,11 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
     member = copy.deepcopy(snapshots[0]).train()
     optimiser = _optimiser(member, config)
     total = config.ages[-1]
+    steps = session.game.graphed_steps(session.say)
+
+    def step(index: int) -> Tensor:
+        seed = seed_of(session.config.seed, "pool", number, index)
+        return steps.take("sgd", lambda draws: _train_step(session, member, optimiser, draws), seed=seed)["loss"]
 
     def report(done: int) -> None:
         done, steps = number * total + done, total * len(config.architectures)
@@ -201,7 +207,7 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
         session,
         member,
         optimiser,
-        lambda step: _train_step(session, member, optimiser, "pool", number, step),
+        step,
         total,
         what=f"The pool's {member.name}",
         path=partial,
@@ -273,7 +279,8 @@ class FreshPool:
         # Every process trains on the whole batch, so its own statistics are those of one process.
         self._span_processes(False)
         for number in range(self.config.steps_between):
-            _train_step(self.session, self.member, self.optimiser, "fresh", step, number)
+            generator = step_generator(self.session.game.device, self.session.config.seed, "fresh", step, number)
+            _train_step(self.session, self.member, self.optimiser, generator)
         # As published, the classifier stays in training mode while it is matched; only its weights are frozen. It then
         # sees a share of the batch, and its statistics are those of all shares.
         self._span_processes(True)

@@ -56,19 +56,27 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
     """
     game, config = session.game, session.config
     stage, matching, group_size = config.stage2, config.matching, matched_group_size(config)
-    game.start_stage(stage.adversarial)
+    matched = pool if matching.loss != "none" else None
+    # The published recipe trains another classifier in the middle of every step.
+    steps = game.graphed_steps(session.say, recordable=not isinstance(matched, FreshPool))
+    game.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
-        draws = game.draw("stage2", index, stage.batch_size, group_size)
-        report = game.discriminator_step(draws, index)
-        loss, fake = game.generator_loss(draws)
-        report["generator_loss"] = loss.detach()
-        if pool is not None and matching.loss != "none":
-            member = pool.member_for(index)
-            distance = _distance(session, member, draws.real_NCHW, fake, draws.generator, group_size)
-            report["matching_loss"] = distance.detach()
-            loss = loss + matching.weight * distance
-        game.generator_step(loss, stage.batch_size)
+        member = None if matched is None else matched.member_for(index)
+
+        def play(generator: torch.Generator) -> Mapping[str, Tensor]:
+            draws = game.draw(generator, stage.batch_size, group_size)
+            report = game.discriminator_step(draws, index)
+            loss, fake = game.generator_loss(draws)
+            report["generator_loss"] = loss.detach()
+            if member is not None:
+                distance = _distance(session, member, draws.real_NCHW, fake, generator, group_size)
+                report["matching_loss"] = distance.detach()
+                loss = loss + matching.weight * distance
+            game.generator_step(loss, stage.batch_size)
+            return report
+
+        report = steps.take((game.is_penalised(index), id(member)), play, seed=game.seed_of("stage2", index))
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()
         return report

@@ -17,9 +17,12 @@ from torch import Tensor
 
 from dim.augment import augment, default_policy, parse_policy
 from dim.classifiers import Classifier, build_classifier
-from dim.device_data import step_generator
+from dim.cuda_graphs import GraphedSteps, own_stream, recordable_rate, set_rate
+from dim.device_data import seed_of
 from dim.runtime.errors import BadValueError
 
+LEAST_STEPS = 100
+"""Steps of a student from which on a GPU records them: recording takes as long as a few dozen."""
 TEST_BATCH_PIXELS = 2**20
 """Pixels of one test batch: bounds memory at every image size."""
 
@@ -206,29 +209,37 @@ def train_student(
         student = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, spec.width)
     student = student.to(device).to(memory_format=student.memory_format)  # type: ignore[call-overload]
     student.train()
+    steps_taken = GraphedSteps(device, wanted=steps >= LEAST_STEPS)
     optimizer = torch.optim.SGD(
         student.parameters(),
-        lr=recipe.lr,
+        lr=recordable_rate(recipe.lr, steps_taken),
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
     normalize = Normalizer(spec.mean, spec.std, device)
-    generator = step_generator(device, "student augmentation", seed)
-    loss = torch.zeros(())
-    for step in range(steps):
-        images, labels, teacher_logits = next(batches)
+    steps_taken.generator.manual_seed(seed_of("student augmentation", seed))
+
+    def learn(
+        generator: torch.Generator, images: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
         inputs = prepare(images, normalize, recipe, generator).contiguous(memory_format=student.memory_format)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(step, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
             logits = student(inputs)
         loss = _loss(logits.float(), labels, teacher_logits, recipe)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        progress(step + 1)
+        return {"loss": loss.detach()}
+
+    loss = torch.zeros(())
+    with own_stream(device):
+        for step in range(steps):
+            batch = [tensor for tensor in next(batches) if tensor is not None]
+            set_rate(optimizer, recipe.lr_at(step, steps))
+            loss = steps_taken.take(len(batch[0]), learn, *batch)["loss"]
+            progress(step + 1)
     student.eval()
     return student, float(loss.item())
 

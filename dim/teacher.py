@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dim.classifier_training import train_in_pieces
-from dim.device_data import seed_of, step_generator
+from dim.cuda_graphs import recordable_rate, set_rate
+from dim.device_data import seed_of
 from dim.pool import PoolMember, classifier_shape, write_classifiers
 from dim.session import Progress, Session
 from dim.students import Normalizer, prepare, resolve_recipe
@@ -44,24 +45,30 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
         torch.manual_seed(seed_of(session.config.seed, "teacher"))
         teacher = PoolMember(config.teacher, shape)
     teacher = teacher.to(game.device, memory_format=teacher.classifier.memory_format)  # type: ignore[call-overload]
+    steps = game.graphed_steps(session.say)
     optimiser = torch.optim.SGD(
-        teacher.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        teacher.parameters(),
+        lr=recordable_rate(recipe.lr, steps),
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     normalise = Normalizer(shape["mean"], shape["std"], game.device)
 
-    def step(index: int) -> Tensor:
-        generator = step_generator(game.device, session.config.seed, "teacher", index)
+    def learn(generator: torch.Generator) -> Mapping[str, Tensor]:
         labels = game.data.draw_labels(recipe.batch_size, 1, generator)
         images = prepare(game.data.draw_images(labels, generator), normalise, recipe, generator)
         with game.autocast():
             _, logits = teacher(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.lr_at(index, config.teacher_steps)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        return loss.detach()
+        return {"loss": loss.detach()}
+
+    def step(index: int) -> Tensor:
+        set_rate(optimiser, recipe.lr_at(index, config.teacher_steps))
+        return steps.take("sgd", learn, seed=seed_of(session.config.seed, "teacher", index))["loss"]
 
     def report(done: int) -> None:
         session.progress(Progress(stage="teacher", step=done, steps=config.teacher_steps, images_per_s=0.0, losses={}))

@@ -153,6 +153,17 @@ class Bundle:
                 self._engine = open_engine(self, say=self._say, **self._options)
             return self._engine
 
+    def draw_with(self, engine: Engine) -> None:
+        """Draw with this engine, which the bundle closes, instead of opening one.
+
+        Raises:
+            BundleError: the bundle was closed, or draws with another engine already.
+        """
+        with self._lock:
+            if self._closed or self._engine is not None:
+                raise BundleError(f"The bundle {self.path} was closed, or draws with another engine; open it again.")
+            self._engine = engine
+
     def latents(self, labels: ArrayLike, indices: ArrayLike, seed: int = 0, use: str = "fixed") -> NDArray[np.float32]:
         """Draw the latents of the given samples.
 

@@ -12,7 +12,8 @@
 # DATASETS     instead of DATA, separated by blanks
 # DISTILL      further options of `dim distill` for every generator of ours, separated by blanks
 # DIM_DATA     where the official files are, or go
-# IPCS, SEEDS  of the evaluation; RATIOS are further sizes from the same bundles; WHOLE_EPOCHS is for the whole split
+# IPCS, SEEDS  of the evaluation; RATIOS are further sizes from the same bundles; WHOLE_EPOCHS is for the whole split,
+#              0 for none
 # EPOCHS       of `dim eval`; the published protocol's if left out
 # RECIPE       of the students: holdout (42 students per dataset choose it), another name, or a recipe.json
 # SIZE         side of the ablation's images in pixels; the dataset's own if left out
@@ -83,7 +84,9 @@ stop() {
 }
 
 # begin: before a command, end this piece if its time is over; before the first one, say what this machine draws with.
+# Where no engine draws on its GPU, PyTorch draws the images of the evaluation.
 examined=
+drawing=()
 begin() {
     local code=0
     if [ -n "$limit" ] && [ "$SECONDS" -ge "$limit" ]; then
@@ -95,8 +98,9 @@ begin() {
     examined=${examined:-"dim doctor ended with exit code $code."}
     echo "$examined" >&2
     if command -v nvidia-smi > /dev/null && ! [[ $examined =~ "Recommended engine: "(tensorrt|onnxruntime-cuda) ]]; then
-        echo "There is an NVIDIA GPU here, and no engine draws on it: images come from the CPU, which takes longer." \
-            "Mend it with  pip uninstall -y onnxruntime && pip install 'dim-distill[gpu]'" >&2
+        echo "There is an NVIDIA GPU here, and no engine draws on it: PyTorch draws the images of the evaluation." \
+            "For the engine  pip uninstall -y onnxruntime && pip install 'dim-distill[gpu]'" >&2
+        drawing=(--engine torch)
     fi
 }
 
@@ -261,7 +265,7 @@ measure() {
     fi
     rm -f "$out/eval-$slug/results.json" # of another line
     try "$slug-$part" dim eval --bundle "$bundle" --data "$data" --out "$out/eval-$slug" --preset full \
-        --recipe "$recipe" ${EPOCHS:+--epochs "$EPOCHS"} ${limit:+--time-limit "$(left)"} "$@"
+        --recipe "$recipe" "${drawing[@]}" ${EPOCHS:+--epochs "$EPOCHS"} ${limit:+--time-limit "$(left)"} "$@"
     if [ -z "$worked" ]; then return; fi
     if [ ! -e "$out/eval-$slug/results.json" ] || grep -q '"finished": *false' "$out/eval-$slug/results.json"; then
         stop "The evaluation $slug-$part is not finished."
@@ -299,7 +303,9 @@ for data in "${datasets[@]}"; do
         done
     done
     evaluate "$data" published "$ours" --ipc 10,50 --arch convnet3,resnet18,resnet18-half --recipe published
-    evaluate "$data" whole "$ours" --ipc 10 --mode fixed --arch convnet3,resnet18 --whole-epochs "$whole_epochs"
+    if [ "$whole_epochs" != 0 ]; then
+        evaluate "$data" whole "$ours" --ipc 10 --mode fixed --arch convnet3,resnet18 --whole-epochs "$whole_epochs"
+    fi
     if [ -e "$ours/generator.int8.onnx" ]; then
         evaluate "$data" int8 "$ours" --ipc 10 --arch convnet3 --precision int8 --record
     fi

@@ -417,11 +417,20 @@ def test_the_machine_is_described_before_anything_begins(tmp_path: Path) -> None
         said = calls(tmp_path, "mnist", UNFINISHED="mnist", ENGINE=engine).said
         assert said[:2] == [
             f"Recommended engine: {engine}",
-            "There is an NVIDIA GPU here, and no engine draws on it: images come from the CPU, which takes longer. "
-            "Mend it with  pip uninstall -y onnxruntime && pip install 'dim-distill[gpu]'",
+            "There is an NVIDIA GPU here, and no engine draws on it: PyTorch draws the images of the evaluation. "
+            "For the engine  pip uninstall -y onnxruntime && pip install 'dim-distill[gpu]'",
         ]
     ended = calls(tmp_path, "mnist", UNFINISHED="mnist", FAILING="doctor", CODE="7", SILENT="1")
     assert ended.code == 75 and ended.said[0] == "dim doctor ended with exit code 7."
+
+
+def test_pytorch_draws_where_no_engine_does_on_the_gpu(tmp_path: Path) -> None:
+    for engine, drawing in (("tensorrt", False), ("onnxruntime-cuda", False), ("onnxruntime-cpu", True)):
+        out = tmp_path / engine
+        out.mkdir()
+        evaluations = of(calls(out, "mnist", WHOLE_EPOCHS="0", ENGINE=engine).lines, "dim eval")
+        assert len(evaluations) > 6 and not of(evaluations, "--whole-epochs")
+        assert all((" --engine torch " in line) == drawing for line in evaluations)
 
 
 def test_a_folder_of_the_user_has_file_names_of_its_own(tmp_path: Path) -> None:
