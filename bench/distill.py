@@ -14,9 +14,9 @@ over the pool's architectures. Ours pays for its kept pool as well: each archite
 and that time is spread over the images of the stage, so stage 2 has a row for every length of the stage.
 
 Each round times every kind of step on both sides in turn; figures are medians over rounds, ratios are taken within a
-round. On a GPU our steps are CUDA graphs, as they are when dim distils, unless --graphs says otherwise. There are two
-clocks: the processor time of this process, which other programs disturb least, and the wall's. On
-a GPU only the wall's means something.
+round. On a GPU our steps are CUDA graphs, as they are when dim distils, unless --graphs says otherwise; what recording
+those of stage 2 takes is spread like the pool. There are two clocks: the processor time of this process, which other
+programs disturb least, and the wall's. On a GPU only the wall's means something.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "batch": options.batch,
         "rounds": options.rounds,
         "compile": options.compile,
-        "graphs": options.graphs,
+        "graphs": options.graphs if device.type == "cuda" else "off",
         "architectures": list(config.pool.architectures),
         "pool_sgd_steps": config.pool.ages[-1] * len(config.pool.architectures),
         "stage2_images": stages,

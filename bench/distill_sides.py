@@ -15,7 +15,7 @@ from published_recipe import PublishedRecipe, TwoHeads
 from dim.checkpoint import CheckpointFolder
 from dim.classifiers import build_classifier
 from dim.config import DistillConfig
-from dim.cuda_graphs import MEETINGS
+from dim.cuda_graphs import LEAST_REPLAYS, MEETINGS
 from dim.device_data import DeviceData
 from dim.discriminator import ProjectionDiscriminator, build_discriminator
 from dim.distributed import World
@@ -69,7 +69,7 @@ class Turn:
     stage2_step: Seconds
     """Mean over the architectures; the recipe's includes its sixteen classifier steps."""
     pool: Seconds = (0.0, 0.0)
-    """The whole preparation of the kept pool."""
+    """The whole preparation of the kept pool; on a GPU also what recording all steps of stage 2 adds to them."""
 
 
 class CapturingSession(Session):
@@ -103,10 +103,10 @@ class Ours:
 
     def __init__(self, config: DistillConfig, shape: dict[str, int], data: DeviceData, folder: Path) -> None:
         self.clock, self.folder, self.ages = Clock(data.device), folder, config.pool.ages
-        # Steps that are recorded, and those before, are not what a long run is made of.
+        # On a GPU, the first steps of a kind: those before the recording, and that one.
         self.warm_up = MEETINGS + 1 if data.device.type == "cuda" and config.graphs == "auto" else 0
         # A classifier's steps cost the same at every age, so a few of them tell what all of them cost.
-        config = replace(config, pool=replace(config.pool, ages=(4 + self.warm_up,)))
+        config = replace(config, pool=replace(config.pool, ages=(4 + (self.warm_up and self.warm_up + LEAST_REPLAYS),)))
         channels = shape["channels"]
         self.record = {**shape, "classes": range(NUM_CLASSES), "mean": [0.5] * channels, "std": [0.3] * channels}
         self.session = CapturingSession(
@@ -135,19 +135,26 @@ class Ours:
             penalty = plus(full, stage1, -1)
         kept = ChosenPool(members, 0)
         match(self.session, kept)
-        stage2 = []
+        stage2, recording = [], (0.0, 0.0)
         for kept.chosen in members:
-            self._warm(plain)
+            first = self._warm(plain)
             stage2.append(self.clock.time(lambda: self.session.step(plain)))
+            recording = plus(recording, plus(first, stage2[-1], -self.warm_up))
+        # Penalised steps are recorded as well, for every age of every architecture.
+        kinds = len(self.ages) * (2 if game.r1_gamma and game.r1_every > 1 else 1)
+        pool = plus(pool, recording, kinds)
         return Turn(
             stage1_step=plus(stage1, penalty, 1 / game.r1_every),
             stage2_step=plus(mean(stage2), penalty, 1 / game.r1_every),
             pool=pool,
         )
 
-    def _warm(self, step: int) -> None:
+    def _warm(self, step: int) -> Seconds:
+        """Take the steps until one is recorded, and that one; returns their time."""
+        whole = (0.0, 0.0)
         for _ in range(self.warm_up):
-            self.session.step(step)
+            whole = plus(whole, self.clock.time(lambda: self.session.step(step)))
+        return whole
 
     def _prepare_pool(self, number: int) -> tuple[list[PoolMember], Seconds]:
         """A few steps of every classifier, and from them the seconds of all steps to the last age."""

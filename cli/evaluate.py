@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.bundles import choose_bundle
-from dim.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption, Sha256Option
+from dim.cli.options import ENGINE_PANEL, ENGINES, BundleOption, JsonOption, PrecisionOption, Sha256Option, one_of
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
 from dim.cli.words import parse_duration, parse_numbers, parse_words
 from dim.runtime.errors import BadValueError
@@ -98,7 +98,18 @@ def evaluate(
         str | None,
         typer.Option(help="Start no student after this time, as 9m or 1h30m.", rich_help_panel=_MACHINE),
     ] = None,
-    engine: EngineOption = "auto",
+    no_graphs: Annotated[
+        bool, typer.Option("--no-graphs", help="On a GPU, no CUDA graphs for the students.", rich_help_panel=_MACHINE)
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="What draws the images: auto, a name that dim doctor lists, or torch, on the students' device.",
+            rich_help_panel=ENGINE_PANEL,
+            autocompletion=one_of("auto", *ENGINES, "torch"),
+        ),
+    ] = "auto",
     precision: PrecisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -154,6 +165,7 @@ def evaluate(
             "device": device,
             "threads": threads,
             "jobs": jobs,
+            "graphs": not no_graphs,
             "say": say,
             "progress": lambda report: _show(bars, report),
         }

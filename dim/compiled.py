@@ -7,8 +7,8 @@ each is another graph to compile, for a few hundred passes. In data-parallel run
 statistics travel between the processes in the middle of the generator.
 
 On a CPU it does not pay: the ratio to the published recipe fell from 1.6 to 2.1 down to 1.3 in stage 1 and from 1.9 to
-2.1 down to 1.6 in stage 2 (`bench/distill.py --preset tiny --compile on`, fp32, one busy core). On a GPU it has not
-been measured yet; the same command does.
+2.1 down to 1.6 in stage 2 (`bench/distill.py --preset tiny --compile on`, fp32, one busy core). On a GPU, where CUDA
+graphs take away the time between kernels (`dim.cuda_graphs`), it has not been measured; the same command does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def compiler_for(config: DistillConfig, device: torch.device, world: World) -> C
 
     Args:
         config: its `compile` is `on`, `off` or `auto`.
-        device: `auto` compiles on GPUs only.
+        device: `auto` compiles on GPUs only, and there only where there are no CUDA graphs.
         world: this process among all.
 
     Returns:
@@ -53,7 +53,7 @@ def compiler_for(config: DistillConfig, device: torch.device, world: World) -> C
             "set compile to 'off' or 'auto'."
         )
     steps = config.stage1.steps + config.stage2.steps
-    worthwhile = device.type == "cuda" and world.size == 1 and steps >= LEAST_STEPS
+    worthwhile = device.type == "cuda" and world.size == 1 and steps >= LEAST_STEPS and config.graphs == "off"
     if config.compile == "off" or (config.compile == "auto" and not worthwhile):
         return _as_it_is
     torch.compiler.reset()  # past eight compiled shapes of one function it would run eagerly without a word

@@ -229,9 +229,11 @@ class DistillConfig:
     """`bf16`, `off`, or `auto`: bf16 where the device has bf16 matrix instructions."""
     compile: str = "auto"
     """`torch.compile` for the generator, and for the discriminator where no gradient penalty is taken: `on`, `off`, or
-    `auto`: on for GPU runs long enough to make up for the compiling, in one process; off on CPUs."""
+    `auto`: on for GPU runs in one process without CUDA graphs that are long enough to make up for the compiling; off on
+    CPUs."""
     graphs: str = "auto"
-    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`."""
+    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`. Steps of stage 1 of `best` took 28.5 ms
+    without them and 9.1 with them on average (H100, 32x32 colour, batch 128, bf16)."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The generator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

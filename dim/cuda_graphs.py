@@ -10,6 +10,7 @@ among its inputs, a learning rate in a tensor, the generator's seed, or part of 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dim.runtime.errors import DeviceError
+
 Step = Callable[..., Mapping[str, Tensor]]
 """Takes a generator and tensors, trains, and returns scalars by name."""
 
 MEETINGS = 2
 """Steps of a kind that run as they are before one is recorded: they make the optimiser's state, let cuDNN choose its
 algorithms, and have compiled code compiled."""
+LEAST_REPLAYS = 30
+"""Steps of a kind that must be left to record it: an estimate, for recording takes as long as a few dozen."""
 
 
 class Graph:
@@ -63,57 +68,76 @@ class GraphedSteps:
     Args:
         device: of everything that the steps touch.
         wanted: whether steps may be recorded.
-        say: hears why nothing is recorded any more, where a step cannot be.
+        remedy: the option that turns recording off, for the message of an error.
     """
 
-    def __init__(
-        self, device: torch.device, *, wanted: bool = True, say: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def __init__(self, device: torch.device, *, wanted: bool = True, remedy: str = "--set graphs=off") -> None:
         self.recording = wanted and device.type == "cuda"
         self.generator = torch.Generator(device=device)
-        self.say = say
+        self.remedy = remedy
         self._met: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, Graph] = {}
         self._memory: Any = None
 
-    def take(self, kind: Hashable, step: Step, *inputs: Tensor, seed: int | None = None) -> Mapping[str, Tensor]:
+    def take(
+        self, kind: Hashable, step: Step, *inputs: Tensor, left: float, seed: int | None = None
+    ) -> Mapping[str, Tensor]:
         """Take one step.
 
         Args:
             kind: steps of one kind launch the same kernels on tensors of the same shapes.
             step: called with the generator and the inputs; what it returns are scalars on the device.
             inputs: tensors that differ from step to step.
+            left: how many steps of the kind are about to come, this one included.
             seed: of the generator; None goes on with it.
 
         Returns:
             What the step returned.
+
+        Raises:
+            DeviceError: the step cannot be recorded. PyTorch's allocator is of no further use in this process then.
         """
         if seed is not None:
             self.generator.manual_seed(seed)
-        graph = self._graphs.get(kind)
-        if graph is not None:
-            return graph.replay(inputs)
-        met = self._met[kind] = self._met.get(kind, 0) + 1
-        if self.recording and met > MEETINGS and self._record(kind, step, inputs):
-            return self._graphs[kind].replay(inputs)
-        with warnings.catch_warnings():
-            # Optimisers that can be recorded say so when they are not, as here at first.
-            warnings.filterwarnings("ignore", message=".*capturable=True")
+        if not self.recording:
             return step(self.generator, *inputs)
+        graph = self._graphs.get(kind)
+        if graph is None:
+            met = self._met.get(kind, 0)
+            if met < MEETINGS or left < LEAST_REPLAYS:
+                self._met[kind] = met + 1
+                with warnings.catch_warnings():
+                    # Optimisers that can be recorded say so when they are not.
+                    warnings.filterwarnings("ignore", message=".*capturable=True")
+                    return step(self.generator, *inputs)
+            graph = self._graphs[kind] = self._record(step, inputs)
+        return graph.replay(inputs)
 
-    def _record(self, kind: Hashable, step: Step, inputs: tuple[Tensor, ...]) -> bool:
-        state = self.generator.get_state()
-        self._memory = self._memory or torch.cuda.graph_pool_handle()
+    def forget(self) -> None:
+        """Drop what was recorded: a network that the steps train or ask has another in its place."""
+        self._met.clear()
+        self._graphs.clear()
+
+    def _record(self, step: Step, inputs: tuple[Tensor, ...]) -> Graph:
+        if self._memory is None:
+            self._memory = torch.cuda.graph_pool_handle()
         try:
-            self._graphs[kind] = Graph(step, self.generator, inputs, self._memory)
+            return Graph(step, self.generator, inputs, self._memory)
         except RuntimeError as error:
-            self.recording = False
-            # The old one may wait for the end of the recording for ever.
-            self.generator = torch.Generator(device=self.generator.device)
-            self.generator.set_state(state)
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self.say(f"Steps cannot be recorded as CUDA graphs here ({first}); they run one kernel after another.")
-        return self.recording
+            cause: BaseException = error
+            while cause.__context__ is not None:  # the end of the recording complains as well
+                cause = cause.__context__
+            first = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200].rstrip(".")
+            raise DeviceError(
+                f"A training step cannot be recorded as a CUDA graph here ({first}): add {self.remedy}, which takes "
+                "longer."
+            ) from error
+
+
+@functools.cache
+def _stream(device: torch.device) -> Any:
+    """One for all work: memory that was freed on a stream serves that stream alone."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -122,7 +146,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield

@@ -52,6 +52,8 @@ class Bench:
     """Of torch and of CPU engines, which take turns."""
     engine: str = "auto"
     engine_device: str = "auto"
+    graphs: bool = True
+    """Whether students on a GPU may be trained by CUDA graphs."""
     _opened: dict[tuple[str, str], Bundle] = field(default_factory=dict)
     _teachers: dict[str, Score] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Bench:
         key = (content_id, precision)
         if key not in self._opened:
             torch_draws = self.engine == TORCH
-            opened = self._opened[key] = open_bundle(
+            bundle = open_bundle(
                 self.bundles[content_id],
                 engine="auto" if torch_draws else self.engine,
                 device=self.engine_device,
@@ -78,7 +80,8 @@ class Bench:
                 say=lambda sentence: None,
             )
             if torch_draws:
-                opened.draw_with(TorchEngine(opened, precision or "fp32", torch.device(self.device)))
+                bundle.draw_with(TorchEngine(bundle, precision or "fp32", torch.device(self.device)))
+            self._opened[key] = bundle
         return self._opened[key]
 
     def teacher(self, sha256: str) -> Score:
@@ -103,7 +106,7 @@ class Bench:
         self._teachers.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("data", "bundles", "device", "threads", "engine", "engine_device")
+        kept = ("data", "bundles", "device", "threads", "engine", "engine_device", "graphs")
         return {name: getattr(self, name) for name in kept} | {"_opened": {}, "_teachers": {}}
 
 
@@ -184,7 +187,13 @@ def run_cell(bench: Bench, cell: Cell, progress: Callable[[int, int], None]) -> 
         precision=cell.precision,
     )
     student, loss = train_student(
-        spec, images.batches, steps, seed=cell.seed, device=device, progress=lambda step: progress(step, steps)
+        spec,
+        images.batches,
+        steps,
+        seed=cell.seed,
+        device=device,
+        graphs=bench.graphs,
+        progress=lambda step: progress(step, steps),
     )
     normalize = Normalizer(data.mean, data.std, device)
     accuracy = measure_accuracy(student, data.test_images, data.test_labels, normalize, device)

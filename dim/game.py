@@ -6,7 +6,6 @@ Shapes: N batch (this process's share), Z latent dimension, C channels, H = W im
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -80,20 +79,19 @@ class Game:
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
-    def graphed_steps(self, say: Callable[[str], None] = lambda line: None, *, recordable: bool = True) -> GraphedSteps:
+    def graphed_steps(self) -> GraphedSteps:
         """What takes the steps of one optimiser, as CUDA graphs where the configuration and the device want it."""
-        wanted = recordable and self.config.graphs == "auto" and self.world.size == 1
-        return GraphedSteps(self.device, wanted=wanted, say=say)
+        return GraphedSteps(self.device, wanted=self.config.graphs == "auto" and self.world.size == 1)
 
     def start_stage(self, adversarial: AdversarialConfig, steps: GraphedSteps | None = None) -> None:
         """Fresh optimisers for a stage; the networks go on as they are.
 
         Args:
             adversarial: of the stage.
-            steps: what will take the stage's steps; None where nothing is recorded.
+            steps: what will take the stage's steps; None where they are not taken yet.
         """
         self.adversarial = adversarial
-        steps = steps or self.graphed_steps(recordable=False)
+        steps = steps or GraphedSteps(self.device, wanted=False)
 
         def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
             return torch.optim.Adam(
@@ -159,6 +157,11 @@ class Game:
     def is_penalised(self, step: int) -> bool:
         """Whether R1 is due at a step of the discriminator."""
         return self.adversarial.r1_gamma > 0 and step % self.adversarial.r1_every == 0
+
+    def share_of(self, step: int) -> float:
+        """Which part of the discriminator's steps is penalised as this one is, or is not penalised as this one."""
+        penalised = 1 / self.adversarial.r1_every if self.adversarial.r1_gamma > 0 else 0.0
+        return penalised if self.is_penalised(step) else 1 - penalised
 
     def discriminator_step(self, draws: Draws, step: int) -> dict[str, Tensor]:
         """One optimiser step of the discriminator; returns its losses on the device."""

@@ -28,7 +28,7 @@ from dim.checkpoint import load_optimiser, optimiser_tensors, read_tensors, writ
 from dim.classifier_training import train_in_pieces
 from dim.classifiers import build_classifier
 from dim.config import PoolConfig
-from dim.device_data import seed_of, step_generator, to_signed
+from dim.device_data import seed_of, to_signed
 from dim.session import Progress, Session
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
@@ -193,11 +193,14 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
     member = copy.deepcopy(snapshots[0]).train()
     optimiser = _optimiser(member, config)
     total = config.ages[-1]
-    steps = session.game.graphed_steps(session.say)
+    steps = session.game.graphed_steps()
 
     def step(index: int) -> Tensor:
         seed = seed_of(session.config.seed, "pool", number, index)
-        return steps.take("sgd", lambda draws: _train_step(session, member, optimiser, draws), seed=seed)["loss"]
+        left = total - index
+        return steps.take("sgd", lambda draws: _train_step(session, member, optimiser, draws), left=left, seed=seed)[
+            "loss"
+        ]
 
     def report(done: int) -> None:
         done, steps = number * total + done, total * len(config.architectures)
@@ -267,24 +270,35 @@ class FreshPool:
         self.session, self.config = session, session.config.pool
         self.shape = classifier_shape(data_record, self.config.width)
         self.epoch = -1
+        self.is_new = False
+        """Whether the last call of `member_for` began with another classifier."""
+
+    def steps_left(self, step: int) -> int:
+        """Generator steps of this epoch's classifier that are to come, this one included."""
+        return self.config.epoch_steps - step % self.config.epoch_steps
 
     def member_for(self, step: int) -> PoolMember:
         """Train this epoch's classifier for `steps_between` steps and return it."""
         epoch = step // self.config.epoch_steps
-        if epoch != self.epoch:
+        self.is_new = epoch != self.epoch
+        if self.is_new:
             self._start(epoch)
             if step % self.config.epoch_steps and self.session.extra:
                 self._restore(self.session.extra)
         self.member.train()
         # Every process trains on the whole batch, so its own statistics are those of one process.
         self._span_processes(False)
+        left = self.steps_left(step) * self.config.steps_between
         for number in range(self.config.steps_between):
-            generator = step_generator(self.session.game.device, self.session.config.seed, "fresh", step, number)
-            _train_step(self.session, self.member, self.optimiser, generator)
+            seed = seed_of(self.session.config.seed, "fresh", step, number)
+            self.steps.take("sgd", self._learn, left=left - number, seed=seed)
         # As published, the classifier stays in training mode while it is matched; only its weights are frozen. It then
         # sees a share of the batch, and its statistics are those of all shares.
         self._span_processes(True)
         return self.member
+
+    def _learn(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return _train_step(self.session, self.member, self.optimiser, generator)
 
     def _span_processes(self, together: bool) -> None:
         for norm in self.norms:
@@ -297,6 +311,7 @@ class FreshPool:
         self.member = _new_member(self.session, name, self.shape, "fresh", epoch)
         self.norms = span_processes(self.member)
         self.optimiser = _optimiser(self.member, self.config)
+        self.steps = self.session.game.graphed_steps()
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         prefix = "classifier.model."

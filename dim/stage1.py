@@ -14,7 +14,7 @@ def train_gan(session: Session) -> bool:
     """Play the game for the stage's steps; returns False if the time limit stopped it."""
     game, config = session.game, session.config
     stage, group_size = config.stage1, config.discriminator.group_size
-    steps = game.graphed_steps(session.say)
+    steps = game.graphed_steps()
     game.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
@@ -26,6 +26,7 @@ def train_gan(session: Session) -> bool:
             game.generator_step(loss, stage.batch_size)
             return {**report, "generator_loss": loss.detach()}
 
-        return steps.take(game.is_penalised(index), play, seed=game.seed_of("stage1", index))
+        left = (stage.steps - index) * game.share_of(index)
+        return steps.take(game.is_penalised(index), play, left=left, seed=game.seed_of("stage1", index))
 
     return session.run_stage("stage1", stage, step)

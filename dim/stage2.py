@@ -57,12 +57,18 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
     game, config = session.game, session.config
     stage, matching, group_size = config.stage2, config.matching, matched_group_size(config)
     matched = pool if matching.loss != "none" else None
-    # The published recipe trains another classifier in the middle of every step.
-    steps = game.graphed_steps(session.say, recordable=not isinstance(matched, FreshPool))
+    steps = game.graphed_steps()
     game.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
         member = None if matched is None else matched.member_for(index)
+        left = (stage.steps - index) * game.share_of(index)
+        if isinstance(matched, KeptPool):
+            left /= len(matched.members)
+        elif isinstance(matched, FreshPool):
+            left = min(left, matched.steps_left(index) * game.share_of(index))
+            if matched.is_new:
+                steps.forget()
 
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
             draws = game.draw(generator, stage.batch_size, group_size)
@@ -76,7 +82,8 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
             game.generator_step(loss, stage.batch_size)
             return report
 
-        report = steps.take((game.is_penalised(index), id(member)), play, seed=game.seed_of("stage2", index))
+        kind = (game.is_penalised(index), id(member))
+        report = steps.take(kind, play, left=left, seed=game.seed_of("stage2", index))
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()
         return report

@@ -21,8 +21,6 @@ from dim.cuda_graphs import GraphedSteps, own_stream, recordable_rate, set_rate
 from dim.device_data import seed_of
 from dim.runtime.errors import BadValueError
 
-LEAST_STEPS = 100
-"""Steps of a student from which on a GPU records them: recording takes as long as a few dozen."""
 TEST_BATCH_PIXELS = 2**20
 """Pixels of one test batch: bounds memory at every image size."""
 
@@ -186,6 +184,7 @@ def train_student(
     *,
     seed: int,
     device: torch.device,
+    graphs: bool = True,
     progress: Callable[[int], None] = lambda step: None,
 ) -> tuple[Classifier, float]:
     """Train a fresh classifier for a given number of steps.
@@ -198,6 +197,7 @@ def train_student(
         steps: SGD steps.
         seed: of the weights and the augmentation.
         device: where to train.
+        graphs: replay the steps as CUDA graphs on a GPU.
         progress: called with the number of finished steps after each one.
 
     Returns:
@@ -209,7 +209,7 @@ def train_student(
         student = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, spec.width)
     student = student.to(device).to(memory_format=student.memory_format)  # type: ignore[call-overload]
     student.train()
-    steps_taken = GraphedSteps(device, wanted=steps >= LEAST_STEPS)
+    steps_taken = GraphedSteps(device, wanted=graphs, remedy="--no-graphs")
     optimizer = torch.optim.SGD(
         student.parameters(),
         lr=recordable_rate(recipe.lr, steps_taken),
@@ -238,7 +238,7 @@ def train_student(
         for step in range(steps):
             batch = [tensor for tensor in next(batches) if tensor is not None]
             set_rate(optimizer, recipe.lr_at(step, steps))
-            loss = steps_taken.take(len(batch[0]), learn, *batch)["loss"]
+            loss = steps_taken.take(len(batch[0]), learn, *batch, left=steps - step)["loss"]
             progress(step + 1)
     student.eval()
     return student, float(loss.item())

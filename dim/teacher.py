@@ -45,7 +45,7 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
         torch.manual_seed(seed_of(session.config.seed, "teacher"))
         teacher = PoolMember(config.teacher, shape)
     teacher = teacher.to(game.device, memory_format=teacher.classifier.memory_format)  # type: ignore[call-overload]
-    steps = game.graphed_steps(session.say)
+    steps = game.graphed_steps()
     optimiser = torch.optim.SGD(
         teacher.parameters(),
         lr=recordable_rate(recipe.lr, steps),
@@ -68,7 +68,8 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
 
     def step(index: int) -> Tensor:
         set_rate(optimiser, recipe.lr_at(index, config.teacher_steps))
-        return steps.take("sgd", learn, seed=seed_of(session.config.seed, "teacher", index))["loss"]
+        seed = seed_of(session.config.seed, "teacher", index)
+        return steps.take("sgd", learn, left=config.teacher_steps - index, seed=seed)["loss"]
 
     def report(done: int) -> None:
         session.progress(Progress(stage="teacher", step=done, steps=config.teacher_steps, images_per_s=0.0, losses={}))

@@ -63,7 +63,7 @@ class TorchEngine:
         graph, batch = self._graph, self.batch
         if graph is None or batch is None:
             raise EngineError("The engine was closed; open the bundle again.")
-        missing = batch - len(labels)
+        missing, expected = batch - len(labels), (batch, *self._shape)
         try:
             inputs = {
                 "latents": F.pad(torch.from_numpy(latents).to(self._where), (0, 0, 0, missing)),
@@ -71,10 +71,12 @@ class TorchEngine:
             }
             # TF32 stays off, as in every fp32 engine here.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                drawn = graph(inputs)[: len(labels)].cpu().numpy()
-        except RuntimeError as error:
+                drawn = graph(inputs)
+            if drawn.dtype != torch.uint8 or drawn.shape != expected:
+                raise EngineError(f"{self.name} drew {drawn.dtype} {tuple(drawn.shape)}, not uint8 {expected}.")
+            images: NDArray[np.uint8] = drawn[: len(labels)].cpu().numpy()
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
             raise EngineError(f"{self.name} failed while drawing {len(labels)} images: {first_line(error)}") from error
-        images: NDArray[np.uint8] = drawn.reshape(len(labels), *self._shape)
         return images
 
     def close(self) -> None:
@@ -97,20 +99,30 @@ class _OnnxGraph:
         # Shapes and scales are read on the host, where reading them waits for nothing.
         self.host = {name: array.reshape(-1).tolist() for name, array in arrays.items() if array.size <= 8}
         self.output = graph.output[0].name
-        self.nodes: list[tuple[Callable[..., Tensor], dict[str, Any], list[str], str]] = []
+        self.nodes: list[tuple[_Operator, dict[str, Any], list[str], str]] = []
         for node in graph.node:
             if node.op_type not in _OPERATORS or len(node.output) != 1:
                 known = ", ".join(_OPERATORS)
                 raise EngineError(
-                    f"The torch engine cannot run the operator {node.op_type} of this file; it knows {known}."
+                    f"The torch engine cannot run the operator {node.op_type} of this file; it knows {known}. "
+                    "Draw with another --engine."
                 )
+            operator, allowed = _OPERATORS[node.op_type]
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            self.nodes.append((_OPERATORS[node.op_type], attributes, list(node.input), node.output[0]))
+            for name, value in attributes.items():
+                if name not in allowed or (allowed[name] and value not in allowed[name]):
+                    raise EngineError(
+                        f"The torch engine cannot run {node.op_type} with {name}={value!r}: draw with another --engine."
+                    )
+            names = list(node.input)
+            while names and not names[-1]:  # left out
+                names.pop()
+            self.nodes.append((operator, attributes, names, node.output[0]))
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         values = self.constants | inputs
         for operator, attributes, names, output in self.nodes:
-            arguments = [values[name] for name in names if name]
+            arguments = [values[name] if name else _NOTHING for name in names]
             values[output] = operator(arguments, attributes, [self.host.get(name) for name in names])
         drawn: Tensor = values[self.output]
         return drawn
@@ -118,12 +130,12 @@ class _OnnxGraph:
 
 Host = list[list[Any] | None]
 """The values of small constants among a node's inputs."""
+_Operator = Callable[[list[Tensor], dict[str, Any], Host], Tensor]
+_NOTHING = torch.empty(0)
+"""An input that is left out."""
 
 
 def _gather(x: list[Tensor], attributes: dict[str, Any], host: Host) -> Tensor:
-    axis = attributes.get("axis", 0)
-    if axis:
-        raise EngineError(f"The torch engine gathers along axis 0 only, not {axis}.")
     return x[0][x[1]]
 
 
@@ -168,7 +180,15 @@ def _resize(x: list[Tensor], attributes: dict[str, Any], host: Host) -> Tensor:
         raise EngineError("The torch engine resizes to the nearest pixel, rounded down, only.")
     if len(host) > 3:
         return F.interpolate(x[0], size=_numbers(host[3])[2:], mode="nearest")
-    return F.interpolate(x[0], scale_factor=_numbers(host[2])[2:], mode="nearest")
+    scales = _numbers(host[2])
+    if scales[:2] != [1, 1]:
+        raise EngineError("The torch engine resizes height and width only.")
+    return F.interpolate(x[0], scale_factor=scales[2:], mode="nearest")
+
+
+def _clip(x: list[Tensor], attributes: dict[str, Any], host: Host) -> Tensor:
+    low, high = (x[i] if len(x) > i and x[i] is not _NOTHING else None for i in (1, 2))
+    return torch.clamp(x[0], low, high)
 
 
 def _reshape(x: list[Tensor], attributes: dict[str, Any], host: Host) -> Tensor:
@@ -200,24 +220,38 @@ def _numbers(values: list[Any] | None) -> list[Any]:
 
 _DTYPES = {1: torch.float32, 2: torch.uint8, 6: torch.int32, 7: torch.int64, 10: torch.float16}
 """By the numbers of `onnx.TensorProto`."""
-_OPERATORS: dict[str, Callable[[list[Tensor], dict[str, Any], Host], Tensor]] = {
-    "Add": lambda x, a, h: x[0] + x[1],
-    "Sub": lambda x, a, h: x[0] - x[1],
-    "Mul": lambda x, a, h: x[0] * x[1],
-    "Div": lambda x, a, h: x[0] / x[1],
-    "Relu": lambda x, a, h: F.relu(x[0]),
-    "Tanh": lambda x, a, h: torch.tanh(x[0]),
-    "Round": lambda x, a, h: torch.round(x[0]),
-    "Clip": lambda x, a, h: torch.clamp(x[0], x[1], x[2]),
-    "Concat": lambda x, a, h: torch.cat(x, dim=a["axis"]),
-    "Transpose": lambda x, a, h: x[0].permute(a["perm"]),
-    "MatMul": lambda x, a, h: x[0] @ x[1],
-    "Gather": _gather,
-    "Gemm": _gemm,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Resize": _resize,
-    "Slice": _slice,
-    "Reshape": _reshape,
-    "Cast": _cast,
+_PLACES: dict[str, tuple[Any, ...]] = dict.fromkeys(("dilations", "group", "kernel_shape", "pads", "strides"), ()) | {
+    "auto_pad": (b"NOTSET",)
+}
+_OPERATORS: dict[str, tuple[_Operator, dict[str, tuple[Any, ...]]]] = {
+    # name: what computes it, and its attributes with the values that it knows; () for all
+    "Add": (lambda x, a, h: x[0] + x[1], {}),
+    "Mul": (lambda x, a, h: x[0] * x[1], {}),
+    "Relu": (lambda x, a, h: F.relu(x[0]), {}),
+    "Tanh": (lambda x, a, h: torch.tanh(x[0]), {}),
+    "Round": (lambda x, a, h: torch.round(x[0]), {}),
+    "MatMul": (lambda x, a, h: x[0] @ x[1], {}),
+    "Clip": (_clip, {}),
+    "Concat": (lambda x, a, h: torch.cat(x, dim=a["axis"]), {"axis": ()}),
+    "Transpose": (lambda x, a, h: x[0].permute(a["perm"]), {"perm": ()}),
+    "Gather": (_gather, {"axis": (0,)}),
+    "Gemm": (_gemm, {"alpha": (), "beta": (), "transA": (), "transB": ()}),
+    "Conv": (_conv, _PLACES),
+    "ConvTranspose": (_conv_transpose, _PLACES | {"output_padding": ()}),
+    "Resize": (
+        _resize,
+        {
+            "antialias": (0,),
+            "coordinate_transformation_mode": (b"asymmetric",),
+            "cubic_coeff_a": (),
+            "exclude_outside": (0,),
+            "extrapolation_value": (),
+            "keep_aspect_ratio_policy": (b"stretch",),
+            "mode": (b"nearest",),
+            "nearest_mode": (b"floor",),
+        },
+    ),
+    "Slice": (_slice, {}),
+    "Reshape": (_reshape, {"allowzero": ()}),
+    "Cast": (_cast, {"to": tuple(_DTYPES)}),
 }

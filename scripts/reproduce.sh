@@ -257,15 +257,16 @@ make_rival() {
 # measure DATA PART BUNDLE [OPTION ...]: one line of the evaluation. The recipe that the first line of a dataset chose
 # on the hold-out serves all of them.
 measure() {
-    local data=$1 part=$2 bundle=$3 recipe=$wanted_recipe slug
+    local data=$1 part=$2 bundle=$3 recipe=$wanted_recipe slug drawn=("${drawing[@]}")
     shift 3
+    case " $* " in *" int8 "*) drawn=() ;; esac # PyTorch draws no int8 file
     slug=$(slug "$data")
     if [ "$recipe" = holdout ] && [ -e "$out/eval-$slug/recipe/recipe.json" ]; then
         recipe=$out/eval-$slug/recipe/recipe.json
     fi
     rm -f "$out/eval-$slug/results.json" # of another line
     try "$slug-$part" dim eval --bundle "$bundle" --data "$data" --out "$out/eval-$slug" --preset full \
-        --recipe "$recipe" "${drawing[@]}" ${EPOCHS:+--epochs "$EPOCHS"} ${limit:+--time-limit "$(left)"} "$@"
+        --recipe "$recipe" "${drawn[@]}" ${EPOCHS:+--epochs "$EPOCHS"} ${limit:+--time-limit "$(left)"} "$@"
     if [ -z "$worked" ]; then return; fi
     if [ ! -e "$out/eval-$slug/results.json" ] || grep -q '"finished": *false' "$out/eval-$slug/results.json"; then
         stop "The evaluation $slug-$part is not finished."

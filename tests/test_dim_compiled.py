@@ -51,7 +51,7 @@ def graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def longest() -> DistillConfig:
     config = quick()
-    return replace(config, stage1=replace(config.stage1, steps=LEAST_STEPS))
+    return replace(config, graphs="off", stage1=replace(config.stage1, steps=LEAST_STEPS))
 
 
 def test_a_compiled_game_gives_what_a_plain_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,9 @@ def test_a_compiled_game_gives_what_a_plain_one_gives(tmp_path: Path, monkeypatc
     assert one.keys() == other.keys()  # the names of the weights are those of the plain networks
 
 
-def test_only_long_runs_of_one_process_on_a_gpu_are_compiled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_long_runs_of_one_process_on_a_gpu_without_graphs_are_compiled_unasked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: lambda *inputs: "compiled")
     monkeypatch.setattr(torch, "ones", lambda *args, **kwargs: None)
     network, gpu = nn.Linear(1, 1), torch.device("cuda")
@@ -79,7 +81,8 @@ def test_only_long_runs_of_one_process_on_a_gpu_are_compiled_unasked(monkeypatch
     assert is_compiled(longest(), gpu)
     assert not is_compiled(longest(), CPU)
     assert not is_compiled(longest(), gpu, processes=2)
-    assert not is_compiled(quick(), gpu)
+    assert not is_compiled(replace(longest(), graphs="auto"), gpu)
+    assert not is_compiled(replace(quick(), graphs="off"), gpu)
     assert not is_compiled(replace(longest(), compile="off"), gpu)
     assert is_compiled(replace(quick(), compile="on"), CPU)
 
@@ -99,7 +102,7 @@ def test_a_machine_that_cannot_compile_says_so_or_goes_on_without(
     monkeypatch.setattr(compiled, "LEAST_STEPS", 0)
     monkeypatch.setattr(torch, "ones", lambda count, device: torch.zeros(count))
     network = nn.Linear(1, 1)
-    assert compiler_for(quick(), torch.device("cuda"), World())(network) is network
+    assert compiler_for(longest(), torch.device("cuda"), World())(network) is network
 
 
 def test_a_network_that_cannot_be_compiled_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,23 @@
 """Steps as CUDA graphs: what is recorded and when, on the CPU by a stand-in for the graph; the rest needs a GPU."""
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
+from small_images import make_images
+from test_dim_distill import quick, weights
 from torch import Tensor
 
 import dim.cuda_graphs
-from dim.cuda_graphs import MEETINGS, GraphedSteps, Step, own_stream, recordable_rate, set_rate
+from dim.cuda_graphs import LEAST_REPLAYS, MEETINGS, GraphedSteps, Step, own_stream, recordable_rate, set_rate
 from dim.device_data import seed_of
+from dim.distill import distill
+from dim.runtime.errors import DeviceError
 
 CPU = torch.device("cpu")
+MANY = 1e6
 
 
 class Replayed:
@@ -32,18 +39,26 @@ class Replayed:
 
 
 class Refused(Replayed):
-    """A step that cannot be recorded."""
+    """A step that cannot be recorded, as PyTorch tells it: the reason first, the end of the recording after it."""
 
     def __init__(self, step: Step, generator: torch.Generator, inputs: tuple[Tensor, ...], memory: object) -> None:
-        torch.rand(3, generator=generator)  # a recording may have drawn before it failed
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing.\nmore lines")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def recording_steps(monkeypatch: pytest.MonkeyPatch, graph: type[Replayed], said: list[str]) -> GraphedSteps:
-    monkeypatch.setattr(graph, "made", [], raising=False)
-    monkeypatch.setattr(dim.cuda_graphs, "Graph", graph)
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
+    """Have every step recorded by the stand-in; returns what is recorded."""
+    monkeypatch.setattr(Replayed, "made", [], raising=False)
+    monkeypatch.setattr(dim.cuda_graphs, "Graph", Replayed)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    steps = GraphedSteps(CPU, say=said.append)
+    return Replayed.made
+
+
+def recording_steps() -> GraphedSteps:
+    steps = GraphedSteps(CPU)
     steps.recording = True
     return steps
 
@@ -52,57 +67,80 @@ def draw(generator: torch.Generator, *inputs: Tensor) -> dict[str, Tensor]:
     return {"value": torch.rand((), generator=generator) + sum(tensor.sum() for tensor in inputs)}
 
 
-def test_a_step_is_recorded_when_it_has_run_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    steps = recording_steps(monkeypatch, Replayed, said)
-    plain = GraphedSteps(CPU)
+def test_a_step_is_recorded_when_it_has_run_often_enough(recorded: list[Replayed]) -> None:
+    steps, plain = recording_steps(), GraphedSteps(CPU)
     for number in range(MEETINGS + 3):
         for kind in ("a", "b"):
             images = torch.full((2,), float(number))
-            found = steps.take(kind, draw, images, seed=seed_of(kind, number))
-            assert found == plain.take(kind, draw, images, seed=seed_of(kind, number))
-        assert len(Replayed.made) == (2 if number >= MEETINGS else 0)
-    assert [graph.replays for graph in Replayed.made] == [3, 3]
-    assert said == []
+            found = steps.take(kind, draw, images, left=MANY, seed=seed_of(kind, number))
+            assert found == plain.take(kind, draw, images, left=MANY, seed=seed_of(kind, number))
+        assert len(recorded) == (2 if number >= MEETINGS else 0)
+    assert [graph.replays for graph in recorded] == [3, 3]
+    steps.forget()
+    steps.take("a", draw, left=MANY, seed=1)
+    assert [graph.replays for graph in recorded] == [3, 3]
 
 
-def test_without_a_seed_the_generator_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, plain = recording_steps(monkeypatch, Replayed, []), GraphedSteps(CPU)
+def test_a_step_that_does_not_come_often_is_not_recorded(recorded: list[Replayed]) -> None:
+    steps = recording_steps()
+    for left in (LEAST_REPLAYS + 2, LEAST_REPLAYS + 1, LEAST_REPLAYS - 0.5, 3):
+        steps.take("rare", draw, left=left)
+    assert recorded == []
+    for left in (LEAST_REPLAYS + 2, LEAST_REPLAYS + 1, LEAST_REPLAYS, 3):
+        steps.take("frequent", draw, left=left)
+    assert [graph.replays for graph in recorded] == [2]
+
+
+def test_without_a_seed_the_generator_goes_on(recorded: list[Replayed]) -> None:
     found = []
-    for each in (steps, plain):
-        each.generator.manual_seed(3)
-        found.append([float(each.take("a", draw)["value"]) for _ in range(MEETINGS + 3)])
+    for steps in (recording_steps(), GraphedSteps(CPU)):
+        steps.generator.manual_seed(3)
+        found.append([float(steps.take("a", draw, left=MANY)["value"]) for _ in range(MEETINGS + 3)])
     assert found[0] == found[1] and len(set(found[0])) == MEETINGS + 3
+    assert len(recorded) == 1
 
 
-def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    steps, plain = recording_steps(monkeypatch, Refused, said), GraphedSteps(CPU)
-    found = []
-    for each in (steps, plain):
-        each.generator.manual_seed(3)
-        found.append([float(each.take("a", draw)["value"]) for _ in range(MEETINGS + 3)])
-    assert found[0] == found[1]
-    assert not steps.recording
-    assert said == [
-        "Steps cannot be recorded as CUDA graphs here (operation not permitted when stream is capturing); "
-        "they run one kernel after another."
-    ]
+def test_a_step_that_cannot_be_recorded_is_an_error_that_says_why(
+    recorded: list[Replayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dim.cuda_graphs, "Graph", Refused)
+    steps = recording_steps()
+    for _ in range(MEETINGS):
+        steps.take("a", draw, left=MANY)
+    message = (
+        r"^A training step cannot be recorded as a CUDA graph here "
+        r"\(operation not permitted when stream is capturing\): add --set graphs=off, which takes longer.$"
+    )
+    with pytest.raises(DeviceError, match=message):
+        steps.take("a", draw, left=MANY)
 
 
-def test_nothing_is_recorded_on_a_cpu_or_where_it_is_not_wanted() -> None:
+def test_nothing_is_recorded_on_a_cpu_or_where_it_is_not_wanted(recorded: list[Replayed]) -> None:
     assert not GraphedSteps(CPU).recording
+    assert not GraphedSteps(torch.device("cpu"), wanted=False).recording
     with own_stream(CPU):
-        assert GraphedSteps(CPU).take("a", draw, seed=1) == draw(torch.Generator().manual_seed(1))
+        for _ in range(MEETINGS + 1):
+            value = GraphedSteps(CPU).take("a", draw, left=MANY, seed=1)
+    assert value == draw(torch.Generator().manual_seed(1)) and recorded == []
+
+
+def test_a_warning_is_shown_once_on_a_cpu() -> None:
+    def warn(generator: torch.Generator) -> dict[str, Tensor]:
+        warnings.warn("as before", stacklevel=1)
+        return {}
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        steps = GraphedSteps(CPU)
+        for _ in range(3):
+            steps.take("a", warn, left=MANY)
+    assert len(shown) == 1
 
 
 def test_a_rate_changes_in_place_where_it_is_a_tensor() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    steps = GraphedSteps(CPU)
-    rate = recordable_rate(0.5, steps)
+    rate, tensor = recordable_rate(0.5, GraphedSteps(CPU)), recordable_rate(0.5, recording_steps())
     assert rate == 0.5 and not isinstance(rate, Tensor)
-    steps.recording = True
-    tensor = recordable_rate(0.5, steps)
     assert isinstance(tensor, Tensor)
     for lr in (rate, tensor):
         optimiser = torch.optim.SGD([weight], lr=lr)
@@ -112,15 +150,54 @@ def test_a_rate_changes_in_place_where_it_is_a_tensor() -> None:
         assert (held is optimiser.param_groups[0]["lr"]) == isinstance(lr, Tensor)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "pool.kind": "fresh",
+            "pool.epoch_steps": 5,
+            "pool.steps_between": 4,
+            "deployment.latent_stds": (),
+            "deployment.fixed_latents": 0,
+        },
+    ],
+    ids=["kept", "fresh"],
+)
+def test_a_recorded_distillation_is_the_plain_one(
+    changes: dict[str, object], recorded: list[Replayed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of step holds all that it depends on: a closure over another step's values would show."""
+    overrides = {"pool.architectures": ("mlp",), "stage1.steps": 12, "stage2.steps": 12, "autocast": "off", **changes}
+    distill(quick(**overrides), make_images(), tmp_path / "plain", device="cpu")
+    assert recorded == []
+    monkeypatch.setattr(dim.cuda_graphs, "LEAST_REPLAYS", 1)
+    made = GraphedSteps.__init__
+
+    def recording(self: GraphedSteps, device: torch.device, *, wanted: bool = True, **rest: str) -> None:
+        made(self, device, wanted=wanted, **rest)
+        self.recording = wanted
+
+    monkeypatch.setattr(GraphedSteps, "__init__", recording)
+    # A rate in a tensor is float32; here the sums shall be the same to the last bit.
+    monkeypatch.setattr("dim.game.recordable_rate", lambda rate, steps: rate)
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, capturable, **options: adam(*args, **options))
+    distill(quick(**overrides), make_images(), tmp_path / "recorded", device="cpu")
+    assert sum(graph.replays for graph in recorded) > 12
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "recorded")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
     device = torch.device("cuda")
-    weights = []
+    found = []
     for wanted in (True, False):
         torch.manual_seed(0)
         layer = torch.nn.Linear(8, 8).to(device)
-        said: list[str] = []
-        steps = GraphedSteps(device, wanted=wanted, say=said.append)
+        steps = GraphedSteps(device, wanted=wanted)
         optimiser = torch.optim.Adam(
             layer.parameters(), lr=recordable_rate(0.1, steps), fused=True, capturable=steps.recording
         )
@@ -135,7 +212,6 @@ def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
         with own_stream(device):
             for number in range(20):
                 set_rate(optimiser, 0.1 / (number + 1))
-                steps.take("a", step, torch.tensor(1.0 + number, device=device), seed=number)
-        assert steps.recording == wanted and said == []
-        weights.append(layer.weight.detach().cpu())
-    torch.testing.assert_close(*weights)
+                steps.take("a", step, torch.tensor(1.0 + number, device=device), left=MANY, seed=number)
+        found.append(layer.weight.detach().cpu())
+    torch.testing.assert_close(*found)

@@ -11,7 +11,7 @@ from cli_tools import dim as run_command
 from cli_tools import one_line
 from digits_bundle import build_digits_bundle
 from export_runs import export_each_network_once, make_run
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import build_tiny_bundle
 
 import dim.torch_engine
@@ -20,7 +20,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_files import update_bundle
 from dim.runtime.errors import BundleError, EngineError
 from dim.runtime.locate import find_bundle
-from dim.torch_engine import TorchEngine
+from dim.torch_engine import TorchEngine, _OnnxGraph
 
 CPU = torch.device("cpu")
 
@@ -92,8 +92,50 @@ def test_what_it_cannot_run_is_told(tmp_path: Path) -> None:
     model = onnx.load_model_from_string((digits / "generator.fp32.onnx").read_bytes())
     model.graph.node[0].attribute[0].CopyFrom(helper.make_attribute("axis", -2))
     update_bundle(digits, add_files={"generator.fp32.onnx": model.SerializeToString()})
-    with pytest.raises(EngineError, match="axis 0 only, not -2"):
-        drawn(digits, "fp32", TorchEngine(Bundle(digits), "fp32", CPU))
+    with pytest.raises(EngineError, match="cannot run Gather with axis=-2: draw with another --engine"):
+        TorchEngine(Bundle(digits), "fp32", CPU)
+
+
+def one_node(node: onnx.NodeProto, **constants: np.ndarray) -> bytes:
+    """A model of one node from `x` to `y`."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph([node], "one", [value], [output], held)
+    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString()
+    return content
+
+
+KERNEL = np.ones((1, 1, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER"}),
+        ("ConvTranspose", {"output_shape": [8, 8]}),
+        ("Resize", {"mode": "linear"}),
+        ("Resize", {"mode": "nearest", "axes": [2, 3]}),
+        ("Cast", {"to": TensorProto.DOUBLE}),
+    ],
+)
+def test_an_attribute_that_it_does_not_know_is_refused(operator: str, attributes: dict[str, Any]) -> None:
+    node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
+    with pytest.raises(EngineError, match=f"cannot run {operator} with .*: draw with another --engine"):
+        _OnnxGraph(one_node(node, w=KERNEL), CPU)
+
+
+def test_inputs_that_are_left_out_keep_the_others_in_their_places() -> None:
+    x, limit = torch.tensor([-2.0, 0.5, 3.0]), np.float32(1)
+    at_most = one_node(helper.make_node("Clip", ["x", "", "w"], ["y"]), w=np.array(limit))
+    at_least = one_node(helper.make_node("Clip", ["x", "w", ""], ["y"]), w=np.array(limit))
+    assert _OnnxGraph(at_most, CPU)({"x": x}).tolist() == [-2.0, 0.5, 1.0]
+    assert _OnnxGraph(at_least, CPU)({"x": x}).tolist() == [1.0, 1.0, 3.0]
+    plain = one_node(helper.make_node("Conv", ["x", "w", ""], ["y"]), w=KERNEL)
+    assert _OnnxGraph(plain, CPU)({"x": torch.ones(1, 1, 3, 3)}).tolist() == [[[[9.0]]]]
+    unnamed = one_node(helper.make_node("Resize", ["x", "", "w"], ["y"], mode="nearest"), w=np.ones(4, np.float32))
+    with pytest.raises(EngineError, match="to the nearest pixel, rounded down, only"):
+        _OnnxGraph(unnamed, CPU)({"x": torch.ones(1, 1, 3, 3)})
 
 
 def test_a_bundle_draws_with_one_engine() -> None:

@@ -430,7 +430,9 @@ def test_pytorch_draws_where_no_engine_does_on_the_gpu(tmp_path: Path) -> None:
         out.mkdir()
         evaluations = of(calls(out, "mnist", WHOLE_EPOCHS="0", ENGINE=engine).lines, "dim eval")
         assert len(evaluations) > 6 and not of(evaluations, "--whole-epochs")
-        assert all((" --engine torch " in line) == drawing for line in evaluations)
+        for line in evaluations:
+            assert (" --engine torch " in line) == (drawing and " --precision int8 " not in line)
+        assert of(evaluations, "--precision int8")
 
 
 def test_a_folder_of_the_user_has_file_names_of_its_own(tmp_path: Path) -> None:
