@@ -15,6 +15,7 @@
 # IPCS, SEEDS  of the evaluation; RATIOS are further sizes from the same bundles; WHOLE_EPOCHS is for the whole split,
 #              0 for none
 # EPOCHS       of `dim eval`; the published protocol's if left out
+# JOBS         of `dim eval`: students side by side; several share a GPU well, best under NVIDIA MPS
 # RECIPE       of the students: holdout (42 students per dataset choose it), another name, or a recipe.json
 # SIZE         side of the ablation's images in pixels; the dataset's own if left out
 # STATE        a folder for machines that keep nothing: at the end of a piece it receives what is needed to go on, the
@@ -266,7 +267,8 @@ measure() {
     fi
     rm -f "$out/eval-$slug/results.json" # of another line
     try "$slug-$part" dim eval --bundle "$bundle" --data "$data" --out "$out/eval-$slug" --preset full \
-        --recipe "$recipe" "${drawn[@]}" ${EPOCHS:+--epochs "$EPOCHS"} ${limit:+--time-limit "$(left)"} "$@"
+        --recipe "$recipe" "${drawn[@]}" ${JOBS:+--jobs "$JOBS"} ${EPOCHS:+--epochs "$EPOCHS"} \
+        ${limit:+--time-limit "$(left)"} "$@"
     if [ -z "$worked" ]; then return; fi
     if [ ! -e "$out/eval-$slug/results.json" ] || grep -q '"finished": *false' "$out/eval-$slug/results.json"; then
         stop "The evaluation $slug-$part is not finished."

@@ -428,8 +428,9 @@ def test_pytorch_draws_where_no_engine_does_on_the_gpu(tmp_path: Path) -> None:
     for engine, drawing in (("tensorrt", False), ("onnxruntime-cuda", False), ("onnxruntime-cpu", True)):
         out = tmp_path / engine
         out.mkdir()
-        evaluations = of(calls(out, "mnist", WHOLE_EPOCHS="0", ENGINE=engine).lines, "dim eval")
+        evaluations = of(calls(out, "mnist", WHOLE_EPOCHS="0", ENGINE=engine, JOBS="5").lines, "dim eval")
         assert len(evaluations) > 6 and not of(evaluations, "--whole-epochs")
+        assert len(of(evaluations, " --jobs 5 ")) == len(evaluations)
         for line in evaluations:
             assert (" --engine torch " in line) == (drawing and " --precision int8 " not in line)
         assert of(evaluations, "--precision int8")
