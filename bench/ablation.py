@@ -73,6 +73,7 @@ def list_variants(
     # The published networks with as many channels as published only where the others are as large.
     generator, discriminator = (196, 196) if options.preset == "best" else (64, 32)
     youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
+    shifts = "crop" if plain.stage1.adversarial.augment in ("crop", "color_crop_cutout") else "crop=0.07"
     listed: dict[str, tuple[str, dict[str, Any]]] = {
         "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
         "generator": (
@@ -86,7 +87,7 @@ def list_variants(
         "r1-light": ("R1 penalty a tenth as heavy", both("r1_gamma", plain.stage1.adversarial.r1_gamma / 10)),
         "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
         "shown-color": ("the discriminator sees colour, crop and cutout", both("augment", "color_crop_cutout")),
-        "shown-crop": ("the discriminator sees small shifts alone", both("augment", "crop=0.07")),
+        "shown-crop": ("the discriminator sees shifts alone", both("augment", shifts)),
         "rates": ("generator's learning rate as high as the discriminator's", both("generator_lr", 5e-4)),
         "ema": ("no moving average", both("ema_halflife_kimg", 0.0)),
         "game": (

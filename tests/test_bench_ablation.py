@@ -63,10 +63,10 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert not {"unconditioned", "shown"} & set(small)  # what `small` does anyway
     assert "shown" in rows_of(bench, "small", "cifar10", full=False)
     best = rows_of(bench, "best", "cifar10", full=True)
-    assert {"unconditioned", "shown-crop", "ages", "generator"} <= set(best)
+    assert {"unconditioned", "shown-color", "ages", "generator"} <= set(best)
     assert best["base"][0] == "everything (the preset `best`)"
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
-    assert not {"conditioning", "shown-color", "four-ages", "paper-narrow"} & set(best)
+    assert not {"conditioning", "shown-crop", "four-ages", "paper-narrow"} & set(best)
     assert "four-ages" in rows_of(bench, "best", "cifar10", full=False)  # shortened to two ages
 
 
