@@ -27,10 +27,12 @@ from dim.eval_plan import MODES, plan_cells
 from dim.eval_run import Bench, check_fits, teacher_hash
 from dim.eval_table import CHART_NAME, draw_chart, write_results
 from dim.runtime.bundle_files import load_manifest
+from dim.runtime.engine import ENGINES
 from dim.runtime.engine_onnx import usable_cores
 from dim.runtime.errors import BadValueError, DeviceError, DimError
 from dim.runtime.manifest import Manifest
 from dim.students import Recipe, choose_precision, resolve_recipe
+from dim.torch_engine import TORCH
 
 _MIN_STEPS_FOR_JOBS = 2000
 """Starting a process takes as long as some hundreds of steps."""
@@ -133,6 +135,10 @@ def evaluate(
     """
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     _check_arguments(modes, ipcs, archs, seeds, epochs, whole_epochs, jobs, width, data)
+    if engine not in ("auto", TORCH, *ENGINES):
+        raise BadValueError(
+            f"There is no engine {engine!r} for the images; there are auto, {TORCH}, {', '.join(ENGINES)}."
+        )
     torch_device = _choose_device(device)
     student_precision = choose_precision(precision, torch_device)
     chosen = resolve_recipe(recipe, data.name)
