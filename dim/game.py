@@ -110,7 +110,7 @@ class Game:
         enabled = self.amp_dtype is not None
         return torch.autocast(self.device.type, dtype=self.amp_dtype or torch.bfloat16, enabled=enabled)
 
-    def seed_of(self, stage: str, step: int) -> int:
+    def step_seed(self, stage: str, step: int) -> int:
         """What a step's generator is seeded with: all its draws are a function of (seed, stage, step) alone."""
         return seed_of(self.config.seed, stage, step)
 

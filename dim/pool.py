@@ -121,6 +121,10 @@ class KeptPool:
         """The classifier of a generator step, chosen by (seed, step) alone."""
         return self.members[seed_of(self.seed, "pool choice", step) % len(self.members)]
 
+    def steps_left(self, step: int, steps: int) -> float:
+        """How many of `steps` generator steps, from this one on, ask the same classifier, on average."""
+        return (steps - step) / len(self.members)
+
 
 def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | None:
     """Train the pool, or read it from the run directory, where every finished architecture is kept.
@@ -197,10 +201,10 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
 
     def step(index: int) -> Tensor:
         seed = seed_of(session.config.seed, "pool", number, index)
-        left = total - index
-        return steps.take("sgd", lambda draws: _train_step(session, member, optimiser, draws), left=left, seed=seed)[
-            "loss"
-        ]
+        report = steps.take(
+            "sgd", lambda draws: _train_step(session, member, optimiser, draws), left=total - index, seed=seed
+        )
+        return report["loss"]
 
     def report(done: int) -> None:
         done, steps = number * total + done, total * len(config.architectures)
@@ -273,9 +277,9 @@ class FreshPool:
         self.is_new = False
         """Whether the last call of `member_for` began with another classifier."""
 
-    def steps_left(self, step: int) -> int:
-        """Generator steps of this epoch's classifier that are to come, this one included."""
-        return self.config.epoch_steps - step % self.config.epoch_steps
+    def steps_left(self, step: int, steps: int) -> int:
+        """How many of `steps` generator steps, from this one on, ask this epoch's classifier."""
+        return min(self.config.epoch_steps - step % self.config.epoch_steps, steps - step)
 
     def member_for(self, step: int) -> PoolMember:
         """Train this epoch's classifier for `steps_between` steps and return it."""
@@ -288,7 +292,7 @@ class FreshPool:
         self.member.train()
         # Every process trains on the whole batch, so its own statistics are those of one process.
         self._span_processes(False)
-        left = self.steps_left(step) * self.config.steps_between
+        left = self.steps_left(step, self.session.config.stage2.steps) * self.config.steps_between
         for number in range(self.config.steps_between):
             seed = seed_of(self.session.config.seed, "fresh", step, number)
             self.steps.take("sgd", self._learn, left=left - number, seed=seed)

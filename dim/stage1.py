@@ -27,6 +27,6 @@ def train_gan(session: Session) -> bool:
             return {**report, "generator_loss": loss.detach()}
 
         left = (stage.steps - index) * game.share_of(index)
-        return steps.take(game.is_penalised(index), play, left=left, seed=game.seed_of("stage1", index))
+        return steps.take(game.is_penalised(index), play, left=left, seed=game.step_seed("stage1", index))
 
     return session.run_stage("stage1", stage, step)

@@ -62,13 +62,9 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
 
     def step(index: int) -> Mapping[str, Tensor]:
         member = None if matched is None else matched.member_for(index)
-        left = (stage.steps - index) * game.share_of(index)
-        if isinstance(matched, KeptPool):
-            left /= len(matched.members)
-        elif isinstance(matched, FreshPool):
-            left = min(left, matched.steps_left(index) * game.share_of(index))
-            if matched.is_new:
-                steps.forget()
+        left = stage.steps - index if matched is None else matched.steps_left(index, stage.steps)
+        if isinstance(matched, FreshPool) and matched.is_new:
+            steps.forget()
 
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
             draws = game.draw(generator, stage.batch_size, group_size)
@@ -83,7 +79,7 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
             return report
 
         kind = (game.is_penalised(index), id(member))
-        report = steps.take(kind, play, left=left, seed=game.seed_of("stage2", index))
+        report = steps.take(kind, play, left=left * game.share_of(index), seed=game.step_seed("stage2", index))
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()
         return report

@@ -15,7 +15,7 @@
 # IPCS, SEEDS  of the evaluation; RATIOS are further sizes from the same bundles; WHOLE_EPOCHS is for the whole split,
 #              0 for none
 # EPOCHS       of `dim eval`; the published protocol's if left out
-# JOBS         of `dim eval`: students side by side; several share a GPU well, best under NVIDIA MPS
+# JOBS         of `dim eval`: students side by side; seven shared an H100 under NVIDIA MPS
 # RECIPE       of the students: holdout (42 students per dataset choose it), another name, or a recipe.json
 # SIZE         side of the ablation's images in pixels; the dataset's own if left out
 # STATE        a folder for machines that keep nothing: at the end of a piece it receives what is needed to go on, the
