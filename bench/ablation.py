@@ -73,7 +73,8 @@ def list_variants(
     # The published networks with as many channels as published only where the others are as large.
     generator, discriminator = (196, 196) if options.preset == "best" else (64, 32)
     youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
-    shifts = "crop" if plain.stage1.adversarial.augment in ("crop", "color_crop_cutout") else "crop=0.07"
+    game = plain.stage1.adversarial
+    shifts = "crop" if game.augment in ("flip_crop", "color_crop_cutout") else "crop=0.07"
     listed: dict[str, tuple[str, dict[str, Any]]] = {
         "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
         "generator": (
@@ -84,11 +85,16 @@ def list_variants(
         "unconditioned": ("class conditioning at the input alone", {"generator.conditioning": "input"}),
         "group": ("no deviation over groups in the discriminator", {"discriminator.group_size": 1}),
         "r1": ("no R1 penalty", both("r1_gamma", 0.0)),
-        "r1-light": ("R1 penalty a tenth as heavy", both("r1_gamma", plain.stage1.adversarial.r1_gamma / 10)),
+        "r1-light": ("R1 penalty a tenth as heavy", both("r1_gamma", game.r1_gamma / 10)),
         "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
         "shown-color": ("the discriminator sees colour, crop and cutout", both("augment", "color_crop_cutout")),
         "shown-crop": ("the discriminator sees shifts alone", both("augment", shifts)),
-        "rates": ("generator's learning rate as high as the discriminator's", both("generator_lr", 5e-4)),
+        "rates": (
+            "generator's learning rate as high as the discriminator's",
+            both("generator_lr", game.discriminator_lr),
+        ),
+        "one-step": ("one discriminator step per generator step", both("discriminator_steps", 1)),
+        "two-steps": ("two discriminator steps per generator step", both("discriminator_steps", 2)),
         "ema": ("no moving average", both("ema_halflife_kimg", 0.0)),
         "game": (
             "published critic and losses: WGAN-GP with class heads",

@@ -143,9 +143,10 @@ class Ours:
         # Penalised steps are recorded as well, for every age of every architecture.
         kinds = len(self.ages) * (2 if game.r1_gamma and game.r1_every > 1 else 1)
         pool = plus(pool, recording, kinds)
+        share = 1 - self.session.game.share_of(plain)
         return Turn(
-            stage1_step=plus(stage1, penalty, 1 / game.r1_every),
-            stage2_step=plus(mean(stage2), penalty, 1 / game.r1_every),
+            stage1_step=plus(stage1, penalty, share),
+            stage2_step=plus(mean(stage2), penalty, share),
             pool=pool,
         )
 

@@ -86,6 +86,8 @@ class AdversarialConfig:
     """Weight of the R1 penalty; the logistic loss only."""
     r1_every: int = 8
     """Steps between R1 penalties, each then weighted by this number (arXiv 1912.04958)."""
+    discriminator_steps: int = 1
+    """Discriminator steps before every generator step, each on images of its own."""
     augment: str = "crop=0.1"
     """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738); empty: none."""
     ema_halflife_kimg: float = 10.0
@@ -100,6 +102,7 @@ class AdversarialConfig:
         _between(self, "final_lr_fraction", 0.0, 1.0)
         _between(self, "r1_gamma", 0.0, 1e4)
         _between(self, "r1_every", 1, 10_000)
+        _between(self, "discriminator_steps", 1, 100)
         _between(self, "ema_halflife_kimg", 0.0, 1e6)
 
 
@@ -108,7 +111,7 @@ class StageConfig:
     """One stage of distillation."""
 
     steps: int
-    """Generator steps, each with one discriminator step; 0 skips the stage."""
+    """Generator steps; 0 skips the stage."""
     batch_size: int
     """Real images per step, over all processes; as many are generated."""
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)

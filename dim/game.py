@@ -6,6 +6,7 @@ Shapes: N batch (this process's share), Z latent dimension, C channels, H = W im
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -91,6 +92,7 @@ class Game:
             steps: what will take the stage's steps; None where they are not taken yet.
         """
         self.adversarial = adversarial
+        self._shares = Counter(self.penalties(step) for step in range(adversarial.r1_every))
         steps = steps or GraphedSteps(self.device, wanted=False)
 
         def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
@@ -154,24 +156,42 @@ class Game:
         ):
             set_rate(optimiser, lr * factor)
 
-    def is_penalised(self, step: int) -> bool:
-        """Whether R1 is due at a step of the discriminator."""
-        return self.adversarial.r1_gamma > 0 and step % self.adversarial.r1_every == 0
+    def penalties(self, step: int) -> tuple[bool, ...]:
+        """For every discriminator step that belongs to a generator step, whether R1 is due at it."""
+        a = self.adversarial
+        first = step * a.discriminator_steps
+        return tuple(a.r1_gamma > 0 and i % a.r1_every == 0 for i in range(first, first + a.discriminator_steps))
 
     def share_of(self, step: int) -> float:
-        """Which part of the discriminator's steps is penalised as this one is, or is not penalised as this one."""
-        penalised = 1 / self.adversarial.r1_every if self.adversarial.r1_gamma > 0 else 0.0
-        return penalised if self.is_penalised(step) else 1 - penalised
+        """Which part of all steps has the penalties of this one."""
+        return self._shares[self.penalties(step)] / self._shares.total()
 
-    def discriminator_step(self, draws: Draws, step: int) -> dict[str, Tensor]:
-        """One optimiser step of the discriminator; returns its losses on the device."""
+    def teach_discriminator(
+        self, generator: torch.Generator, batch_size: int, group_size: int, step: int
+    ) -> tuple[Draws, dict[str, Tensor]]:
+        """The discriminator's steps of one generator step.
+
+        Returns:
+            The last draws, on which the generator's step is to be taken, and the mean of every loss.
+        """
+        reports = []
+        for penalise in self.penalties(step):
+            draws = self.draw(generator, batch_size, group_size)
+            reports.append(self.discriminator_step(draws, penalise))
+        names = {name for report in reports for name in report}
+        return draws, {
+            name: torch.stack([report[name] for report in reports if name in report]).mean() for name in sorted(names)
+        }
+
+    def discriminator_step(self, draws: Draws, penalise: bool) -> dict[str, Tensor]:
+        """One optimiser step of the discriminator, with R1 if `penalise`; returns its losses on the device."""
         with torch.no_grad(), self.autocast():
             fake = self.fast_generator(draws.discriminator_latents_NZ, draws.fake_labels_N).float()
         self.discriminator_optimiser.zero_grad(set_to_none=True)
         if self.adversarial.loss == "wgan-gp-ac":
             loss, report = self._paper_discriminator_loss(draws, fake)
         else:
-            loss, report = self._logistic_discriminator_loss(draws, fake, self.is_penalised(step))
+            loss, report = self._logistic_discriminator_loss(draws, fake, penalise)
         loss.backward()  # type: ignore[no-untyped-call]
         self.discriminator_optimiser.step()
         return report

@@ -192,7 +192,7 @@ class Session:
         self.quiet_lines = checkpoint.quiet_lines
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
         prefix = "unlogged."
-        self.unlogged = {k[len(prefix) :]: list(v) for k, v in tensors.items() if k.startswith(prefix)}
+        self.unlogged = {k[len(prefix) :]: list(v.to(game.device)) for k, v in tensors.items() if k.startswith(prefix)}
         if self.world.is_main and self.metrics_path.exists():
             os.truncate(self.metrics_path, min(checkpoint.metrics_bytes, self.metrics_path.stat().st_size))
 

@@ -20,13 +20,12 @@ def train_gan(session: Session) -> bool:
     def step(index: int) -> Mapping[str, Tensor]:
 
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
-            draws = game.draw(generator, stage.batch_size, group_size)
-            report = game.discriminator_step(draws, index)
+            draws, report = game.teach_discriminator(generator, stage.batch_size, group_size, index)
             loss, _ = game.generator_loss(draws)
             game.generator_step(loss, stage.batch_size)
             return {**report, "generator_loss": loss.detach()}
 
         left = (stage.steps - index) * game.share_of(index)
-        return steps.take(game.is_penalised(index), play, left=left, seed=game.step_seed("stage1", index))
+        return steps.take(game.penalties(index), play, left=left, seed=game.step_seed("stage1", index))
 
     return session.run_stage("stage1", stage, step)

@@ -67,8 +67,7 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
             steps.forget()
 
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
-            draws = game.draw(generator, stage.batch_size, group_size)
-            report = game.discriminator_step(draws, index)
+            draws, report = game.teach_discriminator(generator, stage.batch_size, group_size, index)
             loss, fake = game.generator_loss(draws)
             report["generator_loss"] = loss.detach()
             if member is not None:
@@ -78,7 +77,7 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
             game.generator_step(loss, stage.batch_size)
             return report
 
-        kind = (game.is_penalised(index), id(member))
+        kind = (game.penalties(index), id(member))
         report = steps.take(kind, play, left=left * game.share_of(index), seed=game.step_seed("stage2", index))
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()

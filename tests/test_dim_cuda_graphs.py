@@ -15,6 +15,7 @@ from dim.cuda_graphs import LEAST_REPLAYS, MEETINGS, GraphedSteps, Step, own_str
 from dim.device_data import seed_of
 from dim.distill import distill
 from dim.runtime.errors import DeviceError
+from dim.session import Progress
 
 CPU = torch.device("cpu")
 MANY = 1e6
@@ -161,8 +162,13 @@ def test_a_rate_changes_in_place_where_it_is_a_tensor() -> None:
             "deployment.latent_stds": (),
             "deployment.fixed_latents": 0,
         },
+        {
+            f"{stage}.{field}": value
+            for stage in ("stage1", "stage2")
+            for field, value in (("adversarial.discriminator_steps", 2), ("adversarial.r1_every", 3), ("steps", 24))
+        },
     ],
-    ids=["kept", "fresh"],
+    ids=["kept", "fresh", "two discriminator steps"],
 )
 def test_a_recorded_distillation_is_the_plain_one(
     changes: dict[str, object], recorded: list[Replayed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,3 +221,19 @@ def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
                 steps.take("a", step, torch.tensor(1.0 + number, device=device), left=MANY, seed=number)
         found.append(layer.weight.detach().cpu())
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("stage", ["stage1", "pool", "stage2"])
+def test_a_run_on_a_gpu_goes_on_between_two_lines_of_its_log(stage: str, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def interrupt(report: Progress) -> None:
+        if (report.stage, report.step) == (stage, 5):
+            raise Stop
+
+    config = quick(log_steps=4, checkpoint_steps=1)
+    with pytest.raises(Stop):
+        distill(config, make_images(), tmp_path, device="gpu", progress=interrupt)
+    assert distill(config, make_images(), tmp_path, device="gpu", resume=True).finished

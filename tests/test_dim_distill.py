@@ -350,20 +350,19 @@ def checkpoints_of(config: DistillConfig, run_dir: Path) -> CheckpointFolder:
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_what_is_not_finite_is_told_and_not_kept(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, calls = Game.discriminator_step, []
+    teach = Game.teach_discriminator
 
-    def poisoned(game: Game, draws: Draws, index: int) -> dict[str, torch.Tensor]:
-        report = step(game, draws, index)
-        calls.append(index)
-        if index < 8:
-            return report
+    def poisoned(game: Game, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
+        draws, report = teach(game, *args)
+        if args[-1] < 8:
+            return draws, report
         if what == "loss":
-            return {**report, "discriminator_loss": torch.tensor(torch.nan)}
+            return draws, {**report, "discriminator_loss": torch.tensor(torch.nan)}
         with torch.no_grad():
             game.ema.last.bias.fill_(torch.nan)  # in no loss: only the checkpoint meets it
-        return report
+        return draws, report
 
-    monkeypatch.setattr(Game, "discriminator_step", poisoned)
+    monkeypatch.setattr(Game, "teach_discriminator", poisoned)
     config = quick(**{"stage1.steps": 20, "checkpoint_steps": 4})
     message = "discriminator_loss is not finite" if what == "loss" else "the tensor ema.last.bias is not finite"
     with pytest.raises(DivergedError, match=f"{message}. The last good checkpoint, step 8 of stage1, is kept in "):
@@ -383,13 +382,14 @@ def test_divergence_before_any_checkpoint_says_so(tmp_path: Path, monkeypatch: p
 
 def win(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**6) -> None:
     """Let the discriminator's loss look as if it had won, from the step `first` of stage 1 to `last`."""
-    step = Game.discriminator_step
+    teach = Game.teach_discriminator
 
-    def winning(game: Game, draws: Draws, index: int) -> dict[str, torch.Tensor]:
-        report = step(game, draws, index)
-        return report | ({"discriminator_loss": torch.tensor(0.001)} if first <= index + 1 <= last else {})
+    def winning(game: Game, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
+        draws, report = teach(game, *args)
+        won = {"discriminator_loss": torch.tensor(0.001)} if first <= args[-1] + 1 <= last else {}
+        return draws, report | won
 
-    monkeypatch.setattr(Game, "discriminator_step", winning)
+    monkeypatch.setattr(Game, "teach_discriminator", winning)
     monkeypatch.setattr("dim.session.draw_curves", lambda *args: None)  # most of a checkpoint's time
 
 
@@ -496,9 +496,9 @@ def test_presets_fit_digits_and_survive_json(name: str) -> None:
         ("scans", 1, 999, "crop=0.07", "crop=0.07"),
         ("scans", 1, 1000, "", ""),
         ("photos", 3, 6000, "crop=0.07", "crop=0.07"),
-        ("cifar10", 3, 5000, "crop=0.07", "crop"),
+        ("cifar10", 3, 5000, "crop=0.07", "flip_crop"),
         ("cifar100", 3, 500, "crop=0.07", "color_crop_cutout"),
-        ("fashion-mnist", 1, 6000, "crop=0.07", "crop"),
+        ("fashion-mnist", 1, 6000, "crop=0.07", "flip_crop"),
     ],
 )
 def test_the_discriminator_sees_many_images_less_augmented(
