@@ -1,6 +1,6 @@
-"""Write docs/shipped.md: the bundles that come with the package, by their hashes.
+"""Write docs/shipped.md: the bundles that come with the package, and those beside it, by their hashes.
 
-Run it whenever a bundle under runtime/shipped/ is replaced:  python scripts/shipped.py
+Run it whenever a bundle under runtime/shipped/ or bundles/ is replaced:  python scripts/shipped.py
 """
 
 from pathlib import Path
@@ -8,22 +8,30 @@ from pathlib import Path
 from dim.runtime.bundle_files import load_manifest
 from dim.runtime.locate import SHIPPED
 
-PAGE = Path(__file__).parent.parent / "docs" / "shipped.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "shipped.md"
 HEAD = """# Shipped bundles
 
-This page is written by `scripts/shipped.py` from the bundles under `runtime/shipped/`; a test compares the two, so no
-bundle changes without a change here. `manifest_sha256` covers every byte of a bundle, `content_id` what it draws.
+This page is written by `scripts/shipped.py` from the bundles under `runtime/shipped/`, which come with the package, and
+under `bundles/`, which lie beside it in the repository and are too large for a wheel; a test compares them with it, so
+no bundle changes without a change here. `manifest_sha256` covers every byte of a bundle, `content_id` what it draws.
 `dim verify` checks an installed bundle against its own manifest, `dim inspect` prints both hashes, and
 `--sha256 MANIFEST_SHA256` refuses any other bundle.
 """
 
 
+def bundles() -> list[Path]:
+    """Return every bundle of the repository: the package's, then those beside it."""
+    return sorted(SHIPPED.parent.glob("*.dim")) + sorted((ROOT / "bundles").glob("*.dim"))
+
+
 def page() -> str:
     """Return the whole page."""
     parts = [HEAD]
-    for folder in sorted(SHIPPED.parent.glob("*.dim")):
+    for folder in bundles():
         manifest = load_manifest(folder)
         rows = {
+            "lies in": "`bundles/`" if folder.parent.name == "bundles" else "`runtime/shipped/`, and every wheel",
             "`manifest_sha256`": f"`{manifest.manifest_sha256}`",
             "`content_id`": f"`{manifest.content_id}`",
             "made by": manifest.created_by,

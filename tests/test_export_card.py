@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from export_runs import generator_config, run_config
 from tiny_bundle import build_tiny_bundle
 
@@ -15,7 +16,7 @@ from dim.export.card import model_card, read_record, record_accuracy, reproducin
 from dim.presets import preset
 from dim.runtime.bundle_files import load_manifest
 
-SHIPPED = Path(__file__).parents[1] / "runtime" / "shipped"
+ROOT = Path(__file__).parents[1]
 ROW: dict[str, Any] = {
     "subject": "bundle | mine",
     "mode": "stream",
@@ -44,9 +45,10 @@ def config_of(name: str, overrides: dict[str, Any], **data: Any) -> dict[str, An
     return values | {"format_version": 1, "generator": generator, "data": record}
 
 
-def test_the_shipped_card_is_what_its_manifest_says_today() -> None:
+@pytest.mark.parametrize("folder", ["runtime/shipped/mnist.dim", "bundles/cifar10-jpeg.dim"])
+def test_the_shipped_card_is_what_its_manifest_says_today(folder: str) -> None:
     """Its command names every field in which the bundle differs from the preset, which may have changed since."""
-    shipped = SHIPPED / "mnist.dim"
+    shipped = ROOT / folder
     manifest = load_manifest(shipped)
     assert (shipped / "README.md").read_text() == model_card(manifest, read_record(shipped, manifest))
 

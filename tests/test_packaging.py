@@ -99,15 +99,17 @@ def test_the_page_of_dependencies_lists_the_pinned_versions() -> None:
 
 
 def test_the_hashes_of_the_shipped_bundles_are_recorded() -> None:
-    """Nobody changes a bundle that users get without saying so in docs/shipped.md."""
+    """Nobody changes a bundle that users get without saying so in docs/shipped.md, and none is larger than promised."""
     specification = importlib.util.spec_from_file_location("shipped", ROOT / "scripts" / "shipped.py")
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     page = (ROOT / "docs" / "shipped.md").read_text()
     assert page == script.page(), "run  python scripts/shipped.py"
-    for folder in (ROOT / "runtime" / "shipped").iterdir():
+    for folder in script.bundles():
         manifest = load_manifest(folder)
+        in_wheel = folder.parent.name == "shipped"
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= (5 if in_wheel else 30) * 10**6
         assert f"`{manifest.manifest_sha256}`" in page and f"`{manifest.content_id}`" in page
         for name in manifest.files:
             check_file_hash(folder, manifest, name)
