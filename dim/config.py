@@ -85,7 +85,7 @@ class AdversarialConfig:
     r1_gamma: float = 0.5
     """Weight of the R1 penalty; the logistic loss only."""
     r1_every: int = 8
-    """Steps between R1 penalties, each then weighted by this number (arXiv 1912.04958)."""
+    """Discriminator steps between R1 penalties, each then weighted by this number (arXiv 1912.04958)."""
     discriminator_steps: int = 1
     """Discriminator steps before every generator step, each on images of its own."""
     augment: str = "crop=0.1"

@@ -171,6 +171,12 @@ class Game:
     ) -> tuple[Draws, dict[str, Tensor]]:
         """The discriminator's steps of one generator step.
 
+        Args:
+            generator: seeded for the generator step; every step draws on from it.
+            batch_size: of all processes.
+            group_size: consecutive images of one class.
+            step: number of the generator step.
+
         Returns:
             The last draws, on which the generator's step is to be taken, and the mean of every loss.
         """
