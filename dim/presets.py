@@ -98,7 +98,8 @@ def _best(data: DataShape) -> DistillConfig:
     matched = default_policy(data.name)
     # Of many images only what leaves them real is changed: against colours and holes the discriminator guessed.
     shown = (matched if _has_many(data) else "color_crop_cutout") if natural else _shown(data, "crop=0.07")
-    # On a GPU a generator twice as quick, or a discriminator with half the steps, made it guess too (docs/method.md).
+    # On a GPU two discriminator steps taught students 9 points more than one did, and half the generator's rate another
+    # 3 (docs/method.md).
     game = AdversarialConfig(
         augment=shown,
         ema_halflife_kimg=20.0,
