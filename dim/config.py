@@ -197,6 +197,9 @@ class DeploymentConfig:
     """Latents per class chosen for fixed sets; 0 writes none."""
     candidates: int = 500
     """Latents per class to choose from."""
+    refine_steps: int = 0
+    """Gradient steps that move the first fixed latent of every class to its class's mean features, for sets of one
+    image per class; 0 leaves it as chosen."""
     teacher: str = ""
     """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
     teacher_width: int = 0
@@ -212,6 +215,7 @@ class DeploymentConfig:
         _between(self, "holdout", 0.001, 0.5)
         _between(self, "candidates", 1, 100_000)
         _between(self, "fixed_latents", 0, self.candidates)
+        _between(self, "refine_steps", 0, 1_000_000)
         _between(self, "teacher_width", 0, 1024)
         _between(self, "teacher_steps", 1, 10_000_000)
 

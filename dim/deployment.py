@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from dim.checkpoint import read_tensors, write_atomically, write_json, write_tensors
 from dim.device_data import step_generator, to_signed
 from dim.matching import MIN_SPREAD
-from dim.pool import KeptPool, PoolMember
+from dim.pool import KeptPool, PoolMember, classifier_shape
+from dim.refinement import refine_first
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.session import Progress, Session
 
@@ -41,13 +42,14 @@ those images typical that make a good small set; features averaged over the map 
 BATCH = 500
 
 
-def choose_deployment(session: Session, pool: KeptPool) -> bool:
+def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str, Any]) -> bool:
     """Choose the deployed `latent_std` and the latents of fixed sets; write `deployment.json` and `latents.npz`.
 
     Args:
         session: after stage 2.
         pool: the kept pool; the oldest snapshot of each architecture judges the spread, and every snapshot of the
             ConvNet-3, where there is one, the latents.
+        data_record: the run's record of its data.
 
     Returns:
         False if the time limit stopped it between two classes; what was measured and chosen so far is kept.
@@ -71,10 +73,16 @@ def choose_deployment(session: Session, pool: KeptPool) -> bool:
     write_json(path, report)
     _unfinished(session, "spread").unlink(missing_ok=True)
     if config.fixed_latents:
-        judges = _judges(session, [m for m in pool.members if m.name == HERDING_JUDGE]) or judges
-        latents_KMZ = herd_latents(session, network, judges, report["latent_std"])
+        convnets = [member for member in pool.members if member.name == HERDING_JUDGE]
+        latents_KMZ = herd_latents(session, network, _judges(session, convnets) or judges, report["latent_std"])
         if latents_KMZ is None:
             return False
+        if config.refine_steps:
+            shape = classifier_shape(data_record, session.config.pool.width)
+            first_KZ = refine_first(session, network, convnets, latents_KMZ[:, 0], shape)
+            if first_KZ is None:
+                return False
+            latents_KMZ[:, 0] = first_KZ
         write_atomically(session.run_dir / "latents.npz", write_fixed_latents(latents_KMZ.cpu().numpy()))
         _unfinished(session, "latents").unlink(missing_ok=True)
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
@@ -175,15 +183,18 @@ def herd_latents(session: Session, network: nn.Module, judges: Sequence[Judge], 
     Welling and Smola 2010, with the energy distance's kernel): `--ipc 10` is the first ten of `--ipc 50`.
 
     Returns:
-        float32 [K, M, Z] on the device; None if the time limit stopped it: the finished classes are kept.
+        float32 [K, M, Z] on the device; None if the time limit stopped it, after the last class too where a refinement
+        is still to come: the finished classes are kept.
     """
     path, num_classes = _unfinished(session, "latents"), session.game.data.num_classes
     chosen = list(read_tensors(path)["latents"].to(session.game.device)) if path.exists() else []
     for label in range(len(chosen), num_classes):
         chosen.append(_herd_class(session, network, judges, latent_std, label))
         session.progress(_report("herding", label + 1, num_classes))
-        if time.monotonic() > session.deadline and label + 1 < num_classes:
+        finished, late = label + 1 == num_classes, time.monotonic() > session.deadline
+        if finished or late:
             write_tensors(path, {"latents": torch.stack(chosen)})
+        if late and not (finished and session.config.deployment.refine_steps == 0):
             return None
     return torch.stack(chosen)
 

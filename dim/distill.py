@@ -183,7 +183,7 @@ def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
     finished = True
     if session.world.is_main:
         if isinstance(pool, KeptPool) and session.config.wants_choices:
-            finished = choose_deployment(session, pool)
+            finished = choose_deployment(session, pool, data_record)
         if finished and session.config.deployment.teacher:
             finished = train_teacher(session, data_record)
     if session.world.agree(not finished, game.device):

@@ -77,7 +77,8 @@ def classifier_shape(data_record: Mapping[str, Any], width: int) -> dict[str, An
     }
 
 
-def _new_member(session: Session, name: str, shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
+def new_member(session: Session, name: str, shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
+    """A classifier with fresh weights on the device, which the run's seed and `seed` decide."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(session.config.seed, *seed))
         member = PoolMember(name, shape)
@@ -142,7 +143,7 @@ def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool |
     shape = classifier_shape(data_record, config.width)
     folder = session.run_dir / "checkpoints"
     snapshots = [
-        [_new_member(session, name, shape, "pool", number) for _ in config.ages]
+        [new_member(session, name, shape, "pool", number) for _ in config.ages]
         for number, name in enumerate(config.architectures)
     ]
     members = [member for of_one in snapshots for member in of_one]
@@ -312,7 +313,7 @@ class FreshPool:
         names = self.config.architectures
         name = names[seed_of(self.session.config.seed, "fresh choice", epoch) % len(names)]
         self.epoch = epoch
-        self.member = _new_member(self.session, name, self.shape, "fresh", epoch)
+        self.member = new_member(self.session, name, self.shape, "fresh", epoch)
         self.norms = span_processes(self.member)
         self.optimiser = _optimiser(self.member, self.config)
         self.steps = self.session.game.graphed_steps()

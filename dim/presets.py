@@ -83,7 +83,9 @@ def _small(data: DataShape) -> DistillConfig:
         stage1=StageConfig(steps=3000, batch_size=128, adversarial=game),
         pool=PoolConfig(width=16, ages=(50, 200, 500), augment="crop=0.07"),
         matching=MatchingConfig(augment="crop=0.07"),
-        deployment=DeploymentConfig(latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000),
+        deployment=DeploymentConfig(
+            latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000, refine_steps=400
+        ),
         stage2=StageConfig(
             steps=600,
             batch_size=128,
@@ -118,7 +120,9 @@ def _best(data: DataShape) -> DistillConfig:
         pool=PoolConfig(ages=(100, 400, 1600, 6400), augment=matched),
         stage2=StageConfig(steps=8000, batch_size=128, adversarial=replace(game, final_lr_fraction=0.05)),
         matching=MatchingConfig(augment=matched),
-        deployment=DeploymentConfig(latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000),
+        deployment=DeploymentConfig(
+            latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000, refine_steps=400
+        ),
         grid_steps=1000,
     )
 

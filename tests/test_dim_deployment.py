@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from small_images import make_images
-from test_dim_distill import quick
+from test_dim_distill import QUICK, quick
 
+from dim.classifiers import build_classifier
 from dim.config import DeploymentConfig
 from dim.deployment import Judge, class_weights, herd
+from dim.device_data import DeviceData, to_signed
 from dim.distill import distill
 from dim.presets import preset
+from dim.refinement import refine_first
 from dim.runtime.errors import BadValueError
 from dim.session import Session
 
@@ -99,6 +105,82 @@ def test_the_convnets_of_every_age_judge_the_latents_where_there_are_some(
     assert judged == expected
 
 
+class Canvas(torch.nn.Module):
+    """A generator that can draw anything: the latents are the pixels."""
+
+    def forward(self, latents_NZ: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(latents_NZ).reshape(-1, 1, 8, 8)
+
+
+def test_refined_images_lie_nearer_to_the_means_of_their_classes(tmp_path: Path) -> None:
+    data, config = make_images(), quick(**{"deployment.refine_steps": 100})
+    device = torch.device("cpu")
+    on_device = DeviceData(data.train_images, data.train_labels, 3, device)
+    session = SimpleNamespace(
+        run_dir=tmp_path,
+        config=config,
+        game=SimpleNamespace(device=device, data=on_device),
+        deadline=float("inf"),
+        progress=lambda report: None,
+    )
+    shape = {"num_classes": 3, "channels": 1, "image_px": 8, "width": 16, "mean": data.mean, "std": data.std}
+    start = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    refined = refine_first(cast(Session, session), Canvas(), [], start, shape)
+    assert refined is not None
+
+    def distance(latents_KZ: torch.Tensor) -> float:
+        """To the means as ConvNets of other weights see them, in parts of what lies between the classes."""
+        images, real = Canvas()(latents_KZ, torch.arange(3)), to_signed(on_device.images_NCHW)
+        found = []
+        for seed in range(5):
+            torch.manual_seed(1000 + seed)
+            judge = build_classifier("convnet3", 3, 1, 8, 16).eval()
+            with torch.no_grad():
+                features, drawn = judge.features(real).unflatten(0, (3, -1)), judge.features(images)
+            means = features.mean(dim=1)
+            found.append(float((drawn - means).square().sum() / (means - means.mean(dim=0)).square().sum()))
+        return sum(found) / len(found)
+
+    assert distance(refined) < 0.5 * distance(start)
+
+
+def test_refining_moves_the_first_latent_of_every_class_and_no_other(tmp_path: Path) -> None:
+    for name, steps in (("chosen", 0), ("refined", 3)):
+        distill(quick(**{"deployment.refine_steps": steps}), make_images(), tmp_path / name)
+    chosen, refined = (np.load(tmp_path / name / "latents.npz")["latents"] for name in ("chosen", "refined"))
+    assert np.array_equal(chosen[:, 1:], refined[:, 1:])
+    assert (chosen[:, 0] != refined[:, 0]).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pool.architectures": ("mlp",)}, {"pool.architectures": ("mlp",), "deployment.fixed_latents": 1}]
+)
+def test_refining_needs_no_convnet_in_the_pool(changes: dict[str, object], tmp_path: Path) -> None:
+    distill(quick(**changes), make_images(), tmp_path / "run")
+    assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
+
+
+def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim.refinement.GROUP", 2)
+    distill(quick(), make_images(), tmp_path / "whole")
+    finished = distill(quick(), make_images(), tmp_path / "run", time_limit_s=0.0).finished
+    calls = 1
+    while not finished and calls < 60:
+        finished = distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
+        calls += 1
+    assert calls == 5 + 6 + 5 + 2 + 3 + (3 + 3)  # a step a call; the last step of the second group ends the run
+    assert (tmp_path / "run" / "latents.npz").read_bytes() == (tmp_path / "whole" / "latents.npz").read_bytes()
+
+
+def test_a_class_of_one_image_has_a_mean(tmp_path: Path) -> None:
+    data = make_images()
+    keep = [i for i, label in enumerate(data.train_labels) if label != 2 or i == len(data.train_labels) - 1]
+    data = replace(data, train_images=data.train_images[keep], train_labels=data.train_labels[keep])
+    config = preset("tiny", data=data, overrides={**QUICK, "pool.augment": "", "deployment.latent_stds": ()})
+    distill(config, data, tmp_path / "run")
+    assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
+
+
 def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None:
     nothing = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
     distill(quick(**nothing), make_images(), tmp_path / "run")
@@ -110,3 +192,5 @@ def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None
         DeploymentConfig(latent_stds=(0.0,))
     with pytest.raises(BadValueError, match="fixed_latents is 9; it must lie between 0 and 6"):
         DeploymentConfig(fixed_latents=9, candidates=6)
+    with pytest.raises(BadValueError, match="refine_steps is -1"):
+        DeploymentConfig(refine_steps=-1)
