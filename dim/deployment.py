@@ -1,8 +1,9 @@
 """The last choices of a distillation: how far the deployed latents spread, and which latents a fixed set uses.
 
-Both minimise the energy distance that stage 2 minimises, between generated and real images as the kept pool sees them.
-The spread is judged on images cut from the training split before anything was trained; the latents are fitted to the
-training images. No accuracy is consulted and no test image is read.
+Both minimise the energy distance that stage 2 minimises, between generated and real images as the kept pool sees them;
+`dim.refinement` may then move the first latent of every class. The spread is judged on images cut from the training
+split before anything was trained; the latents are fitted to the training images. No accuracy is consulted and no test
+image is read.
 
 Shapes: K classes, M latents kept per class, Z latent dimension, n candidates, r real images, D features.
 """
@@ -52,7 +53,7 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
         data_record: the run's record of its data.
 
     Returns:
-        False if the time limit stopped it between two classes; what was measured and chosen so far is kept.
+        False if the time limit stopped it; what was measured, chosen and refined so far is kept.
     """
     config, path = session.config.deployment, session.run_dir / "deployment.json"
     ages = len(session.config.pool.ages)
@@ -72,20 +73,23 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
         report["latent_std"] = config.latent_stds[0]
     write_json(path, report)
     _unfinished(session, "spread").unlink(missing_ok=True)
-    if config.fixed_latents:
+    latents_path = session.run_dir / "latents.npz"
+    if config.fixed_latents and not latents_path.exists():  # else they were chosen before the teacher was begun
         convnets = [member for member in pool.members if member.name == HERDING_JUDGE]
         latents_KMZ = herd_latents(session, network, _judges(session, convnets) or judges, report["latent_std"])
         if latents_KMZ is None:
             return False
         if config.refine_steps:
             shape = classifier_shape(data_record, session.config.pool.width)
-            first_KZ = refine_first(session, network, convnets, latents_KMZ[:, 0], shape)
+            kept = _unfinished(session, "refined")
+            first_KZ = refine_first(session, network, convnets, latents_KMZ[:, 0], shape=shape, path=kept)
             if first_KZ is None:
                 return False
             latents_KMZ[:, 0] = first_KZ
-        write_atomically(session.run_dir / "latents.npz", write_fixed_latents(latents_KMZ.cpu().numpy()))
-        _unfinished(session, "latents").unlink(missing_ok=True)
+        write_atomically(latents_path, write_fixed_latents(latents_KMZ.cpu().numpy()))
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
+    for what in ("latents", "refined"):
+        _unfinished(session, what).unlink(missing_ok=True)
     return True
 
 

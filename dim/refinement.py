@@ -4,7 +4,7 @@ A set of one image per class is the mean of nothing: what it teaches is where it
 moved, through the frozen generator, to where a few ConvNets see the mean features of the class's real images, which is
 distribution matching (Zhao and Bilen, arXiv 2110.04181) in latents instead of pixels. The ConvNets are those of the
 pool, of every age, and a few that were never trained; training images alone are consulted. Larger sets did not gain by
-it (docs/method.md), so the other latents stay as herding chose them.
+it, and CIFAR-10's sets of ten lose a little (docs/method.md), so the other latents stay as herding chose them.
 
 Shapes: K classes, k those of one group, Z latent dimension, D features, C channels, H, W.
 """
@@ -12,32 +12,31 @@ Shapes: K classes, k those of one group, Z latent dimension, D features, C chann
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dim.augment import augment
-from dim.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_tensors
+from dim.classifier_training import train_in_pieces
 from dim.device_data import step_generator, to_signed
 from dim.matching import MIN_SPREAD
 from dim.pool import PoolMember, new_member
 from dim.session import Progress, Session
 
 RATE = 0.05
-"""Learning rate of Adam, falling to zero over a cosine. Four times as much gained a point more in sets of one image per
-class of CIFAR-10 and MNIST, and cost CIFAR-10's sets of ten a point, because one odd image lay among them."""
+"""Learning rate of Adam, falling to zero over a cosine. Higher ones were tried (docs/method.md): sets of one image per
+class gained no more than the noise of one optimisation, CIFAR-10's sets of ten lost more."""
 UNTRAINED = 4
-"""ConvNets with fresh weights among the judges: with the trained ones they did better than either kind alone."""
+"""ConvNets with fresh weights among the judges."""
 JUDGES_PER_STEP = 2
 REAL_IMAGES = 256
 """Real images per class whose mean features are aimed at."""
 GROUP = 100
 """Classes that are refined together."""
-UNFINISHED = "refined-unfinished.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,13 @@ class _Target:
 
 
 def refine_first(
-    session: Session, network: nn.Module, members: Sequence[PoolMember], latents_KZ: Tensor, shape: Mapping[str, Any]
+    session: Session,
+    network: nn.Module,
+    members: Sequence[PoolMember],
+    latents_KZ: Tensor,
+    *,
+    shape: Mapping[str, Any],
+    path: Path,
 ) -> Tensor | None:
     """Refine one latent per class by `DeploymentConfig.refine_steps` steps.
 
@@ -67,76 +72,46 @@ def refine_first(
         members: trained ConvNets of the pool; there may be none.
         latents_KZ: where to begin, float32 on the device.
         shape: of the untrained ConvNets; see `PoolMember`.
+        path: what is done is kept here; the caller removes it when the result is safe.
 
     Returns:
-        float32 `[K, Z]`; None if the time limit stopped it: the next call goes on at the same step.
+        float32 `[K, Z]`; None if the time limit stopped it.
+
+    Raises:
+        DivergedError: a distance is not finite.
     """
-    path, groups = session.run_dir / "checkpoints" / UNFINISHED, torch.split(latents_KZ, GROUP)
-    kept = (
-        {name: tensor.to(session.game.device) for name, tensor in read_tensors(path).items()} if path.exists() else {}
-    )
-    refined = list(torch.split(kept.pop("refined"), GROUP)) if "refined" in kept else []
+    steps, device = session.config.deployment.refine_steps, session.game.device
     judges = [*members, *(new_member(session, "convnet3", shape, "refinement", i).eval() for i in range(UNTRAINED))]
     for module in (network, *judges):
         module.requires_grad_(False)
-    for number in range(len(refined), len(groups)):
-        group = _Group(session, network, judges, groups[number], number * GROUP)
-        finished = group.go_on(kept)
-        kept = {} if finished else group.tensors()
-        if finished:
-            refined.append(group.latents_kZ.detach())
-        if not finished or (time.monotonic() > session.deadline and number + 1 < len(groups)):
-            write_tensors(path, kept | ({"refined": torch.cat(refined)} if refined else {}))
-            return None
-    path.unlink(missing_ok=True)
-    return torch.cat(refined)
+    groups = nn.ParameterList(group.clone() for group in torch.split(latents_KZ, GROUP))
+    labels = torch.split(torch.arange(len(latents_KZ), device=device), GROUP)
+    optimiser = torch.optim.Adam(groups.parameters(), lr=RATE)
+    targets: dict[int, list[_Target]] = {}
 
+    def step(index: int) -> Tensor:
+        """A step of one group; the others have no gradient, and Adam passes them over."""
+        number, of_group = divmod(index, steps)
+        if number not in targets:
+            targets.clear()
+            targets[number] = _targets(session, judges, labels[number].tolist())
+        optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * of_group / steps)) / 2
+        generator = step_generator(device, session.config.seed, "refinement", index)
+        asked = torch.randperm(len(judges), generator=generator, device=device)[:JUDGES_PER_STEP].tolist()
+        images, policy = network(groups[number], labels[number]), session.config.pool.augment
+        loss = torch.stack([targets[number][judge].distance(images, policy, generator) for judge in asked]).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return loss.detach()
 
-class _Group:
-    """The classes that are refined together."""
+    def report(done: int) -> None:
+        session.progress(Progress(stage="refining", step=done, steps=total, images_per_s=0.0, losses={}))
 
-    def __init__(
-        self, session: Session, network: nn.Module, judges: Sequence[PoolMember], start_kZ: Tensor, first: int
-    ) -> None:
-        self.session, self.network, self.first, self.step = session, network, first, 0
-        self.labels_k = torch.arange(first, first + len(start_kZ), device=session.game.device)
-        self.targets = _targets(session, judges, self.labels_k.tolist())
-        self.latents_kZ = start_kZ.clone().requires_grad_()
-        self.optimiser = torch.optim.Adam([self.latents_kZ], lr=RATE)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Where it stands."""
-        standing = {"latents": self.latents_kZ.detach(), "step": torch.tensor(self.step)}
-        return standing | optimiser_tensors("adam", self.optimiser)
-
-    def go_on(self, kept: Mapping[str, Tensor]) -> bool:
-        """Take the steps that are left, from `tensors` of an earlier call if there are any; False at the time limit."""
-        session, steps = self.session, self.session.config.deployment.refine_steps
-        if kept:
-            self.step = int(kept["step"])
-            self.latents_kZ.data.copy_(kept["latents"])
-            load_optimiser("adam", self.optimiser, kept)
-        while self.step < steps:
-            self.optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * self.step / steps)) / 2
-            self._take_step()
-            self.step += 1
-            late = time.monotonic() > session.deadline and self.step < steps
-            if late or self.step % session.config.log_steps == 0 or self.step == steps:
-                session.progress(Progress(stage="refining", step=self.step, steps=steps, images_per_s=0.0, losses={}))
-            if late:
-                return False
-        return True
-
-    def _take_step(self) -> None:
-        session, device = self.session, self.session.game.device
-        generator = step_generator(device, session.config.seed, "refinement", self.first, self.step)
-        asked = torch.randperm(len(self.targets), generator=generator, device=device)[:JUDGES_PER_STEP]
-        images = self.network(self.latents_kZ, self.labels_k)
-        policy = session.config.pool.augment
-        distances = [self.targets[judge].distance(images, policy, generator) for judge in asked.tolist()]
-        self.optimiser.zero_grad()
-        torch.stack(distances).mean().backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+    total, what = len(groups) * steps, "Refining the first latents"
+    if not train_in_pieces(session, groups, optimiser, step, total, what=what, path=path, report=report):
+        return None
+    return torch.cat(list(groups)).detach()
 
 
 @torch.no_grad()

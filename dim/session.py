@@ -40,7 +40,7 @@ class Progress:
     """One report of a running distillation."""
 
     stage: str
-    """`stage1`, `pool` or `stage2`."""
+    """`stage1`, `pool`, `stage2`, `spread`, `herding`, `refining` or `teacher`."""
     step: int
     """Steps done."""
     steps: int

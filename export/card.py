@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dim.runtime import strict_json
 from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError
 from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import FIXED_LATENTS, TEACHER_ONNX
+
+if TYPE_CHECKING:
+    from dim.config import DistillConfig
 
 RECORD_NAME = "export.json"
 MAX_RECORD_BYTES = 2**20
@@ -150,11 +153,19 @@ def _command(config: Mapping[str, Any]) -> str:
         words.append(f"--size {int(data['image_px'])} --channels {int(data['channels'])}")
     if config.get("seed"):
         words.append(f"--seed {int(config['seed'])}")
-    found = _flat(config)
+    # A field that came after the run has a default that changes nothing.
+    found = _flat(to_dict(_defaults())) | _flat(config)
     for field, value in start.items():
-        if field not in REPORTING_ONLY and field in found and found[field] != value:
+        if field not in REPORTING_ONLY and found[field] != value:
             words.append("--set " + _shell(f"{field}={json.dumps(found[field])}"))
     return " ".join([*words, f"--out runs/{_shell(config['name'])}"])
+
+
+def _defaults() -> DistillConfig:
+    from dim.config import DistillConfig, StageConfig
+
+    stage = StageConfig(steps=1, batch_size=4)
+    return DistillConfig(name="", preset="", stage1=stage, stage2=stage)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_a_recorded_distillation_is_the_plain_one(
     # A rate in a tensor is float32; here the sums shall be the same to the last bit.
     monkeypatch.setattr("dim.game.recordable_rate", lambda rate, steps: rate)
     adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda *args, capturable, **options: adam(*args, **options))
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, capturable=False, **options: adam(*args, **options))
     distill(quick(**overrides), make_images(), tmp_path / "recorded", device="cpu")
     assert sum(graph.replays for graph in recorded) > 12
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "recorded")

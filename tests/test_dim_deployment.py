@@ -113,7 +113,7 @@ class Canvas(torch.nn.Module):
 
 
 def test_refined_images_lie_nearer_to_the_means_of_their_classes(tmp_path: Path) -> None:
-    data, config = make_images(), quick(**{"deployment.refine_steps": 100})
+    data, config = make_images(), quick(**{"deployment.refine_steps": 400})
     device = torch.device("cpu")
     on_device = DeviceData(data.train_images, data.train_labels, 3, device)
     session = SimpleNamespace(
@@ -125,7 +125,7 @@ def test_refined_images_lie_nearer_to_the_means_of_their_classes(tmp_path: Path)
     )
     shape = {"num_classes": 3, "channels": 1, "image_px": 8, "width": 16, "mean": data.mean, "std": data.std}
     start = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    refined = refine_first(cast(Session, session), Canvas(), [], start, shape)
+    refined = refine_first(cast(Session, session), Canvas(), [], start, shape=shape, path=tmp_path / "kept")
     assert refined is not None
 
     def distance(latents_KZ: torch.Tensor) -> float:
@@ -158,6 +158,20 @@ def test_refining_moves_the_first_latent_of_every_class_and_no_other(tmp_path: P
 def test_refining_needs_no_convnet_in_the_pool(changes: dict[str, object], tmp_path: Path) -> None:
     distill(quick(**changes), make_images(), tmp_path / "run")
     assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
+
+
+def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    config = quick(**{"deployment.teacher": "mlp", "deployment.teacher_steps": 3})
+    for resume in (False, *(True for _ in range(60))):
+        progress = lambda report: seen.append((report.stage, report.step))  # noqa: E731
+        run = distill(config, make_images(), tmp_path / "run", resume=resume, time_limit_s=0.0, progress=progress)
+        if run.finished:
+            break
+    assert run.finished
+    for stage in ("herding", "refining", "teacher"):
+        assert [step for name, step in seen if name == stage] == [1, 2, 3]
+    assert not list((tmp_path / "run").rglob("*unfinished*"))
 
 
 def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

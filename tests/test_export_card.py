@@ -72,6 +72,13 @@ def test_how_often_a_run_reported_is_left_out() -> None:
     assert reproducing_command(config_of("mnist", {"log_steps": 3})) == reproducing_command(config_of("mnist", {}))
 
 
+def test_a_run_from_before_a_field_has_the_value_that_changes_nothing() -> None:
+    old = config_of("mnist", {})
+    assert old["deployment"].pop("refine_steps") == 400
+    line = "dim distill --data mnist --preset small --set deployment.refine_steps=0 --out runs/mnist"
+    assert reproducing_command(old) == line
+
+
 def test_an_unknown_preset_has_no_command() -> None:
     assert reproducing_command(run_config(generator_config(), preset="lost")) is None
 
