@@ -115,7 +115,7 @@ def list_variants(
             {"pool.ages": tuple(youngest * 4**age for age in range(4))},
         ),
         "spread": ("latents spread as in training, no choice", {"deployment.latent_stds": ()}),
-        "unrefined": ("first latents of fixed sets as chosen, not refined", {"deployment.refine_steps": 0}),
+        "unrefined": ("latents of small fixed sets as chosen, not refined", {"deployment.refine_steps": 0}),
     }
     kept = {
         name: row

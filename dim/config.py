@@ -198,8 +198,8 @@ class DeploymentConfig:
     candidates: int = 500
     """Latents per class to choose from."""
     refine_steps: int = 0
-    """Gradient steps that move the first fixed latent of every class to its class's mean features, for sets of one
-    image per class; 0 leaves it as chosen."""
+    """Gradient steps that move the fixed latents of every class for sets of one image, and as many for sets of ten, to
+    what its real images show on average (`dim.refinement`); 0 leaves them as chosen."""
     teacher: str = ""
     """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
     teacher_width: int = 0

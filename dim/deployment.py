@@ -1,7 +1,7 @@
 """The last choices of a distillation: how far the deployed latents spread, and which latents a fixed set uses.
 
 Both minimise the energy distance that stage 2 minimises, between generated and real images as the kept pool sees them;
-`dim.refinement` may then move the first latent of every class. The spread is judged on images cut from the training
+`dim.refinement` may then move the first ones of every class. The spread is judged on images cut from the training
 split before anything was trained; the latents are fitted to the training images. No accuracy is consulted and no test
 image is read.
 
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from dim.checkpoint import read_tensors, write_atomically, write_json, write_tensors
+from dim.classifier_training import train_in_pieces
 from dim.device_data import step_generator, to_signed
 from dim.matching import MIN_SPREAD
-from dim.pool import KeptPool, PoolMember, classifier_shape
-from dim.refinement import refine_first
+from dim.pool import KeptPool, PoolMember, classifier_shape, new_member
+from dim.refinement import UNTRAINED, Refinement
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.session import Progress, Session
 
@@ -80,17 +81,50 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
         if latents_KMZ is None:
             return False
         if config.refine_steps:
-            shape = classifier_shape(data_record, session.config.pool.width)
-            kept = _unfinished(session, "refined")
-            first_KZ = refine_first(session, network, convnets, latents_KMZ[:, 0], shape=shape, path=kept)
-            if first_KZ is None:
+            refined_KMZ = _refine(session, network, convnets, latents_KMZ, data_record)
+            if refined_KMZ is None:
                 return False
-            latents_KMZ[:, 0] = first_KZ
+            latents_KMZ = refined_KMZ
         write_atomically(latents_path, write_fixed_latents(latents_KMZ.cpu().numpy()))
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
     for what in ("latents", "refined"):
         _unfinished(session, what).unlink(missing_ok=True)
     return True
+
+
+def _refine(
+    session: Session,
+    network: nn.Module,
+    convnets: Sequence[PoolMember],
+    latents_KMZ: Tensor,
+    data_record: Mapping[str, Any],
+) -> Tensor | None:
+    """The latents of fixed sets, the first of every class moved; None if the time limit stopped it."""
+    shape = classifier_shape(data_record, session.config.pool.width)
+    untrained = [new_member(session, HERDING_JUDGE, shape, "refinement", i).eval() for i in range(UNTRAINED)]
+    judges = [*convnets, *untrained]
+    for module in (network, *judges):
+        module.requires_grad_(False)
+    refinement = Refinement(
+        network,
+        latents_KMZ,
+        judges,
+        session.game.data,
+        steps=session.config.deployment.refine_steps,
+        policy=session.config.pool.augment,
+        seed=session.config.seed,
+    )
+    finished = train_in_pieces(
+        session,
+        refinement.latents,
+        refinement.optimiser,
+        refinement.step,
+        refinement.total,
+        what="Refining the latents of small fixed sets",
+        path=_unfinished(session, "refined"),
+        report=lambda done: session.progress(_report("refining", done, refinement.total)),
+    )
+    return refinement.result() if finished else None
 
 
 def _unfinished(session: Session, what: str) -> Path:

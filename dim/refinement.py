@@ -1,42 +1,45 @@
-"""The first latent of every class, moved by gradient until its one image stands for the class.
+"""The first latents of every class, moved by gradient until few images stand for the class.
 
-A set of one image per class is the mean of nothing: what it teaches is where its single point lies. So the latent is
-moved, through the frozen generator, to where a few ConvNets see the mean features of the class's real images, which is
-distribution matching (Zhao and Bilen, arXiv 2110.04181) in latents instead of pixels. The ConvNets are those of the
-pool, of every age, and a few that were never trained; training images alone are consulted. Larger sets did not gain by
-it, and CIFAR-10's sets of ten lose a little (docs/method.md), so the other latents stay as herding chose them.
+The latents that herding chose are each an image like a real one. What a set of one or ten images per class teaches lies
+in what they show together. So the latents of every prefix are moved, through the frozen generator, to where a few
+ConvNets see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
+2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
+them the images of a class lose their spread, and a set of ten its worth (docs/method.md). The ConvNets are those of the
+pool, of every age, and a few that were never trained; training images alone are consulted.
 
-Shapes: K classes, k those of one group, Z latent dimension, D features, C channels, H, W.
+Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
+D features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dim.augment import augment
-from dim.classifier_training import train_in_pieces
-from dim.device_data import step_generator, to_signed
+from dim.device_data import DeviceData, step_generator, to_signed
 from dim.matching import MIN_SPREAD
-from dim.pool import PoolMember, new_member
-from dim.session import Progress, Session
+from dim.pool import PoolMember
 
+PREFIXES = (1, 10)
+"""Sizes of the sets that are fitted, each with the smaller one inside it; later latents stay as herding chose them."""
 RATE = 0.05
-"""Learning rate of Adam, falling to zero over a cosine. Higher ones were tried (docs/method.md): sets of one image per
-class gained no more than the noise of one optimisation, CIFAR-10's sets of ten lost more."""
+"""Learning rate of Adam, falling to zero over a cosine."""
+SQUARES = 1.0
+"""Weight of the mean squares beside the means."""
 UNTRAINED = 4
 """ConvNets with fresh weights among the judges."""
 JUDGES_PER_STEP = 2
 REAL_IMAGES = 256
-"""Real images per class whose mean features are aimed at."""
+"""Real images per class whose features are aimed at."""
+IMAGES_PER_STEP = 128
+"""Most images in a step; of larger groups some classes take turns."""
 GROUP = 100
-"""Classes that are refined together."""
+"""Classes that are refined together: the targets of a group are in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,91 +48,169 @@ class _Target:
 
     member: PoolMember
     mean_kD: Tensor
+    square_kD: Tensor
     variance: float
-    """Trace of the features' covariance within a class, mean over the classes."""
+    """Of the features within a class: the trace of their covariance, mean over the classes."""
+    square_variance: float
+    """Of their squares."""
 
-    def distance(self, images_kCHW: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-        """Squared distance of one image per class to the class means, in units of the variance; a scalar."""
-        features_kD, _ = self.member(augment(self.member.normalise(images_kCHW), policy, generator))
-        distance: Tensor = (features_kD - self.mean_kD).square().sum(dim=1).mean() / self.variance
+    def distance(self, images_kmCHW: Tensor, labels_k: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+        """Squared distance of the means to those of the classes, in units of the variance; a scalar."""
+        count = images_kmCHW.shape[1]
+        images = augment(self.member.normalise(images_kmCHW.flatten(0, 1)), policy, generator)
+        features_kmD = self.member(images)[0].float().unflatten(0, (-1, count))
+        distance: Tensor = _squared(features_kmD.mean(dim=1) - self.mean_kD[labels_k]) / self.variance
+        if count > 1:  # one image has no spread to be kept
+            squares = features_kmD.square().mean(dim=1) - self.square_kD[labels_k]
+            distance = distance + SQUARES * _squared(squares) / self.square_variance
         return distance
 
 
-def refine_first(
-    session: Session,
-    network: nn.Module,
-    members: Sequence[PoolMember],
-    latents_KZ: Tensor,
-    *,
-    shape: Mapping[str, Any],
-    path: Path,
-) -> Tensor | None:
-    """Refine one latent per class by `DeploymentConfig.refine_steps` steps.
+def _squared(difference_kD: Tensor) -> Tensor:
+    return difference_kD.square().sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What one step moves: the latents that a prefix adds to the smaller ones, of some classes of a group."""
+
+    group: int
+    prefix: int
+    labels: tuple[int, ...]
+    progress: float
+    """0 to 1 within the group and the prefix."""
+
+
+class Refinement:
+    """The first latents of every class, moved step by step.
 
     Args:
-        session: after stage 2.
-        network: the deployed generator, latents `[N, Z]` and labels `[N]` to images in -1..1.
-        members: trained ConvNets of the pool; there may be none.
-        latents_KZ: where to begin, float32 on the device.
-        shape: of the untrained ConvNets; see `PoolMember`.
-        path: what is done is kept here; the caller removes it when the result is safe.
-
-    Returns:
-        float32 `[K, Z]`; None if the time limit stopped it.
-
-    Raises:
-        DivergedError: a distance is not finite.
+        network: latents `[N, Z]` and labels `[N]` to images in -1..1, without gradients of its own.
+        latents_KMZ: where to begin, float32 on the device of `data`.
+        judges: classifiers in evaluation mode, without gradients of their own.
+        data: the training images.
+        steps: how often the latents of every class and prefix are moved.
+        policy: augmentation of what the judges see.
+        seed: of every draw.
     """
-    steps, device = session.config.deployment.refine_steps, session.game.device
-    judges = [*members, *(new_member(session, "convnet3", shape, "refinement", i).eval() for i in range(UNTRAINED))]
-    for module in (network, *judges):
-        module.requires_grad_(False)
-    groups = nn.ParameterList(group.clone() for group in torch.split(latents_KZ, GROUP))
-    labels = torch.split(torch.arange(len(latents_KZ), device=device), GROUP)
-    optimiser = torch.optim.Adam(groups.parameters(), lr=RATE)
-    targets: dict[int, list[_Target]] = {}
 
-    def step(index: int) -> Tensor:
-        """A step of one group; the others have no gradient, and Adam passes them over."""
-        number, of_group = divmod(index, steps)
-        if number not in targets:
-            targets.clear()
-            targets[number] = _targets(session, judges, labels[number].tolist())
-        optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * of_group / steps)) / 2
-        generator = step_generator(device, session.config.seed, "refinement", index)
-        asked = torch.randperm(len(judges), generator=generator, device=device)[:JUDGES_PER_STEP].tolist()
-        images, policy = network(groups[number], labels[number]), session.config.pool.augment
-        loss = torch.stack([targets[number][judge].distance(images, policy, generator) for judge in asked]).mean()
-        optimiser.zero_grad()
+    def __init__(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        latents_KMZ: Tensor,
+        judges: Sequence[PoolMember],
+        data: DeviceData,
+        *,
+        steps: int,
+        policy: str,
+        seed: int,
+    ) -> None:
+        self.network, self.start_KMZ, self.judges, self.data = network, latents_KMZ, list(judges), data
+        self.steps, self.policy, self.seed = steps, policy, seed
+        num_classes, count = latents_KMZ.shape[:2]
+        self.ends = sorted({min(prefix, count) for prefix in PREFIXES})
+        starts = [0, *self.ends[:-1]]
+        # A tensor for every class and prefix, because Adam passes over those that have no gradient.
+        self.latents = nn.ParameterList(
+            latents_KMZ[label, start:end].clone()
+            for label in range(num_classes)
+            for start, end in zip(starts, self.ends, strict=True)
+        )
+        self.optimiser = torch.optim.Adam(self.latents.parameters(), lr=RATE)
+        self._targets: tuple[int, list[_Target]] | None = None
+        self._groups = [range(start, min(start + GROUP, num_classes)) for start in range(0, num_classes, GROUP)]
+        self._blocks = [
+            (group, prefix, -(-len(labels) // self._together(prefix, len(labels))))
+            for group, labels in enumerate(self._groups)
+            for prefix in range(len(self.ends))
+        ]
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return sum(self.steps * rounds for _, _, rounds in self._blocks)
+
+    def _together(self, prefix: int, classes: int) -> int:
+        return max(1, min(IMAGES_PER_STEP // self.ends[prefix], classes))
+
+    def _turn(self, index: int) -> _Turn:
+        for group, prefix, rounds in self._blocks:
+            if index < self.steps * rounds:
+                labels = self._groups[group]
+                together = self._together(prefix, len(labels))
+                start = index % rounds * together
+                return _Turn(group, prefix, tuple(labels[start : start + together]), index / (self.steps * rounds))
+            index -= self.steps * rounds
+        raise IndexError(index)
+
+    def step(self, index: int) -> Tensor:
+        """Move some latents; returns the loss, a scalar."""
+        turn, device = self._turn(index), self.data.device
+        labels = self._groups[turn.group]
+        if self._targets is None or self._targets[0] != turn.group:
+            self._targets = None  # of the last group, whose memory is wanted
+            self._targets = turn.group, self._aim(labels)
+        self.optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * turn.progress)) / 2
+        generator = step_generator(device, self.seed, "refinement", index)
+        asked = torch.randperm(len(self.judges), generator=generator, device=device)[:JUDGES_PER_STEP]
+        labels_k = torch.tensor(turn.labels, device=device)
+        latents_kmZ = torch.stack([self._prefix(label, turn.prefix) for label in turn.labels])
+        count = latents_kmZ.shape[1]
+        images_nCHW = self.network(latents_kmZ.flatten(0, 1), labels_k.repeat_interleave(count))
+        images = images_nCHW.reshape(-1, count, *images_nCHW.shape[1:])
+        targets = [self._targets[1][judge] for judge in asked.tolist()]
+        losses = [target.distance(images, labels_k - labels[0], self.policy, generator) for target in targets]
+        loss = torch.stack(losses).mean()
+        self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        self.optimiser.step()
         return loss.detach()
 
-    def report(done: int) -> None:
-        session.progress(Progress(stage="refining", step=done, steps=total, images_per_s=0.0, losses={}))
+    def _part(self, label: int, prefix: int) -> Tensor:
+        part: Tensor = self.latents[label * len(self.ends) + prefix]
+        return part
 
-    total, what = len(groups) * steps, "Refining the first latents"
-    if not train_in_pieces(session, groups, optimiser, step, total, what=what, path=path, report=report):
-        return None
-    return torch.cat(list(groups)).detach()
+    def _prefix(self, label: int, prefix: int) -> Tensor:
+        """Latents `[m, Z]`; only what the prefix adds to the smaller ones has a gradient."""
+        smaller = [self._part(label, number).detach() for number in range(prefix)]
+        return torch.cat([*smaller, self._part(label, prefix)])
+
+    def result(self) -> Tensor:
+        """Every latent, float32 `[K, M, Z]`."""
+        refined_KMZ = self.start_KMZ.clone()
+        for label in range(len(refined_KMZ)):
+            parts = [self._part(label, prefix).detach() for prefix in range(len(self.ends))]
+            refined_KMZ[label, : self.ends[-1]] = torch.cat(parts)
+        return refined_KMZ
+
+    @torch.no_grad()
+    def _aim(self, labels: Sequence[int]) -> list[_Target]:
+        moments: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.judges]
+        for label in labels:
+            generator = step_generator(self.data.device, self.seed, "refinement targets", label)
+            images = to_signed(self.data.images_of(label, REAL_IMAGES, generator))
+            for number, judge in enumerate(self.judges):
+                features_ND = judge(augment(judge.normalise(images), self.policy, generator))[0].float()
+                squares_ND = features_ND.square()
+                spreads = (values.var(dim=0, correction=0).sum() for values in (features_ND, squares_ND))
+                moments[number].append((features_ND.mean(dim=0), squares_ND.mean(dim=0), *spreads))
+        targets = []
+        for judge, of_classes in zip(self.judges, moments, strict=True):
+            mean_kD, square_kD, variance_k, square_variance_k = (
+                torch.stack(part) for part in zip(*of_classes, strict=True)
+            )
+            targets.append(
+                _Target(
+                    member=judge,
+                    mean_kD=mean_kD,
+                    square_kD=square_kD,
+                    variance=_at_least(variance_k.mean(), mean_kD),
+                    square_variance=_at_least(square_variance_k.mean(), square_kD),
+                )
+            )
+        return targets
 
 
-@torch.no_grad()
-def _targets(session: Session, judges: Sequence[PoolMember], labels: Sequence[int]) -> list[_Target]:
-    policy = session.config.pool.augment
-    means: list[list[Tensor]] = [[] for _ in judges]
-    variances = [0.0] * len(judges)
-    for label in labels:
-        generator = step_generator(session.game.device, session.config.seed, "refinement targets", label)
-        images = to_signed(session.game.data.images_of(label, REAL_IMAGES, generator))
-        for number, judge in enumerate(judges):
-            features_ND, _ = judge(augment(judge.normalise(images), policy, generator))
-            means[number].append(features_ND.mean(dim=0))
-            variances[number] += float(features_ND.var(dim=0, correction=0).sum()) / len(labels)
-    targets = []
-    for judge, of_classes, variance in zip(judges, means, variances, strict=True):
-        mean_kD = torch.stack(of_classes)
-        # Floored, because a class of one image may have no variance at all.
-        floor = float((MIN_SPREAD * mean_kD.norm(dim=1).mean()).square().clamp_min(1e-12))
-        targets.append(_Target(member=judge, mean_kD=mean_kD, variance=max(variance, floor)))
-    return targets
+def _at_least(variance: Tensor, mean_kD: Tensor) -> float:
+    """A variance with a floor, because a class of one image may have none at all."""
+    return max(float(variance), float((MIN_SPREAD * mean_kD.norm(dim=1).mean()).square().clamp_min(1e-12)))

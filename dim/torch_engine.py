@@ -55,7 +55,7 @@ class TorchEngine:
         self.version = f"torch {torch.__version__}"
         self.batch: int | None = min(BATCH, rows)
         self._where, self._shape = device, (manifest.height, manifest.width, manifest.channels)
-        self._graph: _OnnxGraph | None = _OnnxGraph(model, device)
+        self._graph: OnnxGraph | None = OnnxGraph(model, device)
 
     @torch.inference_mode()
     def run(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -84,10 +84,20 @@ class TorchEngine:
         self._graph = None
 
 
-class _OnnxGraph:
-    """A checked ONNX graph on a device, called with its inputs by name."""
+class OnnxGraph:
+    """A checked ONNX graph on a device, called with its inputs by name.
 
-    def __init__(self, model: bytes, device: torch.device) -> None:
+    Args:
+        model: a file that our exporter wrote.
+        device: where it runs.
+        rounded: False puts out what is rounded to pixels, float32 `[N, H * W * C]` from 0 to 255, through which
+            gradients reach the latents.
+
+    Raises:
+        EngineError: it has an operator that no exporter of ours writes.
+    """
+
+    def __init__(self, model: bytes, device: torch.device, *, rounded: bool = True) -> None:
         try:
             import onnx
             from onnx import numpy_helper
@@ -117,6 +127,9 @@ class _OnnxGraph:
             names = list(node.input)
             while names and not names[-1]:  # left out
                 names.pop()
+            if node.op_type == "Round" and not rounded:
+                self.output = names[0]
+                break
             self.nodes.append((operator, attributes, names, node.output[0]))
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:

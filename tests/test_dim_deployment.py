@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -19,8 +18,9 @@ from dim.config import DeploymentConfig
 from dim.deployment import Judge, class_weights, herd
 from dim.device_data import DeviceData, to_signed
 from dim.distill import distill
+from dim.pool import PoolMember
 from dim.presets import preset
-from dim.refinement import refine_first
+from dim.refinement import Refinement
 from dim.runtime.errors import BadValueError
 from dim.session import Session
 
@@ -105,51 +105,104 @@ def test_the_convnets_of_every_age_judge_the_latents_where_there_are_some(
     assert judged == expected
 
 
-class Canvas(torch.nn.Module):
+def canvas(latents_NZ: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
     """A generator that can draw anything: the latents are the pixels."""
-
-    def forward(self, latents_NZ: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(latents_NZ).reshape(-1, 1, 8, 8)
+    return torch.tanh(latents_NZ).reshape(-1, 1, 8, 8)
 
 
-def test_refined_images_lie_nearer_to_the_means_of_their_classes(tmp_path: Path) -> None:
-    data, config = make_images(), quick(**{"deployment.refine_steps": 400})
-    device = torch.device("cpu")
-    on_device = DeviceData(data.train_images, data.train_labels, 3, device)
-    session = SimpleNamespace(
-        run_dir=tmp_path,
-        config=config,
-        game=SimpleNamespace(device=device, data=on_device),
-        deadline=float("inf"),
-        progress=lambda report: None,
-    )
+def judges() -> list[PoolMember]:
+    """Four ConvNets that were never trained."""
+    data, members = make_images(), []
     shape = {"num_classes": 3, "channels": 1, "image_px": 8, "width": 16, "mean": data.mean, "std": data.std}
-    start = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    refined = refine_first(cast(Session, session), Canvas(), [], start, shape=shape, path=tmp_path / "kept")
-    assert refined is not None
+    for seed in range(4):
+        torch.manual_seed(seed)
+        members.append(PoolMember("convnet3", shape).eval().requires_grad_(False))
+    return members
 
-    def distance(latents_KZ: torch.Tensor) -> float:
-        """To the means as ConvNets of other weights see them, in parts of what lies between the classes."""
-        images, real = Canvas()(latents_KZ, torch.arange(3)), to_signed(on_device.images_NCHW)
-        found = []
-        for seed in range(5):
-            torch.manual_seed(1000 + seed)
+
+def refine(latents_KMZ: torch.Tensor, steps: int = 150) -> tuple[torch.Tensor, DeviceData]:
+    """Latents of the canvas for the test data's classes, moved to where `judges` see them."""
+    data = make_images()
+    on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
+    refinement = Refinement(canvas, latents_KMZ, judges(), on_device, steps=steps, policy="", seed=0)
+    for index in range(refinement.total):
+        refinement.step(index)
+    return refinement.result(), on_device
+
+
+def judged(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
+    """Features as ConvNets of other weights see them, `[3, N / 3, D]` each."""
+    features = []
+    for seed in range(5):
+        torch.manual_seed(1000 + seed)
+        with torch.no_grad():
             judge = build_classifier("convnet3", 3, 1, 8, 16).eval()
-            with torch.no_grad():
-                features, drawn = judge.features(real).unflatten(0, (3, -1)), judge.features(images)
-            means = features.mean(dim=1)
-            found.append(float((drawn - means).square().sum() / (means - means.mean(dim=0)).square().sum()))
+            features.append(judge.features(images_NCHW).unflatten(0, (3, -1)))
+    return features
+
+
+def test_sets_of_one_and_ten_come_nearer_to_the_means_of_their_classes() -> None:
+    start = torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0))
+    refined, data = refine(start)
+    reals = judged(to_signed(data.images_NCHW))
+
+    def distance(latents_KmZ: torch.Tensor) -> float:
+        """Of the means, in parts of what lies between the classes."""
+        found = []
+        for real, drawn in zip(reals, judged(canvas(latents_KmZ.flatten(0, 1), torch.empty(0))), strict=True):
+            means = real.mean(dim=1)
+            off = drawn.mean(dim=1) - means
+            found.append(float(off.square().sum() / (means - means.mean(dim=0)).square().sum()))
         return sum(found) / len(found)
 
-    assert distance(refined) < 0.5 * distance(start)
+    assert distance(refined[:, :1]) < 0.6 * distance(start[:, :1])
+    assert distance(refined[:, :10]) < 0.6 * distance(start[:, :10])
+    assert torch.equal(refined[:, 10:], start[:, 10:])
 
 
-def test_refining_moves_the_first_latent_of_every_class_and_no_other(tmp_path: Path) -> None:
+class Eye(torch.nn.Module):
+    """A judge whose features are the pixels."""
+
+    def normalise(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return images_NCHW
+
+    def forward(self, images_NCHW: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return images_NCHW.flatten(1), None
+
+
+def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black and white images are grey in the mean, and so is a set of grey ones."""
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    images[::2] = 255
+    data = DeviceData(images, np.zeros(40, np.int64), 1, torch.device("cpu"))
+    start = 0.05 * torch.randn(1, 10, 64, generator=torch.Generator().manual_seed(0))
+
+    def spread() -> float:
+        judge = cast(PoolMember, Eye())
+        refinement = Refinement(canvas, start, [judge], data, steps=200, policy="", seed=0)
+        for index in range(refinement.total):
+            refinement.step(index)
+        return float(canvas(refinement.result()[0], torch.empty(0)).std(dim=0).mean())
+
+    assert spread() > 0.8
+    monkeypatch.setattr("dim.refinement.SQUARES", 0.0)
+    assert spread() < 0.2
+
+
+def test_the_first_latent_does_not_depend_on_the_later_ones() -> None:
+    start = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(refine(start, steps=5)[0][:, :1], refine(start[:, :1], steps=5)[0])
+
+
+def test_refining_moves_the_latents_of_small_sets_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.refinement.PREFIXES", (1, 2))
     for name, steps in (("chosen", 0), ("refined", 3)):
         distill(quick(**{"deployment.refine_steps": steps}), make_images(), tmp_path / name)
     chosen, refined = (np.load(tmp_path / name / "latents.npz")["latents"] for name in ("chosen", "refined"))
-    assert np.array_equal(chosen[:, 1:], refined[:, 1:])
-    assert (chosen[:, 0] != refined[:, 0]).any(axis=1).all()
+    assert np.array_equal(chosen[:, 2:], refined[:, 2:])
+    assert (chosen[:, :2] != refined[:, :2]).any(axis=2).all()
 
 
 @pytest.mark.parametrize(
@@ -169,8 +222,8 @@ def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
         if run.finished:
             break
     assert run.finished
-    for stage in ("herding", "refining", "teacher"):
-        assert [step for name, step in seen if name == stage] == [1, 2, 3]
+    for stage, steps in (("herding", 3), ("refining", 2 * 3), ("teacher", 3)):  # sets of one and of three
+        assert [step for name, step in seen if name == stage] == list(range(1, steps + 1))
     assert not list((tmp_path / "run").rglob("*unfinished*"))
 
 
@@ -182,7 +235,7 @@ def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, mo
     while not finished and calls < 60:
         finished = distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
         calls += 1
-    assert calls == 5 + 6 + 5 + 2 + 3 + (3 + 3)  # a step a call; the last step of the second group ends the run
+    assert calls == 5 + 6 + 5 + 2 + 3 + 2 * (3 + 3)  # a step a call, of two groups and two sizes of set
     assert (tmp_path / "run" / "latents.npz").read_bytes() == (tmp_path / "whole" / "latents.npz").read_bytes()
 
 

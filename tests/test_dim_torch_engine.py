@@ -20,7 +20,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_files import update_bundle
 from dim.runtime.errors import BundleError, EngineError
 from dim.runtime.locate import find_bundle
-from dim.torch_engine import TorchEngine, _OnnxGraph
+from dim.torch_engine import OnnxGraph, TorchEngine
 
 CPU = torch.device("cpu")
 
@@ -122,20 +122,20 @@ KERNEL = np.ones((1, 1, 3, 3), np.float32)
 def test_an_attribute_that_it_does_not_know_is_refused(operator: str, attributes: dict[str, Any]) -> None:
     node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
     with pytest.raises(EngineError, match=f"cannot run {operator} with .*: draw with another --engine"):
-        _OnnxGraph(one_node(node, w=KERNEL), CPU)
+        OnnxGraph(one_node(node, w=KERNEL), CPU)
 
 
 def test_inputs_that_are_left_out_keep_the_others_in_their_places() -> None:
     x, limit = torch.tensor([-2.0, 0.5, 3.0]), np.float32(1)
     at_most = one_node(helper.make_node("Clip", ["x", "", "w"], ["y"]), w=np.array(limit))
     at_least = one_node(helper.make_node("Clip", ["x", "w", ""], ["y"]), w=np.array(limit))
-    assert _OnnxGraph(at_most, CPU)({"x": x}).tolist() == [-2.0, 0.5, 1.0]
-    assert _OnnxGraph(at_least, CPU)({"x": x}).tolist() == [1.0, 1.0, 3.0]
+    assert OnnxGraph(at_most, CPU)({"x": x}).tolist() == [-2.0, 0.5, 1.0]
+    assert OnnxGraph(at_least, CPU)({"x": x}).tolist() == [1.0, 1.0, 3.0]
     plain = one_node(helper.make_node("Conv", ["x", "w", ""], ["y"]), w=KERNEL)
-    assert _OnnxGraph(plain, CPU)({"x": torch.ones(1, 1, 3, 3)}).tolist() == [[[[9.0]]]]
+    assert OnnxGraph(plain, CPU)({"x": torch.ones(1, 1, 3, 3)}).tolist() == [[[[9.0]]]]
     unnamed = one_node(helper.make_node("Resize", ["x", "", "w"], ["y"], mode="nearest"), w=np.ones(4, np.float32))
     with pytest.raises(EngineError, match="to the nearest pixel, rounded down, only"):
-        _OnnxGraph(unnamed, CPU)({"x": torch.ones(1, 1, 3, 3)})
+        OnnxGraph(unnamed, CPU)({"x": torch.ones(1, 1, 3, 3)})
 
 
 def test_a_bundle_draws_with_one_engine() -> None:

@@ -1,0 +1,99 @@
+"""`scripts/refine.py`: the fixed latents of a finished bundle, refined without its run."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from export_runs import CLASSES, export_each_network_once, make_run
+
+from dim.data import load_data
+from dim.export.card import record_accuracy
+from dim.export.export_run import export_run
+from dim.runtime.bundle_files import load_manifest
+from dim.runtime.fixed_latents import read_fixed_latents
+from dim.runtime.verify import verify
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "refine.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("refine_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Images of the test runs' classes and size."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % len(CLASSES)
+    images = rng.integers(0, 60 * (labels[:, None, None, None] + 1), (80, 12, 12, 3)).astype(np.uint8)
+    np.savez(tmp_path / "little.npz", images=images, labels=labels, classes=np.array(CLASSES))
+    return tmp_path / "little.npz"
+
+
+def make_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int = 3) -> Path:
+    export_each_network_once(monkeypatch)
+    run = make_run(folder / "run")
+    if count:
+        latents = np.random.default_rng(0).standard_normal((len(CLASSES), count, 16)).astype(np.float32)
+        np.savez_compressed(run / "latents.npz", latents=latents)
+    return export_run(run)
+
+
+def row(source: str, mode: str) -> dict[str, Any]:
+    return {"source": source, "subject": source, "mode": mode, "ipc": 1, "arch": "mlp", "accuracy_mean": 50.0}
+
+
+def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
+    script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "AGES", (2, 4))
+    monkeypatch.setattr("dim.refinement.PREFIXES", (1, 2))
+    bundle = make_bundle(tmp_path, monkeypatch)
+    before = record_accuracy(bundle, [row(s, m) for s in ("real", "generated") for m in ("fixed", "stream")])
+    latents = read_fixed_latents((bundle / "latents.npz").read_bytes(), before)
+    after = script.refine(bundle, load_data(str(data)), steps=2, width=8)
+    assert after == load_manifest(bundle)
+    assert verify(bundle).ok
+    moved = read_fixed_latents((bundle / "latents.npz").read_bytes(), after) != latents
+    assert moved[:, :2].any(axis=2).all() and not moved[:, 2:].any()
+    assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
+    assert after.content_id != before.content_id
+    kept = {(r["source"], r["mode"]) for r in after.accuracy}
+    assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
+
+
+def test_what_cannot_be_refined_is_said_in_a_sentence(
+    script: ModuleType,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = make_bundle(tmp_path, monkeypatch, count=0)
+    other = tmp_path / "other.npz"
+    np.savez(other, images=np.zeros((80, 12, 12, 3), np.uint8), labels=np.arange(80) % 2, classes=np.array(["a", "b"]))
+    with_latents = make_bundle(tmp_path / "second", monkeypatch)
+    for path, source, message in (
+        (bundle, data, f"{bundle} has no fixed latents to refine."),
+        (
+            with_latents,
+            other,
+            f"{with_latents} was distilled from other classes or other sizes than these",
+        ),
+        (tmp_path / "lost.dim", data, "lost.dim"),
+    ):
+        monkeypatch.setattr("sys.argv", ["refine.py", str(path), "--data", str(source)])
+        assert script.main() == 1
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert error.count("\n") == 1
