@@ -50,7 +50,7 @@ def model_card(manifest: Manifest, record: Mapping[str, Any] | None = None) -> s
         _accuracy(manifest),
         _data(manifest),
         _files(manifest, record or {}),
-        _making(manifest),
+        _making(manifest, record or {}),
         _limits(manifest),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
@@ -318,13 +318,13 @@ def _files(m: Manifest, record: Mapping[str, Any]) -> str:
     return text
 
 
-def _making(m: Manifest) -> str:
+def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     config = m.distill_config
     command = reproducing_command(config) if {"data", "preset", "name"} <= config.keys() else None
     lines = ["## How it was made", ""]
     if command is not None:
         export = f"dim export runs/{_shell(config['name'])} --precision {','.join(m.precisions)}"
-        lines += ["```sh", command, export, "```", ""]
+        lines += ["```sh", command, export, *_refining(m, record.get("refined"), config["name"]), "```", ""]
         if m.source.name not in NATIVE_SHAPES:
             lines += [f"`--data` takes the path of the source that is called {_text(m.source.name)} here.", ""]
     lines += [
@@ -337,6 +337,14 @@ def _making(m: Manifest) -> str:
         "</details>",
     ]
     return "\n".join(lines)
+
+
+def _refining(m: Manifest, refined: Any, name: str) -> list[str]:
+    """The line that refined the fixed latents after the export, where `scripts/refine.py` noted it."""
+    if not isinstance(refined, Mapping) or not all(isinstance(refined.get(key), int) for key in ("steps", "width")):
+        return []
+    run, options = f"runs/{name}/{name}.dim", f"--steps {int(refined['steps'])} --width {int(refined['width'])}"
+    return [f"python scripts/refine.py {_shell(run)} --data {_shell(m.source.name)} {options}"]
 
 
 def _limits(m: Manifest) -> str:

@@ -86,7 +86,7 @@ def refine(bundle_path: Path, data: ImageSet, *, steps: int, width: int) -> Mani
     with staged(bundle_path) as path:
         copy_bundle(bundle_path, path)
         update_bundle(path, add_files={FIXED_LATENTS: latents}, accuracy=rows)
-        return finish(path, read_record(bundle_path, manifest))
+        return finish(path, read_record(bundle_path, manifest) | {"refined": {"steps": steps, "width": width}})
 
 
 def _held_out(config: Mapping[str, Any]) -> tuple[float, int]:

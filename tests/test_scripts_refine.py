@@ -68,6 +68,8 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     assert moved[:, :2].any(axis=2).all() and not moved[:, 2:].any()
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
+    command = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8\n"
+    assert command in (bundle / "README.md").read_text()
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
