@@ -198,8 +198,9 @@ class DeploymentConfig:
     candidates: int = 500
     """Latents per class to choose from."""
     refine_steps: int = 0
-    """Gradient steps that move the fixed latents of every class for sets of one image, and as many for sets of ten, to
-    what its real images show on average (`dim.refinement`); 0 leaves them as chosen."""
+    """How often the fixed latents of every class are moved for sets of one image, and then for sets of ten, to what its
+    real images show on average (`dim.refinement`); 0 leaves them as chosen. Twelve classes share a gradient step for
+    sets of ten, so 100 classes take five times as many steps as ten do, and 1,000 fifty times."""
     teacher: str = ""
     """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
     teacher_width: int = 0

@@ -87,7 +87,7 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
             latents_KMZ = refined_KMZ
         write_atomically(latents_path, write_fixed_latents(latents_KMZ.cpu().numpy()))
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
-    for what in ("latents", "refined"):
+    for what in ("latents", "refinement"):
         _unfinished(session, what).unlink(missing_ok=True)
     return True
 
@@ -121,7 +121,7 @@ def _refine(
         refinement.step,
         refinement.total,
         what="Refining the latents of small fixed sets",
-        path=_unfinished(session, "refined"),
+        path=_unfinished(session, "refinement"),
         report=lambda done: session.progress(_report("refining", done, refinement.total)),
     )
     return refinement.result() if finished else None

@@ -24,6 +24,7 @@ from dim.augment import augment
 from dim.device_data import DeviceData, step_generator, to_signed
 from dim.matching import MIN_SPREAD
 from dim.pool import PoolMember
+from dim.runtime.errors import DivergedError
 
 PREFIXES = (1, 10)
 """Sizes of the sets that are fitted, each with the smaller one inside it; later latents stay as herding chose them."""
@@ -37,7 +38,7 @@ JUDGES_PER_STEP = 2
 REAL_IMAGES = 256
 """Real images per class whose features are aimed at."""
 IMAGES_PER_STEP = 128
-"""Most images in a step; of larger groups some classes take turns."""
+"""Most images in a step: the sets of ten of twelve classes. More classes take turns, each as often as `steps` says."""
 GROUP = 100
 """Classes that are refined together: the targets of a group are in memory at a time."""
 
@@ -77,6 +78,8 @@ class _Turn:
     group: int
     prefix: int
     labels: tuple[int, ...]
+    number: int
+    """Of the step within its group."""
     progress: float
     """0 to 1 within the group and the prefix."""
 
@@ -120,9 +123,9 @@ class Refinement:
         self._targets: tuple[int, list[_Target]] | None = None
         self._groups = [range(start, min(start + GROUP, num_classes)) for start in range(0, num_classes, GROUP)]
         self._blocks = [
-            (group, prefix, -(-len(labels) // self._together(prefix, len(labels))))
+            (group, prefix, -(-len(labels) // max(1, IMAGES_PER_STEP // end)))
             for group, labels in enumerate(self._groups)
-            for prefix in range(len(self.ends))
+            for prefix, end in enumerate(self.ends)
         ]
 
     @property
@@ -130,17 +133,16 @@ class Refinement:
         """Steps in all."""
         return sum(self.steps * rounds for _, _, rounds in self._blocks)
 
-    def _together(self, prefix: int, classes: int) -> int:
-        return max(1, min(IMAGES_PER_STEP // self.ends[prefix], classes))
-
     def _turn(self, index: int) -> _Turn:
+        number = of_group = index
+        before = 0
         for group, prefix, rounds in self._blocks:
-            if index < self.steps * rounds:
-                labels = self._groups[group]
-                together = self._together(prefix, len(labels))
-                start = index % rounds * together
-                return _Turn(group, prefix, tuple(labels[start : start + together]), index / (self.steps * rounds))
-            index -= self.steps * rounds
+            if group != before:
+                of_group, before = number, group
+            if number < self.steps * rounds:
+                labels = tuple(self._groups[group][number % rounds :: rounds])
+                return _Turn(group, prefix, labels, of_group, number / (self.steps * rounds))
+            number -= self.steps * rounds
         raise IndexError(index)
 
     def step(self, index: int) -> Tensor:
@@ -151,7 +153,7 @@ class Refinement:
             self._targets = None  # of the last group, whose memory is wanted
             self._targets = turn.group, self._aim(labels)
         self.optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * turn.progress)) / 2
-        generator = step_generator(device, self.seed, "refinement", index)
+        generator = step_generator(device, self.seed, "refinement", turn.number)
         asked = torch.randperm(len(self.judges), generator=generator, device=device)[:JUDGES_PER_STEP]
         labels_k = torch.tensor(turn.labels, device=device)
         latents_kmZ = torch.stack([self._prefix(label, turn.prefix) for label in turn.labels])
@@ -176,11 +178,20 @@ class Refinement:
         return torch.cat([*smaller, self._part(label, prefix)])
 
     def result(self) -> Tensor:
-        """Every latent, float32 `[K, M, Z]`."""
+        """Every latent, float32 `[K, M, Z]`.
+
+        Raises:
+            DivergedError: some are not finite.
+        """
         refined_KMZ = self.start_KMZ.clone()
         for label in range(len(refined_KMZ)):
             parts = [self._part(label, prefix).detach() for prefix in range(len(self.ends))]
             refined_KMZ[label, : self.ends[-1]] = torch.cat(parts)
+        if not bool(torch.isfinite(refined_KMZ).all()):
+            raise DivergedError(
+                "Refining the latents of small fixed sets diverged: some are not finite. Leave it out with "
+                "--set deployment.refine_steps=0 in a new run."
+            )
         return refined_KMZ
 
     @torch.no_grad()

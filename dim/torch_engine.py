@@ -94,7 +94,7 @@ class OnnxGraph:
             gradients reach the latents.
 
     Raises:
-        EngineError: it has an operator that no exporter of ours writes.
+        EngineError: it has an operator that no exporter of ours writes, or does not round where `rounded` is False.
     """
 
     def __init__(self, model: bytes, device: torch.device, *, rounded: bool = True) -> None:
@@ -131,6 +131,9 @@ class OnnxGraph:
                 self.output = names[0]
                 break
             self.nodes.append((operator, attributes, names, node.output[0]))
+
+        if not rounded and self.output == graph.output[0].name:
+            raise EngineError("The file does not round to pixels as dim export writes it.")
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         values = self.constants | inputs

@@ -1,16 +1,17 @@
-"""Refine the fixed latents of a finished bundle, as a new distillation would, without distilling again.
+"""Refine the fixed latents of a bundle from before there was `deployment.refine_steps`, without distilling again.
 
     python scripts/refine.py BUNDLE --data DATA
 
-Needs the package with its `train` extra. The pool of the run is gone, so two ConvNet-3 are trained on the data and kept
-at three ages; like those of a run they see training images alone, without the part that the run held out. What the
-bundle draws by a seed stays the same, so its accuracy rows of streams are kept; those of fixed sets are dropped, and
-must be measured again (`dim eval`).
+Needs the package with its `train` extra, and the data that the bundle was distilled from. The pool of the run is gone,
+so two ConvNet-3 are trained and kept at three ages; they see the run's training images alone, augmented as students
+are. What the bundle draws by a seed stays the same, so its accuracy rows of streams are kept, under the content id that
+they were measured with; those of fixed sets are dropped, and must be measured again (`dim eval`).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Mapping
@@ -24,17 +25,19 @@ from torch import Tensor
 
 from dim.allocator import keep_freed_memory
 from dim.augment import augment, default_policy
+from dim.cli.evaluate import split_seed
 from dim.data import ImageSet, load_data
 from dim.device_data import DeviceData, seed_of, step_generator, to_signed
+from dim.evaluate import other_origin
 from dim.export.card import read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
-from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember
+from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
 from dim.refinement import UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
-from dim.runtime.graph import MAX_ONNX_BYTES
+from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import CANONICAL_ONNX, FIXED_LATENTS
 from dim.torch_engine import OnnxGraph
@@ -58,13 +61,21 @@ def refine(bundle_path: Path, data: ImageSet, *, steps: int, width: int) -> Mani
         BadValueError: the bundle has no fixed latents, or the data are others.
         DimError: the bundle is damaged, or the new one does not pass its checks.
     """
+    if steps < 1:
+        raise BadValueError(f"--steps is {steps}; it must be at least 1.")
+    if bundle_path.is_symlink():
+        raise BadValueError(f"{bundle_path} is a link: name the folder that it points to.")
     manifest = load_manifest(bundle_path)
+    record = {"agreements": []} | read_record(bundle_path, manifest)
+    if "refined" in record or manifest.distill_config.get("deployment", {}).get("refine_steps"):
+        raise BadValueError(f"The fixed latents of {bundle_path} are refined already.")
     if FIXED_LATENTS not in manifest.files:
         raise BadValueError(f"{bundle_path} has no fixed latents to refine.")
     if data.classes != manifest.classes or (data.height, data.channels) != (manifest.height, manifest.channels):
         raise BadValueError(f"{bundle_path} was distilled from other classes or other sizes than these data have.")
-    held = holdout_mask(data.train_labels, len(data.classes), *_held_out(manifest.distill_config))
-    training = DeviceData(data.train_images[~held], data.train_labels[~held].astype(np.int64), len(data.classes), CPU)
+    if warning := other_origin(bundle_path, manifest, data):
+        raise BadValueError(warning)
+    training = _training(manifest.distill_config, data)
     file = check_file(bundle_path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
     refinement = Refinement(
         _network(bundle_path, manifest),
@@ -84,19 +95,27 @@ def refine(bundle_path: Path, data: ImageSet, *, steps: int, width: int) -> Mani
     latents = write_fixed_latents(refinement.result().numpy())
     rows = [row for row in manifest.accuracy if row.get("mode") != "fixed" or row.get("source") == "real"]
     with staged(bundle_path) as path:
+        if load_manifest(bundle_path).manifest_sha256 != manifest.manifest_sha256:
+            raise BadValueError(f"{bundle_path} was changed by another process meanwhile: run the command again.")
         copy_bundle(bundle_path, path)
         update_bundle(path, add_files={FIXED_LATENTS: latents}, accuracy=rows)
-        return finish(path, read_record(bundle_path, manifest) | {"refined": {"steps": steps, "width": width}})
+        return finish(path, record | {"refined": {"steps": steps, "width": width}})
 
 
-def _held_out(config: Mapping[str, Any]) -> tuple[float, int]:
-    """Part and seed of the images that the run held out."""
-    return float(config.get("deployment", {}).get("holdout", 0.05)), int(config.get("seed", 0))
+def _training(config: Mapping[str, Any], data: ImageSet) -> DeviceData:
+    """The run's training images: without what it held out for the choice among several spreads."""
+    held = np.zeros(len(data.train_labels), bool)
+    deployment = config.get("deployment", {})
+    if len(deployment.get("latent_stds", ())) > 1:
+        part, seed = float(deployment.get("holdout", 0.05)), int(config.get("seed", 0))
+        held = holdout_mask(data.train_labels, len(data.classes), part, seed)
+    return DeviceData(data.train_images[~held], data.train_labels[~held].astype(np.int64), len(data.classes), CPU)
 
 
 def _network(bundle_path: Path, manifest: Manifest) -> Any:
     """The bundle's generator with gradients: latents `[N, Z]` and labels `[N]` to images in -1..1."""
     model = check_file(bundle_path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
+    check_graph(model, manifest)
     graph = OnnxGraph(model, CPU, rounded=False)
 
     def draw(latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
@@ -108,17 +127,11 @@ def _network(bundle_path: Path, manifest: Manifest) -> Any:
 
 
 def _judges(data: ImageSet, training: DeviceData, width: int) -> list[PoolMember]:
-    shape = {
-        "num_classes": len(data.classes),
-        "channels": data.channels,
-        "image_px": data.height,
-        "width": width,
-        "mean": list(data.mean),
-        "std": [max(value, 1e-3) for value in data.std],
-    }
+    looks = {"classes": data.classes, "channels": data.channels, "image_px": data.height}
+    shape = classifier_shape(looks | {"mean": data.mean, "std": data.std}, width)
     judges = []
     for number in range(TRAINED):
-        judges += _train(_member(shape, "trained", number), training, default_policy(data.name), number, shape)
+        judges += _train(_member(shape, "trained", number), training, default_policy(data.name), number)
         print(f"Trained {number + 1} of {TRAINED} ConvNets, kept at {len(AGES)} ages.", flush=True)
     judges += [_member(shape, "untrained", number) for number in range(UNTRAINED)]
     return [judge.eval().requires_grad_(False) for judge in judges]
@@ -129,9 +142,7 @@ def _member(shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
     return PoolMember("convnet3", shape)
 
 
-def _train(
-    member: PoolMember, training: DeviceData, policy: str, number: int, shape: Mapping[str, Any]
-) -> list[PoolMember]:
+def _train(member: PoolMember, training: DeviceData, policy: str, number: int) -> list[PoolMember]:
     """The classifier at every age."""
     optimiser = torch.optim.SGD(member.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     kept = []
@@ -144,8 +155,7 @@ def _train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step in AGES:
-            kept.append(_member(shape, "copy"))
-            kept[-1].load_state_dict(member.state_dict())
+            kept.append(copy.deepcopy(member))
     return kept
 
 
@@ -159,7 +169,10 @@ def main() -> int:
     options = parser.parse_args()
     keep_freed_memory()
     try:
-        manifest = refine(options.bundle, load_data(options.data), steps=options.steps, width=options.width)
+        manifest = load_manifest(options.bundle)
+        seed = split_seed(manifest)
+        data = load_data(options.data, size=manifest.height, channels=manifest.channels, seed=seed)
+        manifest = refine(options.bundle, data, steps=options.steps, width=options.width)
     except DimError as error:
         print(error, file=sys.stderr)
         return 1

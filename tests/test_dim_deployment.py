@@ -21,7 +21,7 @@ from dim.distill import distill
 from dim.pool import PoolMember
 from dim.presets import preset
 from dim.refinement import Refinement
-from dim.runtime.errors import BadValueError
+from dim.runtime.errors import BadValueError, DivergedError
 from dim.session import Session
 
 
@@ -189,7 +189,9 @@ def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.Monke
     assert spread() < 0.2
 
 
-def test_the_first_latent_does_not_depend_on_the_later_ones() -> None:
+@pytest.mark.parametrize("group", [100, 2])
+def test_the_first_latent_does_not_depend_on_the_later_ones(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim.refinement.GROUP", group)
     start = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(refine(start, steps=5)[0][:, :1], refine(start[:, :1], steps=5)[0])
 
@@ -229,14 +231,29 @@ def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
 
 def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.refinement.GROUP", 2)
+    monkeypatch.setattr("dim.refinement.IMAGES_PER_STEP", 3)  # sets of three are moved one class at a time
     distill(quick(), make_images(), tmp_path / "whole")
     finished = distill(quick(), make_images(), tmp_path / "run", time_limit_s=0.0).finished
     calls = 1
     while not finished and calls < 60:
         finished = distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
         calls += 1
-    assert calls == 5 + 6 + 5 + 2 + 3 + 2 * (3 + 3)  # a step a call, of two groups and two sizes of set
+    # A step a call: of two classes together, then by turns, and then of the third class.
+    assert calls == 5 + 6 + 5 + 2 + 3 + (3 + 2 * 3) + (3 + 3)
     assert (tmp_path / "run" / "latents.npz").read_bytes() == (tmp_path / "whole" / "latents.npz").read_bytes()
+
+
+def test_classes_that_take_turns_are_all_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim.refinement.IMAGES_PER_STEP", 10)
+    start = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(0))
+    refined, _ = refine(start, steps=2)
+    assert (refined != start).any(dim=2).all()
+
+
+def test_latents_that_are_not_finite_are_refused() -> None:
+    start = torch.full((3, 2, 64), float("nan"))
+    with pytest.raises(DivergedError, match="Refining the latents of small fixed sets diverged"):
+        refine(start, steps=1)
 
 
 def test_a_class_of_one_image_has_a_mean(tmp_path: Path) -> None:

@@ -161,3 +161,12 @@ def test_the_evaluation_draws_with_it_where_asked(tmp_path: Path) -> None:
     assert "There is no engine 'torch'; there are auto, " in one_line(
         run_command("generate", "--bundle", tiny, "--engine", "torch", "--out", tmp_path / "set", "--ipc", "1")
     )
+
+
+def test_what_is_rounded_comes_out_with_gradients() -> None:
+    rounding = one_node(helper.make_node("Round", ["x"], ["y"]), w=KERNEL)
+    x = torch.tensor([0.4, 1.6], requires_grad=True)
+    levels = OnnxGraph(rounding, CPU, rounded=False)({"x": x})
+    assert levels.tolist() == x.tolist() and levels.requires_grad
+    with pytest.raises(EngineError, match="does not round to pixels"):
+        OnnxGraph(one_node(helper.make_node("Relu", ["x"], ["y"]), w=KERNEL), CPU, rounded=False)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from export_runs import CLASSES, export_each_network_once, make_run
 
 from dim.data import load_data
 from dim.export.card import record_accuracy
 from dim.export.export_run import export_run
-from dim.runtime.bundle_files import load_manifest
+from dim.runtime.bundle import open_bundle
+from dim.runtime.bundle_files import load_manifest, update_bundle
+from dim.runtime.errors import BadValueError
 from dim.runtime.fixed_latents import read_fixed_latents
 from dim.runtime.verify import verify
 
@@ -40,9 +44,14 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "little.npz"
 
 
-def make_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int = 3) -> Path:
+def make_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, source: Path | None = None, count: int = 3) -> Path:
+    """A bundle that was distilled from `source`, or from data that are nowhere."""
     export_each_network_once(monkeypatch)
     run = make_run(folder / "run")
+    if source:
+        config = json.loads((run / "config.json").read_text())
+        config["data"]["fingerprint"] = load_data(str(source)).fingerprint()
+        (run / "config.json").write_text(json.dumps(config))
     if count:
         latents = np.random.default_rng(0).standard_normal((len(CLASSES), count, 16)).astype(np.float32)
         np.savez_compressed(run / "latents.npz", latents=latents)
@@ -58,7 +67,13 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
 ) -> None:
     monkeypatch.setattr(script, "AGES", (2, 4))
     monkeypatch.setattr("dim.refinement.PREFIXES", (1, 2))
-    bundle = make_bundle(tmp_path, monkeypatch)
+    bundle = make_bundle(tmp_path, monkeypatch, data)
+    labels, indices = np.arange(4).repeat(3), np.tile(np.arange(3), 4)
+    with open_bundle(bundle, engine="onnxruntime-cpu") as opened:
+        latents, images = opened.latents(labels, indices), opened.sample(labels, indices)
+    draw = script._network(bundle, load_manifest(bundle))
+    drawn = draw(torch.from_numpy(latents), torch.from_numpy(labels)).permute(0, 2, 3, 1).numpy()
+    assert np.abs((drawn + 1) * 127.5 - images).max() <= 0.51
     before = record_accuracy(bundle, [row(s, m) for s in ("real", "generated") for m in ("fixed", "stream")])
     latents = read_fixed_latents((bundle / "latents.npz").read_bytes(), before)
     after = script.refine(bundle, load_data(str(data)), steps=2, width=8)
@@ -85,6 +100,9 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
     other = tmp_path / "other.npz"
     np.savez(other, images=np.zeros((80, 12, 12, 3), np.uint8), labels=np.arange(80) % 2, classes=np.array(["a", "b"]))
     with_latents = make_bundle(tmp_path / "second", monkeypatch)
+    refined = make_bundle(tmp_path / "third", monkeypatch)
+    update_bundle(refined, add_files={"export.json": b'{"agreements": [], "refined": {"steps": 4, "width": 8}}'})
+    (link := tmp_path / "link.dim").symlink_to(with_latents)
     for path, source, message in (
         (bundle, data, f"{bundle} has no fixed latents to refine."),
         (
@@ -93,9 +111,31 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
             f"{with_latents} was distilled from other classes or other sizes than these",
         ),
         (tmp_path / "lost.dim", data, "lost.dim"),
+        (link, data, f"{link} is a link: name the folder that it points to."),
+        (refined, data, f"The fixed latents of {refined} are refined already."),
     ):
         monkeypatch.setattr("sys.argv", ["refine.py", str(path), "--data", str(source)])
         assert script.main() == 1
         error = capsys.readouterr().err
         assert message in error, error
         assert error.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["refine.py", str(with_latents), "--data", str(data), "--steps", "0"])
+    assert script.main() == 1
+    assert capsys.readouterr().err == "--steps is 0; it must be at least 1.\n"
+
+
+def test_a_bundle_that_changes_meanwhile_is_left_alone(
+    script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path, monkeypatch, data)
+    monkeypatch.setattr(script, "AGES", (2,))
+    steps = script.Refinement.step
+
+    def step_and_record(refinement: Any, index: int) -> Any:
+        record_accuracy(bundle, [row("generated", "stream")])
+        return steps(refinement, index)
+
+    monkeypatch.setattr(script.Refinement, "step", step_and_record)
+    with pytest.raises(BadValueError, match="was changed by another process meanwhile"):
+        script.refine(bundle, load_data(str(data)), steps=1, width=8)
+    assert len(load_manifest(bundle).accuracy) == 1
