@@ -35,6 +35,10 @@ the seed; every row has one generator, and what another distillation would give 
 {PUBLISHED_EPOCHS:,} epochs of N images per class, batch 64; a table with fewer epochs says so. What has not been
 measured says "{NOT_RUN}".
 
+Digits behind "generated" begin a bundle's content id, where a table's file has rows of more than one. The bundles of
+MNIST and of all CIFAR-10 (JPEG) had their latents of small fixed sets refined (method.md, "The first latents of a fixed
+set") after their rows of `stream` were measured; in `stream` both draw the same images bit for bit.
+
 "Real, equal bytes" are as many real images as fit into the generator's file, in its precision; with soft labels, into
 that and the teacher's, each image with its logits. They are priced as raw uint8 pixels, as a set in memory or in an NPZ
 file. As PNG files the same bytes would hold 2.9 times as many images of MNIST and 1.5 times as many of CIFAR-10 (means
