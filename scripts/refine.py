@@ -176,6 +176,9 @@ def main() -> int:
     except DimError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"Stopped; {options.bundle} is as it was.", file=sys.stderr)
+        return 130
     print(f"Bundle: {options.bundle}, content id {manifest.content_id}")
     return 0
 
