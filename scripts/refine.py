@@ -164,14 +164,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", required=True, help="as of dim distill")
+    parser.add_argument("--data-dir", type=Path, help="where the official files are; else $DIM_DATA")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--width", type=int, default=128, help="channels of the ConvNets")
     options = parser.parse_args()
     keep_freed_memory()
     try:
         manifest = load_manifest(options.bundle)
-        seed = split_seed(manifest)
-        data = load_data(options.data, size=manifest.height, channels=manifest.channels, seed=seed)
+        data = load_data(
+            options.data,
+            data_dir=options.data_dir,
+            size=manifest.height,
+            channels=manifest.channels,
+            seed=split_seed(manifest),
+        )
         manifest = refine(options.bundle, data, steps=options.steps, width=options.width)
     except DimError as error:
         print(error, file=sys.stderr)
