@@ -318,8 +318,9 @@ def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path,
     while not outcomes[-1] and len(outcomes) < 40:
         outcomes.append(distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished)
     # A step a call, in both stages and in the two classifiers of the pool, then the spread of one of three classes, the
-    # latents of one, and a step of their refinement; the last of each does not stop it, but for that of the latents.
-    assert outcomes == [False] * (5 + 6 + 5 + 2 + 3 + 2) + [True]
+    # latents of one, and a step of the refinement of sets of one and of three; the last of each does not stop it, but
+    # for that of the latents.
+    assert outcomes == [False] * (5 + 6 + 5 + 2 + 3 + 5) + [True]
     assert same(weights(undisturbed), weights(tmp_path / "run"))
     for name in ("metrics.jsonl", "pool.safetensors", "generator-stage1.safetensors", "latents.npz", "deployment.json"):
         assert (undisturbed / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
