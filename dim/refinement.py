@@ -4,8 +4,8 @@ The latents that herding chose are each an image like a real one. What a set of 
 in what they show together. So the latents of every prefix are moved, through the frozen generator, to where a few
 ConvNets see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
-them the images of a class lose their spread, and a set of ten its worth (docs/method.md). The ConvNets are those of the
-pool, of every age, and a few that were never trained; training images alone are consulted.
+them a set of ten did not gain (docs/method.md). The ConvNets are those of the pool, of every age, and a few that were
+never trained; training images alone are consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
