@@ -73,6 +73,7 @@ def configure(
         classes=tuple(map(str, range(NUM_CLASSES))),
         class_counts=(5000,) * NUM_CLASSES,
         height=shape["image_px"],
+        channels=shape["channels"],
     )
     plain = preset(name, data=data)
     lengths = {"stage 2 as long as published": PUBLISHED_IMAGES}

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dim.device_data import DeviceData
+from dim.presets import PRESETS
 
 BENCH = Path(__file__).parents[1] / "bench"
 SHAPE = {"num_classes": 10, "image_px": 8, "channels": 1}
@@ -60,6 +61,14 @@ def test_a_run_reports_both_sides_at_every_length(
     assert all(0 < row["cpu_least"] <= row["cpu"] <= row["cpu_most"] for row in report["ratios"])
     printed = capsys.readouterr().out
     assert "the kept pool takes 400 SGD steps (mlp, convnet3), spread over 19,200 images or 4,992,000" in printed
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_preset_can_be_timed(bench: ModuleType, preset: str, channels: int) -> None:
+    config, stages = bench.configure(preset, SHAPE | {"image_px": 32, "channels": channels}, 16, None)
+    assert config.pool.kind == "kept" and config.stage1.batch_size == config.pool.batch_size == 16
+    assert list(stages)[-1] == "stage 2 as long as published"
 
 
 def test_the_pool_is_spread_over_the_images_of_the_stage(bench: ModuleType, sides: ModuleType) -> None:
