@@ -95,6 +95,7 @@ class Refinement:
         steps: how often the latents of every class and prefix are moved.
         policy: augmentation of what the judges see.
         seed: of every draw.
+        judges_per_step: how many of the judges a step asks.
     """
 
     def __init__(
@@ -107,9 +108,10 @@ class Refinement:
         steps: int,
         policy: str,
         seed: int,
+        judges_per_step: int = JUDGES_PER_STEP,
     ) -> None:
         self.network, self.start_KMZ, self.judges, self.data = network, latents_KMZ, list(judges), data
-        self.steps, self.policy, self.seed = steps, policy, seed
+        self.steps, self.policy, self.seed, self.judges_per_step = steps, policy, seed, judges_per_step
         num_classes, count = latents_KMZ.shape[:2]
         self.ends = sorted({min(prefix, count) for prefix in PREFIXES})
         starts = [0, *self.ends[:-1]]
@@ -154,7 +156,7 @@ class Refinement:
             self._targets = turn.group, self._aim(labels)
         self.optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * turn.progress)) / 2
         generator = step_generator(device, self.seed, "refinement", turn.number)
-        asked = torch.randperm(len(self.judges), generator=generator, device=device)[:JUDGES_PER_STEP]
+        asked = torch.randperm(len(self.judges), generator=generator, device=device)[: self.judges_per_step]
         labels_k = torch.tensor(turn.labels, device=device)
         latents_kmZ = torch.stack([self._prefix(label, turn.prefix) for label in turn.labels])
         count = latents_kmZ.shape[1]

@@ -30,6 +30,8 @@ NATIVE_SHAPES = {
     "cifar100": (32, 3),
 }
 """Side and channels of the datasets that `dim distill` knows by name; others need `--size` and `--channels`."""
+REFINED = ("steps", "width", "trained", "untrained", "judges")
+"""Options of `scripts/refine.py`, as it notes them."""
 REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a configuration that the command names otherwise, or that change nothing in the result."""
 
@@ -324,7 +326,7 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     lines = ["## How it was made", ""]
     if command is not None:
         export = f"dim export runs/{_shell(config['name'])} --precision {','.join(m.precisions)}"
-        lines += ["```sh", command, export, *_refining(m, record.get("refined"), config["name"]), "```", ""]
+        lines += ["```sh", command, export, *_refining(m, record, config["name"]), "```", ""]
         if m.source.name not in NATIVE_SHAPES:
             lines += [f"`--data` takes the path of the source that is called {_text(m.source.name)} here.", ""]
     lines += [
@@ -339,12 +341,20 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _refining(m: Manifest, refined: Any, name: str) -> list[str]:
-    """The line that refined the fixed latents after the export, where `scripts/refine.py` noted it."""
-    if not isinstance(refined, Mapping) or not all(isinstance(refined.get(key), int) for key in ("steps", "width")):
-        return []
-    run, options = f"runs/{name}/{name}.dim", f"--steps {int(refined['steps'])} --width {int(refined['width'])}"
-    return [f"python scripts/refine.py {_shell(run)} --data {_shell(m.source.name)} {options}"]
+def passes_of(record: Mapping[str, Any]) -> list[dict[str, int]]:
+    """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
+    noted = record.get("refined", [])
+    passes = [p for p in (noted if isinstance(noted, list) else [noted]) if isinstance(p, Mapping)]
+    return [options for p in passes if (options := {key: p[key] for key in REFINED if type(p.get(key)) is int})]
+
+
+def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
+    """The lines that refined the fixed latents after the export."""
+    run = f"python scripts/refine.py {_shell(f'runs/{name}/{name}.dim')} --data {_shell(m.source.name)}"
+    return [
+        " ".join([run, *(f"--{key} {value}" for key, value in options.items()), *(["--again"] if number else [])])
+        for number, options in enumerate(passes_of(record))
+    ]
 
 
 def _limits(m: Manifest) -> str:

@@ -1,9 +1,10 @@
 """Refine the fixed latents of a bundle from before there was `deployment.refine_steps`, without distilling again.
 
     python scripts/refine.py BUNDLE --data DATA
+    python scripts/refine.py BUNDLE --data DATA --again --steps 800 --trained 4 --untrained 24 --judges 3   # on a GPU
 
 Needs the package with its `train` extra, and the data that the bundle was distilled from. The pool of the run is gone,
-so two ConvNet-3 are trained and kept at three ages; they see the run's training images alone, augmented as students
+so a few ConvNet-3 are trained and kept at three ages; they see the run's training images alone, augmented as students
 are. What the bundle draws by a seed stays the same, so its accuracy rows of streams are kept, under the content id that
 they were measured with; those of fixed sets are dropped, and must be measured again (`dim eval`).
 """
@@ -15,6 +16,7 @@ import copy
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,16 @@ from torch import Tensor
 from dim.allocator import keep_freed_memory
 from dim.augment import augment, default_policy
 from dim.cli.evaluate import split_seed
+from dim.cuda_graphs import own_stream
 from dim.data import ImageSet, load_data
 from dim.device_data import DeviceData, seed_of, step_generator, to_signed
+from dim.distill import choose_device
 from dim.evaluate import other_origin
-from dim.export.card import read_record
+from dim.export.card import passes_of, read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
-from dim.refinement import UNTRAINED, Refinement
+from dim.refinement import JUDGES_PER_STEP, UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
@@ -42,81 +46,107 @@ from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import CANONICAL_ONNX, FIXED_LATENTS
 from dim.torch_engine import OnnxGraph
 
-TRAINED, AGES, LR, BATCH = 2, (50, 200, 600), 0.02, 64
-"""ConvNets that are trained, the SGD steps after which they are kept, their learning rate and batch."""
+AGES, LR, BATCH = (50, 200, 600), 0.02, 64
+"""SGD steps after which a ConvNet is kept, their learning rate and batch."""
 SEED = 0
-CPU = torch.device("cpu")
 
 
-def refine(bundle_path: Path, data: ImageSet, *, steps: int, width: int) -> Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What a bundle's record says of one run of this script."""
+
+    steps: int = 400
+    """As `deployment.refine_steps`."""
+    width: int = 128
+    """Channels of the ConvNets."""
+    trained: int = 2
+    """ConvNets that are trained, each a judge at every age."""
+    untrained: int = UNTRAINED
+    """ConvNets with fresh weights."""
+    judges: int = JUDGES_PER_STEP
+    """Of all judges, those that a step asks."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < (least := 0 if name in ("trained", "untrained") else 1):
+                raise BadValueError(f"--{name} is {value}; it must be at least {least}.")
+        if not self.trained + self.untrained:
+            raise BadValueError("--trained and --untrained are both 0; there must be a ConvNet to judge.")
+
+
+def refine(
+    bundle_path: Path, data: ImageSet, how: Pass, *, again: bool = False, device: torch.device | None = None
+) -> Manifest:
     """Refine the fixed latents of a bundle in its place; it stays as it was until the new one passed its checks.
 
     Args:
         bundle_path: with fixed latents.
         data: what it was distilled from, whole.
-        steps: as `deployment.refine_steps`.
-        width: channels of the ConvNets.
+        how: by which judges, and how long.
+        again: go on from latents that are refined already.
+        device: where to compute; None for the CPU.
 
     Raises:
-        BadValueError: the bundle has no fixed latents, or the data are others.
+        BadValueError: the bundle has no fixed latents, they are refined already, or the data are others.
         DimError: the bundle is damaged, or the new one does not pass its checks.
     """
-    if steps < 1:
-        raise BadValueError(f"--steps is {steps}; it must be at least 1.")
+    device = device or torch.device("cpu")
     if bundle_path.is_symlink():
         raise BadValueError(f"{bundle_path} is a link: name the folder that it points to.")
     manifest = load_manifest(bundle_path)
     record = {"agreements": []} | read_record(bundle_path, manifest)
-    if "refined" in record or manifest.distill_config.get("deployment", {}).get("refine_steps"):
-        raise BadValueError(f"The fixed latents of {bundle_path} are refined already.")
+    if not again and ("refined" in record or manifest.distill_config.get("deployment", {}).get("refine_steps")):
+        raise BadValueError(f"The fixed latents of {bundle_path} are refined already: --again goes on from them.")
     if FIXED_LATENTS not in manifest.files:
         raise BadValueError(f"{bundle_path} has no fixed latents to refine.")
     if data.classes != manifest.classes or (data.height, data.channels) != (manifest.height, manifest.channels):
         raise BadValueError(f"{bundle_path} was distilled from other classes or other sizes than these data have.")
     if warning := other_origin(bundle_path, manifest, data):
         raise BadValueError(warning)
-    training = _training(manifest.distill_config, data)
     file = check_file(bundle_path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
-    refinement = Refinement(
-        _network(bundle_path, manifest),
-        torch.from_numpy(read_fixed_latents(file, manifest).copy()),
-        _judges(data, training, width),
-        training,
-        steps=steps,
-        policy=default_policy(data.name),
-        seed=SEED,
-    )
-    start = time.monotonic()
-    for index in range(refinement.total):
-        loss = refinement.step(index)
-        if (index + 1) % 100 == 0 or index + 1 == refinement.total:
-            done = f"{index + 1:,} of {refinement.total:,} steps"
-            print(f"{done}, distance {float(loss):.4f}, {time.monotonic() - start:.0f} s", flush=True)
-    latents = write_fixed_latents(refinement.result().numpy())
+    with own_stream(device):
+        training = _training(manifest.distill_config, data, device)
+        refinement = Refinement(
+            _network(bundle_path, manifest, device),
+            torch.from_numpy(read_fixed_latents(file, manifest).copy()).to(device),
+            _judges(data, training, how),
+            training,
+            steps=how.steps,
+            policy=default_policy(data.name),
+            seed=SEED,
+            judges_per_step=how.judges,
+        )
+        start = time.monotonic()
+        for index in range(refinement.total):
+            loss = refinement.step(index)
+            if (index + 1) % 100 == 0 or index + 1 == refinement.total:
+                done = f"{index + 1:,} of {refinement.total:,} steps"
+                print(f"{done}, distance {float(loss):.4f}, {time.monotonic() - start:.0f} s", flush=True)
+        latents = write_fixed_latents(refinement.result().cpu().numpy())
     rows = [row for row in manifest.accuracy if row.get("mode") != "fixed" or row.get("source") == "real"]
     with staged(bundle_path) as path:
         if load_manifest(bundle_path).manifest_sha256 != manifest.manifest_sha256:
             raise BadValueError(f"{bundle_path} was changed by another process meanwhile: run the command again.")
         copy_bundle(bundle_path, path)
         update_bundle(path, add_files={FIXED_LATENTS: latents}, accuracy=rows)
-        return finish(path, record | {"refined": {"steps": steps, "width": width}})
+        return finish(path, record | {"refined": [*passes_of(record), asdict(how)]})
 
 
-def _training(config: Mapping[str, Any], data: ImageSet) -> DeviceData:
+def _training(config: Mapping[str, Any], data: ImageSet, device: torch.device) -> DeviceData:
     """The run's training images: without what it held out for the choice among several spreads."""
     held = np.zeros(len(data.train_labels), bool)
     deployment = config.get("deployment", {})
     if len(deployment.get("latent_stds", ())) > 1:
         part, seed = float(deployment.get("holdout", 0.05)), int(config.get("seed", 0))
         held = holdout_mask(data.train_labels, len(data.classes), part, seed)
-    return DeviceData(data.train_images[~held], data.train_labels[~held].astype(np.int64), len(data.classes), CPU)
+    return DeviceData(data.train_images[~held], data.train_labels[~held].astype(np.int64), len(data.classes), device)
 
 
-def _network(bundle_path: Path, manifest: Manifest) -> Any:
+def _network(bundle_path: Path, manifest: Manifest, device: torch.device) -> Any:
     """The bundle's generator with gradients: latents `[N, Z]` and labels `[N]` to images in -1..1."""
     model = check_file(bundle_path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
     check_graph(model, manifest)
-    graph = OnnxGraph(model, CPU, rounded=False)
+    graph = OnnxGraph(model, device, rounded=False)
 
     def draw(latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
         levels = graph({"latents": latents_NZ, "labels": labels_N})
@@ -126,20 +156,22 @@ def _network(bundle_path: Path, manifest: Manifest) -> Any:
     return draw
 
 
-def _judges(data: ImageSet, training: DeviceData, width: int) -> list[PoolMember]:
+def _judges(data: ImageSet, training: DeviceData, how: Pass) -> list[PoolMember]:
     looks = {"classes": data.classes, "channels": data.channels, "image_px": data.height}
-    shape = classifier_shape(looks | {"mean": data.mean, "std": data.std}, width)
+    shape = classifier_shape(looks | {"mean": data.mean, "std": data.std}, how.width)
     judges = []
-    for number in range(TRAINED):
-        judges += _train(_member(shape, "trained", number), training, default_policy(data.name), number)
-        print(f"Trained {number + 1} of {TRAINED} ConvNets, kept at {len(AGES)} ages.", flush=True)
-    judges += [_member(shape, "untrained", number) for number in range(UNTRAINED)]
+    for number in range(how.trained):
+        member = _member(shape, training.device, "trained", number)
+        judges += _train(member, training, default_policy(data.name), number)
+        print(f"Trained {number + 1} of {how.trained} ConvNets, kept at {len(AGES)} ages.", flush=True)
+    judges += [_member(shape, training.device, "untrained", number) for number in range(how.untrained)]
     return [judge.eval().requires_grad_(False) for judge in judges]
 
 
-def _member(shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
+def _member(shape: Mapping[str, Any], device: torch.device, *seed: int | str) -> PoolMember:
     torch.manual_seed(seed_of(SEED, *seed))
-    return PoolMember("convnet3", shape)
+    member = PoolMember("convnet3", shape)
+    return member.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _train(member: PoolMember, training: DeviceData, policy: str, number: int) -> list[PoolMember]:
@@ -165,8 +197,17 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", required=True, help="as of dim distill")
     parser.add_argument("--data-dir", type=Path, help="where the official files are; else $DIM_DATA")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--width", type=int, default=128, help="channels of the ConvNets")
+    plain = Pass()
+    for name, meaning in (
+        ("steps", "how often the latents of every class are moved"),
+        ("width", "channels of the ConvNets"),
+        ("trained", "ConvNets that are trained"),
+        ("untrained", "ConvNets that are not"),
+        ("judges", "ConvNets that every step asks"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(plain, name), help=f"{meaning} (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="go on from latents that are refined already")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     options = parser.parse_args()
     keep_freed_memory()
     try:
@@ -178,7 +219,8 @@ def main() -> int:
             channels=manifest.channels,
             seed=split_seed(manifest),
         )
-        manifest = refine(options.bundle, data, steps=options.steps, width=options.width)
+        how = Pass(**{field.name: getattr(options, field.name) for field in fields(Pass)})
+        manifest = refine(options.bundle, data, how, again=options.again, device=choose_device(options.device))
     except DimError as error:
         print(error, file=sys.stderr)
         return 1

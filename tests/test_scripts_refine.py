@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,12 +27,10 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "refine.py"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("refine_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        yield importlib.import_module("refine")
 
 
 @pytest.fixture
@@ -71,20 +70,20 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     labels, indices = np.arange(4).repeat(3), np.tile(np.arange(3), 4)
     with open_bundle(bundle, engine="onnxruntime-cpu") as opened:
         latents, images = opened.latents(labels, indices), opened.sample(labels, indices)
-    draw = script._network(bundle, load_manifest(bundle))
+    draw = script._network(bundle, load_manifest(bundle), torch.device("cpu"))
     drawn = draw(torch.from_numpy(latents), torch.from_numpy(labels)).permute(0, 2, 3, 1).numpy()
     assert np.abs((drawn + 1) * 127.5 - images).max() <= 0.51
     before = record_accuracy(bundle, [row(s, m) for s in ("real", "generated") for m in ("fixed", "stream")])
     latents = read_fixed_latents((bundle / "latents.npz").read_bytes(), before)
-    after = script.refine(bundle, load_data(str(data)), steps=2, width=8)
+    after = script.refine(bundle, load_data(str(data)), script.Pass(steps=2, width=8))
     assert after == load_manifest(bundle)
     assert verify(bundle).ok
     moved = read_fixed_latents((bundle / "latents.npz").read_bytes(), after) != latents
     assert moved[:, :2].any(axis=2).all() and not moved[:, 2:].any()
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
-    command = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8\n"
-    assert command in (bundle / "README.md").read_text()
+    line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --untrained 4"
+    assert f"{line} --judges 2\n" in (bundle / "README.md").read_text()
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
@@ -112,16 +111,53 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
         ),
         (tmp_path / "lost.dim", data, "lost.dim"),
         (link, data, f"{link} is a link: name the folder that it points to."),
-        (refined, data, f"The fixed latents of {refined} are refined already."),
+        (refined, data, f"The fixed latents of {refined} are refined already: --again goes on from them."),
     ):
         monkeypatch.setattr("sys.argv", ["refine.py", str(path), "--data", str(source)])
         assert script.main() == 1
         error = capsys.readouterr().err
         assert message in error, error
         assert error.count("\n") == 1
-    monkeypatch.setattr("sys.argv", ["refine.py", str(with_latents), "--data", str(data), "--steps", "0"])
-    assert script.main() == 1
-    assert capsys.readouterr().err == "--steps is 0; it must be at least 1.\n"
+    for options, message in (
+        (["--steps", "0"], "--steps is 0; it must be at least 1."),
+        (["--untrained", "-1"], "--untrained is -1; it must be at least 0."),
+        (
+            ["--trained", "0", "--untrained", "0"],
+            "--trained and --untrained are both 0; there must be a ConvNet to judge.",
+        ),
+    ):
+        monkeypatch.setattr("sys.argv", ["refine.py", str(with_latents), "--data", str(data), *options])
+        assert script.main() == 1
+        assert capsys.readouterr().err == message + "\n"
+
+
+def test_it_goes_on_from_refined_latents_when_asked_to(
+    script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "AGES", (2,))
+    bundle = make_bundle(tmp_path, monkeypatch, data)
+    update_bundle(bundle, add_files={"export.json": b'{"agreements": [], "refined": {"steps": 4, "width": 8}}'})
+    latents = (bundle / "latents.npz").read_bytes()
+    asked: list[int] = []
+    distance = script.Refinement.step.__globals__["_Target"].distance
+
+    def counted(target: Any, *arguments: Any) -> Any:
+        asked.append(id(target))
+        return distance(target, *arguments)
+
+    monkeypatch.setattr("dim.refinement._Target.distance", counted)
+    options = ["--steps", "1", "--width", "8", "--trained", "1", "--untrained", "4", "--judges", "5", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
+    assert script.main() == 0, capsys.readouterr().err
+    assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # every step asked every judge
+    assert (bundle / "latents.npz").read_bytes() != latents and verify(bundle).ok
+    lines = [
+        line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("python scripts/refine")
+    ]
+    assert [line.split("little.dim ", 1)[1] for line in lines] == [
+        "--data little --steps 4 --width 8",
+        "--data little --steps 1 --width 8 --trained 1 --untrained 4 --judges 5 --again",
+    ]
 
 
 def test_a_bundle_that_changes_meanwhile_is_left_alone(
@@ -137,5 +173,5 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(
 
     monkeypatch.setattr(script.Refinement, "step", step_and_record)
     with pytest.raises(BadValueError, match="was changed by another process meanwhile"):
-        script.refine(bundle, load_data(str(data)), steps=1, width=8)
+        script.refine(bundle, load_data(str(data)), script.Pass(steps=1, width=8))
     assert len(load_manifest(bundle).accuracy) == 1
