@@ -25,7 +25,7 @@ from dim.classifier_training import train_in_pieces
 from dim.device_data import step_generator, to_signed
 from dim.matching import MIN_SPREAD
 from dim.pool import KeptPool, PoolMember, classifier_shape, new_member
-from dim.refinement import UNTRAINED, Refinement
+from dim.refinement import JUDGES, UNTRAINED, Refinement
 from dim.runtime.fixed_latents import write_fixed_latents
 from dim.session import Progress, Session
 
@@ -50,7 +50,7 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
     Args:
         session: after stage 2.
         pool: the kept pool; the oldest snapshot of each architecture judges the spread, and every snapshot of the
-            ConvNet-3, where there is one, the latents.
+            ConvNet-3, where there is one, the latents; those of `dim.refinement.JUDGES` what they are moved to.
         data_record: the run's record of its data.
 
     Returns:
@@ -81,7 +81,8 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
         if latents_KMZ is None:
             return False
         if config.refine_steps:
-            refined_KMZ = _refine(session, network, convnets, latents_KMZ, data_record)
+            asked = [member for member in pool.members if member.name in JUDGES]
+            refined_KMZ = _refine(session, network, asked, latents_KMZ, data_record)
             if refined_KMZ is None:
                 return False
             latents_KMZ = refined_KMZ
@@ -95,14 +96,14 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
 def _refine(
     session: Session,
     network: nn.Module,
-    convnets: Sequence[PoolMember],
+    members: Sequence[PoolMember],
     latents_KMZ: Tensor,
     data_record: Mapping[str, Any],
 ) -> Tensor | None:
     """The latents of fixed sets, the first of every class moved; None if the time limit stopped it."""
     shape = classifier_shape(data_record, session.config.pool.width)
     untrained = [new_member(session, HERDING_JUDGE, shape, "refinement", i).eval() for i in range(UNTRAINED)]
-    judges = [*convnets, *untrained]
+    judges = [*members, *untrained]
     for module in (network, *judges):
         module.requires_grad_(False)
     refinement = Refinement(

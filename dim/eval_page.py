@@ -336,15 +336,25 @@ def _charts(rows: Sequence[Row], stem: str) -> list[tuple[Chart, str]]:
     for row in rows:
         if row["source"] == "bundle" and row["labels"] == "hard":
             networks.setdefault(row["ipc"], set()).add((row["arch"], row["width"]))
-    ipc = max(networks, key=lambda one: len(networks[one]), default=0)
+    ipc = max(networks, key=lambda one: (len(networks[one]), one == 10), default=0)
     if len(networks.get(ipc, ())) > 1:
-        # The bundle that taught the most networks, beside the real images.
         here = [row for row in rows if row["ipc"] == ipc and row["labels"] == "hard"]
-        subject = Counter(row["subject"] for row in here if row["source"] == "bundle").most_common(1)[0][0]
-        shown = tuple(row for row in here if row["source"] == "real" or row["subject"] == subject)
+        shown = tuple(row for mode in MODES for row in _beside_real([row for row in here if row["mode"] == mode]))
         title = f"accuracy of networks at {ipc} images per class"
         charts.append((Chart(stem=f"{stem}-networks", kind="networks", rows=shown), title))
     return charts
+
+
+def _beside_real(rows: Sequence[Row]) -> list[Row]:
+    """Of one mode: the bundle that taught the most networks, and the real images."""
+    taught = Counter((row["subject"], row["content_id"]) for row in rows if row["source"] == "bundle")
+    best = taught.most_common(1)[0][0] if taught else None
+    name = best[0].removesuffix(f" ({best[1][:8]})") if best else ""  # another mode may have other latents
+    return [
+        row | {"subject": name} if row["source"] == "bundle" else row
+        for row in rows
+        if row["source"] == "real" or (row["subject"], row["content_id"]) == best
+    ]
 
 
 def provenance(rows: Sequence[Row], data: Described) -> list[str]:

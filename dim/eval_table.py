@@ -234,6 +234,8 @@ def cost_table(rows: Sequence[Row]) -> "Table":
 def draw_chart(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy over images per class, one panel per network and mode, as a PNG; nothing where there are no rows.
 
+    A network that was measured at a single number of images is no curve, and left out where there are curves.
+
     Args:
         rows: as `aggregate` returns them, of one dataset.
         path: the PNG file.
@@ -246,7 +248,10 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    panels = list(dict.fromkeys((row["arch"], row["width"], row["mode"]) for row in drawn))
+    sizes: dict[tuple[str, int | None, str], set[int]] = {}
+    for row in drawn:
+        sizes.setdefault((row["arch"], row["width"], row["mode"]), set()).add(row["ipc"])
+    panels = [panel for panel, ipcs in sizes.items() if len(ipcs) == max(map(len, sizes.values())) or len(ipcs) > 1]
     panels.sort(key=lambda panel: (panel[0], panel[1] or 0, panel[2]))
     across = min(2, len(panels))
     down = -(-len(panels) // across)
@@ -298,10 +303,12 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    networks = sorted({(row["arch"], row["width"]) for row in rows}, key=lambda network: (network[0], network[1] or 0))
+    of_modes = {mode: {(row["arch"], row["width"]) for row in rows if row["mode"] == mode} for mode in modes}
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
-    figure = Figure(figsize=(2 + 1.1 * len(networks), 3.4 * len(modes)), layout="constrained", dpi=120)
+    most = max(map(len, of_modes.values()))
+    figure = Figure(figsize=(2 + 1.1 * most, 3.4 * len(modes)), layout="constrained", dpi=120)
     for axis, mode in zip(figure.subplots(len(modes), 1, squeeze=False).flatten(), modes, strict=True):
+        networks = sorted(of_modes[mode], key=lambda network: (network[0], network[1] or 0))
         for number, subject in enumerate(subjects):
             bars = [
                 (networks.index((row["arch"], row["width"])), row["accuracy_mean"], row["accuracy_std"] or 0.0)
@@ -317,7 +324,10 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
         axis.set_title(f"{mode}, {rows[0]['ipc']:,} images per class", fontsize=10)
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.3, axis="y")
-        axis.legend(fontsize=8, loc="lower right")
+        axis.set_xlim(-0.6, most - 0.4)  # bars of one width in every panel
+    lines = {line: label for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    shown = {label: line for line, label in lines.items()}
+    figure.legend(list(shown.values()), list(shown), fontsize=8, loc="outside lower center", ncols=4)
     figure.suptitle(rows[0]["data"])
     _save(figure, path)
 

@@ -2,10 +2,11 @@
 
 The latents that herding chose are each an image like a real one. What a set of one or ten images per class teaches lies
 in what they show together. So the latents of every prefix are moved, through the frozen generator, to where a few
-ConvNets see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
+classifiers see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
-them a set of ten did not gain (docs/method.md). The ConvNets are those of the pool, of every age, and a few that were
-never trained; training images alone are consulted.
+them a set of ten did not gain (docs/method.md). The classifiers are the pool's ConvNet-3 and ResNet-10, of every age,
+and a few ConvNets that were never trained; by ConvNets alone, a set teaches a ResNet less. Training images alone are
+consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
@@ -32,9 +33,11 @@ RATE = 0.05
 """Learning rate of Adam, falling to zero over a cosine."""
 SQUARES = 1.0
 """Weight of the mean squares beside the means."""
-UNTRAINED = 4
-"""ConvNets with fresh weights among the judges."""
-JUDGES_PER_STEP = 2
+JUDGES = ("convnet3", "resnet10")
+"""Classifiers of the pool among the judges, of every age."""
+UNTRAINED = 8
+"""ConvNets with fresh weights among them."""
+JUDGES_PER_STEP = 3
 REAL_IMAGES = 256
 """Real images per class whose features are aimed at."""
 IMAGES_PER_STEP = 128

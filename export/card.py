@@ -30,7 +30,7 @@ NATIVE_SHAPES = {
     "cifar100": (32, 3),
 }
 """Side and channels of the datasets that `dim distill` knows by name; others need `--size` and `--channels`."""
-REFINED = ("steps", "width", "trained", "untrained", "judges")
+REFINED = ("steps", "width", "trained", "resnets", "untrained", "judges")
 """Options of `scripts/refine.py`, as it notes them."""
 REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a configuration that the command names otherwise, or that change nothing in the result."""
@@ -343,8 +343,8 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
 
 def passes_of(record: Mapping[str, Any]) -> list[dict[str, int]]:
     """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
-    noted = record.get("refined", [])
-    passes = [p for p in (noted if isinstance(noted, list) else [noted]) if isinstance(p, Mapping)]
+    noted = record.get("refined")
+    passes = [p for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
     return [options for p in passes if (options := {key: p[key] for key in REFINED if type(p.get(key)) is int})]
 
 

@@ -1,10 +1,10 @@
 """Refine the fixed latents of a bundle from before there was `deployment.refine_steps`, without distilling again.
 
     python scripts/refine.py BUNDLE --data DATA
-    python scripts/refine.py BUNDLE --data DATA --again --steps 800 --trained 4 --untrained 24 --judges 3   # on a GPU
+    python scripts/refine.py BUNDLE --data DATA --again --steps 800 --trained 4 --untrained 24   # on a GPU
 
 Needs the package with its `train` extra, and the data that the bundle was distilled from. The pool of the run is gone,
-so a few ConvNet-3 are trained and kept at three ages; they see the run's training images alone, augmented as students
+so a few classifiers are trained and kept at three ages; they see the run's training images alone, augmented as students
 are. What the bundle draws by a seed stays the same, so its accuracy rows of streams are kept, under the content id that
 they were measured with; those of fixed sets are dropped, and must be measured again (`dim eval`).
 """
@@ -46,8 +46,10 @@ from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import CANONICAL_ONNX, FIXED_LATENTS
 from dim.torch_engine import OnnxGraph
 
-AGES, LR, BATCH = (50, 200, 600), 0.02, 64
-"""SGD steps after which a ConvNet is kept, their learning rate and batch."""
+AGES = {"convnet3": (50, 200, 600), "resnet10": (100, 300, 900)}
+"""SGD steps after which a classifier is kept."""
+LR, BATCH = 0.02, 64
+"""Of those steps."""
 SEED = 0
 
 
@@ -61,6 +63,8 @@ class Pass:
     """Channels of the ConvNets."""
     trained: int = 2
     """ConvNets that are trained, each a judge at every age."""
+    resnets: int = 1
+    """ResNet-10 of a quarter of the width, at least 8, that are trained, each a judge at every age."""
     untrained: int = UNTRAINED
     """ConvNets with fresh weights."""
     judges: int = JUDGES_PER_STEP
@@ -68,10 +72,10 @@ class Pass:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < (least := 0 if name in ("trained", "untrained") else 1):
+            if value < (least := 0 if name in ("trained", "resnets", "untrained") else 1):
                 raise BadValueError(f"--{name} is {value}; it must be at least {least}.")
-        if not self.trained + self.untrained:
-            raise BadValueError("--trained and --untrained are both 0; there must be a ConvNet to judge.")
+        if not self.trained + self.resnets + self.untrained:
+            raise BadValueError("--trained, --resnets and --untrained are all 0; there must be a classifier to judge.")
 
 
 def refine(
@@ -157,36 +161,39 @@ def _network(bundle_path: Path, manifest: Manifest, device: torch.device) -> Any
 
 
 def _judges(data: ImageSet, training: DeviceData, how: Pass) -> list[PoolMember]:
-    looks = {"classes": data.classes, "channels": data.channels, "image_px": data.height}
-    shape = classifier_shape(looks | {"mean": data.mean, "std": data.std}, how.width)
     judges = []
-    for number in range(how.trained):
-        member = _member(shape, training.device, "trained", number)
-        judges += _train(member, training, default_policy(data.name), number)
-        print(f"Trained {number + 1} of {how.trained} ConvNets, kept at {len(AGES)} ages.", flush=True)
-    judges += [_member(shape, training.device, "untrained", number) for number in range(how.untrained)]
+    for arch, count in (("convnet3", how.trained), ("resnet10", how.resnets)):
+        for number in range(count):
+            member = _member(data, training.device, arch, how.width, "trained", number)
+            judges += _train(member, training, default_policy(data.name), number)
+            print(f"Trained {number + 1} of {count} {arch}, kept at {len(AGES[arch])} ages.", flush=True)
+    for number in range(how.untrained):
+        judges.append(_member(data, training.device, "convnet3", how.width, "untrained", number))
     return [judge.eval().requires_grad_(False) for judge in judges]
 
 
-def _member(shape: Mapping[str, Any], device: torch.device, *seed: int | str) -> PoolMember:
+def _member(data: ImageSet, device: torch.device, arch: str, width: int, *seed: int | str) -> PoolMember:
+    looks = {"classes": data.classes, "channels": data.channels, "image_px": data.height}
+    shape = classifier_shape(
+        looks | {"mean": data.mean, "std": data.std}, width if arch == "convnet3" else max(8, width // 4)
+    )
     torch.manual_seed(seed_of(SEED, *seed))
-    member = PoolMember("convnet3", shape)
-    return member.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return PoolMember(arch, shape).to(device)
 
 
 def _train(member: PoolMember, training: DeviceData, policy: str, number: int) -> list[PoolMember]:
     """The classifier at every age."""
     optimiser = torch.optim.SGD(member.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    kept = []
-    for step in range(1, AGES[-1] + 1):
-        generator = step_generator(training.device, SEED, "judge", number, step)
+    ages, kept = AGES[member.name], []
+    for step in range(1, ages[-1] + 1):
+        generator = step_generator(training.device, SEED, "judge", member.name, number, step)
         labels = training.draw_labels(BATCH, 1, generator)
         images = member.normalise(to_signed(training.draw_images(labels, generator)))
         loss = F.cross_entropy(member(augment(images, policy, generator))[1], labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        if step in AGES:
+        if step in ages:
             kept.append(copy.deepcopy(member))
     return kept
 
@@ -202,8 +209,9 @@ def main() -> int:
         ("steps", "how often the latents of every class are moved"),
         ("width", "channels of the ConvNets"),
         ("trained", "ConvNets that are trained"),
-        ("untrained", "ConvNets that are not"),
-        ("judges", "ConvNets that every step asks"),
+        ("resnets", "ResNet-10 of a quarter of the width that are trained"),
+        ("untrained", "ConvNets that are not trained"),
+        ("judges", "classifiers that every step asks"),
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(plain, name), help=f"{meaning} (%(default)s)")
     parser.add_argument("--again", action="store_true", help="go on from latents that are refined already")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from dim.device_data import DeviceData, to_signed
 from dim.distill import distill
 from dim.pool import PoolMember
 from dim.presets import preset
-from dim.refinement import Refinement
+from dim.refinement import UNTRAINED, Refinement
 from dim.runtime.errors import BadValueError, DivergedError
 from dim.session import Session
 
@@ -205,6 +206,21 @@ def test_refining_moves_the_latents_of_small_sets_and_no_others(
     chosen, refined = (np.load(tmp_path / name / "latents.npz")["latents"] for name in ("chosen", "refined"))
     assert np.array_equal(chosen[:, 2:], refined[:, 2:])
     assert (chosen[:, :2] != refined[:, :2]).any(axis=2).all()
+
+
+def test_convnets_and_resnets_of_every_age_judge_what_is_refined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Noted(Refinement):
+        def __init__(self, network: Any, latents: torch.Tensor, judges: Sequence[PoolMember], *rest: Any, **how: Any):
+            asked.extend(judge.name for judge in judges)
+            super().__init__(network, latents, judges, *rest, **how)
+
+    monkeypatch.setattr("dim.deployment.Refinement", Noted)
+    distill(quick(**{"pool.architectures": ("convnet3", "resnet10", "mlp")}), make_images(), tmp_path / "run")
+    assert sorted(asked) == ["convnet3"] * (2 + UNTRAINED) + ["resnet10"] * 2
 
 
 @pytest.mark.parametrize(

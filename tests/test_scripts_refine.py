@@ -64,7 +64,7 @@ def row(source: str, mode: str) -> dict[str, Any]:
 def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "AGES", (2, 4))
+    monkeypatch.setattr(script, "AGES", {"convnet3": (2, 4), "resnet10": (1, 3)})
     monkeypatch.setattr("dim.refinement.PREFIXES", (1, 2))
     bundle = make_bundle(tmp_path, monkeypatch, data)
     labels, indices = np.arange(4).repeat(3), np.tile(np.arange(3), 4)
@@ -82,8 +82,8 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     assert moved[:, :2].any(axis=2).all() and not moved[:, 2:].any()
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
-    line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --untrained 4"
-    assert f"{line} --judges 2\n" in (bundle / "README.md").read_text()
+    line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --resnets 1"
+    assert f"{line} --untrained 8 --judges 3\n" in (bundle / "README.md").read_text()
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
     np.savez(other, images=np.zeros((80, 12, 12, 3), np.uint8), labels=np.arange(80) % 2, classes=np.array(["a", "b"]))
     with_latents = make_bundle(tmp_path / "second", monkeypatch)
     refined = make_bundle(tmp_path / "third", monkeypatch)
-    update_bundle(refined, add_files={"export.json": b'{"agreements": [], "refined": {"steps": 4, "width": 8}}'})
+    update_bundle(refined, add_files={"export.json": b'{"agreements": [], "refined": [{"steps": 4, "width": 8}]}'})
     (link := tmp_path / "link.dim").symlink_to(with_latents)
     for path, source, message in (
         (bundle, data, f"{bundle} has no fixed latents to refine."),
@@ -122,8 +122,8 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
         (["--steps", "0"], "--steps is 0; it must be at least 1."),
         (["--untrained", "-1"], "--untrained is -1; it must be at least 0."),
         (
-            ["--trained", "0", "--untrained", "0"],
-            "--trained and --untrained are both 0; there must be a ConvNet to judge.",
+            ["--trained", "0", "--resnets", "0", "--untrained", "0"],
+            "--trained, --resnets and --untrained are all 0; there must be a classifier to judge.",
         ),
     ):
         monkeypatch.setattr("sys.argv", ["refine.py", str(with_latents), "--data", str(data), *options])
@@ -134,9 +134,9 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
 def test_it_goes_on_from_refined_latents_when_asked_to(
     script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(script, "AGES", (2,))
+    monkeypatch.setattr(script, "AGES", {"convnet3": (2,), "resnet10": (2,)})
     bundle = make_bundle(tmp_path, monkeypatch, data)
-    update_bundle(bundle, add_files={"export.json": b'{"agreements": [], "refined": {"steps": 4, "width": 8}}'})
+    update_bundle(bundle, add_files={"export.json": b'{"agreements": [], "refined": [{"steps": 4, "width": 8}]}'})
     latents = (bundle / "latents.npz").read_bytes()
     asked: list[int] = []
     distance = script.Refinement.step.__globals__["_Target"].distance
@@ -146,7 +146,7 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
         return distance(target, *arguments)
 
     monkeypatch.setattr("dim.refinement._Target.distance", counted)
-    options = ["--steps", "1", "--width", "8", "--trained", "1", "--untrained", "4", "--judges", "5", "--device", "cpu"]
+    options = ["--steps", "1", "--width", "8", "--trained", "1", "--untrained", "3", "--judges", "5", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
     assert script.main() == 0, capsys.readouterr().err
     assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # every step asked every judge
@@ -156,7 +156,7 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
     ]
     assert [line.split("little.dim ", 1)[1] for line in lines] == [
         "--data little --steps 4 --width 8",
-        "--data little --steps 1 --width 8 --trained 1 --untrained 4 --judges 5 --again",
+        "--data little --steps 1 --width 8 --trained 1 --resnets 1 --untrained 3 --judges 5 --again",
     ]
 
 
@@ -164,7 +164,7 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(
     script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path, monkeypatch, data)
-    monkeypatch.setattr(script, "AGES", (2,))
+    monkeypatch.setattr(script, "AGES", {"convnet3": (2,), "resnet10": (2,)})
     steps = script.Refinement.step
 
     def step_and_record(refinement: Any, index: int) -> Any:
