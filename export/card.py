@@ -351,9 +351,11 @@ def passes_of(record: Mapping[str, Any]) -> list[dict[str, int]]:
 def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
     """The lines that refined the fixed latents after the export."""
     run = f"python scripts/refine.py {_shell(f'runs/{name}/{name}.dim')} --data {_shell(m.source.name)}"
+    deployment = m.distill_config.get("deployment")
+    before = isinstance(deployment, Mapping) and bool(deployment.get("refine_steps"))
     return [
         " ".join([run, *(f"--{key} {value}" for key, value in options.items()), *(["--again"] if number else [])])
-        for number, options in enumerate(passes_of(record))
+        for number, options in enumerate(passes_of(record), start=int(before))
     ]
 
 

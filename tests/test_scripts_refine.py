@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from export_runs import CLASSES, export_each_network_once, make_run
 
 from dim.data import load_data
-from dim.export.card import record_accuracy
+from dim.export.card import model_card, record_accuracy
 from dim.export.export_run import export_run
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_files import load_manifest, update_bundle
@@ -158,6 +159,14 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
         "--data little --steps 4 --width 8",
         "--data little --steps 1 --width 8 --trained 1 --resnets 1 --untrained 3 --judges 5 --again",
     ]
+
+
+def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
+    for steps, ending in ((0, "--steps 4\n"), (3, "--steps 4 --again\n")):
+        config = {**manifest.distill_config, "deployment": {"refine_steps": steps}}
+        card = model_card(replace(manifest, distill_config=config), {"agreements": [], "refined": [{"steps": 4}, "x"]})
+        assert card.count("scripts/refine.py") == 1 and f"little --data little {ending}" in card.replace(".dim", "")
 
 
 def test_a_bundle_that_changes_meanwhile_is_left_alone(
