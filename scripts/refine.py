@@ -117,7 +117,7 @@ def refine(
             training,
             steps=how.steps,
             policy=default_policy(data.name),
-            seed=SEED + len(passes_of(record)),
+            seed=seed_of(SEED, "pass", len(passes_of(record))),
             judges_per_step=how.judges,
         )
         start = time.monotonic()
