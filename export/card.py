@@ -345,7 +345,8 @@ def passes_of(record: Mapping[str, Any]) -> list[dict[str, int]]:
     """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
     noted = record.get("refined")
     passes = [p for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
-    return [options for p in passes if (options := {key: p[key] for key in REFINED if type(p.get(key)) is int})]
+    kept = ({key: p[key] for key in REFINED if type(p.get(key)) is int and p[key] >= 0} for p in passes)
+    return [options for options in kept if options]
 
 
 def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:

@@ -1,12 +1,13 @@
-"""Refine the fixed latents of a bundle from before there was `deployment.refine_steps`, without distilling again.
+"""Refine the first fixed latents of a bundle, without distilling again.
 
     python scripts/refine.py BUNDLE --data DATA
     python scripts/refine.py BUNDLE --data DATA --again --steps 800 --trained 4 --untrained 24   # on a GPU
 
 Needs the package with its `train` extra, and the data that the bundle was distilled from. The pool of the run is gone,
-so a few classifiers are trained and kept at three ages; they see the run's training images alone, augmented as students
-are. What the bundle draws by a seed stays the same, so its accuracy rows of streams are kept, under the content id that
-they were measured with; those of fixed sets are dropped, and must be measured again (`dim eval`).
+so a few classifiers are trained and kept at three ages, others for every pass; they see the run's training images
+alone, augmented as students are. What the bundle draws by a seed stays the same, so its accuracy rows of streams are
+kept, under the content id that they were measured with; those of fixed sets are dropped, and must be measured again
+(`dim eval`).
 """
 
 from __future__ import annotations
@@ -110,14 +111,15 @@ def refine(
     file = check_file(bundle_path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
     with own_stream(device):
         training = _training(manifest.distill_config, data, device)
+        seed = seed_of(SEED, "pass", len(passes_of(record)))
         refinement = Refinement(
             _network(bundle_path, manifest, device),
             torch.from_numpy(read_fixed_latents(file, manifest).copy()).to(device),
-            _judges(data, training, how),
+            _judges(data, training, how, seed),
             training,
             steps=how.steps,
             policy=default_policy(data.name),
-            seed=seed_of(SEED, "pass", len(passes_of(record))),
+            seed=seed,
             judges_per_step=how.judges,
         )
         start = time.monotonic()
@@ -160,33 +162,33 @@ def _network(bundle_path: Path, manifest: Manifest, device: torch.device) -> Any
     return draw
 
 
-def _judges(data: ImageSet, training: DeviceData, how: Pass) -> list[PoolMember]:
+def _judges(data: ImageSet, training: DeviceData, how: Pass, seed: int) -> list[PoolMember]:
     judges = []
     for arch, count in (("convnet3", how.trained), ("resnet10", how.resnets)):
         for number in range(count):
-            member = _member(data, training.device, arch, how.width, "trained", number)
-            judges += _train(member, training, default_policy(data.name), number)
+            member = _member(data, training.device, arch, how.width, seed_of(seed, "trained", number))
+            judges += _train(member, training, default_policy(data.name), seed_of(seed, "batches", arch, number))
             print(f"Trained {number + 1} of {count} {arch}, kept at {len(AGES[arch])} ages.", flush=True)
     for number in range(how.untrained):
-        judges.append(_member(data, training.device, "convnet3", how.width, "untrained", number))
+        judges.append(_member(data, training.device, "convnet3", how.width, seed_of(seed, "untrained", number)))
     return [judge.eval().requires_grad_(False) for judge in judges]
 
 
-def _member(data: ImageSet, device: torch.device, arch: str, width: int, *seed: int | str) -> PoolMember:
+def _member(data: ImageSet, device: torch.device, arch: str, width: int, seed: int) -> PoolMember:
     looks = {"classes": data.classes, "channels": data.channels, "image_px": data.height}
     shape = classifier_shape(
         looks | {"mean": data.mean, "std": data.std}, width if arch == "convnet3" else max(8, width // 4)
     )
-    torch.manual_seed(seed_of(SEED, *seed))
+    torch.manual_seed(seed)
     return PoolMember(arch, shape).to(device)
 
 
-def _train(member: PoolMember, training: DeviceData, policy: str, number: int) -> list[PoolMember]:
+def _train(member: PoolMember, training: DeviceData, policy: str, seed: int) -> list[PoolMember]:
     """The classifier at every age."""
     optimiser = torch.optim.SGD(member.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     ages, kept = AGES[member.name], []
     for step in range(1, ages[-1] + 1):
-        generator = step_generator(training.device, SEED, "judge", member.name, number, step)
+        generator = step_generator(training.device, seed, step)
         labels = training.draw_labels(BATCH, 1, generator)
         images = member.normalise(to_signed(training.draw_images(labels, generator)))
         loss = F.cross_entropy(member(augment(images, policy, generator))[1], labels)

@@ -151,6 +151,11 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
     monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
     assert script.main() == 0, capsys.readouterr().err
     assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # every step asked every judge
+    judges = [script._judges(load_data(str(data)), script._training({}, load_data(str(data)), torch.device("cpu")),
+              script.Pass(width=8, trained=1, untrained=1), seed) for seed in (1, 2)]  # fmt: skip
+    for one, other in zip(*judges, strict=True):
+        assert one.name == other.name
+        assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert (bundle / "latents.npz").read_bytes() != latents and verify(bundle).ok
     lines = [
         line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("python scripts/refine")
@@ -165,7 +170,9 @@ def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, mon
     manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
     for steps, ending in ((0, "--steps 4\n"), (3, "--steps 4 --again\n")):
         config = {**manifest.distill_config, "deployment": {"refine_steps": steps}}
-        card = model_card(replace(manifest, distill_config=config), {"agreements": [], "refined": [{"steps": 4}, "x"]})
+        card = model_card(
+            replace(manifest, distill_config=config), {"agreements": [], "refined": [{"steps": 4, "width": -8}, "x"]}
+        )
         assert card.count("scripts/refine.py") == 1 and f"little --data little {ending}" in card.replace(".dim", "")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dim.distill_page import ABLATION_MARKS
+from dim.eval_page import evaluation_sections
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,6 +166,24 @@ def test_networks_are_drawn_side_by_side(script: ModuleType, tmp_path: Path) -> 
     page = written(script, tmp_path, a=results(*rows, *(one | real for one in rows)))
     assert "(results/mnist-networks.png)" in page and "(results/mnist.png)" not in page
     assert (tmp_path / "results" / "mnist-networks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_chart_of_networks_draws_the_bundle_that_taught_the_most_of_a_mode() -> None:
+    real = {"source": "real", "subject": "real", "content_id": "", "engine": ""}
+    old, new = "ab" * 32, "cd" * 32  # the same generator before and after its fixed latents were refined
+    arches = ("convnet3", "vgg11", "mlp")
+    rows = [row(arch=arch, mode=mode) | real for arch in arches for mode in ("fixed", "stream")]
+    rows += [row(arch=arch, mode="stream", content_id=old) for arch in arches]
+    rows += [row(arch=arch, content_id=new, accuracy_mean=91.0) for arch in arches[:2]]
+    rows += [row(content_id=old, accuracy_mean=80.0), row(labels="soft", content_id=new, accuracy_mean=99.0)]
+    (section,) = [one for one in evaluation_sections([("a", results(*rows))]) if one.charts]
+    (chart,) = section.charts
+    assert chart.kind == "networks"
+    assert {(one["mode"], one["subject"], one["content_id"]) for one in chart.rows} == {
+        ("fixed", "real", ""), ("stream", "real", ""), ("fixed", "generated", new), ("stream", "generated", old),
+    }  # fmt: skip
+    assert {one["accuracy_mean"] for one in chart.rows if one["content_id"] == new} == {91.0}
+    assert len(chart.rows) == 3 + 3 + 2 + 3
 
 
 def test_four_classes_of_cifar10_have_a_title_and_no_plans(script: ModuleType, tmp_path: Path) -> None:
