@@ -130,6 +130,24 @@ def _convnet(num_classes: int, channels: int, image_px: int, width: int) -> Clas
     return Classifier(body, width * side * side, num_classes, torch.contiguous_format)
 
 
+class _Projection(nn.Conv2d):
+    """The 1x1 convolution of a shortcut.
+
+    Of fewer channels than fill a vector register, in channels last and with strides, oneDNN computes other gradients of
+    the weights than are true on a CPU, aborts or does not end (uxlfoundation/oneDNN issue 6035; seen in torch 2.13.0
+    with 3 to 7 channels on AVX2). There the pixels that the strides pass over are left out before.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, maps_NCHW: Tensor) -> Tensor:
+        if maps_NCHW.device.type == "cpu" and self.in_channels < 16 and torch.is_grad_enabled():
+            rows, columns = self.stride
+            return F.conv2d(maps_NCHW[:, :, ::rows, ::columns], self.weight)
+        return super().forward(maps_NCHW)
+
+
 class _ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut; `average` halves the map by pooling instead of a strided convolution."""
 
@@ -147,7 +165,7 @@ class _ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            project = nn.Conv2d(inputs, outputs, 1, stride=conv_stride, bias=False)
+            project = _Projection(inputs, outputs, conv_stride)
             self.shortcut = nn.Sequential(project, *shrink, nn.BatchNorm2d(outputs))
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:

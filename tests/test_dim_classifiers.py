@@ -67,6 +67,22 @@ def test_average_pooled_networks_have_no_strided_convolution() -> None:
     assert not strided
 
 
+@pytest.mark.parametrize("width", [2, 3, 4, 8, 12])
+def test_narrow_resnets_have_the_gradients_of_either_layout(width: int) -> None:
+    """oneDNN's own of channels last were half as large again, or a crash, or no end."""
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        classifier = build_classifier("resnet10", 4, 3, 32, width).to(memory_format=layout)
+        images = torch.randn(32, 3, 32, 32).to(memory_format=layout)
+        classifier(images).square().sum().backward()
+        gradients.append([p.grad for name, p in classifier.named_parameters() if "shortcut.0" in name])
+    assert len(gradients[0]) == 3
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None and other is not None
+        assert float((one - other).norm() / one.norm()) < 1e-2
+
+
 def test_bad_values_are_named() -> None:
     with pytest.raises(BadValueError, match=r"^Unknown classifier 'convnet9': choose one of convnet3, resnet10, "):
         build_classifier("convnet9", 10, 3, 32)
