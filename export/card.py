@@ -30,8 +30,8 @@ NATIVE_SHAPES = {
     "cifar100": (32, 3),
 }
 """Side and channels of the datasets that `dim distill` knows by name; others need `--size` and `--channels`."""
-REFINED = ("steps", "width", "trained", "resnets", "untrained", "judges")
-"""Options of `scripts/refine.py`, as it notes them."""
+REFINED = {"steps": 1, "width": 1, "trained": 0, "resnets": 0, "untrained": 0, "judges": 1}
+"""Options of `scripts/refine.py`, as it notes them, and the least that each may be."""
 REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a configuration that the command names otherwise, or that change nothing in the result."""
 
@@ -345,8 +345,11 @@ def passes_of(record: Mapping[str, Any]) -> list[dict[str, int]]:
     """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
     noted = record.get("refined")
     passes = [p for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
-    kept = ({key: p[key] for key in REFINED if type(p.get(key)) is int and p[key] >= 0} for p in passes)
-    return [options for options in kept if options]
+    return [
+        {key: p[key] for key in REFINED}
+        for p in passes
+        if all(type(p.get(key)) is int and p[key] >= least for key, least in REFINED.items())
+    ]
 
 
 def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:

@@ -34,7 +34,7 @@ from dim.data import ImageSet, load_data
 from dim.device_data import DeviceData, seed_of, step_generator, to_signed
 from dim.distill import choose_device
 from dim.evaluate import other_origin
-from dim.export.card import passes_of, read_record
+from dim.export.card import REFINED, passes_of, read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
@@ -73,7 +73,7 @@ class Pass:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < (least := 0 if name in ("trained", "resnets", "untrained") else 1):
+            if value < (least := REFINED[name]):
                 raise BadValueError(f"--{name} is {value}; it must be at least {least}.")
         if not self.trained + self.resnets + self.untrained:
             raise BadValueError("--trained, --resnets and --untrained are all 0; there must be a classifier to judge.")
@@ -122,12 +122,13 @@ def refine(
             seed=seed,
             judges_per_step=how.judges,
         )
-        start = time.monotonic()
+        start, losses = time.monotonic(), list[Tensor]()
         for index in range(refinement.total):
-            loss = refinement.step(index)
+            losses.append(refinement.step(index))
             if (index + 1) % 100 == 0 or index + 1 == refinement.total:
-                done = f"{index + 1:,} of {refinement.total:,} steps"
-                print(f"{done}, distance {float(loss):.4f}, {time.monotonic() - start:.0f} s", flush=True)
+                done, distance = f"{index + 1:,} of {refinement.total:,} steps", float(torch.stack(losses).mean())
+                print(f"{done}, mean distance {distance:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+                losses.clear()
         latents = write_fixed_latents(refinement.result().cpu().numpy())
     rows = [row for row in manifest.accuracy if row.get("mode") != "fixed" or row.get("source") == "real"]
     with staged(bundle_path) as path:

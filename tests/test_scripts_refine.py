@@ -25,6 +25,8 @@ from dim.runtime.fixed_latents import read_fixed_latents
 from dim.runtime.verify import verify
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "refine.py"
+PASS = {"steps": 4, "width": 8, "trained": 1, "resnets": 0, "untrained": 2, "judges": 3}
+REFINED_ONCE = {"agreements": [], "refined": [PASS]}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
     line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --resnets 1"
-    assert f"{line} --untrained 8 --judges 3\n" in (bundle / "README.md").read_text()
+    assert f"{line} --untrained 8 --judges 2\n" in (bundle / "README.md").read_text()
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
@@ -101,7 +103,7 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
     np.savez(other, images=np.zeros((80, 12, 12, 3), np.uint8), labels=np.arange(80) % 2, classes=np.array(["a", "b"]))
     with_latents = make_bundle(tmp_path / "second", monkeypatch)
     refined = make_bundle(tmp_path / "third", monkeypatch)
-    update_bundle(refined, add_files={"export.json": b'{"agreements": [], "refined": [{"steps": 4, "width": 8}]}'})
+    update_bundle(refined, add_files={"export.json": json.dumps(REFINED_ONCE).encode()})
     (link := tmp_path / "link.dim").symlink_to(with_latents)
     for path, source, message in (
         (bundle, data, f"{bundle} has no fixed latents to refine."),
@@ -137,7 +139,7 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
 ) -> None:
     monkeypatch.setattr(script, "AGES", {"convnet3": (2,), "resnet10": (2,)})
     bundle = make_bundle(tmp_path, monkeypatch, data)
-    update_bundle(bundle, add_files={"export.json": b'{"agreements": [], "refined": [{"steps": 4, "width": 8}]}'})
+    update_bundle(bundle, add_files={"export.json": json.dumps(REFINED_ONCE).encode()})
     latents = (bundle / "latents.npz").read_bytes()
     asked: list[int] = []
     distance = script.Refinement.step.__globals__["_Target"].distance
@@ -151,29 +153,53 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
     monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
     assert script.main() == 0, capsys.readouterr().err
     assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # every step asked every judge
-    judges = [script._judges(load_data(str(data)), script._training({}, load_data(str(data)), torch.device("cpu")),
-              script.Pass(width=8, trained=1, untrained=1), seed) for seed in (1, 2)]  # fmt: skip
-    for one, other in zip(*judges, strict=True):
-        assert one.name == other.name
-        assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert (bundle / "latents.npz").read_bytes() != latents and verify(bundle).ok
     lines = [
         line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("python scripts/refine")
     ]
     assert [line.split("little.dim ", 1)[1] for line in lines] == [
-        "--data little --steps 4 --width 8",
+        "--data little --steps 4 --width 8 --trained 1 --resnets 0 --untrained 2 --judges 3",
         "--data little --steps 1 --width 8 --trained 1 --resnets 1 --untrained 3 --judges 5 --again",
     ]
 
 
 def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
-    for steps, ending in ((0, "--steps 4\n"), (3, "--steps 4 --again\n")):
+    noted = [PASS, "x", PASS | {"width": -8}, PASS | {"steps": 0}, PASS | {"judges": "3"}, {"steps": 4}]
+    for steps, ending in ((0, "--judges 3\n"), (3, "--judges 3 --again\n")):
         config = {**manifest.distill_config, "deployment": {"refine_steps": steps}}
-        card = model_card(
-            replace(manifest, distill_config=config), {"agreements": [], "refined": [{"steps": 4, "width": -8}, "x"]}
-        )
-        assert card.count("scripts/refine.py") == 1 and f"little --data little {ending}" in card.replace(".dim", "")
+        card = model_card(replace(manifest, distill_config=config), {"agreements": [], "refined": noted})
+        (line,) = (line for line in card.splitlines(keepends=True) if "scripts/refine.py" in line)
+        assert "--data little --steps 4 --width 8 " in line and line.endswith(ending)
+
+
+def test_every_pass_has_judges_and_batches_of_its_own(
+    script: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "AGES", {"convnet3": (2,), "resnet10": (2,)})
+    judges, seeds = script._judges, []
+
+    def noted(*arguments: Any) -> Any:
+        seeds.append(arguments[-1])
+        return judges(*arguments)
+
+    def refinement(*arguments: Any, seed: int, **how: Any) -> Any:
+        seeds.append(seed)
+        return real(*arguments, seed=seed, **how)
+
+    real = script.Refinement
+    monkeypatch.setattr(script, "_judges", noted)
+    monkeypatch.setattr(script, "Refinement", refinement)
+    bundle, images = make_bundle(tmp_path, monkeypatch, data), load_data(str(data))
+    for again in (False, True):
+        script.refine(bundle, images, script.Pass(steps=1, width=8, untrained=1), again=again)
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    training = script._training({}, images, torch.device("cpu"))
+    trained = []
+    for batches in (1, 1, 2):
+        member = script._member(images, torch.device("cpu"), "convnet3", 8, 0)
+        trained.append(torch.cat([p.flatten() for p in script._train(member, training, "", batches)[0].parameters()]))
+    assert torch.equal(trained[0], trained[1]) and not torch.equal(trained[0], trained[2])
 
 
 def test_a_bundle_that_changes_meanwhile_is_left_alone(
