@@ -9,7 +9,7 @@ and a few ConvNets that were never trained; by ConvNets alone, a set teaches a R
 consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
-D features, s draws of the augmentation (two or one).
+D features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dim.augment import augment, parse_policy
+from dim.augment import augment
 from dim.device_data import DeviceData, step_generator, to_signed
 from dim.matching import MIN_SPREAD
 from dim.pool import PoolMember
@@ -37,12 +37,11 @@ JUDGES = ("convnet3", "resnet10")
 """Classifiers of the pool among the judges, of every age."""
 UNTRAINED = 8
 """ConvNets with fresh weights among them."""
-JUDGES_PER_STEP = 2
+JUDGES_PER_STEP = 3
 REAL_IMAGES = 256
 """Real images per class whose features are aimed at."""
 IMAGES_PER_STEP = 128
-"""Most images drawn in a step: the sets of ten of twelve classes. More classes take turns, each as often as `steps`
-says."""
+"""Most images in a step: the sets of ten of twelve classes. More classes take turns, each as often as `steps` says."""
 GROUP = 100
 """Classes that are refined together: the targets of a group are in memory at a time."""
 
@@ -60,28 +59,19 @@ class _Target:
     """Of their squares."""
 
     def distance(self, images_kmCHW: Tensor, labels_k: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-        """Squared distance of the expected means to those of the classes, in units of the variance; a scalar.
-
-        Every image is shown twice, augmented by draws of its own, and the two differences are multiplied: over the
-        draws, that has the squared distance of the expected means as its mean, and may be below zero for once. One
-        difference squared also counts the variance between the draws, which latents can lessen by fading what the
-        augmentation changes. Without augmentation the two are one.
-        """
+        """Squared distance of the means to those of the classes, in units of the variance; a scalar."""
         count = images_kmCHW.shape[1]
-        images = self.member.normalise(images_kmCHW.flatten(0, 1))
-        draws = 2 if parse_policy(policy) else 1
-        images = augment(images.repeat(draws, 1, 1, 1), policy, generator)
-        features_skmD = self.member(images)[0].float().unflatten(0, (draws, -1, count))
-        distance = _product(features_skmD.mean(dim=2) - self.mean_kD[labels_k]) / self.variance
+        images = augment(self.member.normalise(images_kmCHW.flatten(0, 1)), policy, generator)
+        features_kmD = self.member(images)[0].float().unflatten(0, (-1, count))
+        distance: Tensor = _squared(features_kmD.mean(dim=1) - self.mean_kD[labels_k]) / self.variance
         if count > 1:  # one image has no spread to be kept
-            squares = features_skmD.square().mean(dim=2) - self.square_kD[labels_k]
-            distance = distance + SQUARES * _product(squares) / self.square_variance
+            squares = features_kmD.square().mean(dim=1) - self.square_kD[labels_k]
+            distance = distance + SQUARES * _squared(squares) / self.square_variance
         return distance
 
 
-def _product(differences_skD: Tensor) -> Tensor:
-    """Of the first draw and the last."""
-    return (differences_skD[0] * differences_skD[-1]).sum(dim=1).mean()
+def _squared(difference_kD: Tensor) -> Tensor:
+    return difference_kD.square().sum(dim=1).mean()
 
 
 @dataclass(frozen=True)

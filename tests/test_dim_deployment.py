@@ -190,24 +190,6 @@ def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.Monke
     assert spread() < 0.2
 
 
-def test_what_the_augmentation_undoes_is_left_to_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mirrored half of the time, a picture that is white on one side has the mean of a grey class."""
-    grey = DeviceData(np.full((40, 8, 8, 1), 128, np.uint8), np.zeros(40, np.int64), 1, torch.device("cpu"))
-    start = torch.cat([torch.full((1, 1, 8, 4), side) for side in (1.5, -1.5)], dim=3).reshape(1, 1, 64)
-
-    def contrast() -> float:
-        judge = cast(PoolMember, Eye())
-        refinement = Refinement(canvas, start, [judge], grey, steps=200, policy="flip", seed=0)
-        for index in range(refinement.total):
-            refinement.step(index)
-        image = canvas(refinement.result()[0], torch.empty(0))[0, 0]
-        return float((image[:, :4] - image[:, 4:]).mean())
-
-    assert contrast() > 0.6
-    monkeypatch.setattr("dim.refinement._product", lambda differences: differences.square().sum(dim=-1).mean())
-    assert contrast() < 0.4
-
-
 @pytest.mark.parametrize("group", [100, 2])
 def test_the_first_latent_does_not_depend_on_the_later_ones(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.refinement.GROUP", group)

@@ -86,7 +86,7 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
     line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --resnets 1"
-    assert f"{line} --untrained 8 --judges 2\n" in (bundle / "README.md").read_text()
+    assert f"{line} --untrained 8 --judges 3\n" in (bundle / "README.md").read_text()
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
