@@ -142,7 +142,8 @@ class _Projection(nn.Conv2d):
         super().__init__(inputs, outputs, 1, stride=stride, bias=False)
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        if maps_NCHW.device.type == "cpu" and self.in_channels < 16 and self.weight.requires_grad:
+        learns = self.weight.requires_grad and torch.is_grad_enabled()
+        if learns and maps_NCHW.device.type == "cpu" and self.in_channels < 16:
             rows, columns = self.stride
             return F.conv2d(maps_NCHW[:, :, ::rows, ::columns], self.weight, self.bias)  # folding gives it a bias
         return super().forward(maps_NCHW)
