@@ -103,13 +103,13 @@ def _refine(
     """The latents of fixed sets, the first of every class moved; None if the time limit stopped it."""
     shape = classifier_shape(data_record, session.config.pool.width)
     untrained = [new_member(session, HERDING_JUDGE, shape, "refinement", i).eval() for i in range(UNTRAINED)]
-    judges = [*members, *untrained]
-    for module in (network, *judges):
+    for module in (network, *members, *untrained):
         module.requires_grad_(False)
     refinement = Refinement(
         network,
         latents_KMZ,
-        judges,
+        members,
+        untrained,
         session.game.data,
         steps=session.config.deployment.refine_steps,
         policy=session.config.pool.augment,

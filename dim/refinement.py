@@ -5,8 +5,9 @@ in what they show together. So the latents of every prefix are moved, through th
 classifiers see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
 them a set of ten did not gain (docs/method.md). The classifiers are the pool's ConvNet-3 and ResNet-10, of every age,
-and a few ConvNets that were never trained; by ConvNets alone, a set teaches a ResNet less. Training images alone are
-consulted.
+and a few ConvNets that were never trained. Those that were trained also have to recognise every image: their
+cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., CVPR 2023). Training
+images alone are consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim.augment import augment
@@ -33,6 +35,8 @@ RATE = 0.05
 """Learning rate of Adam, falling to zero over a cosine."""
 SQUARES = 1.0
 """Weight of the mean squares beside the means."""
+CROSS_ENTROPY = 0.2
+"""Weight of the cross-entropy that a trained classifier has for the images' classes."""
 JUDGES = ("convnet3", "resnet10")
 """Classifiers of the pool among the judges, of every age."""
 UNTRAINED = 8
@@ -57,17 +61,25 @@ class _Target:
     """Of the features within a class: the trace of their covariance, mean over the classes."""
     square_variance: float
     """Of their squares."""
+    first_label: int
+    """Of the group."""
+    cross_entropy: float
+    """Weight of its answers, 0 where it was never trained."""
 
-    def distance(self, images_kmCHW: Tensor, labels_k: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-        """Squared distance of the means to those of the classes, in units of the variance; a scalar."""
+    def loss(self, images_kmCHW: Tensor, labels_k: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+        """Squared distance of the means to those of the classes, in units of the variance, and the cross-entropy of a
+        trained judge; a scalar."""
         count = images_kmCHW.shape[1]
         images = augment(self.member.normalise(images_kmCHW.flatten(0, 1)), policy, generator)
-        features_kmD = self.member(images)[0].float().unflatten(0, (-1, count))
-        distance: Tensor = _squared(features_kmD.mean(dim=1) - self.mean_kD[labels_k]) / self.variance
+        features, logits = self.member(images)
+        features_kmD, rows_k = features.float().unflatten(0, (-1, count)), labels_k - self.first_label
+        loss: Tensor = _squared(features_kmD.mean(dim=1) - self.mean_kD[rows_k]) / self.variance
         if count > 1:  # one image has no spread to be kept
-            squares = features_kmD.square().mean(dim=1) - self.square_kD[labels_k]
-            distance = distance + SQUARES * _squared(squares) / self.square_variance
-        return distance
+            squares = features_kmD.square().mean(dim=1) - self.square_kD[rows_k]
+            loss = loss + SQUARES * _squared(squares) / self.square_variance
+        if self.cross_entropy:
+            loss = loss + self.cross_entropy * F.cross_entropy(logits.float(), labels_k.repeat_interleave(count))
+        return loss
 
 
 def _squared(difference_kD: Tensor) -> Tensor:
@@ -93,27 +105,33 @@ class Refinement:
     Args:
         network: latents `[N, Z]` and labels `[N]` to images in -1..1, without gradients of its own.
         latents_KMZ: where to begin, float32 on the device of `data`.
-        judges: classifiers in evaluation mode, without gradients of their own.
+        trained, untrained: the judges, classifiers of real images and others with fresh weights, in evaluation mode,
+            without gradients of their own.
         data: the training images.
         steps: how often the latents of every class and prefix are moved.
         policy: augmentation of what the judges see.
         seed: of every draw.
         judges_per_step: how many of the judges a step asks.
+        cross_entropy: weight of what the trained ones answer.
     """
 
     def __init__(
         self,
         network: Callable[[Tensor, Tensor], Tensor],
         latents_KMZ: Tensor,
-        judges: Sequence[PoolMember],
+        trained: Sequence[PoolMember],
+        untrained: Sequence[PoolMember],
         data: DeviceData,
         *,
         steps: int,
         policy: str,
         seed: int,
         judges_per_step: int = JUDGES_PER_STEP,
+        cross_entropy: float = CROSS_ENTROPY,
     ) -> None:
-        self.network, self.start_KMZ, self.judges, self.data = network, latents_KMZ, list(judges), data
+        self.network, self.start_KMZ, self.data = network, latents_KMZ, data
+        self.judges = [*trained, *untrained]
+        self.cross_entropies = [cross_entropy] * len(trained) + [0.0] * len(untrained)
         self.steps, self.policy, self.seed, self.judges_per_step = steps, policy, seed, judges_per_step
         num_classes, count = latents_KMZ.shape[:2]
         self.ends = sorted({min(prefix, count) for prefix in PREFIXES})
@@ -166,7 +184,7 @@ class Refinement:
         images_nCHW = self.network(latents_kmZ.flatten(0, 1), labels_k.repeat_interleave(count))
         images = images_nCHW.reshape(-1, count, *images_nCHW.shape[1:])
         targets = [self._targets[1][judge] for judge in asked.tolist()]
-        losses = [target.distance(images, labels_k - labels[0], self.policy, generator) for target in targets]
+        losses = [target.loss(images, labels_k, self.policy, generator) for target in targets]
         loss = torch.stack(losses).mean()
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -211,7 +229,7 @@ class Refinement:
                 spreads = (values.var(dim=0, correction=0).sum() for values in (features_ND, squares_ND))
                 moments[number].append((features_ND.mean(dim=0), squares_ND.mean(dim=0), *spreads))
         targets = []
-        for judge, of_classes in zip(self.judges, moments, strict=True):
+        for judge, of_classes, cross_entropy in zip(self.judges, moments, self.cross_entropies, strict=True):
             mean_kD, square_kD, variance_k, square_variance_k = (
                 torch.stack(part) for part in zip(*of_classes, strict=True)
             )
@@ -222,6 +240,8 @@ class Refinement:
                     square_kD=square_kD,
                     variance=_at_least(variance_k.mean(), mean_kD),
                     square_variance=_at_least(square_variance_k.mean(), square_kD),
+                    first_label=labels[0],
+                    cross_entropy=cross_entropy,
                 )
             )
         return targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,15 @@ NATIVE_SHAPES = {
     "cifar100": (32, 3),
 }
 """Side and channels of the datasets that `dim distill` knows by name; others need `--size` and `--channels`."""
-REFINED = {"steps": 1, "width": 1, "trained": 0, "resnets": 0, "untrained": 0, "judges": 1}
+REFINED: dict[str, int | float] = {
+    "steps": 1,
+    "width": 1,
+    "trained": 0,
+    "resnets": 0,
+    "untrained": 0,
+    "judges": 1,
+    "cross_entropy": 0.0,
+}
 """Options of `scripts/refine.py`, as it notes them, and the least that each may be."""
 REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a configuration that the command names otherwise, or that change nothing in the result."""
@@ -341,14 +350,15 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def passes_of(record: Mapping[str, Any]) -> list[dict[str, int]]:
+def passes_of(record: Mapping[str, Any]) -> list[dict[str, int | float]]:
     """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
     noted = record.get("refined")
-    passes = [p for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
+    # The first passes knew no cross-entropy.
+    passes = [{"cross_entropy": 0.0, **p} for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
     return [
         {key: p[key] for key in REFINED}
         for p in passes
-        if all(type(p.get(key)) is int and p[key] >= least for key, least in REFINED.items())
+        if all(type(p.get(key)) is type(least) and least <= p[key] < math.inf for key, least in REFINED.items())
     ]
 
 
@@ -358,7 +368,13 @@ def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
     deployment = m.distill_config.get("deployment")
     before = isinstance(deployment, Mapping) and bool(deployment.get("refine_steps"))
     return [
-        " ".join([run, *(f"--{key} {value}" for key, value in options.items()), *(["--again"] if number else [])])
+        " ".join(
+            [
+                run,
+                *(f"--{key.replace('_', '-')} {value}" for key, value in options.items()),
+                *(["--again"] if number else []),
+            ]
+        )
         for number, options in enumerate(passes_of(record), start=int(before))
     ]
 

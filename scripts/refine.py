@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ from dim.export.card import REFINED, passes_of, read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
-from dim.refinement import JUDGES_PER_STEP, UNTRAINED, Refinement
+from dim.refinement import CROSS_ENTROPY, JUDGES_PER_STEP, UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
@@ -70,11 +71,13 @@ class Pass:
     """ConvNets with fresh weights."""
     judges: int = JUDGES_PER_STEP
     """Of all judges, those that a step asks."""
+    cross_entropy: float = CROSS_ENTROPY
+    """Weight of what the trained classifiers answer, beside what all of them see."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < (least := REFINED[name]):
-                raise BadValueError(f"--{name} is {value}; it must be at least {least}.")
+            if not (least := REFINED[name]) <= value < math.inf:
+                raise BadValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
         if not self.trained + self.resnets + self.untrained:
             raise BadValueError("--trained, --resnets and --untrained are all 0; there must be a classifier to judge.")
 
@@ -115,19 +118,20 @@ def refine(
         refinement = Refinement(
             _network(bundle_path, manifest, device),
             torch.from_numpy(read_fixed_latents(file, manifest).copy()).to(device),
-            _judges(data, training, how, seed),
+            *_judges(data, training, how, seed),
             training,
             steps=how.steps,
             policy=default_policy(data.name),
             seed=seed,
             judges_per_step=how.judges,
+            cross_entropy=how.cross_entropy,
         )
         start, losses = time.monotonic(), list[Tensor]()
         for index in range(refinement.total):
             losses.append(refinement.step(index))
             if (index + 1) % 100 == 0 or index + 1 == refinement.total:
-                done, distance = f"{index + 1:,} of {refinement.total:,} steps", float(torch.stack(losses).mean())
-                print(f"{done}, mean distance {distance:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+                done, loss = f"{index + 1:,} of {refinement.total:,} steps", float(torch.stack(losses).mean())
+                print(f"{done}, mean loss {loss:.4f}, {time.monotonic() - start:.0f} s", flush=True)
                 losses.clear()
         latents = write_fixed_latents(refinement.result().cpu().numpy())
     rows = [row for row in manifest.accuracy if row.get("mode") != "fixed" or row.get("source") == "real"]
@@ -163,16 +167,19 @@ def _network(bundle_path: Path, manifest: Manifest, device: torch.device) -> Any
     return draw
 
 
-def _judges(data: ImageSet, training: DeviceData, how: Pass, seed: int) -> list[PoolMember]:
-    judges = []
+def _judges(data: ImageSet, training: DeviceData, how: Pass, seed: int) -> tuple[list[PoolMember], list[PoolMember]]:
+    """Those that are trained, at every age, and those that are not."""
+    trained, untrained = list[PoolMember](), list[PoolMember]()
     for arch, count in (("convnet3", how.trained), ("resnet10", how.resnets)):
         for number in range(count):
             member = _member(data, training.device, arch, how.width, seed_of(seed, "trained", number))
-            judges += _train(member, training, default_policy(data.name), seed_of(seed, "batches", arch, number))
+            trained += _train(member, training, default_policy(data.name), seed_of(seed, "batches", arch, number))
             print(f"Trained {number + 1} of {count} {arch}, kept at {len(AGES[arch])} ages.", flush=True)
     for number in range(how.untrained):
-        judges.append(_member(data, training.device, "convnet3", how.width, seed_of(seed, "untrained", number)))
-    return [judge.eval().requires_grad_(False) for judge in judges]
+        untrained.append(_member(data, training.device, "convnet3", how.width, seed_of(seed, "untrained", number)))
+    for judge in (*trained, *untrained):
+        judge.eval().requires_grad_(False)
+    return trained, untrained
 
 
 def _member(data: ImageSet, device: torch.device, arch: str, width: int, seed: int) -> PoolMember:
@@ -215,8 +222,12 @@ def main() -> int:
         ("resnets", "ResNet-10 of a quarter of the width that are trained"),
         ("untrained", "ConvNets that are not trained"),
         ("judges", "classifiers that every step asks"),
+        ("cross_entropy", "weight of the trained classifiers' cross-entropy"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(plain, name), help=f"{meaning} (%(default)s)")
+        default = getattr(plain, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{meaning} (%(default)s)"
+        )
     parser.add_argument("--again", action="store_true", help="go on from latents that are refined already")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     options = parser.parse_args()

@@ -125,7 +125,7 @@ def refine(latents_KMZ: torch.Tensor, steps: int = 150) -> tuple[torch.Tensor, D
     """Latents of the canvas for the test data's classes, moved to where `judges` see them."""
     data = make_images()
     on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
-    refinement = Refinement(canvas, latents_KMZ, judges(), on_device, steps=steps, policy="", seed=0)
+    refinement = Refinement(canvas, latents_KMZ, [], judges(), on_device, steps=steps, policy="", seed=0)
     for index in range(refinement.total):
         refinement.step(index)
     return refinement.result(), on_device
@@ -180,7 +180,7 @@ def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.Monke
 
     def spread() -> float:
         judge = cast(PoolMember, Eye())
-        refinement = Refinement(canvas, start, [judge], data, steps=200, policy="", seed=0)
+        refinement = Refinement(canvas, start, [], [judge], data, steps=200, policy="", seed=0)
         for index in range(refinement.total):
             refinement.step(index)
         return float(canvas(refinement.result()[0], torch.empty(0)).std(dim=0).mean())
@@ -188,6 +188,33 @@ def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.Monke
     assert spread() > 0.8
     monkeypatch.setattr("dim.refinement.SQUARES", 0.0)
     assert spread() < 0.2
+
+
+def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features say nothing here: the logits alone tell two classes apart."""
+    monkeypatch.setattr("dim.refinement.GROUP", 1)  # the second class is the first of its group
+
+    class Side(Eye):
+        """Calls bright images the second class; its features see nothing."""
+
+        def forward(self, images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+            brightness = images_NCHW.mean(dim=(1, 2, 3))
+            return 0 * images_NCHW.flatten(1), torch.stack([-brightness, brightness], dim=1)
+
+    images = np.full((8, 8, 8, 1), 128, np.uint8)
+    data = DeviceData(images, np.repeat([0, 1], 4), 2, torch.device("cpu"))
+    start = torch.zeros(2, 2, 64)
+    sides: dict[bool, torch.Tensor] = {}
+    for trained in (True, False):
+        side = [cast(PoolMember, Side())]
+        refinement = Refinement(
+            canvas, start, side if trained else [], [] if trained else side, data, steps=20, policy="", seed=0
+        )
+        for index in range(refinement.total):
+            refinement.step(index)
+        sides[trained] = refinement.result()
+    assert (sides[True][0] < 0).all() and (sides[True][1] > 0).all()
+    assert torch.equal(sides[False], start)
 
 
 @pytest.mark.parametrize("group", [100, 2])
@@ -212,15 +239,26 @@ def test_convnets_and_resnets_of_every_age_judge_what_is_refined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
+    fresh: list[str] = []
 
     class Noted(Refinement):
-        def __init__(self, network: Any, latents: torch.Tensor, judges: Sequence[PoolMember], *rest: Any, **how: Any):
-            asked.extend(judge.name for judge in judges)
-            super().__init__(network, latents, judges, *rest, **how)
+        def __init__(
+            self,
+            network: Any,
+            latents: torch.Tensor,
+            trained: Sequence[PoolMember],
+            untrained: Sequence[PoolMember],
+            *rest: Any,
+            **how: Any,
+        ):
+            asked.extend(judge.name for judge in trained)
+            fresh.extend(judge.name for judge in untrained)
+            super().__init__(network, latents, trained, untrained, *rest, **how)
 
     monkeypatch.setattr("dim.deployment.Refinement", Noted)
     distill(quick(**{"pool.architectures": ("convnet3", "resnet10", "mlp")}), make_images(), tmp_path / "run")
-    assert sorted(asked) == ["convnet3"] * (2 + UNTRAINED) + ["resnet10"] * 2
+    assert sorted(asked) == ["convnet3"] * 2 + ["resnet10"] * 2
+    assert fresh == ["convnet3"] * UNTRAINED
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
     line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --resnets 1"
-    assert f"{line} --untrained 8 --judges 3\n" in (bundle / "README.md").read_text()
+    assert f"{line} --untrained 8 --judges 3 --cross-entropy 0.2\n" in (bundle / "README.md").read_text()
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
@@ -124,6 +125,7 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
     for options, message in (
         (["--steps", "0"], "--steps is 0; it must be at least 1."),
         (["--untrained", "-1"], "--untrained is -1; it must be at least 0."),
+        (["--cross-entropy", "nan"], "--cross-entropy is nan; it must be at least 0.0."),
         (
             ["--trained", "0", "--resnets", "0", "--untrained", "0"],
             "--trained, --resnets and --untrained are all 0; there must be a classifier to judge.",
@@ -142,14 +144,15 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
     update_bundle(bundle, add_files={"export.json": json.dumps(REFINED_ONCE).encode()})
     latents = (bundle / "latents.npz").read_bytes()
     asked: list[int] = []
-    distance = script.Refinement.step.__globals__["_Target"].distance
+    loss = script.Refinement.step.__globals__["_Target"].loss
 
     def counted(target: Any, *arguments: Any) -> Any:
         asked.append(id(target))
-        return distance(target, *arguments)
+        return loss(target, *arguments)
 
-    monkeypatch.setattr("dim.refinement._Target.distance", counted)
+    monkeypatch.setattr("dim.refinement._Target.loss", counted)
     options = ["--steps", "1", "--width", "8", "--trained", "1", "--untrained", "3", "--judges", "5", "--device", "cpu"]
+    options += ["--cross-entropy", "0.1"]
     monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
     assert script.main() == 0, capsys.readouterr().err
     assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # every step asked every judge
@@ -158,15 +161,17 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
         line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("python scripts/refine")
     ]
     assert [line.split("little.dim ", 1)[1] for line in lines] == [
-        "--data little --steps 4 --width 8 --trained 1 --resnets 0 --untrained 2 --judges 3",
-        "--data little --steps 1 --width 8 --trained 1 --resnets 1 --untrained 3 --judges 5 --again",
+        "--data little --steps 4 --width 8 --trained 1 --resnets 0 --untrained 2 --judges 3 --cross-entropy 0.0",
+        "--data little --steps 1 --width 8 --trained 1 --resnets 1 --untrained 3 --judges 5 --cross-entropy 0.1"
+        " --again",
     ]
 
 
 def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
     noted = [PASS, "x", PASS | {"width": -8}, PASS | {"steps": 0}, PASS | {"judges": "3"}, {"steps": 4}]
-    for steps, ending in ((0, "--judges 3\n"), (3, "--judges 3 --again\n")):
+    noted += [PASS | {"cross_entropy": value} for value in (-0.1, math.nan, math.inf, "0.2", None)]
+    for steps, ending in ((0, "--cross-entropy 0.0\n"), (3, "--cross-entropy 0.0 --again\n")):
         config = {**manifest.distill_config, "deployment": {"refine_steps": steps}}
         card = model_card(replace(manifest, distill_config=config), {"agreements": [], "refined": noted})
         (line,) = (line for line in card.splitlines(keepends=True) if "scripts/refine.py" in line)
