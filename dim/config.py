@@ -201,6 +201,8 @@ class DeploymentConfig:
     """How often the fixed latents of every class are moved for sets of one image, and then for sets of ten, to what its
     real images show on average (`dim.refinement`); 0 leaves them as chosen. Twelve classes share a gradient step for
     sets of ten, so 100 classes take five times as many steps as ten do, and 1,000 fifty times."""
+    refine_cross_entropy: float = 0.0
+    """Weight, beside the distance of means, of the cross-entropy that trained classifiers have for what is refined."""
     teacher: str = ""
     """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
     teacher_width: int = 0
@@ -217,6 +219,7 @@ class DeploymentConfig:
         _between(self, "candidates", 1, 100_000)
         _between(self, "fixed_latents", 0, self.candidates)
         _between(self, "refine_steps", 0, 1_000_000)
+        _between(self, "refine_cross_entropy", 0, 100)
         _between(self, "teacher_width", 0, 1024)
         _between(self, "teacher_steps", 1, 10_000_000)
 

@@ -114,6 +114,7 @@ def _refine(
         steps=session.config.deployment.refine_steps,
         policy=session.config.pool.augment,
         seed=session.config.seed,
+        cross_entropy=session.config.deployment.refine_cross_entropy,
     )
     finished = train_in_pieces(
         session,

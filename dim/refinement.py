@@ -5,9 +5,9 @@ in what they show together. So the latents of every prefix are moved, through th
 classifiers see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
 them a set of ten did not gain (docs/method.md). The classifiers are the pool's ConvNet-3 and ResNet-10, of every age,
-and a few ConvNets that were never trained. Those that were trained also have to recognise every image: their
-cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., CVPR 2023). Training
-images alone are consulted.
+and a few ConvNets that were never trained. Those that were trained may also have to recognise every image: where one is
+asked, its cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., CVPR 2023).
+Training images alone are consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
@@ -35,8 +35,6 @@ RATE = 0.05
 """Learning rate of Adam, falling to zero over a cosine."""
 SQUARES = 1.0
 """Weight of the mean squares beside the means."""
-CROSS_ENTROPY = 0.2
-"""Weight of the cross-entropy that a trained classifier has for the images' classes."""
 JUDGES = ("convnet3", "resnet10")
 """Classifiers of the pool among the judges, of every age."""
 UNTRAINED = 8
@@ -112,7 +110,7 @@ class Refinement:
         policy: augmentation of what the judges see.
         seed: of every draw.
         judges_per_step: how many of the judges a step asks.
-        cross_entropy: weight of what the trained ones answer.
+        cross_entropy: weight of what a trained one answers, beside what it sees.
     """
 
     def __init__(
@@ -127,7 +125,7 @@ class Refinement:
         policy: str,
         seed: int,
         judges_per_step: int = JUDGES_PER_STEP,
-        cross_entropy: float = CROSS_ENTROPY,
+        cross_entropy: float,
     ) -> None:
         self.network, self.start_KMZ, self.data = network, latents_KMZ, data
         self.judges = [*trained, *untrained]

@@ -356,9 +356,9 @@ def passes_of(record: Mapping[str, Any]) -> list[dict[str, int | float]]:
     # The first passes knew no cross-entropy.
     passes = [{"cross_entropy": 0.0, **p} for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
     return [
-        {key: p[key] for key in REFINED}
+        {key: type(least)(p[key]) for key, least in REFINED.items()}
         for p in passes
-        if all(type(p.get(key)) is type(least) and least <= p[key] < math.inf for key, least in REFINED.items())
+        if all(type(p.get(key)) in {int, type(least)} and least <= p[key] < math.inf for key, least in REFINED.items())
     ]
 
 

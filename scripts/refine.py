@@ -39,7 +39,7 @@ from dim.export.card import REFINED, passes_of, read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
-from dim.refinement import CROSS_ENTROPY, JUDGES_PER_STEP, UNTRAINED, Refinement
+from dim.refinement import JUDGES_PER_STEP, UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
@@ -71,13 +71,14 @@ class Pass:
     """ConvNets with fresh weights."""
     judges: int = JUDGES_PER_STEP
     """Of all judges, those that a step asks."""
-    cross_entropy: float = CROSS_ENTROPY
-    """Weight of what the trained classifiers answer, beside what all of them see."""
+    cross_entropy: float = 0.2
+    """As `deployment.refine_cross_entropy` of the presets."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not (least := REFINED[name]) <= value < math.inf:
-                raise BadValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+                kind = "a finite number of " if isinstance(least, float) else ""
+                raise BadValueError(f"--{name.replace('_', '-')} is {value}; it must be {kind}at least {least:g}.")
         if not self.trained + self.resnets + self.untrained:
             raise BadValueError("--trained, --resnets and --untrained are all 0; there must be a classifier to judge.")
 

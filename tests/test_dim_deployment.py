@@ -125,7 +125,9 @@ def refine(latents_KMZ: torch.Tensor, steps: int = 150) -> tuple[torch.Tensor, D
     """Latents of the canvas for the test data's classes, moved to where `judges` see them."""
     data = make_images()
     on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
-    refinement = Refinement(canvas, latents_KMZ, [], judges(), on_device, steps=steps, policy="", seed=0)
+    refinement = Refinement(
+        canvas, latents_KMZ, [], judges(), on_device, steps=steps, policy="", seed=0, cross_entropy=0.2
+    )
     for index in range(refinement.total):
         refinement.step(index)
     return refinement.result(), on_device
@@ -180,7 +182,7 @@ def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.Monke
 
     def spread() -> float:
         judge = cast(PoolMember, Eye())
-        refinement = Refinement(canvas, start, [], [judge], data, steps=200, policy="", seed=0)
+        refinement = Refinement(canvas, start, [], [judge], data, steps=200, policy="", seed=0, cross_entropy=0.2)
         for index in range(refinement.total):
             refinement.step(index)
         return float(canvas(refinement.result()[0], torch.empty(0)).std(dim=0).mean())
@@ -207,9 +209,8 @@ def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> No
     sides: dict[bool, torch.Tensor] = {}
     for trained in (True, False):
         side = [cast(PoolMember, Side())]
-        refinement = Refinement(
-            canvas, start, side if trained else [], [] if trained else side, data, steps=20, policy="", seed=0
-        )
+        asked = (side, []) if trained else ([], side)
+        refinement = Refinement(canvas, start, *asked, data, steps=20, policy="", seed=0, cross_entropy=0.2)
         for index in range(refinement.total):
             refinement.step(index)
         sides[trained] = refinement.result()

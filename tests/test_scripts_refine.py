@@ -17,7 +17,7 @@ import torch
 from export_runs import CLASSES, export_each_network_once, make_run
 
 from dim.data import load_data
-from dim.export.card import model_card, record_accuracy
+from dim.export.card import model_card, passes_of, record_accuracy
 from dim.export.export_run import export_run
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_files import load_manifest, update_bundle
@@ -125,7 +125,8 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
     for options, message in (
         (["--steps", "0"], "--steps is 0; it must be at least 1."),
         (["--untrained", "-1"], "--untrained is -1; it must be at least 0."),
-        (["--cross-entropy", "nan"], "--cross-entropy is nan; it must be at least 0.0."),
+        (["--cross-entropy", "inf"], "--cross-entropy is inf; it must be a finite number of at least 0."),
+        (["--cross-entropy", "nan"], "--cross-entropy is nan; it must be a finite number of at least 0."),
         (
             ["--trained", "0", "--resnets", "0", "--untrained", "0"],
             "--trained, --resnets and --untrained are all 0; there must be a classifier to judge.",
@@ -144,18 +145,30 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
     update_bundle(bundle, add_files={"export.json": json.dumps(REFINED_ONCE).encode()})
     latents = (bundle / "latents.npz").read_bytes()
     asked: list[int] = []
+    weights: dict[float, set[bool]] = {}
     loss = script.Refinement.step.__globals__["_Target"].loss
 
     def counted(target: Any, *arguments: Any) -> Any:
         asked.append(id(target))
+        weights.setdefault(target.cross_entropy, set()).add(id(target.member) in trained)
         return loss(target, *arguments)
 
     monkeypatch.setattr("dim.refinement._Target.loss", counted)
+    train, trained = script._train, set[int]()
+    kept: list[Any] = []
+
+    def noted(*arguments: Any) -> Any:
+        kept.extend(members := train(*arguments))
+        trained.update(map(id, members))
+        return members
+
+    monkeypatch.setattr(script, "_train", noted)
     options = ["--steps", "1", "--width", "8", "--trained", "1", "--untrained", "3", "--judges", "5", "--device", "cpu"]
     options += ["--cross-entropy", "0.1"]
     monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
     assert script.main() == 0, capsys.readouterr().err
-    assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # every step asked every judge
+    assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # a judge no more than once a step
+    assert weights == {0.1: {True}, 0.0: {False}}
     assert (bundle / "latents.npz").read_bytes() != latents and verify(bundle).ok
     lines = [
         line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("python scripts/refine")
@@ -171,6 +184,7 @@ def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, mon
     manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
     noted = [PASS, "x", PASS | {"width": -8}, PASS | {"steps": 0}, PASS | {"judges": "3"}, {"steps": 4}]
     noted += [PASS | {"cross_entropy": value} for value in (-0.1, math.nan, math.inf, "0.2", None)]
+    assert passes_of({"refined": [PASS | {"cross_entropy": 1}]}) == [PASS | {"cross_entropy": 1.0}]
     for steps, ending in ((0, "--cross-entropy 0.0\n"), (3, "--cross-entropy 0.0 --again\n")):
         config = {**manifest.distill_config, "deployment": {"refine_steps": steps}}
         card = model_card(replace(manifest, distill_config=config), {"agreements": [], "refined": noted})
