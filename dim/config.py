@@ -203,6 +203,10 @@ class DeploymentConfig:
     sets of ten, so 100 classes take five times as many steps as ten do, and 1,000 fifty times."""
     refine_cross_entropy: float = 0.0
     """Weight, beside the distance of means, of the cross-entropy that trained classifiers have for what is refined."""
+    refine_draws: int = 1
+    """Augmentations of every image per judge; by two, the variance between them does not count in the distance."""
+    refine_learners: int = 0
+    """Classifiers among the judges of what is refined that learn from it meanwhile, instead of from real images."""
     teacher: str = ""
     """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
     teacher_width: int = 0
@@ -220,6 +224,8 @@ class DeploymentConfig:
         _between(self, "fixed_latents", 0, self.candidates)
         _between(self, "refine_steps", 0, 1_000_000)
         _between(self, "refine_cross_entropy", 0, 100)
+        _between(self, "refine_draws", 1, 2)
+        _between(self, "refine_learners", 0, 1000)
         _between(self, "teacher_width", 0, 1024)
         _between(self, "teacher_steps", 1, 10_000_000)
 

@@ -88,7 +88,7 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
             latents_KMZ = refined_KMZ
         write_atomically(latents_path, write_fixed_latents(latents_KMZ.cpu().numpy()))
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
-    for what in ("latents", "refinement"):
+    for what in ("latents", "moved-latents"):
         _unfinished(session, what).unlink(missing_ok=True)
     return True
 
@@ -115,15 +115,18 @@ def _refine(
         policy=session.config.pool.augment,
         seed=session.config.seed,
         cross_entropy=session.config.deployment.refine_cross_entropy,
+        draws=session.config.deployment.refine_draws,
+        learners=session.config.deployment.refine_learners,
+        fresh=lambda number: new_member(session, HERDING_JUDGE, shape, "refinement learner", number),
     )
     finished = train_in_pieces(
         session,
-        refinement.latents,
+        refinement.state,
         refinement.optimiser,
         refinement.step,
         refinement.total,
         what="Refining the latents of small fixed sets",
-        path=_unfinished(session, "refinement"),
+        path=_unfinished(session, "moved-latents"),
         report=lambda done: session.progress(_report("refining", done, refinement.total)),
     )
     return refinement.result() if finished else None

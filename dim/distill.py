@@ -40,7 +40,15 @@ from dim.version import __version__
 INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile", "graphs")
 """Fields of a run's record that do not change what it produces, so that a resumed run may change them; compiled code
 rounds differently, as another device or number of threads does, and a graph replays what it recorded."""
-LATER = {"teacher": "", "teacher_width": 0, "teacher_steps": 2000, "refine_steps": 0, "refine_cross_entropy": 0.0}
+LATER = {
+    "teacher": "",
+    "teacher_width": 0,
+    "teacher_steps": 2000,
+    "refine_steps": 0,
+    "refine_cross_entropy": 0.0,
+    "refine_draws": 1,
+    "refine_learners": 0,
+}
 """Fields of `deployment` that came later, with the values that change nothing: older runs go on."""
 
 

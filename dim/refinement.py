@@ -5,9 +5,11 @@ in what they show together. So the latents of every prefix are moved, through th
 classifiers see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
 them a set of ten did not gain (docs/method.md). The classifiers are the pool's ConvNet-3 and ResNet-10, of every age,
-and a few ConvNets that were never trained. Those that were trained may also have to recognise every image: where one is
-asked, its cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., CVPR 2023).
-Training images alone are consulted.
+and a few ConvNets that were never trained. Two ideas are of improved distribution matching (Zhao et al., CVPR 2023).
+Those that were trained may also have to recognise every image: where one is asked, its cross-entropy is added with a
+small weight. And some judges may learn from the very set that is being moved, a few steps whenever one is asked, so
+that the set is corrected where networks that saw nothing else see it apart from real images; sets of one image lost by
+that (docs/method.md). Training images alone are consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
@@ -42,6 +44,18 @@ UNTRAINED = 8
 JUDGES_PER_STEP = 3
 REAL_IMAGES = 256
 """Real images per class whose features are aimed at."""
+LEARNERS = 8
+"""Judges that learn from the set itself, where a configuration asks for them."""
+LEARNER_STEPS = 5
+"""SGD steps that one takes on the set before it judges."""
+LEARNER_AGE = 150
+"""Steps after which one is renewed, each time a random 0.5 to 1.5 times as many."""
+LEARNER_LR, LEARNER_DECAY, LEARNER_BATCH, LEARNER_SMOOTHING = 0.1, 5e-4, 64, 0.1
+"""SGD without momentum, which would have to be kept beside the weights; weight decay, batch and label smoothing."""
+LEARNER_IMAGES = 512
+"""Real images, of all classes of a step together, that tell a learner where they are: at least
+`LEARNER_CLASS_IMAGES` and at most `REAL_IMAGES` of each."""
+LEARNER_CLASS_IMAGES = 16
 IMAGES_PER_STEP = 128
 """Most images in a step: the sets of ten of twelve classes. More classes take turns, each as often as `steps` says."""
 GROUP = 100
@@ -59,29 +73,38 @@ class _Target:
     """Of the features within a class: the trace of their covariance, mean over the classes."""
     square_variance: float
     """Of their squares."""
-    first_label: int
-    """Of the group."""
     cross_entropy: float
-    """Weight of its answers, 0 where it was never trained."""
+    """Weight of its answers, 0 unless it learned from real images."""
 
-    def loss(self, images_kmCHW: Tensor, labels_k: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+    def loss(
+        self,
+        images_kmCHW: Tensor,
+        labels_k: Tensor,
+        rows_k: Tensor,
+        policy: str,
+        draws: int,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Squared distance of the means to those of the classes, in units of the variance, and the cross-entropy of a
-        trained judge; a scalar."""
+        trained judge; a scalar. `rows_k` says where the classes are among those that it sees."""
         count = images_kmCHW.shape[1]
-        images = augment(self.member.normalise(images_kmCHW.flatten(0, 1)), policy, generator)
-        features, logits = self.member(images)
-        features_kmD, rows_k = features.float().unflatten(0, (-1, count)), labels_k - self.first_label
-        loss: Tensor = _squared(features_kmD.mean(dim=1) - self.mean_kD[rows_k]) / self.variance
+        normalised = self.member.normalise(images_kmCHW.flatten(0, 1))
+        seen = [self.member(augment(normalised, policy, generator)) for _ in range(draws)]
+        features = [features.float().unflatten(0, (-1, count)) for features, _ in seen]
+        means = [features_kmD.mean(dim=1) - self.mean_kD[rows_k] for features_kmD in features]
+        loss: Tensor = _squared(means) / self.variance
         if count > 1:  # one image has no spread to be kept
-            squares = features_kmD.square().mean(dim=1) - self.square_kD[rows_k]
+            squares = [features_kmD.square().mean(dim=1) - self.square_kD[rows_k] for features_kmD in features]
             loss = loss + SQUARES * _squared(squares) / self.square_variance
         if self.cross_entropy:
-            loss = loss + self.cross_entropy * F.cross_entropy(logits.float(), labels_k.repeat_interleave(count))
+            logits = seen[0][1].float()
+            loss = loss + self.cross_entropy * F.cross_entropy(logits, labels_k.repeat_interleave(count))
         return loss
 
 
-def _squared(difference_kD: Tensor) -> Tensor:
-    return difference_kD.square().sum(dim=1).mean()
+def _squared(draws: Sequence[Tensor]) -> Tensor:
+    """Squared length of a difference, [k, D] by draw, mean over the classes; by two draws without their variance."""
+    return (draws[0] * draws[-1]).sum(dim=1).mean()
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,51 @@ class _Turn:
     """Of the step within its group."""
     progress: float
     """0 to 1 within the group and the prefix."""
+
+
+class _Learners(nn.Module):
+    """Classifiers that learn from the set as it is moved, each renewed when it has learned for long.
+
+    What they are is all in `state_dict`: their optimiser keeps nothing.
+    """
+
+    ages: Tensor
+    """Steps that each has learned, [L]; on the CPU, because they are read."""
+    made: Tensor
+    """How many there have been."""
+
+    def __init__(self, fresh: Callable[[int], PoolMember], count: int) -> None:
+        super().__init__()
+        self.fresh = fresh
+        self.members = nn.ModuleList(fresh(number) for number in range(count))
+        self.register_buffer("ages", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("made", torch.tensor(count))
+
+    def taught(
+        self,
+        number: int,
+        draw: Callable[[], tuple[Tensor, Tensor]],
+        policy: str,
+        generator: torch.Generator,
+    ) -> PoolMember:
+        """One of them after `LEARNER_STEPS` more steps on images in -1..1 and labels that `draw` gives."""
+        member: PoolMember = self.members[number]  # type: ignore[assignment]
+        patience = LEARNER_AGE * (0.5 + float(torch.rand((), generator=generator, device=generator.device)))
+        if int(self.ages[number]) > patience:
+            member.load_state_dict(self.fresh(int(self.made)).state_dict())
+            self.ages[number] = 0
+            self.made += 1
+        member.train().requires_grad_(True)
+        optimiser = torch.optim.SGD(member.parameters(), lr=LEARNER_LR, weight_decay=LEARNER_DECAY)
+        for _ in range(LEARNER_STEPS):
+            images, labels = draw()
+            _, logits = member(augment(member.normalise(images), policy, generator))
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=LEARNER_SMOOTHING)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        self.ages[number] += LEARNER_STEPS
+        return member.eval().requires_grad_(False)
 
 
 class Refinement:
@@ -111,6 +179,10 @@ class Refinement:
         seed: of every draw.
         judges_per_step: how many of the judges a step asks.
         cross_entropy: weight of what a trained one answers, beside what it sees.
+        draws: 1 or 2 of the augmentation. With two, their differences are multiplied, so that the variance between them
+            does not count.
+        learners: how many judges learn from the set itself, where it has more than one image per class.
+        fresh: makes a classifier with fresh weights for each of them, by a number that never repeats.
     """
 
     def __init__(
@@ -126,6 +198,9 @@ class Refinement:
         seed: int,
         judges_per_step: int = JUDGES_PER_STEP,
         cross_entropy: float,
+        draws: int = 1,
+        learners: int = 0,
+        fresh: Callable[[int], PoolMember] | None = None,
     ) -> None:
         self.network, self.start_KMZ, self.data = network, latents_KMZ, data
         self.judges = [*trained, *untrained]
@@ -141,6 +216,12 @@ class Refinement:
             for start, end in zip(starts, self.ends, strict=True)
         )
         self.optimiser = torch.optim.Adam(self.latents.parameters(), lr=RATE)
+        self.draws = draws
+        self.learners = _Learners(fresh, learners) if learners and fresh else None
+        self.state = nn.ModuleDict({"latents": self.latents})
+        """All that steps change beside the optimiser."""
+        if self.learners:
+            self.state["learners"] = self.learners
         self._targets: tuple[int, list[_Target]] | None = None
         self._groups = [range(start, min(start + GROUP, num_classes)) for start in range(0, num_classes, GROUP)]
         self._blocks = [
@@ -175,19 +256,54 @@ class Refinement:
             self._targets = turn.group, self._aim(labels)
         self.optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * turn.progress)) / 2
         generator = step_generator(device, self.seed, "refinement", turn.number)
-        asked = torch.randperm(len(self.judges), generator=generator, device=device)[: self.judges_per_step]
         labels_k = torch.tensor(turn.labels, device=device)
         latents_kmZ = torch.stack([self._prefix(label, turn.prefix) for label in turn.labels])
         count = latents_kmZ.shape[1]
+        learners = len(self.learners.members) if self.learners and count > 1 else 0
+        asked = torch.randperm(len(self.judges) + learners, generator=generator, device=device)
         images_nCHW = self.network(latents_kmZ.flatten(0, 1), labels_k.repeat_interleave(count))
         images = images_nCHW.reshape(-1, count, *images_nCHW.shape[1:])
-        targets = [self._targets[1][judge] for judge in asked.tolist()]
-        losses = [target.loss(images, labels_k, self.policy, generator) for target in targets]
+        losses = []
+        for judge in asked[: self.judges_per_step].tolist():
+            if judge < len(self.judges):
+                target, rows_k = self._targets[1][judge], labels_k - labels[0]
+            else:
+                target = self._learn(judge - len(self.judges), labels, turn.prefix, labels_k, generator)
+                rows_k = torch.arange(len(labels_k), device=device)
+            losses.append(target.loss(images, labels_k, rows_k, self.policy, self.draws, generator))
         loss = torch.stack(losses).mean()
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         return loss.detach()
+
+    def _learn(
+        self, number: int, labels: Sequence[int], prefix: int, labels_k: Tensor, generator: torch.Generator
+    ) -> _Target:
+        """Teach a learner the sets of a group's classes, and see where it has the real images of `labels_k`."""
+        assert self.learners is not None
+        device = self.data.device
+        with torch.no_grad():
+            latents_kmZ = torch.stack([self._prefix(label, prefix) for label in labels])
+            count = latents_kmZ.shape[1]
+            drawn = torch.randint(
+                len(labels) * count, (LEARNER_STEPS * LEARNER_BATCH,), generator=generator, device=device
+            )
+            once, of_batch = torch.unique(drawn, return_inverse=True)
+            images = self.network(latents_kmZ.flatten(0, 1)[once], labels[0] + once // count)
+        batches = iter(of_batch.split(LEARNER_BATCH))
+
+        def draw() -> tuple[Tensor, Tensor]:
+            batch = next(batches)
+            return images[batch], labels[0] + once[batch] // count
+
+        learner = self.learners.taught(number, draw, self.policy, generator)
+        per_class = min(max(LEARNER_IMAGES // len(labels_k), LEARNER_CLASS_IMAGES), REAL_IMAGES)
+        real = to_signed(self.data.draw_images(labels_k.repeat_interleave(per_class), generator))
+        with torch.no_grad():
+            features = learner(augment(learner.normalise(real), self.policy, generator))[0].float()
+        moments = [_moments(features_ND) for features_ND in features.unflatten(0, (-1, per_class))]
+        return _target(learner, moments, cross_entropy=0.0)
 
     def _part(self, label: int, prefix: int) -> Tensor:
         part: Tensor = self.latents[label * len(self.ends) + prefix]
@@ -217,32 +333,39 @@ class Refinement:
 
     @torch.no_grad()
     def _aim(self, labels: Sequence[int]) -> list[_Target]:
-        moments: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.judges]
+        moments: list[list[_Moments]] = [[] for _ in self.judges]
         for label in labels:
             generator = step_generator(self.data.device, self.seed, "refinement targets", label)
             images = to_signed(self.data.images_of(label, REAL_IMAGES, generator))
             for number, judge in enumerate(self.judges):
-                features_ND = judge(augment(judge.normalise(images), self.policy, generator))[0].float()
-                squares_ND = features_ND.square()
-                spreads = (values.var(dim=0, correction=0).sum() for values in (features_ND, squares_ND))
-                moments[number].append((features_ND.mean(dim=0), squares_ND.mean(dim=0), *spreads))
-        targets = []
-        for judge, of_classes, cross_entropy in zip(self.judges, moments, self.cross_entropies, strict=True):
-            mean_kD, square_kD, variance_k, square_variance_k = (
-                torch.stack(part) for part in zip(*of_classes, strict=True)
-            )
-            targets.append(
-                _Target(
-                    member=judge,
-                    mean_kD=mean_kD,
-                    square_kD=square_kD,
-                    variance=_at_least(variance_k.mean(), mean_kD),
-                    square_variance=_at_least(square_variance_k.mean(), square_kD),
-                    first_label=labels[0],
-                    cross_entropy=cross_entropy,
-                )
-            )
-        return targets
+                moments[number].append(_moments(judge(augment(judge.normalise(images), self.policy, generator))[0]))
+        return [
+            _target(judge, of_classes, cross_entropy)
+            for judge, of_classes, cross_entropy in zip(self.judges, moments, self.cross_entropies, strict=True)
+        ]
+
+
+_Moments = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Mean features and mean squares of a class, both [D], and the traces of the covariances of both."""
+
+
+def _moments(features_ND: Tensor) -> _Moments:
+    features_ND = features_ND.float()
+    squares_ND = features_ND.square()
+    variance, square_variance = (values.var(dim=0, correction=0).sum() for values in (features_ND, squares_ND))
+    return features_ND.mean(dim=0), squares_ND.mean(dim=0), variance, square_variance
+
+
+def _target(member: PoolMember, of_classes: Sequence[_Moments], cross_entropy: float) -> _Target:
+    mean_kD, square_kD, variance_k, square_variance_k = (torch.stack(part) for part in zip(*of_classes, strict=True))
+    return _Target(
+        member=member,
+        mean_kD=mean_kD,
+        square_kD=square_kD,
+        variance=_at_least(variance_k.mean(), mean_kD),
+        square_variance=_at_least(square_variance_k.mean(), square_kD),
+        cross_entropy=cross_entropy,
+    )
 
 
 def _at_least(variance: Tensor, mean_kD: Tensor) -> float:

@@ -39,6 +39,8 @@ REFINED: dict[str, int | float] = {
     "untrained": 0,
     "judges": 1,
     "cross_entropy": 0.0,
+    "draws": 1,
+    "learners": 0,
 }
 """Options of `scripts/refine.py`, as it notes them, and the least that each may be."""
 REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
@@ -353,8 +355,8 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
 def passes_of(record: Mapping[str, Any]) -> list[dict[str, int | float]]:
     """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
     noted = record.get("refined")
-    # The first passes knew no cross-entropy.
-    passes = [{"cross_entropy": 0.0, **p} for p in noted if isinstance(p, Mapping)] if isinstance(noted, list) else []
+    later = {"cross_entropy": 0.0, "draws": 1, "learners": 0}  # unknown to the first passes
+    passes = [later | p for p in noted if isinstance(p, dict)] if isinstance(noted, list) else []
     return [
         {key: type(least)(p[key]) for key, least in REFINED.items()}
         for p in passes

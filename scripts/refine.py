@@ -39,7 +39,7 @@ from dim.export.card import REFINED, passes_of, read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
-from dim.refinement import JUDGES_PER_STEP, UNTRAINED, Refinement
+from dim.refinement import JUDGES_PER_STEP, LEARNERS, UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
@@ -73,12 +73,18 @@ class Pass:
     """Of all judges, those that a step asks."""
     cross_entropy: float = 0.2
     """As `deployment.refine_cross_entropy` of the presets."""
+    draws: int = 2
+    """As `deployment.refine_draws`."""
+    learners: int = LEARNERS
+    """As `deployment.refine_learners`: ConvNets that learn from the set."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not (least := REFINED[name]) <= value < math.inf:
                 kind = "a finite number of " if isinstance(least, float) else ""
                 raise BadValueError(f"--{name.replace('_', '-')} is {value}; it must be {kind}at least {least:g}.")
+        if self.draws > 2:
+            raise BadValueError(f"--draws is {self.draws}; it must be 1 or 2.")
         if not self.trained + self.resnets + self.untrained:
             raise BadValueError("--trained, --resnets and --untrained are all 0; there must be a classifier to judge.")
 
@@ -126,6 +132,9 @@ def refine(
             seed=seed,
             judges_per_step=how.judges,
             cross_entropy=how.cross_entropy,
+            draws=how.draws,
+            learners=how.learners,
+            fresh=lambda number: _member(data, device, "convnet3", how.width, seed_of(seed, "learner", number)),
         )
         start, losses = time.monotonic(), list[Tensor]()
         for index in range(refinement.total):
@@ -224,6 +233,8 @@ def main() -> int:
         ("untrained", "ConvNets that are not trained"),
         ("judges", "classifiers that every step asks"),
         ("cross_entropy", "weight of the trained classifiers' cross-entropy"),
+        ("draws", "augmentations of every image per judge, 1 or 2"),
+        ("learners", "ConvNets that learn from the set itself"),
     ):
         default = getattr(plain, name)
         parser.add_argument(

@@ -14,6 +14,7 @@ import torch
 from small_images import make_images
 from test_dim_distill import QUICK, quick
 
+from dim.augment import augment
 from dim.classifiers import build_classifier
 from dim.config import DeploymentConfig
 from dim.deployment import Judge, class_weights, herd
@@ -21,7 +22,7 @@ from dim.device_data import DeviceData, to_signed
 from dim.distill import distill
 from dim.pool import PoolMember
 from dim.presets import preset
-from dim.refinement import UNTRAINED, Refinement
+from dim.refinement import LEARNER_STEPS, UNTRAINED, Refinement, _Learners, _moments, _target
 from dim.runtime.errors import BadValueError, DivergedError
 from dim.session import Session
 
@@ -218,6 +219,108 @@ def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(sides[False], start)
 
 
+def test_two_draws_leave_out_what_lies_between_them() -> None:
+    """A class of one image, shown its own image: augmented at random, it is off its mean by chance alone."""
+    image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    generator, policy = torch.Generator().manual_seed(1), "crop=0.25"
+    judge = cast(PoolMember, Eye())
+    seen = _moments(augment(image.expand(20_000, 1, 8, 8), policy, generator).flatten(1))
+    target = replace(_target(judge, [seen], 0.0), variance=1.0)
+    none = torch.zeros(1, dtype=torch.int64)
+    found = {
+        draws: torch.stack([target.loss(image[None], none, none, policy, draws, generator) for _ in range(2_000)])
+        for draws in (1, 2)
+    }
+    assert found[1].mean() == pytest.approx(float(seen[2]), rel=0.1)  # all of it is the variance
+    error = float(found[2].std()) / 2_000**0.5
+    assert abs(float(found[2].mean())) < min(4 * error, 0.2 * float(seen[2]))
+
+
+def new_learner(number: int) -> PoolMember:
+    data = make_images()
+    torch.manual_seed(number)
+    return PoolMember(
+        "convnet3",
+        {"num_classes": 3, "channels": 1, "image_px": 8, "width": 8, "mean": data.mean, "std": data.std},
+    )
+
+
+def test_learners_learn_the_set_and_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim.refinement.LEARNER_AGE", 40)
+    images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels = torch.arange(30) % 3  # of noise: nothing but these images can teach it
+    learners, generator = _Learners(new_learner, 2), torch.Generator().manual_seed(0)
+
+    def losses(member: PoolMember) -> float:
+        return float(torch.nn.functional.cross_entropy(member(member.normalise(images))[1], labels))
+
+    with torch.no_grad():
+        before = losses(new_learner(1).eval())
+    ages, learned = [], []
+    for _ in range(20):
+        member = learners.taught(1, lambda: (images, labels), "", generator)
+        assert not member.training and not any(p.requires_grad for p in member.parameters())
+        ages.append(int(learners.ages[1]))
+        learned.append(losses(member))
+    assert int(learners.ages[0]) == 0  # the other one was never asked
+    assert ages[:4] == [LEARNER_STEPS * n for n in (1, 2, 3, 4)]
+    assert min(learned) < 0.7 * before
+    assert ages.count(LEARNER_STEPS) >= 2 and max(ages) <= 60 + LEARNER_STEPS
+    assert int(learners.made) == 2 + ages[1:].count(LEARNER_STEPS)
+
+
+def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is shown the set of the group's classes, with their labels, and aims at real images of those that move."""
+    monkeypatch.setattr("dim.refinement.GROUP", 2)
+    monkeypatch.setattr("dim.refinement.IMAGES_PER_STEP", 4)  # sets of four are moved one class at a time
+    data = make_images()
+    on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
+    start = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
+    refinement = Refinement(
+        canvas,
+        start,
+        [],
+        judges()[:1],
+        on_device,
+        steps=1,
+        policy="",
+        seed=0,
+        judges_per_step=9,
+        cross_entropy=0.2,
+        learners=2,
+        fresh=new_learner,
+    )
+    taught, shown = _Learners.taught, list[set[tuple[int, bool]]]()
+    sets: list[torch.Tensor] = []
+
+    def noted(learners: _Learners, number: int, draw: Any, *rest: Any) -> PoolMember:
+        seen = set[tuple[int, bool]]()
+
+        def watched() -> tuple[torch.Tensor, torch.Tensor]:
+            images, labels = draw()
+            for image, label in zip(images, labels.tolist(), strict=True):
+                known = [number for number, member in enumerate(sets[label]) if torch.equal(member, image)]
+                seen.add((label, bool(known)))
+            return images, labels
+
+        member = taught(learners, number, watched, *rest)
+        shown.append(seen)
+        return member
+
+    monkeypatch.setattr("dim.refinement._Learners.taught", noted)
+    per_step = []
+    for index in range(refinement.total):
+        moved = refinement.result()
+        sets = [canvas(moved[label], torch.empty(0)) for label in range(3)]
+        before = len(shown)
+        assert torch.isfinite(refinement.step(index))
+        per_step.append(len(shown) - before)
+    # Of two classes the first images, then four each by turns; of the third class its first, then its four.
+    assert per_step == [0, 2, 2, 0, 2]
+    assert shown == [{(0, True), (1, True)}] * 4 + [{(2, True)}] * 2
+    assert (refinement.result() != start).any(dim=2).all()
+
+
 @pytest.mark.parametrize("group", [100, 2])
 def test_the_first_latent_does_not_depend_on_the_later_ones(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.refinement.GROUP", group)
@@ -287,12 +390,26 @@ def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
 def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.refinement.GROUP", 2)
     monkeypatch.setattr("dim.refinement.IMAGES_PER_STEP", 3)  # sets of three are moved one class at a time
-    distill(quick(), make_images(), tmp_path / "whole")
-    finished = distill(quick(), make_images(), tmp_path / "run", time_limit_s=0.0).finished
+    monkeypatch.setattr("dim.refinement.LEARNER_AGE", 4)
+    monkeypatch.setattr("dim.refinement.JUDGES_PER_STEP", 100)
+    config = quick(**{"deployment.refine_learners": 2, "deployment.refine_draws": 2})
+    renewed: list[int] = []
+    taught = _Learners.taught
+
+    def noted(learners: _Learners, *arguments: Any) -> PoolMember:
+        member = taught(learners, *arguments)
+        renewed.append(int(learners.made) - 2)
+        return member
+
+    monkeypatch.setattr("dim.refinement._Learners.taught", noted)
+    distill(config, make_images(), tmp_path / "whole")
+    whole, renewed[:] = list(renewed), []
+    finished = distill(config, make_images(), tmp_path / "run", time_limit_s=0.0).finished
     calls = 1
     while not finished and calls < 60:
-        finished = distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
+        finished = distill(config, make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
         calls += 1
+    assert renewed == whole and max(renewed) >= 2
     # A step a call: of two classes together, then by turns, and then of the third class.
     assert calls == 5 + 6 + 5 + 2 + 3 + (3 + 2 * 3) + (3 + 3)
     assert (tmp_path / "run" / "latents.npz").read_bytes() == (tmp_path / "whole" / "latents.npz").read_bytes()
@@ -333,3 +450,7 @@ def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None
         DeploymentConfig(fixed_latents=9, candidates=6)
     with pytest.raises(BadValueError, match="refine_steps is -1"):
         DeploymentConfig(refine_steps=-1)
+    with pytest.raises(BadValueError, match="refine_draws is 3; it must lie between 1 and 2"):
+        DeploymentConfig(refine_draws=3)
+    with pytest.raises(BadValueError, match="refine_learners is -1"):
+        DeploymentConfig(refine_learners=-1)

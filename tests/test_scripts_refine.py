@@ -87,7 +87,10 @@ def test_it_moves_the_latents_of_small_sets_and_keeps_what_is_still_true(
     assert after.files["generator.fp32.onnx"] == before.files["generator.fp32.onnx"]
     assert after.content_id != before.content_id
     line = "python scripts/refine.py runs/little/little.dim --data little --steps 2 --width 8 --trained 2 --resnets 1"
-    assert f"{line} --untrained 8 --judges 3 --cross-entropy 0.2\n" in (bundle / "README.md").read_text()
+    assert (
+        f"{line} --untrained 8 --judges 3 --cross-entropy 0.2 --draws 2 --learners 8\n"
+        in (bundle / "README.md").read_text()
+    )
     kept = {(r["source"], r["mode"]) for r in after.accuracy}
     assert kept == {("real", "fixed"), ("real", "stream"), ("generated", "stream")}
 
@@ -126,6 +129,9 @@ def test_what_cannot_be_refined_is_said_in_a_sentence(
         (["--steps", "0"], "--steps is 0; it must be at least 1."),
         (["--untrained", "-1"], "--untrained is -1; it must be at least 0."),
         (["--cross-entropy", "inf"], "--cross-entropy is inf; it must be a finite number of at least 0."),
+        (["--draws", "3"], "--draws is 3; it must be 1 or 2."),
+        (["--draws", "0"], "--draws is 0; it must be at least 1."),
+        (["--learners", "-1"], "--learners is -1; it must be at least 0."),
         (["--cross-entropy", "nan"], "--cross-entropy is nan; it must be a finite number of at least 0."),
         (
             ["--trained", "0", "--resnets", "0", "--untrained", "0"],
@@ -164,7 +170,7 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
 
     monkeypatch.setattr(script, "_train", noted)
     options = ["--steps", "1", "--width", "8", "--trained", "1", "--untrained", "3", "--judges", "5", "--device", "cpu"]
-    options += ["--cross-entropy", "0.1"]
+    options += ["--cross-entropy", "0.1", "--draws", "1", "--learners", "2"]
     monkeypatch.setattr("sys.argv", ["refine.py", str(bundle), "--data", str(data), "--again", *options])
     assert script.main() == 0, capsys.readouterr().err
     assert len(asked) % 5 == 0 and len(set(asked[:5])) == 5  # a judge no more than once a step
@@ -174,9 +180,10 @@ def test_it_goes_on_from_refined_latents_when_asked_to(
         line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("python scripts/refine")
     ]
     assert [line.split("little.dim ", 1)[1] for line in lines] == [
-        "--data little --steps 4 --width 8 --trained 1 --resnets 0 --untrained 2 --judges 3 --cross-entropy 0.0",
+        "--data little --steps 4 --width 8 --trained 1 --resnets 0 --untrained 2 --judges 3 --cross-entropy 0.0"
+        " --draws 1 --learners 0",
         "--data little --steps 1 --width 8 --trained 1 --resnets 1 --untrained 3 --judges 5 --cross-entropy 0.1"
-        " --again",
+        " --draws 1 --learners 2 --again",
     ]
 
 
@@ -184,8 +191,10 @@ def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, mon
     manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
     noted = [PASS, "x", PASS | {"width": -8}, PASS | {"steps": 0}, PASS | {"judges": "3"}, {"steps": 4}]
     noted += [PASS | {"cross_entropy": value} for value in (-0.1, math.nan, math.inf, "0.2", None)]
-    assert passes_of({"refined": [PASS | {"cross_entropy": 1}]}) == [PASS | {"cross_entropy": 1.0}]
-    for steps, ending in ((0, "--cross-entropy 0.0\n"), (3, "--cross-entropy 0.0 --again\n")):
+    noted += [PASS | {"draws": 0}, PASS | {"learners": -1}]
+    first = {"cross_entropy": 1.0, "draws": 1, "learners": 0}
+    assert passes_of({"refined": [PASS | {"cross_entropy": 1}]}) == [PASS | first]
+    for steps, ending in ((0, "--learners 0\n"), (3, "--learners 0 --again\n")):
         config = {**manifest.distill_config, "deployment": {"refine_steps": steps}}
         card = model_card(replace(manifest, distill_config=config), {"agreements": [], "refined": noted})
         (line,) = (line for line in card.splitlines(keepends=True) if "scripts/refine.py" in line)
