@@ -88,7 +88,7 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
             latents_KMZ = refined_KMZ
         write_atomically(latents_path, write_fixed_latents(latents_KMZ.cpu().numpy()))
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
-    for what in ("latents", "moved-latents"):
+    for what in ("latents", "refinement", "moved-latents"):  # the second of earlier versions
         _unfinished(session, what).unlink(missing_ok=True)
     return True
 

@@ -5,11 +5,12 @@ in what they show together. So the latents of every prefix are moved, through th
 classifiers see the mean features of the class's real images, which is distribution matching (Zhao and Bilen, arXiv
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
 them a set of ten did not gain (docs/method.md). The classifiers are the pool's ConvNet-3 and ResNet-10, of every age,
-and a few ConvNets that were never trained. Two ideas are of improved distribution matching (Zhao et al., CVPR 2023).
-Those that were trained may also have to recognise every image: where one is asked, its cross-entropy is added with a
-small weight. And some judges may learn from the very set that is being moved, a few steps whenever one is asked, so
-that the set is corrected where networks that saw nothing else see it apart from real images; sets of one image lost by
-that (docs/method.md). Training images alone are consulted.
+and a few ConvNets that were never trained. Those that were trained may also have to recognise every image: where one is
+asked, its cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., CVPR 2023).
+And some judges may learn from the very set that is being moved, as the networks of gradient matching do (Zhao, Mopuri
+and Bilen, arXiv 2006.05929): a few steps whenever one is asked, so that the set is corrected where networks that saw
+nothing else see it apart from real images. Sets of one image lost by that (docs/method.md). Training images alone are
+consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
@@ -44,12 +45,10 @@ UNTRAINED = 8
 JUDGES_PER_STEP = 3
 REAL_IMAGES = 256
 """Real images per class whose features are aimed at."""
-LEARNERS = 8
-"""Judges that learn from the set itself, where a configuration asks for them."""
 LEARNER_STEPS = 5
 """SGD steps that one takes on the set before it judges."""
 LEARNER_AGE = 150
-"""Steps after which one is renewed, each time a random 0.5 to 1.5 times as many."""
+"""Steps, times a random 0.5 to 1.5 drawn whenever one is asked, above which it is renewed: after 108 on average."""
 LEARNER_LR, LEARNER_DECAY, LEARNER_BATCH, LEARNER_SMOOTHING = 0.1, 5e-4, 64, 0.1
 """SGD without momentum, which would have to be kept beside the weights; weight decay, batch and label smoothing."""
 LEARNER_IMAGES = 512
@@ -138,6 +137,12 @@ class _Learners(nn.Module):
         self.register_buffer("ages", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("made", torch.tensor(count))
 
+    def renew(self, number: int) -> None:
+        """Begin one of them again, with other weights than any before."""
+        self.members[number].load_state_dict(self.fresh(int(self.made)).state_dict())
+        self.ages[number] = 0
+        self.made += 1
+
     def taught(
         self,
         number: int,
@@ -149,9 +154,7 @@ class _Learners(nn.Module):
         member: PoolMember = self.members[number]  # type: ignore[assignment]
         patience = LEARNER_AGE * (0.5 + float(torch.rand((), generator=generator, device=generator.device)))
         if int(self.ages[number]) > patience:
-            member.load_state_dict(self.fresh(int(self.made)).state_dict())
-            self.ages[number] = 0
-            self.made += 1
+            self.renew(number)
         member.train().requires_grad_(True)
         optimiser = torch.optim.SGD(member.parameters(), lr=LEARNER_LR, weight_decay=LEARNER_DECAY)
         for _ in range(LEARNER_STEPS):
@@ -161,6 +164,7 @@ class _Learners(nn.Module):
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+        optimiser.zero_grad()
         self.ages[number] += LEARNER_STEPS
         return member.eval().requires_grad_(False)
 
@@ -217,7 +221,7 @@ class Refinement:
         )
         self.optimiser = torch.optim.Adam(self.latents.parameters(), lr=RATE)
         self.draws = draws
-        self.learners = _Learners(fresh, learners) if learners and fresh else None
+        self.learners = _Learners(fresh, learners) if learners and fresh and self.ends[-1] > 1 else None
         self.state = nn.ModuleDict({"latents": self.latents})
         """All that steps change beside the optimiser."""
         if self.learners:
@@ -254,6 +258,9 @@ class Refinement:
         if self._targets is None or self._targets[0] != turn.group:
             self._targets = None  # of the last group, whose memory is wanted
             self._targets = turn.group, self._aim(labels)
+        if self.learners and turn.group and turn.number == 0:  # they know the classes of the last group
+            for number in range(len(self.learners.members)):
+                self.learners.renew(number)
         self.optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * turn.progress)) / 2
         generator = step_generator(device, self.seed, "refinement", turn.number)
         labels_k = torch.tensor(turn.labels, device=device)

@@ -361,6 +361,7 @@ def passes_of(record: Mapping[str, Any]) -> list[dict[str, int | float]]:
         {key: type(least)(p[key]) for key, least in REFINED.items()}
         for p in passes
         if all(type(p.get(key)) in {int, type(least)} and least <= p[key] < math.inf for key, least in REFINED.items())
+        and p["draws"] <= 2
     ]
 
 

@@ -39,7 +39,7 @@ from dim.export.card import REFINED, passes_of, read_record
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
-from dim.refinement import JUDGES_PER_STEP, LEARNERS, UNTRAINED, Refinement
+from dim.refinement import JUDGES_PER_STEP, UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
@@ -72,11 +72,11 @@ class Pass:
     judges: int = JUDGES_PER_STEP
     """Of all judges, those that a step asks."""
     cross_entropy: float = 0.2
-    """As `deployment.refine_cross_entropy` of the presets."""
+    """As `deployment.refine_cross_entropy` of the presets for natural images; `draws` and `learners` likewise."""
     draws: int = 2
-    """As `deployment.refine_draws`."""
-    learners: int = LEARNERS
-    """As `deployment.refine_learners`: ConvNets that learn from the set."""
+    """Augmentations of every image per judge, 1 or 2."""
+    learners: int = 8
+    """ConvNets that learn from the set."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dim.device_data import DeviceData, to_signed
 from dim.distill import distill
 from dim.pool import PoolMember
 from dim.presets import preset
-from dim.refinement import LEARNER_STEPS, UNTRAINED, Refinement, _Learners, _moments, _target
+from dim.refinement import LEARNER_STEPS, UNTRAINED, Refinement, _Learners, _moments, _Target, _target
 from dim.runtime.errors import BadValueError, DivergedError
 from dim.session import Session
 
@@ -308,6 +309,16 @@ def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytes
         return member
 
     monkeypatch.setattr("dim.refinement._Learners.taught", noted)
+    learn, targets = Refinement._learn, list[tuple[_Target, list[int], int]]()
+
+    def kept(refinement: Refinement, number: int, labels: Any, prefix: int, labels_k: torch.Tensor, *rest: Any) -> Any:
+        target = learn(refinement, number, labels, prefix, labels_k, *rest)
+        assert refinement.learners is not None
+        judge = copy.deepcopy(refinement.learners.members[number])
+        targets.append((replace(target, member=judge), labels_k.tolist(), int(refinement.learners.made)))
+        return target
+
+    monkeypatch.setattr(Refinement, "_learn", kept)
     per_step = []
     for index in range(refinement.total):
         moved = refinement.result()
@@ -319,6 +330,27 @@ def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytes
     assert per_step == [0, 2, 2, 0, 2]
     assert shown == [{(0, True), (1, True)}] * 4 + [{(2, True)}] * 2
     assert (refinement.result() != start).any(dim=2).all()
+    assert [labels for _, labels, _ in targets] == [[0], [0], [1], [1], [2], [2]]
+    assert [made for _, _, made in targets] == [2, 2, 2, 2, 4, 4]  # another group has other learners
+    for target, (label,), _ in targets:
+        with torch.no_grad():
+            means = [
+                target.member(target.member.normalise(to_signed(on_device.images_of(k, 1000, torch.Generator()))))[0]
+                for k in range(3)
+            ]
+        off = torch.stack([(target.mean_kD[0] - mean.mean(dim=0)).norm() for mean in means])
+        assert off.argmin() == label
+        assert target.cross_entropy == 0
+
+
+def test_presets_refine_natural_images_by_learners_and_others_without() -> None:
+    for name in ("small", "best"):
+        found = []
+        for data in ("cifar10", "mnist"):
+            deployment = preset(name, data=replace(make_images(), name=data)).deployment
+            found.append((deployment.refine_cross_entropy, deployment.refine_draws, deployment.refine_learners))
+            assert deployment.refine_steps == 400
+        assert found == [(0.2, 2, 8), (0.0, 1, 0)]
 
 
 @pytest.mark.parametrize("group", [100, 2])
@@ -391,7 +423,6 @@ def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, mo
     monkeypatch.setattr("dim.refinement.GROUP", 2)
     monkeypatch.setattr("dim.refinement.IMAGES_PER_STEP", 3)  # sets of three are moved one class at a time
     monkeypatch.setattr("dim.refinement.LEARNER_AGE", 4)
-    monkeypatch.setattr("dim.refinement.JUDGES_PER_STEP", 100)
     config = quick(**{"deployment.refine_learners": 2, "deployment.refine_draws": 2})
     renewed: list[int] = []
     taught = _Learners.taught

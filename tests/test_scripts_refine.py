@@ -191,7 +191,7 @@ def test_a_pass_over_latents_that_the_run_refined_says_again(tmp_path: Path, mon
     manifest = load_manifest(make_bundle(tmp_path, monkeypatch))
     noted = [PASS, "x", PASS | {"width": -8}, PASS | {"steps": 0}, PASS | {"judges": "3"}, {"steps": 4}]
     noted += [PASS | {"cross_entropy": value} for value in (-0.1, math.nan, math.inf, "0.2", None)]
-    noted += [PASS | {"draws": 0}, PASS | {"learners": -1}]
+    noted += [PASS | {"draws": 0}, PASS | {"draws": 3}, PASS | {"learners": -1}]
     first = {"cross_entropy": 1.0, "draws": 1, "learners": 0}
     assert passes_of({"refined": [PASS | {"cross_entropy": 1}]}) == [PASS | first]
     for steps, ending in ((0, "--learners 0\n"), (3, "--learners 0 --again\n")):
