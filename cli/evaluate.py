@@ -71,8 +71,8 @@ def evaluate(
     recipe: Annotated[
         str,
         typer.Option(
-            help="default, published, holdout (the best of seven on real images held out of the training split), or "
-            "the recipe.json of such a choice.",
+            help="default, published, condensation (the student of DC, DSA and DM), holdout (the best of nine on real "
+            "images held out of the training split), or the recipe.json of such a choice.",
             rich_help_panel=_PROTOCOL,
         ),
     ] = "default",

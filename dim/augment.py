@@ -1,8 +1,9 @@
 """Batched augmentation on the device, differentiable with respect to the images, without any per-image host work.
 
 A policy is a list of steps joined by underscores and applied in that order, as in DiffAugment (Zhao et al., 2020) and
-the dataset condensation code; a step may carry its strength: "color_crop", "flip_crop=0.0625_cutout". Students and the
-matching pool use it on normalised images, the GAN on images in [-1, 1].
+the dataset condensation code; a step may carry its strength: "color_crop", "flip_crop=0.0625_cutout". Of several such
+lists joined by bars every batch gets one, drawn evenly: "color|crop_flip", as the students of the Dataset Condensation
+code do. Students and the matching pool use it on normalised images, the GAN on images in [-1, 1].
 
 | step | per image, strength s | default s |
 |---|---|---|
@@ -134,38 +135,46 @@ STEP_NAMES = (*_STEPS, *_SHORTHANDS)
 """Every step a policy may name."""
 
 
+Steps = tuple[tuple[str, float], ...]
+"""Names and strengths, in the order of application."""
+
+
 @lru_cache(maxsize=64)
-def parse_policy(policy: str) -> tuple[tuple[str, float], ...]:
-    """Split a policy into its steps and their strengths.
+def parse_policy(policy: str) -> tuple[Steps, ...]:
+    """Split a policy into the lists of steps that it chooses from.
 
     Args:
-        policy: steps joined by underscores; "" and "none" mean no augmentation.
+        policy: steps joined by underscores, and such lists joined by bars; "" and "none" mean no augmentation.
 
     Returns:
-        Pairs of step name and strength, in the order of application, `color` resolved into its three.
+        One list or more, of pairs of step name and strength, `color` resolved into its three.
 
     Raises:
         BadValueError: an unknown step or a strength out of range.
 
-    >>> parse_policy("flip_crop=0.0625")
-    (('flip', 0.5), ('crop', 0.0625))
+    >>> parse_policy("flip_crop=0.0625|cutout")
+    ((('flip', 0.5), ('crop', 0.0625)), (('cutout', 0.5),))
     """
     if policy in ("", "none"):
-        return ()
+        return ((),)
+    return tuple(_parse_steps(steps, policy) for steps in policy.split("|"))
+
+
+def _parse_steps(text: str, policy: str) -> Steps:
     steps: list[tuple[str, float]] = []
-    for token in policy.split("_"):
-        name, has_strength, text = token.partition("=")
+    for token in text.split("_"):
+        name, has_strength, number = token.partition("=")
         if name in _SHORTHANDS and not has_strength:
             steps += [(part, _STEPS[part][1]) for part in _SHORTHANDS[name]]
             continue
         if name not in _STEPS:
             raise BadValueError(
                 f"Unknown augmentation step '{token}' in policy '{policy}': "
-                f"join steps from {', '.join(STEP_NAMES)} with underscores, or use 'none'."
+                f"join steps from {', '.join(STEP_NAMES)} with underscores, lists of them with bars, or use 'none'."
             )
         _, default, low, high = _STEPS[name]
         try:
-            strength = float(text) if has_strength else default
+            strength = float(number) if has_strength else default
         except ValueError:
             strength = float("nan")
         if not low <= strength <= high:
@@ -192,9 +201,19 @@ def augment(images_NCHW: Tensor, policy: str, generator: torch.Generator | None 
     Raises:
         BadValueError: a policy that cannot be parsed.
     """
-    for name, strength in parse_policy(policy):
-        images_NCHW = _STEPS[name][0](images_NCHW, strength, generator, fill)
-    return images_NCHW
+    alternatives = parse_policy(policy)
+    if len(alternatives) == 1:
+        return _apply(images_NCHW, alternatives[0], generator, fill)
+    # All are made and one is taken, because a CUDA graph cannot branch on what it drew.
+    made = torch.stack([_apply(images_NCHW, steps, generator, fill) for steps in alternatives])
+    drawn = torch.randint(len(alternatives), (1,), device=images_NCHW.device, generator=generator)
+    return made.index_select(0, drawn).squeeze(0)
+
+
+def _apply(images: Tensor, steps: Steps, generator: torch.Generator | None, fill: float) -> Tensor:
+    for name, strength in steps:
+        images = _STEPS[name][0](images, strength, generator, fill)
+    return images
 
 
 def default_policy(data_name: str) -> str:

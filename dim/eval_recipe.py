@@ -57,15 +57,17 @@ def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> Image
 
 
 def candidates(data_name: str) -> list[Recipe]:
-    """List the recipes to choose from: the published one, and the default at three learning rates, with and without
-    label smoothing."""
+    """List the recipes to choose from: the published one, that of the Dataset Condensation code and the same with every
+    kind of augmentation at once, and the default at three learning rates, with and without label smoothing."""
     default = resolve_recipe("default", data_name)
     grid = [
         replace(default, name=f"onecycle-{lr:g}-smooth-{smoothing:g}", lr=lr, label_smoothing=smoothing)
         for lr in (0.03, 0.06, 0.12)
         for smoothing in (0.0, 0.1)
     ]
-    return [PUBLISHED, *grid]
+    one_of = resolve_recipe("condensation", data_name)
+    all_of = replace(one_of, name="condensation-all", augment=one_of.augment.replace("|", "_"))
+    return [PUBLISHED, one_of, all_of, *grid]
 
 
 def choose_recipe(

@@ -16,7 +16,7 @@
 #              0 for none
 # EPOCHS       of `dim eval`; the published protocol's if left out
 # JOBS         of `dim eval`: students side by side; seven shared an H100 under NVIDIA MPS
-# RECIPE       of the students: holdout (42 students per dataset choose it), another name, or a recipe.json
+# RECIPE       of the students: holdout (54 students per dataset choose it), another name, or a recipe.json
 # SIZE         side of the ablation's images in pixels; the dataset's own if left out
 # STATE        a folder for machines that keep nothing: at the end of a piece it receives what is needed to go on, the
 #              most valuable first, as at most 7 parts of 15 MiB; where OUT is empty, the parts in it are unpacked first

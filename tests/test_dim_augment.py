@@ -1,5 +1,7 @@
 """Augmentation: against slow loops over images, per-image draws, gradients, determinism."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,19 +89,39 @@ def test_rotation_by_nothing_and_zoom_by_one_change_nothing() -> None:
 
 
 def test_policies_are_parsed_and_bad_ones_are_named() -> None:
-    assert parse_policy("color_crop=0.07") == (
-        ("brightness", 1.0),
-        ("saturation", 2.0),
-        ("contrast", 0.5),
-        ("crop", 0.07),
-    )
+    colour = (("brightness", 1.0), ("saturation", 2.0), ("contrast", 0.5))
+    assert parse_policy("color_crop=0.07") == ((*colour, ("crop", 0.07)),)
+    assert parse_policy("color|flip_crop") == (colour, (("flip", 0.5), ("crop", 0.125)))
+    assert parse_policy("none") == parse_policy("") == ((),)
     with pytest.raises(
         BadValueError, match=r"^Unknown augmentation step 'blur' in policy 'crop_blur': join steps from "
     ):
         parse_policy("crop_blur")
+    for bad in ["|crop", "crop||flip", "crop|none"]:
+        with pytest.raises(
+            BadValueError, match=rf"^Unknown augmentation step '(none)?' in policy '{re.escape(bad)}': "
+        ):
+            parse_policy(bad)
     for bad in ["crop=0.9", "crop=x", "crop=", "flip=nan"]:
         with pytest.raises(BadValueError, match=rf"^The strength of '{bad}' in augmentation policy '{bad}' must be"):
             parse_policy(bad)
+
+
+def test_of_alternatives_every_batch_gets_one_drawn_evenly() -> None:
+    images = torch.arange(8.0).reshape(2, 1, 4).repeat(3, 1, 4, 1).requires_grad_()
+    grey = images.mean(dim=1, keepdim=True).expand_as(images)
+    draws = generator()
+    counts = [0, 0, 0]
+    for _ in range(300):
+        seen = augment(images, "flip=1|saturation=0|crop=0", draws)
+        kinds = [torch.equal(seen, other) for other in (images.flip(3), grey, images)]
+        assert sum(kinds) == 1
+        counts[kinds.index(True)] += 1
+    assert min(counts) > 70, counts
+    once, again = (augment(images, "color|crop_flip|cutout", generator()) for _ in range(2))
+    assert torch.equal(once, again)
+    once.sum().backward()
+    assert images.grad is not None and images.grad.isfinite().all() and images.grad.any()
 
 
 def test_digits_and_unknown_folders_are_never_mirrored() -> None:

@@ -12,6 +12,7 @@ from dim.data import ImageSet, load_data
 from dim.eval_images import fixed_images, real_set
 from dim.runtime.errors import BadValueError
 from dim.students import (
+    CONDENSATION,
     DEFAULT,
     PUBLISHED,
     Batch,
@@ -134,15 +135,25 @@ def test_one_cycle_rises_and_falls_to_almost_nothing() -> None:
     assert 0 < DEFAULT.lr_at(0, 1) <= DEFAULT.lr
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_the_rate_of_the_condensation_code_falls_to_a_tenth_at_the_half(steps: int) -> None:
+    rates = [CONDENSATION.lr_at(step, steps) for step in range(steps)]
+    half = -(-steps // 2)
+    assert rates == [0.01] * half + [0.1 * 0.01] * (steps - half)
+
+
 def test_recipes_are_found_by_name_and_checked() -> None:
     assert resolve_recipe("default", "cifar10").augment.startswith("flip")
     assert "flip" not in resolve_recipe("default", "mnist").augment
+    assert resolve_recipe("condensation", "cifar10") is CONDENSATION and CONDENSATION.augment.count("|") == 5
+    digits = resolve_recipe("condensation", "svhn")
+    assert digits.augment == "color|crop|cutout|scale|rotate" and digits.batch_size == 256
     assert resolve_recipe(PUBLISHED, "mnist") is PUBLISHED is resolve_recipe("published", "mnist")
-    with pytest.raises(BadValueError, match=r"^There is no student recipe 'best'; there are default and published\.$"):
+    with pytest.raises(BadValueError, match=r"^There is no student recipe 'best'; there are default, published"):
         resolve_recipe("best", "mnist")
     with pytest.raises(BadValueError, match=r"^Recipe.momentum is 1.5; it must lie between 0 and 0.9999\.$"):
         replace(DEFAULT, momentum=1.5)
-    with pytest.raises(BadValueError, match=r"^Recipe.schedule is 'cosine'; it must be one of constant, onecycle\.$"):
+    with pytest.raises(BadValueError, match=r"^Recipe.schedule is 'cosine'; it must be one of constant, step"):
         replace(DEFAULT, schedule="cosine")
     with pytest.raises(BadValueError, match=r"^The students' precision is 'fp8'; it must be auto, fp32 or bf16\.$"):
         choose_precision("fp8", CPU)
