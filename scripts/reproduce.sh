@@ -289,8 +289,8 @@ evaluate() {
     once "$(slug "$1")-$2" "$facts" measure "$@" --seeds "$seeds"
 }
 
-# What the mission promises: every dataset's bundle, three sizes, two networks. Then the published student recipe, the
-# whole training split, and int8, whose file may be refused.
+# What the mission promises: every dataset's bundle, three sizes, two networks. Then the published student recipe, that
+# of the Dataset Condensation code, the whole training split, and int8, whose file may be refused.
 for data in "${datasets[@]}"; do
     name=$(slug "$data")
     make_ours "$data"
@@ -306,6 +306,7 @@ for data in "${datasets[@]}"; do
         done
     done
     evaluate "$data" published "$ours" --ipc 10,50 --arch convnet3,resnet18,resnet18-half --recipe published
+    evaluate "$data" condensation "$ours" --ipc 10,50,1 --arch convnet3 --mode fixed --recipe condensation
     if [ "$whole_epochs" != 0 ]; then
         evaluate "$data" whole "$ours" --ipc 10 --mode fixed --arch convnet3,resnet18 --whole-epochs "$whole_epochs"
     fi

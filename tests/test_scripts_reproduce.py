@@ -156,6 +156,7 @@ def test_the_recipe_is_chosen_once_per_dataset_and_given_to_every_line(whole: li
         assert all(f"--recipe out/eval-{name}/recipe/recipe.json" in line for line in lines_of[1:])
         # The last of two options counts.
         assert len(of(lines_of, "--recipe published", "--ipc 10,50 --arch convnet3,resnet18,resnet18-half")) == 1
+        assert len(of(lines_of, "--recipe condensation", "--mode fixed", "--ipc 10,50,1 ")) == 1
         assert not of(lines_of, "--epochs") and not of(lines_of, "--jobs")
 
 

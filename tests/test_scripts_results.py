@@ -138,6 +138,22 @@ def test_cifar10_quotes_the_abstract_beside_the_ceiling(script: ModuleType, tmp_
     assert "| resnet18 | published | 75.1 | not run | not run | not run | not run |" in cifar
 
 
+def test_cifar10_sets_stand_beside_those_of_other_methods(script: ModuleType, tmp_path: Path) -> None:
+    full = {"data": "cifar10", "recipe": "one", "epochs": 1000}
+    rows = [
+        row(**full), row(**full, ipc=1, accuracy_mean=26.5), row(**full, mode="stream", accuracy_mean=60.0),
+        row(**full | {"epochs": 100}, accuracy_mean=40.0), row(**full, width=32, accuracy_mean=41.0),
+    ]  # fmt: skip
+    page = written(script, tmp_path, a=results(*rows, name="cifar10"))
+    table = page.split("\n## CIFAR-10, 28x28 grey\n")[1].split("| one set of |")[1].split("\n\n")[0]
+    assert "| DM, quoted | | 26.0 | 48.9 | 63.0 |" in table
+    assert "| generated | one, bf16 | 26.50 ± 0.25 | 97.12 ± 0.25 | not run |" in table
+    assert table.endswith("\n| generated | condensation | not run | not run | not run |")
+    page = written(script, tmp_path, a=results(row(**full | {"recipe": "condensation"}), name="cifar10"))
+    table = page.split("| one set of |")[1].split("\n\n")[0]
+    assert table.endswith("\n| generated | condensation, bf16 | not run | 97.12 ± 0.25 | not run |")
+
+
 def test_one_name_at_two_sizes_has_two_sections(script: ModuleType, tmp_path: Path) -> None:
     small = results(row(accuracy_mean=50.0), fingerprint="ef" * 32, image=[16, 16, 1])
     page = written(script, tmp_path, a=results(row()), b=small)
