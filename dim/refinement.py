@@ -6,11 +6,11 @@ classifiers see the mean features of the class's real images, which is distribut
 2110.04181) in latents instead of pixels, and of more than one image the mean squares of those features too: without
 them a set of ten did not gain (docs/method.md). The classifiers are the pool's ConvNet-3 and ResNet-10, of every age,
 and a few ConvNets that were never trained. Those that were trained may also have to recognise every image: where one is
-asked, its cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., CVPR 2023).
-And some judges may learn from the very set that is being moved, as the networks of gradient matching do (Zhao, Mopuri
-and Bilen, arXiv 2006.05929): a few steps whenever one is asked, so that the set is corrected where networks that saw
-nothing else see it apart from real images. Sets of one image lost by that (docs/method.md). Training images alone are
-consulted.
+asked, its cross-entropy is added with a small weight, as in improved distribution matching (Zhao et al., arXiv
+2307.09742). And some judges may learn from the very set that is being moved, as the networks of gradient matching do
+(Zhao, Mopuri and Bilen, arXiv 2006.05929): a few steps whenever one is asked, so that the set is corrected where
+networks that saw nothing else see it apart from real images. Sets of one image lost by that (docs/method.md). Training
+images alone are consulted.
 
 Shapes: K classes, k those of one group, M latents per class, m those of a prefix, Z latent dimension, C channels, H, W,
 D features.
@@ -166,6 +166,8 @@ class _Learners(nn.Module):
             optimiser.step()
         optimiser.zero_grad()
         self.ages[number] += LEARNER_STEPS
+        if not all(bool(tensor.isfinite().all()) for tensor in member.parameters()):
+            self.renew(number)  # untaught, it judges as those do that were never trained
         return member.eval().requires_grad_(False)
 
 

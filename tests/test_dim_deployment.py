@@ -220,21 +220,26 @@ def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(sides[False], start)
 
 
-def test_two_draws_leave_out_what_lies_between_them() -> None:
-    """A class of one image, shown its own image: augmented at random, it is off its mean by chance alone."""
+@pytest.mark.parametrize("squares", [False, True])
+def test_two_draws_leave_out_what_lies_between_them(monkeypatch: pytest.MonkeyPatch, squares: bool) -> None:
+    """A class of one image, shown its own image: augmented at random, it is off its mean by chance alone. Twice the
+    image makes a set of two, whose mean squares count as well."""
+    monkeypatch.setattr("dim.refinement.SQUARES", 50.0 if squares else 0.0)  # so that they alone are seen
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     generator, policy = torch.Generator().manual_seed(1), "crop=0.25"
     judge = cast(PoolMember, Eye())
     seen = _moments(augment(image.expand(20_000, 1, 8, 8), policy, generator).flatten(1))
-    target = replace(_target(judge, [seen], 0.0), variance=1.0)
+    target = replace(_target(judge, [seen], 0.0), variance=1.0, square_variance=1.0)
     none = torch.zeros(1, dtype=torch.int64)
+    shown = image.expand(1, 2, 1, 8, 8)
     found = {
-        draws: torch.stack([target.loss(image[None], none, none, policy, draws, generator) for _ in range(2_000)])
+        draws: torch.stack([target.loss(shown, none, none, policy, draws, generator) for _ in range(2_000)])
         for draws in (1, 2)
     }
-    assert found[1].mean() == pytest.approx(float(seen[2]), rel=0.1)  # all of it is the variance
+    variance = float(seen[2] + (50 * seen[3] if squares else 0)) / 2  # of the mean of two
+    assert found[1].mean() == pytest.approx(variance, rel=0.1)  # all of it is the variance
     error = float(found[2].std()) / 2_000**0.5
-    assert abs(float(found[2].mean())) < min(4 * error, 0.2 * float(seen[2]))
+    assert abs(float(found[2].mean())) < min(4 * error, 0.2 * variance)
 
 
 def new_learner(number: int) -> PoolMember:
@@ -268,6 +273,16 @@ def test_learners_learn_the_set_and_are_renewed(monkeypatch: pytest.MonkeyPatch)
     assert min(learned) < 0.7 * before
     assert ages.count(LEARNER_STEPS) >= 2 and max(ages) <= 60 + LEARNER_STEPS
     assert int(learners.made) == 2 + ages[1:].count(LEARNER_STEPS)
+
+
+def test_a_learner_that_diverges_is_renewed() -> None:
+    learners, generator = _Learners(new_learner, 2), torch.Generator().manual_seed(0)
+    images, labels = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
+    judged = learners.taught(0, lambda: (images * float("nan"), labels), "", generator)
+    assert all(bool(p.isfinite().all()) for p in judged.parameters())
+    assert int(learners.made) == 3 and learners.ages.tolist() == [0, 0]
+    learners.taught(0, lambda: (images, labels), "", generator)
+    assert int(learners.made) == 3 and learners.ages.tolist() == [LEARNER_STEPS, 0]
 
 
 def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
