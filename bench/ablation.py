@@ -116,10 +116,14 @@ def list_variants(
         ),
         "spread": ("latents spread as in training, no choice", {"deployment.latent_stds": ()}),
         "unrefined": ("latents of small fixed sets as chosen, not refined", {"deployment.refine_steps": 0}),
-        "learners": ("... refined by judges none of which learns from the set", {"deployment.refine_learners": 0}),
-        "one-draw": ("... refined by one augmentation per judge, not two", {"deployment.refine_draws": 1}),
-        "unanswered": ("... refined without the judges' cross-entropy", {"deployment.refine_cross_entropy": 0.0}),
     }
+    if plain.deployment.refine_steps:
+        parts = {
+            "learners": ("by judges none of which learns from the set", {"deployment.refine_learners": 0}),
+            "one-draw": ("by one augmentation per judge", {"deployment.refine_draws": 1}),
+            "unanswered": ("without the judges' cross-entropy", {"deployment.refine_cross_entropy": 0.0}),
+        }
+        listed |= {name: (f"latents of small fixed sets refined {how}", row) for name, (how, row) in parts.items()}
     kept = {
         name: row
         for name, row in listed.items()

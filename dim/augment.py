@@ -144,7 +144,7 @@ def parse_policy(policy: str) -> tuple[Steps, ...]:
     """Split a policy into the lists of steps that it chooses from.
 
     Args:
-        policy: steps joined by underscores, and such lists joined by bars; "" and "none" mean no augmentation.
+        policy: steps joined by underscores, or "none", and such lists joined by bars; "" is "none".
 
     Returns:
         One list or more, of pairs of step name and strength, `color` resolved into its three.
@@ -155,12 +155,14 @@ def parse_policy(policy: str) -> tuple[Steps, ...]:
     >>> parse_policy("flip_crop=0.0625|cutout")
     ((('flip', 0.5), ('crop', 0.0625)), (('cutout', 0.5),))
     """
-    if policy in ("", "none"):
+    if not policy:
         return ((),)
     return tuple(_parse_steps(steps, policy) for steps in policy.split("|"))
 
 
 def _parse_steps(text: str, policy: str) -> Steps:
+    if text == "none":
+        return ()
     steps: list[tuple[str, float]] = []
     for token in text.split("_"):
         name, has_strength, number = token.partition("=")
@@ -187,7 +189,7 @@ def _parse_steps(text: str, policy: str) -> Steps:
 
 
 def augment(images_NCHW: Tensor, policy: str, generator: torch.Generator | None = None, *, fill: float = 0.0) -> Tensor:
-    """Augment a batch, every image by its own draws.
+    """Augment a batch, every image by its own draws; of alternatives, the whole batch gets one.
 
     Args:
         images_NCHW: float `[N, C, H, W]`, in whatever scale the network takes; gradients flow through.

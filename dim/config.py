@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from dim.augment import parse_policy
 from dim.runtime.errors import BadValueError
 
 
@@ -19,6 +20,15 @@ def _one_of(owner: object, name: str, allowed: Collection[str]) -> None:
     value = getattr(owner, name)
     if value not in allowed:
         raise BadValueError(f"{type(owner).__name__}.{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+
+def _one_policy(owner: object, name: str) -> None:
+    """Refuse alternatives: real and generated images, augmented apart, would each get their own."""
+    policy = getattr(owner, name)
+    if len(parse_policy(policy)) > 1:
+        raise BadValueError(
+            f"{type(owner).__name__}.{name} is {policy!r}; alternatives, joined by bars, are for students alone."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +114,7 @@ class AdversarialConfig:
         _between(self, "r1_every", 1, 10_000)
         _between(self, "discriminator_steps", 1, 100)
         _between(self, "ema_halflife_kimg", 0.0, 1e6)
+        _one_policy(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +171,7 @@ class PoolConfig:
         _between(self, "epoch_steps", 1, 10_000_000)
         _between(self, "batch_size", 1, 65_536)
         _between(self, "lr", 1e-8, 10.0)
+        _one_policy(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +195,7 @@ class MatchingConfig:
         _between(self, "weight", 0.0, 1e4)
         _between(self, "feature_weight", 0.0, 1e4)
         _between(self, "classes_per_step", 1, 1000)
+        _one_policy(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,8 @@ def evaluate(
         seeds: of the students, the images and their order; one student each. A bundle's fixed latents draw one set for
             all seeds, so the deviation of its `fixed` rows is the students' alone; real sets are drawn anew.
         epochs: of K * ipc images; the published protocol has 1,000, and both modes take the same number of steps.
-        recipe: `default`, `published`, or a `Recipe` (see `dim.eval_recipe.choose_recipe`), for every student alike.
+        recipe: of every student alike: a name that `dim.students.resolve_recipe` knows, or a `Recipe` (see
+            `dim.eval_recipe.choose_recipe`).
         controls: train on real images as well.
         compare: other bundles of the same dataset, by the name for the table.
         soft: run every row a second time with the soft labels of the bundle's `teacher.onnx`.

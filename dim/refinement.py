@@ -120,7 +120,7 @@ class _Turn:
 
 
 class _Learners(nn.Module):
-    """Classifiers that learn from the set as it is moved, each renewed when it has learned for long.
+    """Classifiers that learn from the set as it is moved, each renewed when it has learned for long, or diverged.
 
     What they are is all in `state_dict`: their optimiser keeps nothing.
     """
@@ -166,8 +166,6 @@ class _Learners(nn.Module):
             optimiser.step()
         optimiser.zero_grad()
         self.ages[number] += LEARNER_STEPS
-        if not all(bool(tensor.isfinite().all()) for tensor in member.parameters()):
-            self.renew(number)  # untaught, it judges as those do that were never trained
         return member.eval().requires_grad_(False)
 
 
@@ -309,8 +307,12 @@ class Refinement:
         learner = self.learners.taught(number, draw, self.policy, generator)
         per_class = min(max(LEARNER_IMAGES // len(labels_k), LEARNER_CLASS_IMAGES), REAL_IMAGES)
         real = to_signed(self.data.draw_images(labels_k.repeat_interleave(per_class), generator))
+        real = augment(learner.normalise(real), self.policy, generator)
         with torch.no_grad():
-            features = learner(augment(learner.normalise(real), self.policy, generator))[0].float()
+            features = learner(real)[0].float()
+            if not bool(features.isfinite().all()):  # it diverged: a fresh one judges as those that were never trained
+                self.learners.renew(number)
+                features = learner(real)[0].float()
         moments = [_moments(features_ND) for features_ND in features.unflatten(0, (-1, per_class))]
         return _target(learner, moments, cross_entropy=0.0)
 

@@ -93,10 +93,10 @@ CONDENSATION = Recipe(
     augment="color|crop|cutout|flip|scale|rotate",
     fill="mean",
 )
-"""The student of the Dataset Condensation code, by which DC, DSA, DM and most methods after them are compared: SGD
-0.01, a tenth of it in the second half, batch 256, one kind of augmentation per batch. That code keeps the first rate
-for two epochs longer and begins the second with a new optimiser. `resolve_recipe` leaves out mirroring where it may not
-keep the class."""
+"""The student of the Dataset Condensation code for DSA (arXiv 2102.08259) and DM (arXiv 2110.04181): SGD 0.01, a tenth
+of it in the second half, batch 256, one kind of augmentation per batch. That code trains for one epoch more, keeps the
+first rate for two epochs longer and begins the second with a new optimiser. `resolve_recipe` leaves out mirroring where
+it may not keep the class."""
 
 DEFAULT = Recipe(name="default", lr=0.06, label_smoothing=0.1)
 """One cycle with label smoothing; `resolve_recipe` adds the augmentation that suits the dataset."""

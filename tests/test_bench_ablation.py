@@ -69,6 +69,12 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
     assert best["rates"][1]["stage1.adversarial.generator_lr"] == 2.5e-4
     assert not {"conditioning", "two-steps", "four-ages", "paper-narrow"} & set(best)
+    parts = {name: row for name, row in best.items() if row[0].startswith("latents of small fixed sets refined ")}
+    changed = {field: value for _, changes in parts.values() for field, value in changes.items()}
+    assert list(parts) == ["learners", "one-draw", "unanswered"] and changed == {
+        "deployment.refine_learners": 0, "deployment.refine_draws": 1, "deployment.refine_cross_entropy": 0.0,
+    }  # fmt: skip
+    assert not set(parts) & (set(small) | set(rows_of(bench, "tiny", "cifar10", full=True)))  # which refine by fewer
     assert "four-ages" in rows_of(bench, "best", "cifar10", full=False)  # shortened to two ages
 
 

@@ -224,7 +224,7 @@ def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> No
 def test_two_draws_leave_out_what_lies_between_them(monkeypatch: pytest.MonkeyPatch, squares: bool) -> None:
     """A class of one image, shown its own image: augmented at random, it is off its mean by chance alone. Twice the
     image makes a set of two, whose mean squares count as well."""
-    monkeypatch.setattr("dim.refinement.SQUARES", 50.0 if squares else 0.0)  # so that they alone are seen
+    monkeypatch.setattr("dim.refinement.SQUARES", 50.0 if squares else 0.0)  # so that they weigh most
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     generator, policy = torch.Generator().manual_seed(1), "crop=0.25"
     judge = cast(PoolMember, Eye())
@@ -275,14 +275,24 @@ def test_learners_learn_the_set_and_are_renewed(monkeypatch: pytest.MonkeyPatch)
     assert int(learners.made) == 2 + ages[1:].count(LEARNER_STEPS)
 
 
-def test_a_learner_that_diverges_is_renewed() -> None:
-    learners, generator = _Learners(new_learner, 2), torch.Generator().manual_seed(0)
-    images, labels = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
-    judged = learners.taught(0, lambda: (images * float("nan"), labels), "", generator)
-    assert all(bool(p.isfinite().all()) for p in judged.parameters())
-    assert int(learners.made) == 3 and learners.ages.tolist() == [0, 0]
-    learners.taught(0, lambda: (images, labels), "", generator)
-    assert int(learners.made) == 3 and learners.ages.tolist() == [LEARNER_STEPS, 0]
+def test_a_learner_that_diverges_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_images()
+    on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
+    start = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0))
+    made: dict[float, int] = {}
+    for rate in (0.1, float("nan")):
+        monkeypatch.setattr("dim.refinement.LEARNER_LR", rate)
+        refinement = Refinement(
+            canvas, start, [], judges()[:1], on_device, steps=3, policy="", seed=0, judges_per_step=9,
+            cross_entropy=0.2, learners=2, fresh=new_learner,
+        )  # fmt: skip
+        for index in range(refinement.total):
+            refinement.step(index)
+        assert refinement.learners is not None
+        assert all(bool(tensor.isfinite().all()) for tensor in refinement.learners.state_dict().values())
+        assert not torch.equal(refinement.result(), start)
+        made[rate] = int(refinement.learners.made)
+    assert list(made.values()) == [2, 2 + 2 * 3]  # both are asked in each of the three steps for sets of two
 
 
 def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:

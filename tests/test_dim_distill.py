@@ -20,7 +20,15 @@ import torch
 from small_images import make_images
 
 from dim.checkpoint import CheckpointFolder, read_tensors
-from dim.config import AdversarialConfig, DistillConfig, MatchingConfig, StageConfig, from_dict, to_dict
+from dim.config import (
+    AdversarialConfig,
+    DistillConfig,
+    MatchingConfig,
+    PoolConfig,
+    StageConfig,
+    from_dict,
+    to_dict,
+)
 from dim.data import ImageSet, load_data
 from dim.distill import Outcome, choose_device, describe_run, distill, fingerprint_of
 from dim.export.export_run import export_run
@@ -625,6 +633,14 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
         )
     with pytest.raises(BadValueError, match="must be one of distribution, paper, none"):
         MatchingConfig(loss="sinkhorn")
+    with pytest.raises(
+        BadValueError, match=r"^Unknown augmentation step 'typo' in policy 'crop_typo': join steps from"
+    ):
+        AdversarialConfig(augment="crop_typo")
+    for config in (AdversarialConfig, MatchingConfig, PoolConfig):
+        bars = rf"^{config.__name__}.augment is 'flip\|crop'; alternatives, joined by bars, are for students alone\.$"
+        with pytest.raises(BadValueError, match=bars):
+            config(augment="flip|crop")
     with pytest.raises(BadValueError, match="no field named 'colour'"):
         from_dict({"colour": 1})
     assert not (tmp_path / "run").exists()

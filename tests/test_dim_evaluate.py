@@ -22,7 +22,7 @@ from dim.eval_cells import Cell, CellResult, read_result, result_from_json, writ
 from dim.eval_images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
 from dim.eval_jobs import EvalProgress
 from dim.eval_plan import images_that_fit, plan_cells
-from dim.eval_recipe import choose_recipe, read_recipe, split_holdout
+from dim.eval_recipe import candidates, choose_recipe, read_recipe, split_holdout
 from dim.eval_table import accuracy_table, aggregate, cost_table, format_bytes
 from dim.evaluate import EVAL_PRESETS, TimeOverError, evaluate
 from dim.export.card import record_accuracy
@@ -431,6 +431,14 @@ def test_the_hold_out_is_cut_from_the_training_split_alone(data: ImageSet, tmp_p
         split_holdout(replace(data, train_images=data.train_images[:3], train_labels=data.train_labels[:3]))
     with pytest.raises(BadValueError, match=r"^fraction is 1; it must lie between 0 and 1\.$"):
         split_holdout(data, 1)
+
+
+def test_nine_recipes_are_to_choose_from() -> None:
+    names = [recipe.name for recipe in candidates("cifar10")]
+    grid = [f"onecycle-{lr}-smooth-{smoothing}" for lr in ("0.03", "0.06", "0.12") for smoothing in ("0", "0.1")]
+    assert names == ["published", "condensation", "condensation-all", *grid]
+    every = {name: candidates(name)[2].augment for name in ("cifar10", "mnist")}
+    assert every == {"cifar10": "color_crop_cutout_flip_scale_rotate", "mnist": "color_crop_cutout_scale_rotate"}
 
 
 def test_the_recipe_that_learns_is_chosen(data: ImageSet, tmp_path: Path) -> None:

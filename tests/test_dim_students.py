@@ -149,11 +149,13 @@ def test_recipes_are_found_by_name_and_checked() -> None:
     digits = resolve_recipe("condensation", "svhn")
     assert digits.augment == "color|crop|cutout|scale|rotate" and digits.batch_size == 256
     assert resolve_recipe(PUBLISHED, "mnist") is PUBLISHED is resolve_recipe("published", "mnist")
-    with pytest.raises(BadValueError, match=r"^There is no student recipe 'best'; there are default, published"):
+    names = "default, published and condensation"
+    with pytest.raises(BadValueError, match=rf"^There is no student recipe 'best'; there are {names}\.$"):
         resolve_recipe("best", "mnist")
     with pytest.raises(BadValueError, match=r"^Recipe.momentum is 1.5; it must lie between 0 and 0.9999\.$"):
         replace(DEFAULT, momentum=1.5)
-    with pytest.raises(BadValueError, match=r"^Recipe.schedule is 'cosine'; it must be one of constant, step"):
+    names = "constant, step, onecycle"
+    with pytest.raises(BadValueError, match=rf"^Recipe.schedule is 'cosine'; it must be one of {names}\.$"):
         replace(DEFAULT, schedule="cosine")
     with pytest.raises(BadValueError, match=r"^The students' precision is 'fp8'; it must be auto, fp32 or bf16\.$"):
         choose_precision("fp8", CPU)
