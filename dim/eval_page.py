@@ -306,7 +306,7 @@ def _quote_sets(name: str, rows: Sequence[Row]) -> list[str]:
     ]
     planned = [] if any(row["recipe"] == CONDENSATION.name for row in here) else [("generated", CONDENSATION.name, "")]
     found = dict.fromkeys((row["subject"], row["recipe"], row["precision"]) for row in here)
-    for subject, recipe, precision in [*found, *planned]:
+    for subject, recipe, precision in [*sorted(found, key=lambda one: (one[1:], one[0] == "real")), *planned]:
         cells = {
             row["ipc"]: format_accuracy(row)
             for row in here
