@@ -11,6 +11,7 @@ from test_dim_distill import quick, weights
 from torch import Tensor
 
 import dim.cuda_graphs
+from dim.augment import augment
 from dim.cuda_graphs import LEAST_REPLAYS, MEETINGS, GraphedSteps, Step, own_stream, recordable_rate, set_rate
 from dim.device_data import seed_of
 from dim.distill import distill
@@ -221,6 +222,27 @@ def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
                 steps.take("a", step, torch.tensor(1.0 + number, device=device), left=MANY, seed=number)
         found.append(layer.weight.detach().cpu())
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_replayed_step_draws_among_alternatives_as_the_step_does_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    images = torch.arange(8.0, device=device).reshape(2, 1, 4).repeat(3, 1, 4, 1)
+    grey = images.mean(dim=1, keepdim=True).expand_as(images)
+
+    def step(generator: torch.Generator, images: Tensor) -> dict[str, Tensor]:
+        return {"seen": augment(images, "flip=1|saturation=0|none", generator)}
+
+    drawn = []
+    for wanted in (True, False):
+        steps = GraphedSteps(device, wanted=wanted)
+        kinds = []
+        with own_stream(device):
+            for number in range(60):
+                seen = steps.take("a", step, images, left=MANY, seed=number)["seen"]
+                kinds.append([torch.equal(seen, other) for other in (images.flip(3), grey, images)].index(True))
+        drawn.append(kinds)
+    assert drawn[0] == drawn[1] and set(drawn[0]) == {0, 1, 2}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
