@@ -71,8 +71,9 @@ def evaluate(
     recipe: Annotated[
         str,
         typer.Option(
-            help="default, published, condensation (the student of DSA and DM), holdout (the best of nine on real "
-            "images held out of the training split), or the recipe.json of such a choice.",
+            help="default, published, condensation (the student of DSA and DM), condensation-all (with every "
+            "augmentation at once), holdout (the best of nine on real images held out of the training split), or the "
+            "recipe.json of such a choice.",
             rich_help_panel=_PROTOCOL,
         ),
     ] = "default",

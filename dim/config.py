@@ -25,7 +25,11 @@ def _one_of(owner: object, name: str, allowed: Collection[str]) -> None:
 def _one_policy(owner: object, name: str) -> None:
     """Refuse alternatives: real and generated images, augmented apart, would each get their own."""
     policy = getattr(owner, name)
-    if len(parse_policy(policy)) > 1:
+    try:
+        alternatives = parse_policy(policy)
+    except BadValueError as error:
+        raise BadValueError(f"{type(owner).__name__}.{name}: {error}") from error
+    if len(alternatives) > 1:
         raise BadValueError(
             f"{type(owner).__name__}.{name} is {policy!r}; alternatives, joined by bars, are for students alone."
         )

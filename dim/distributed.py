@@ -59,6 +59,12 @@ class World:
             dist.barrier()
 
 
+_left: list[object] = []
+"""The group that this process left last. The reducer of DistributedDataParallel holds the group as well, and is freed
+with the interpreter's lock held: were it the last to let go, gloo's threads would be waited for while they wait for the
+lock to free a tensor, for ever (torch 2.13, seen at the end of a run). A group let go from here gives the lock up."""
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[World]:
     """Join the group that `torchrun` announces in the environment, and leave it at the end.
@@ -72,7 +78,9 @@ def process_group(device: str) -> Iterator[World]:
         return
     world = World(rank=int(os.environ["RANK"]), size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if device == "cuda" else "gloo"
+    _left.clear()
     dist.init_process_group(backend, rank=world.rank, world_size=size, timeout=PATIENCE)
+    _left.append(dist.group.WORLD)
     try:
         yield world
     finally:

@@ -18,7 +18,7 @@ from dim.evaluate import evaluate
 from dim.holdout import holdout_mask
 from dim.runtime.atomic import replace_file
 from dim.runtime.errors import BadValueError, DataError, OutputError
-from dim.students import PUBLISHED, Recipe, resolve_recipe
+from dim.students import Recipe, resolve_recipe
 
 CHOICE_NAME = "recipe.json"
 
@@ -65,9 +65,8 @@ def candidates(data_name: str) -> list[Recipe]:
         for lr in (0.03, 0.06, 0.12)
         for smoothing in (0.0, 0.1)
     ]
-    one_of = resolve_recipe("condensation", data_name)
-    all_of = replace(one_of, name="condensation-all", augment=one_of.augment.replace("|", "_"))
-    return [PUBLISHED, one_of, all_of, *grid]
+    named = [resolve_recipe(name, data_name) for name in ("published", "condensation", "condensation-all")]
+    return [*named, *grid]
 
 
 def choose_recipe(

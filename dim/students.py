@@ -106,7 +106,8 @@ def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
     """Return the recipe of that name, with the dataset's augmentation.
 
     Args:
-        recipe: `default`, `published`, `condensation`, or a finished recipe, which is returned as it is.
+        recipe: `default`, `published`, `condensation`, `condensation-all`, which is the same with every kind of
+            augmentation at once, or a finished recipe, which is returned as it is.
         data_name: the dataset's name; decides whether images may be mirrored (see `default_policy`).
 
     Raises:
@@ -118,10 +119,16 @@ def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
         return PUBLISHED
     if recipe == "default":
         return replace(DEFAULT, augment=default_policy(data_name))
-    if recipe == "condensation":
-        mirrored = "flip" in default_policy(data_name)
-        return CONDENSATION if mirrored else replace(CONDENSATION, augment=CONDENSATION.augment.replace("flip|", ""))
-    raise BadValueError(f"There is no student recipe '{recipe}'; there are default, published and condensation.")
+    if recipe in ("condensation", "condensation-all"):
+        policy = (
+            CONDENSATION.augment if "flip" in default_policy(data_name) else CONDENSATION.augment.replace("flip|", "")
+        )
+        return replace(
+            CONDENSATION, name=recipe, augment=policy if recipe == "condensation" else policy.replace("|", "_")
+        )
+    raise BadValueError(
+        f"There is no student recipe '{recipe}'; there are default, published, condensation and condensation-all."
+    )
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

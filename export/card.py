@@ -246,10 +246,10 @@ def _accuracy(m: Manifest) -> str:
     if not m.accuracy:
         return f"{head}Not measured yet:  `dim eval --data {_shell(m.source.name)} --bundle {_shell(m.name)}.dim`"
     lines = [
-        "| trained on | drawn in | mode | images per class | network | labels | accuracy % | seeds | steps "
-        "| distinct images |"
+        "| trained on | drawn in | mode | images per class | network | recipe, epochs | labels | accuracy % | seeds "
+        "| steps | distinct images |"
     ]
-    lines.append("|" + "---|" * 10)
+    lines.append("|" + "---|" * 11)
     for row in m.accuracy:
         network = _text(row.get("arch", "?")) + (f" (width {_text(row['width'])})" if row.get("width") else "")
         cells = [
@@ -258,6 +258,7 @@ def _accuracy(m: Manifest) -> str:
             _text(row.get("mode", "?")),
             _text(row.get("ipc") or "all"),
             network,
+            _text(f"{row.get('recipe', '?')}, {_count(row.get('epochs'))}"),
             _text(row.get("labels", "hard")),
             _mean(row),
             str(len(row["seeds"]) if isinstance(row.get("seeds"), list | tuple) else 0),
@@ -266,9 +267,8 @@ def _accuracy(m: Manifest) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     protocols = dict.fromkeys(str(row["protocol"]) for row in m.accuracy if row.get("protocol"))
-    recipes = dict.fromkeys(f"{row.get('recipe')}, {row.get('epochs')} epochs" for row in m.accuracy)
     notes = [f"Protocol: {_text(protocol)}." for protocol in protocols]
-    notes.append(f"Student recipes: {_text('; '.join(recipes))}. Mean and deviation over the seeds.")
+    notes.append("Mean and deviation over the seeds.")
     return head + "\n".join(lines) + "\n\n" + "\n".join(notes)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_images import make_images
 from test_dim_distill import QUICK
+from torch.nn.parallel import DistributedDataParallel
 
 from dim.batch_norm import BatchNorm
 from dim.checkpoint import read_tensors
@@ -68,6 +69,22 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def many_groups(rank: int, ports: list[int]) -> None:
+    """What each of two processes does: join one group after the other, and leave each right after it has waited."""
+    torch.set_num_threads(1)
+    for port in ports:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        wait_and_leave()
+
+
+def wait_and_leave() -> None:
+    with process_group("cpu") as world:
+        network = DistributedDataParallel(torch.nn.Linear(4, 4))
+        network(torch.randn(3, 4)).sum().backward()
+        world.mean(torch.ones(3))
+        world.barrier()
 
 
 def one_of_two(rank: int, folder: str, ports: list[int]) -> None:

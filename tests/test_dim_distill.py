@@ -634,7 +634,7 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(BadValueError, match="must be one of distribution, paper, none"):
         MatchingConfig(loss="sinkhorn")
     with pytest.raises(
-        BadValueError, match=r"^Unknown augmentation step 'typo' in policy 'crop_typo': join steps from"
+        BadValueError, match=r"^AdversarialConfig.augment: Unknown augmentation step 'typo' in policy 'crop_typo': join"
     ):
         AdversarialConfig(augment="crop_typo")
     for config in (AdversarialConfig, MatchingConfig, PoolConfig):
