@@ -54,6 +54,8 @@ class EncoderProcess:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._sending, self._reading = threading.Lock(), threading.Lock()
         self._greeted = False
+        self._broken = False
+        """Half a request or half a reply is in the pipes, and would be taken for the next one; for ever."""
 
     def encode_png(self, images_NHWC: NDArray[np.uint8]) -> list[bytes]:
         """As `dim.runtime.writers_png.encode_png`.
@@ -64,24 +66,34 @@ class EncoderProcess:
         try:
             return self._exchange(images_NHWC)
         except BaseException:
-            # Half a request or half a reply would be taken for the next one: nobody may wait for this process again.
             self._process.kill()
             raise
 
     def _exchange(self, images_NHWC: NDArray[np.uint8]) -> list[bytes]:
         with self._sending:
-            self._requests.write(png_pixels.REQUEST.pack(*images_NHWC.shape))
-            self._requests.write(np.ascontiguousarray(images_NHWC).data)
-            self._requests.flush()
-            # Held until the reply to the request before was read: one request is at work, one waits in the pipe.
-            self._reading.acquire()
+            if self._broken:
+                raise EOFError
+            try:
+                self._requests.write(png_pixels.REQUEST.pack(*images_NHWC.shape))
+                self._requests.write(np.ascontiguousarray(images_NHWC).data)
+                self._requests.flush()
+                # Held until the reply to the request before was read: one request is at work, one waits in the pipe.
+                self._reading.acquire()
+            except BaseException:
+                self._broken = True
+                raise
         try:
+            if self._broken:
+                raise EOFError
             if not self._greeted and self._replies.readline() != png_pixels.encoder_version().encode() + b"\n":
                 raise EOFError
             self._greeted = True
             sizes = struct.unpack(f"<{len(images_NHWC)}I", self._read(4 * len(images_NHWC)))
             joined, ends = self._read(sum(sizes)), accumulate(sizes)
             return [joined[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        except BaseException:
+            self._broken = True  # before another may read: what is left of a reply outlives a process that is killed
+            raise
         finally:
             self._reading.release()
 

@@ -77,7 +77,9 @@ def test_a_killed_process_is_replaced_by_this_one(caplog: pytest.LogCaptureFixtu
     assert set(caplog.messages) == {"An encoder process ended; its images are encoded by this one."}
 
 
-def test_half_a_reply_is_never_taken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ends", [True, False], ids=["killed", "lives on"])
+def test_half_a_reply_is_never_taken_for_the_next(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor while the process that was killed is still to end, and goes on replying."""
     batch = images(50, 28, 28, 1)
     with EncoderProcesses(1) as processes:
         process = processes._all[0]
@@ -90,9 +92,13 @@ def test_half_a_reply_is_never_taken_for_the_next(monkeypatch: pytest.MonkeyPatc
             return read(size)
 
         monkeypatch.setattr(process, "_read", fail_once)
+        kill = process._process.kill
+        if not ends:
+            monkeypatch.setattr(process._process, "kill", lambda: None)
         with pytest.raises(MemoryError):
             processes.encode_png(batch)
         assert [processes.encode_png(batch) for _ in range(3)] == [encode_png(batch)] * 3
+        kill()
         assert process._process.wait(timeout=60) == -signal.SIGKILL
 
 
