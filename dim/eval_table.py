@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RESULTS_NAME, CHART_NAME = "results.json", "accuracy.png"
 PUBLISHED_EPOCHS = 1000
+NOT_RUN = "not run"
 Row = dict[str, Any]
 
 
@@ -120,7 +121,7 @@ def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, f
 def format_accuracy(row: Row | None) -> str:
     """Return "97.12 ± 0.08", "97.12 (one seed)", or "not run"."""
     if row is None:
-        return "not run"
+        return NOT_RUN
     spread = f" ± {row['accuracy_std']:.2f}" if row["accuracy_std"] is not None else " (one seed)"
     return f"{row['accuracy_mean']:.2f}{spread}"
 

@@ -20,8 +20,8 @@ from typing import Any
 from dim.bench_chart import draw_bench_chart
 from dim.bench_page import engines_section
 from dim.distill_page import ABLATION_MARKS, ablation_text, distill_section
-from dim.eval_page import NOT_RUN, evaluation_sections
-from dim.eval_table import PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
+from dim.eval_page import evaluation_sections
+from dim.eval_table import NOT_RUN, PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
 from dim.runtime.atomic import replace_file
 
 HEAD = f"""# Results
