@@ -120,12 +120,9 @@ def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
     if recipe == "default":
         return replace(DEFAULT, augment=default_policy(data_name))
     if recipe in ("condensation", "condensation-all"):
-        policy = (
-            CONDENSATION.augment if "flip" in default_policy(data_name) else CONDENSATION.augment.replace("flip|", "")
-        )
-        return replace(
-            CONDENSATION, name=recipe, augment=policy if recipe == "condensation" else policy.replace("|", "_")
-        )
+        mirrored = "flip" in default_policy(data_name)
+        kinds = [kind for kind in CONDENSATION.augment.split("|") if mirrored or kind != "flip"]
+        return replace(CONDENSATION, name=recipe, augment=("_" if recipe == "condensation-all" else "|").join(kinds))
     raise BadValueError(
         f"There is no student recipe '{recipe}'; there are default, published, condensation and condensation-all."
     )
