@@ -199,7 +199,7 @@ class Theirs:
                 build_classifier(name, NUM_CLASSES, shape["channels"], shape["image_px"], config.pool.width or None)
                 for name in config.pool.architectures
             ],
-            data.images_NCHW.contiguous(),
+            data.images_NCHW,
             data.labels_N,
             batch=config.stage2.batch_size,
             augment_policy=config.pool.augment,

@@ -162,7 +162,9 @@ def distill(
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
         if writer is not None and world.is_main:
-            session.log = _log_to(writer(str(run_dir / "tensorboard")))
+            board = TensorBoardLog(session.metrics_path, run_dir / "tensorboard", writer)
+            holding.callback(board.close)
+            session.log = board
         session.resumed = folder.newest(session.say)
         if world.is_main:
             folder.prune()
@@ -332,13 +334,35 @@ def _summary_writer() -> Callable[[str], Any]:
     return SummaryWriter
 
 
-def _log_to(writer: Any) -> Callable[[str, int, Mapping[str, float]], None]:
-    def log(stage: str, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            writer.add_scalar(f"{stage}/{name}", value, step)
-        writer.flush()
+class TensorBoardLog:
+    """Event files that hold what `metrics.jsonl` holds, also where a run was resumed from before its last lines."""
 
-    return log
+    def __init__(self, metrics_path: Path, folder: Path, open_writer: Callable[[str], Any]) -> None:
+        self._metrics_path = metrics_path
+        self._folder = folder
+        self._open_writer = open_writer
+        self._writer: Any = None
+
+    def __call__(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Add a line that the metrics hold already; the first time, every line before it."""
+        if self._writer is None:
+            for events in self._folder.glob("events.out.tfevents.*"):
+                events.unlink()
+            self._writer = self._open_writer(str(self._folder))
+            for line in self._metrics_path.read_text().splitlines():
+                self._add(**json.loads(line))
+        else:
+            self._add(stage=stage, step=step, **values)
+        self._writer.flush()
+
+    def _add(self, *, stage: str, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """End the event file."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 __all__ = ["Outcome", "choose_device", "describe_run", "distill", "fingerprint_of"]

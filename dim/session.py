@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,12 @@ critic far ahead still has a slope of about 1 everywhere and teaches, which is w
 that is not finite stops it."""
 COLLAPSE_LINES = 20
 """Consecutive log lines below `COLLAPSE_LOSS` that count as collapse; a checkpoint made meanwhile is suspect."""
+
+GUESS_LOSS = 2 * math.log(2)
+"""The logistic discriminator loss of one that says "half" to every image."""
+GUESS_SHARE = 0.99
+"""Part of `GUESS_LOSS` above which the mean of `COLLAPSE_LINES` log lines says that it guesses. Runs that taught
+students well lay at 0.6 to 0.98 of it, so this is told, and stops nothing."""
 
 VOTE_STEPS = 10
 """Steps between the votes of several processes on whether the time limit has passed."""
@@ -75,6 +83,8 @@ class Session:
     """Values of the steps since the last line of `metrics.jsonl`."""
     quiet_lines: int = 0
     """Consecutive log lines, up to the last one, whose discriminator loss is below `COLLAPSE_LOSS`."""
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=COLLAPSE_LINES))
+    """The discriminator's loss in the last log lines of this stage."""
 
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
@@ -86,7 +96,8 @@ class Session:
             DivergedError: a loss is not finite, or the discriminator has won; the newest checkpoint then is the last
                 from before.
         """
-        first = 0
+        first, told = 0, False
+        self.recent.clear()
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
             self.restore(self.resumed)
@@ -103,6 +114,7 @@ class Session:
                 losses = self._means(self.unlogged)
                 self.unlogged.clear()
                 self._check(stage, done, losses)
+                told = told or self._tell_guesses(stage, done, losses)
                 now = time.monotonic()
                 speed = (done - last_step) * config.batch_size / max(now - last_time, 1e-9)
                 last_time, last_step = now, done
@@ -140,6 +152,22 @@ class Session:
         self.quiet_lines = self.quiet_lines + 1 if self._is_won(losses.get("discriminator_loss")) else 0
         if self.quiet_lines >= COLLAPSE_LINES:
             raise self._diverged(stage, step, "the discriminator has won and teaches nothing")
+
+    def _tell_guesses(self, stage: str, step: int, losses: Mapping[str, float]) -> bool:
+        """Say it if the discriminator has told nothing apart for a while; returns whether it was said."""
+        if self.game.adversarial.loss != "logistic" or "discriminator_loss" not in losses:
+            return False
+        self.recent.append(losses["discriminator_loss"])
+        mean = sum(self.recent) / len(self.recent)
+        if len(self.recent) < COLLAPSE_LINES or mean < GUESS_SHARE * GUESS_LOSS:
+            return False
+        self.say(
+            f"Step {step} of {stage}: the discriminator's loss was {mean:.2f} over the last {COLLAPSE_LINES} log "
+            f"lines; one that guesses has {GUESS_LOSS:.2f}. If the newest picture in {self.run_dir / 'grids'} looks "
+            f"poor, stop, and show it less augmentation ({stage}.adversarial.augment), give it more steps "
+            f"({stage}.adversarial.discriminator_steps) or a smaller R1 penalty ({stage}.adversarial.r1_gamma)."
+        )
+        return True
 
     def _is_won(self, loss: float | None) -> bool:
         return loss is not None and self.game.adversarial.loss == "logistic" and loss < COLLAPSE_LOSS

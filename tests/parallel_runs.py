@@ -28,7 +28,13 @@ from dim.presets import preset
 SHORT = {"autocast": "off", "stage1.steps": 3, "stage2.steps": 3, "checkpoint_steps": 100, "log_steps": 1}
 NOTHING_CHOSEN = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
 TINY = {**QUICK, **SHORT, "stage1.batch_size": 32, "stage2.batch_size": 32, "pool.architectures": ("mlp", "convnet3")}
-NORM = {**TINY, **NOTHING_CHOSEN, "generator.conditioning": "norm", "pool.architectures": ("resnetap10",)}
+NORM = {
+    **TINY,
+    **NOTHING_CHOSEN,
+    **{f"{stage}.adversarial.discriminator_steps": 2 for stage in ("stage1", "stage2")},
+    "generator.conditioning": "norm",
+    "pool.architectures": ("resnetap10",),
+}
 PAPER = {
     **SHORT,
     **{f"{network}.{field}": 8 for network in ("generator", "discriminator") for field in ("width", "max_width")},
@@ -51,6 +57,10 @@ CASES = {
 }
 
 
+MOST_PIECES = 12
+"""Into which `run_in_pieces` may cut a run of `CASES`: at least one per step of a stage but the last."""
+
+
 def run_case(name: str, folder: Path, **changes: object) -> Path:
     """Distil one of `CASES` in this process, alone or as one of several; returns the run."""
     data = make_images(channels=3 if name == "paper" else 1)
@@ -60,6 +70,21 @@ def run_case(name: str, folder: Path, **changes: object) -> Path:
         config = preset(base, data=data, overrides=overrides | changes)
         assert distill(config, data, folder / name, device="cpu", threads=1).finished
     return folder / name
+
+
+def run_in_pieces(name: str, folder: Path, ports: list[int]) -> int:
+    """The same, stopped by a time limit after every step and resumed by new groups; returns the number of pieces."""
+    data = make_images()
+    base, overrides = CASES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=2, batch_size=64))
+        patch.setattr("dim.session.VOTE_STEPS", 1)
+        config = preset(base, data=data, overrides=overrides)
+        for pieces, port in enumerate(ports, 1):
+            os.environ["MASTER_PORT"] = str(port)
+            if distill(config, data, folder / name, resume=True, device="cpu", threads=1, time_limit_s=0).finished:
+                return pieces
+    raise AssertionError(f"not finished in {len(ports)} pieces")
 
 
 def free_ports(count: int) -> list[int]:
@@ -88,13 +113,14 @@ def wait_and_leave() -> None:
 
 
 def one_of_two(rank: int, folder: str, ports: list[int]) -> None:
-    """What each of two processes does: the share of a batch norm, then every case."""
+    """What each of two processes does: the share of a batch norm, then every case, then one of them in pieces."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
     torch.set_num_threads(1)
     torch.save(normalise_share(), Path(folder) / f"norm-{rank}.pt")
-    for name, port in zip(CASES, ports[1:], strict=True):
+    for name, port in zip(CASES, ports[1 : 1 + len(CASES)], strict=True):
         os.environ["MASTER_PORT"] = str(port)
         run_case(name, Path(folder))
+    assert run_in_pieces("norm", Path(folder) / "pieces", ports[1 + len(CASES) :]) > 4
 
 
 def norm_case() -> tuple[BatchNorm, torch.Tensor, torch.Tensor]:

@@ -390,13 +390,13 @@ def test_divergence_before_any_checkpoint_says_so(tmp_path: Path, monkeypatch: p
         distill(quick(), make_images(), tmp_path / "run")
 
 
-def win(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**6) -> None:
-    """Let the discriminator's loss look as if it had won, from the step `first` of stage 1 to `last`."""
+def win(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**6, loss: float = 0.001) -> None:
+    """Let the discriminator's loss look as if it had won, or be another, from the step `first` of a stage to `last`."""
     teach = Game.teach_discriminator
 
     def winning(game: Game, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
         draws, report = teach(game, *args)
-        won = {"discriminator_loss": torch.tensor(0.001)} if first <= args[-1] + 1 <= last else {}
+        won = {"discriminator_loss": torch.tensor(loss)} if first <= args[-1] + 1 <= last else {}
         return draws, report | won
 
     monkeypatch.setattr(Game, "teach_discriminator", winning)
@@ -437,6 +437,28 @@ def test_a_suspicion_that_passes_leaves_no_trace(tmp_path: Path, monkeypatch: py
     folder = checkpoints_of(config, tmp_path / "run")
     assert folder.newest_good() == ("stage1", 36)
     assert sorted(p.name for p in folder.folder.glob("*.json")) == ["stage1-00000033.json", "stage1-00000036.json"]
+
+
+def test_a_discriminator_that_guesses_is_told_once_per_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick(**{"stage1.steps": 50, "stage2.steps": 24, "log_steps": 1, "checkpoint_steps": 100})
+    win(monkeypatch, 1, loss=1.38)
+    said: list[str] = []
+    assert distill(config, make_images(), tmp_path / "run", say=said.append).finished
+    told = [line for line in said if "one that guesses has 1.39" in line]
+    assert len(told) == 2
+    assert told[0].startswith("Step ") and "of stage1: the discriminator's loss was 1.38 over the last 20" in told[0]
+    assert f"newest picture in {tmp_path / 'run' / 'grids'} looks poor" in told[0]
+    assert "(stage2.adversarial.augment)" in told[1]
+
+
+def test_a_discriminator_that_tells_some_things_apart_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    win(monkeypatch, 1, loss=1.36)  # as that of the digits, which teach well
+    said: list[str] = []
+    config = quick(**{"stage1.steps": 40, "log_steps": 1, "checkpoint_steps": 100})
+    assert distill(config, make_images(), tmp_path / "run", say=said.append).finished
+    assert not [line for line in said if "guesses" in line]
 
 
 def test_the_critic_of_wgan_has_no_loss_by_which_it_has_won(tmp_path: Path) -> None:
@@ -646,30 +668,24 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_gets_what_the_metrics_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scalars: list[tuple[str, float, int]] = []
-    folders: list[str] = []
-
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            folders.append(folder)
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            scalars.append((name, value, step))
-
-        def flush(self) -> None:
-            pass
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    distill(quick(**{"stage2.steps": 2}), make_images(), tmp_path / "run", tensorboard=True)
+def test_tensorboard_gets_what_the_metrics_hold_and_nothing_twice_after_a_resume(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = quick(**{"stage1.steps": 6, "stage2.steps": 3, "log_steps": 1, "checkpoint_steps": 4})
+    with pytest.raises(Stop):  # two log lines after its last checkpoint
+        distill(config, make_images(), tmp_path / "run", tensorboard=True, progress=_stop_at("stage1", 6))
+    assert distill(config, make_images(), tmp_path / "run", resume=True, tensorboard=True).finished
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    shown = [(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert folders == [str(tmp_path / "run" / "tensorboard")]
-    assert scalars == [
-        (f"{line['stage']}/{name}", value, line["step"])
+    assert [(line["stage"], line["step"]) for line in lines][:7] == [("stage1", n) for n in range(1, 7)] + [
+        ("stage2", 1)
+    ]
+    assert sorted(shown) == sorted(
+        (f"{line['stage']}/{name}", line["step"], pytest.approx(value, rel=1e-6))
         for line in lines
         for name, value in line.items()
         if name not in ("stage", "step")
-    ]
+    )
 
 
 def test_a_missing_tensorboard_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from cli_tools import dim
-from parallel_runs import CASES, TINY, assert_same_run, free_ports, many_groups, norm_case, one_of_two, run_case
+from parallel_runs import (
+    CASES,
+    MOST_PIECES,
+    TINY,
+    assert_same_run,
+    free_ports,
+    many_groups,
+    norm_case,
+    one_of_two,
+    run_case,
+)
 from small_images import make_images
 from test_dim_distill import quick
 from torch import nn
@@ -34,13 +44,17 @@ from dim.stage2 import matched_group_size
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave, all cases one after the other: starting processes takes most of the time."""
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(one_of_two, args=(str(folder), free_ports(1 + len(CASES))), nprocs=2)
+    mp.spawn(one_of_two, args=(str(folder), free_ports(1 + len(CASES) + MOST_PIECES)), nprocs=2)
     return folder
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_give_what_one_gives(name: str, two: Path, tmp_path: Path) -> None:
     assert_same_run(run_case(name, tmp_path), two / name)
+
+
+def test_two_processes_that_a_time_limit_stops_give_what_one_gives_undisturbed(two: Path, tmp_path: Path) -> None:
+    assert_same_run(run_case("norm", tmp_path), two / "pieces" / "norm")
 
 
 def test_processes_that_leave_their_group_at_once_do_not_wait_for_themselves() -> None:
