@@ -1,4 +1,4 @@
-"""Two parts of the docs, from the JSON of bench/distill.py and bench/ablation.py."""
+"""Parts of the docs, from the JSON of bench/distill.py, bench/processes.py and bench/ablation.py."""
 
 from __future__ import annotations
 
@@ -100,6 +100,41 @@ def distill_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines += [*_speeds(stem, report), ""]
     if not any(report["clock"] == "wall" for report in reports.values()):
         lines += [f"On a GPU: {NOT_RUN}.", ""]
+    return lines
+
+
+def processes_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Write how much faster several processes distil than one.
+
+    Args:
+        reports: by file stem, the reports of `bench/processes.py`.
+    """
+    lines = [
+        "### Several processes",
+        "",
+        "`torchrun` with several processes against one, the batch of all of them being equal, in one interleaved run "
+        "of `bench/processes.py`: real images that generator steps consume per second. First losses: the greatest "
+        "difference in the first log line, relative.",
+        "",
+    ]
+    for stem, report in reports.items():
+        lines += [
+            f"{stem}.json: preset `{report['preset']}`, {report['image_px']}x{report['image_px']}x"
+            f"{report['channels']}, batch {report['batch']}, {report['rounds']} rounds, autocast {report['autocast']}; "
+            f"{report['machine']}, {report['threads']} thread(s) per process, torch {report['torch']}; "
+            f"{report['date']}. First losses: {report['first_loss_difference']:.0e}.",
+            "",
+            f"| stage | one process | {report['processes']} processes | times as fast | range |",
+            "|---|---:|---:|---:|---:|",
+            *(
+                f"| {row['stage']} | {row['one_images_per_s']:,.0f} | {row['several_images_per_s']:,.0f} "
+                f"| {row['ratio']:.2f} | {row['least']:.2f} to {row['most']:.2f} |"
+                for row in report["rows"]
+            ),
+            "",
+        ]
+    if not any(report["device"] == "cuda" for report in reports.values()):
+        lines += [f"On several GPUs: {NOT_RUN}.", ""]
     return lines
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +193,7 @@ def all_steps(folder: Path) -> list[Step]:
         *steps,
         Step("generate --device gpu: a set, twice the same", 30, partial(make_sets, folder=folder)),
         Step("doctor", 30, examine),
+        Step("the tests of training that need a GPU", 180, training_tests),
         Step("benchmark at batch 1, 64, 1024", 150, partial(measure, batches=(1, 64, 1024))),
     ]
 
@@ -349,6 +352,23 @@ def make_sets(check: Check, folder: Path) -> Any:
     if hashes[0] != hashes[1]:
         raise RuntimeError(f"two sets of one plan differ: {hashes}")
     return {"engine": engine, "npz": hashes[0]}
+
+
+def training_tests(check: Check) -> Any:
+    """The tests of CUDA graphs that skip themselves without a GPU."""
+    if find_spec("torch") is None or find_spec("pytest") is None:
+        raise NotRunHereError("torch or pytest is not installed")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise NotRunHereError("torch sees no CUDA GPU")
+    tests = Path(__file__).resolve().parent.parent / "tests" / "test_dim_cuda_graphs.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "-k", "on_a_gpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    last = done.stdout.strip().rsplit("\n", 1)[-1]
+    if done.returncode or "skipped" in last:
+        raise RuntimeError(f"pytest: {last}")
+    return last
 
 
 def measure(check: Check, batches: tuple[int, ...]) -> Any:

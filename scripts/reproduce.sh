@@ -290,7 +290,8 @@ evaluate() {
 }
 
 # What the mission promises: every dataset's bundle, three sizes, two networks. Then the published student recipe, that
-# of the Dataset Condensation code, the whole training split, and int8, whose file may be refused.
+# of the Dataset Condensation code and the same with every augmentation at once, the whole training split, and int8,
+# whose file may be refused.
 for data in "${datasets[@]}"; do
     name=$(slug "$data")
     make_ours "$data"
@@ -307,6 +308,7 @@ for data in "${datasets[@]}"; do
     done
     evaluate "$data" published "$ours" --ipc 10,50 --arch convnet3,resnet18,resnet18-half --recipe published
     evaluate "$data" condensation "$ours" --ipc 10,50,1 --arch convnet3 --mode fixed --recipe condensation
+    evaluate "$data" condensation-all "$ours" --ipc 10,50,1 --arch convnet3 --mode fixed --recipe condensation-all
     if [ "$whole_epochs" != 0 ]; then
         evaluate "$data" whole "$ours" --ipc 10 --mode fixed --arch convnet3,resnet18 --whole-epochs "$whole_epochs"
     fi
@@ -315,11 +317,19 @@ for data in "${datasets[@]}"; do
     fi
 done
 
-# The speed of distilling against the published recipe means something here on a GPU; it is measured alone.
+# The speed of distilling against the published recipe means something here on a GPU; it is measured alone, with and
+# without torch.compile. So does that of several GPUs against one, where there are several.
 if command -v nvidia-smi > /dev/null; then
     once speed "" try speed python "$bench/distill.py" --preset paper --device gpu --out "$out/results/distill-gpu.json"
     once speed-best "" try speed-best python "$bench/distill.py" --preset best --image-px 32 --channels 3 --device gpu \
         --out "$out/results/distill-gpu-best.json"
+    once speed-compiled "" try speed-compiled python "$bench/distill.py" --preset best --image-px 32 --channels 3 \
+        --device gpu --compile on --out "$out/results/distill-gpu-compiled.json"
+    gpus=$(nvidia-smi -L | grep -c '^GPU' || true)
+    if [ "$gpus" -ge 2 ]; then
+        once processes "$gpus GPUs" try processes python "$bench/processes.py" --preset best --image-px 32 --channels 3 \
+            --device gpu --out "$out/results/processes-gpu.json"
+    fi
 fi
 
 # The rivals: the published recipe in as many seconds, its matching loss, no matching, no second stage. Then soft

@@ -2,7 +2,7 @@
 """Write docs/results.md and its charts from docs/results/*.json, and the ablation in docs/method.md.
 
 The files are those of `dim eval`, and engines-*.json of bench/engines.py, gpu-*.json of scripts/gpu_check.sh,
-distill-*.json of bench/distill.py, ablation-*.json of bench/ablation.py.
+distill-*.json of bench/distill.py, processes-*.json of bench/processes.py, ablation-*.json of bench/ablation.py.
 
 dim eval --bundle mnist.dim --data mnist --preset full --out eval/mnist
 cp eval/mnist/results.json docs/results/mnist.json
@@ -19,7 +19,7 @@ from typing import Any
 
 from dim.bench_chart import draw_bench_chart
 from dim.bench_page import engines_section
-from dim.distill_page import ABLATION_MARKS, ablation_text, distill_section
+from dim.distill_page import ABLATION_MARKS, ablation_text, distill_section, processes_section
 from dim.eval_page import evaluation_sections
 from dim.eval_table import NOT_RUN, PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
 from dim.runtime.atomic import replace_file
@@ -54,7 +54,7 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read every result file, as its stem and its object, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        if path.stem.startswith(("engines-", "gpu-", "distill-", "ablation-")):
+        if path.stem.startswith(("engines-", "gpu-", "distill-", "processes-", "ablation-")):
             continue  # see `read_benchmarks`
         described = json.loads(path.read_bytes())
         if described.get("format_version") != 1 or not isinstance(described.get("rows"), list):
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page, folder = options.docs / "results.md", options.docs / "results"
     found, cpu = read_results(folder), read_benchmarks(folder, "engines", "product_rates")
     benchmarks = distill_section(read_benchmarks(folder, "distill", "ratios"))
+    benchmarks += processes_section(read_benchmarks(folder, "processes", "processes"))
     benchmarks += engines_section(cpu, read_benchmarks(folder, "gpu", "steps"))
     try:
         sections = evaluation_sections(found)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,7 @@ def test_every_step_runs(
         "tensorrt-rtx against 500 TFLOP/s of arithmetic": False,
     }
     assert "tensorrt accepts this GPU" in report["not_run"]
+    assert "the tests of training that need a GPU" in report["not_run"]
     assert "tensorrt-rtx: DLPack to torch" in report["not_run"]
     assert "not run" in capsys.readouterr().out
 
@@ -103,7 +105,7 @@ def test_a_step_that_fails_is_told_and_the_others_run(
     monkeypatch.setattr(FakeContext, "compute", unsteady)
     code, report = run(script, machine, monkeypatch)
     assert code == 1 and "tensorrt-rtx: the same pixels again" in report["failed"]
-    assert len(report["steps"]) == 17
+    assert len(report["steps"]) == 18
 
 
 def test_when_time_is_over_the_rest_is_not_run(
@@ -149,7 +151,7 @@ def test_an_interrupted_run_keeps_what_it_found(
     with pytest.raises(KeyboardInterrupt):
         script.main()
     report = json.loads((machine.path.parent / "o.json").read_text())
-    assert [row["status"] for row in report["steps"]] == ["not run"] * 17
+    assert [row["status"] for row in report["steps"]] == ["not run"] * 18
     assert report["steps"][3]["reason"] == "the run was interrupted"
 
 
@@ -199,3 +201,31 @@ def test_the_shell_script_hands_its_arguments_on() -> None:
         [ROOT / "scripts" / "gpu_check.sh", "--help"], capture_output=True, text=True, env=environment, check=True
     )
     assert "--limit-s" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "outcome"),
+    [("5 passed, 20 deselected in 9.00s", 0, ""), ("1 failed, 4 passed", 1, "1 failed"), ("5 skipped", 0, "5 skipped")],
+)
+def test_the_tests_of_training_count_where_all_of_them_ran(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, said: str, code: int, outcome: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    commands: list[list[str]] = []
+
+    def ended(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, f"...\n{said}\n", "")
+
+    monkeypatch.setattr(script.subprocess, "run", ended)
+    if outcome:
+        with pytest.raises(RuntimeError, match=f"^pytest: {outcome}"):
+            script.training_tests(None)
+    else:
+        assert script.training_tests(None) == said
+    (command,) = commands
+    file, wanted = Path(command[-3]), command[-1]
+    names = re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    need = re.findall(r'reason="needs a CUDA GPU"\)\n(?:@.*\n)*def (test_\w+)', file.read_text())
+    assert need and {name for name in names if wanted in name} == set(need)

@@ -19,6 +19,10 @@ from dim.presets import PRESETS
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "reproduce.sh"
 FAKE = """#!/usr/bin/env bash
+if [ "${0##*/}" = nvidia-smi ]; then
+    for ((i = 0; i < GPUS; i++)); do echo "GPU $i: a fake (UUID: GPU-$i)"; done
+    exit
+fi
 line=${0##*/}
 for word in "$@"; do case $word in *' '*) line+=" '$word'" ;; *) line+=" $word" ;; esac; done
 line=${line//"$HERE/"/}
@@ -46,7 +50,7 @@ case "$1 $*" in
             "$(sha256sum < "$2/config.json")" > "$2/bundle.dim/manifest.json"
         ;;
     *--equal-seconds*) echo "--steps 7 --matching-steps 5 --set pool.epoch_steps=3" ;;
-    *distill.py*) echo '{}' > "$out" ;;
+    *distill.py* | *processes.py*) echo '{}' > "$out" ;;
     *)
         mkdir -p "$out/recipe"
         touch "$out/recipe/recipe.json"
@@ -57,7 +61,7 @@ case "$1 $*" in
 esac
 exit 0
 """
-DEFAULTS = {"CODE": "1", "ENGINE": "tensorrt", "BYTES": "5", "DATASETS": "cifar10 mnist"}
+DEFAULTS = {"CODE": "1", "GPUS": "2", "ENGINE": "tensorrt", "BYTES": "5", "DATASETS": "cifar10 mnist"}
 KNOBS = ("UNFINISHED", "FAILING", "WAITING", "SILENT", "UNMEASURED", "NOTHING", *DEFAULTS)
 
 
@@ -156,8 +160,22 @@ def test_the_recipe_is_chosen_once_per_dataset_and_given_to_every_line(whole: li
         assert all(f"--recipe out/eval-{name}/recipe/recipe.json" in line for line in lines_of[1:])
         # The last of two options counts.
         assert len(of(lines_of, "--recipe published", "--ipc 10,50 --arch convnet3,resnet18,resnet18-half")) == 1
-        assert len(of(lines_of, "--recipe condensation", "--mode fixed", "--ipc 10,50,1 ")) == 1
+        small = of(lines_of, "--ipc 10,50,1 ", "--mode fixed", "--recipe condensation")
+        assert [re.findall(r"--recipe (condensation\S*)", line) for line in small] == [
+            ["condensation"],
+            ["condensation-all"],
+        ]
         assert not of(lines_of, "--epochs") and not of(lines_of, "--jobs")
+
+
+def test_the_speed_of_distilling_is_measured_on_gpus_alone_and_that_of_several_where_there_are(
+    tmp_path: Path, whole: list[str]
+) -> None:
+    speeds = of(whole, "bench/distill.py")
+    assert [("--compile on" in line) for line in speeds] == [False, False, True]
+    (several,) = of(whole, "bench/processes.py")
+    assert several.endswith("--device gpu --out out/results/processes-gpu.json")
+    assert not of(calls(tmp_path, "mnist", GPUS="1").lines, "bench/processes.py")
 
 
 def test_every_control_and_column_of_the_page_is_run(whole: list[str]) -> None:
@@ -185,7 +203,7 @@ def test_every_line_has_options_that_its_program_knows(whole: list[str]) -> None
         f"dim {name}": {flag for p in command.params for flag in p.opts}
         for name, command in get_command(app).commands.items()
     }
-    for name in ("ablation", "distill"):
+    for name in ("ablation", "distill", "processes"):
         source = (ROOT / "bench" / f"{name}.py").read_text()
         known[f"python ../bench/{name}.py"] = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
     for line in whole:
@@ -200,6 +218,7 @@ def test_every_line_has_options_that_its_program_knows(whole: list[str]) -> None
                 assert set(value.split(",")) <= set(CLASSIFIER_NAMES), line
     assert {" ".join(line.split()[:2]) for line in whole} == {
         "dim distill", "dim export", "dim eval", "python ../bench/ablation.py", "python ../bench/distill.py",
+        "python ../bench/processes.py",
     }  # fmt: skip
 
 
@@ -221,6 +240,7 @@ def test_nothing_is_done_twice_and_every_line_leaves_results_of_its_own(tmp_path
     assert calls_so_far(tmp_path) == []  # nor is the machine examined
     kept = {path.name for path in (tmp_path / "out" / "results").iterdir()}
     measured = of(first.lines, "dim eval") + of(first.lines, "--holdout") + of(first.lines, "bench/distill.py")
+    measured += of(first.lines, "bench/processes.py")
     assert len(kept) == len(measured)
     assert {"mnist-convnet3-10.json", "mnist-int8.json", "ablation-mnist.json", "distill-gpu.json"} <= kept
     again = calls(tmp_path, "mnist", SEEDS="5").lines
