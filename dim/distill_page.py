@@ -47,35 +47,31 @@ def ablation_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def ablation_text(report: Mapping[str, Any]) -> list[str]:
-    """Write the table with what it was measured on; where few rows were, the others are named below it."""
+    """Write what was measured, one table per machine: rows of one machine and precision can be told apart by less.
+
+    Where few rows were measured, or on several machines, what was not run is named below instead of in the tables.
+    """
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for row in report["rows"]:
+        places.setdefault(row.get("machine", report["machine"]), []).append(row)
     tried = {row["variant"] for row in report["rows"]}
     others = [words for name, words in report["variants"].items() if name not in tried]
-    few = len(others) > len(tried)
-    shown = {**report, "variants": {k: v for k, v in report["variants"].items() if k in tried}} if few else report
+    whole = len(places) == 1 and len(others) <= len(tried)
     student, config = report["student"], ", ".join(f"`{k}={v}`" for k, v in report["changed"].items())
-    return [
+    lines = [
         f"{report['data']} at {report['image_px']} pixels; preset `{report['preset']}` with {config}. Accuracy in "
         f"percent on {SPLITS[report.get('split', 'test')]}, of ConvNet-3 of width {student['width']} after "
         f"{student['epochs']} epochs of {student['ipc']} images per class, {len(report['real']['fixed'])} students for "
         "every generator. Seconds: what distilling took. "
-        f"{report['threads']} thread, torch {report['torch']}. {_places(report)}",
-        "",
-        *ablation_table(shown),
-        *(["", f"{NOT_RUN.capitalize()}: {'; '.join(others)}."] if few else []),
+        f"{report['threads']} thread, torch {report['torch']}.",
     ]
-
-
-def _places(report: Mapping[str, Any]) -> str:
-    """Say on which machines the rows were measured, and when: some may have been made elsewhere than the rest."""
-    places: dict[str, list[Mapping[str, Any]]] = {}
-    for row in report["rows"]:
-        places.setdefault(row.get("machine", report["machine"]), []).append(row)
-    texts = []
     for machine, rows in places.items():
         days = sorted({row.get("date", report["date"])[:10] for row in rows})
-        which = "all rows" if len(places) == 1 else ", ".join(f"{row['variant']} {row['seed']}" for row in rows)
-        texts.append(f"{machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}: {which}.")
-    return " ".join(texts)
+        here = {row["variant"] for row in rows}
+        variants = {k: v for k, v in report["variants"].items() if whole or k in here}
+        lines += ["", f"{machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}:", ""]
+        lines += ablation_table({**report, "rows": rows, "variants": variants})
+    return lines if whole or not others else [*lines, "", f"{NOT_RUN.capitalize()}: {'; '.join(others)}."]
 
 
 def distill_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -47,8 +47,8 @@ CONTROLS = {
 }
 """Bundles that `scripts/reproduce.sh` compares with, by the names it gives them, and what the page calls them."""
 MODES = {
-    "fixed": "`fixed`: one set, the files that `dim generate --ipc N` writes, the same for every seed where the bundle "
-    "has fixed latents. Real: as many random real images, others for every seed.",
+    "fixed": "`fixed`: one set, the files that `dim generate --ipc N` writes, the same for every seed up to as "
+    "many images per class as the bundle has fixed latents. Real: as many random real images, others for every seed.",
     "stream": "`stream`: N fresh images per class in every epoch. Real: real images for as many steps, the ceiling.",
 }
 SOFT = "Soft labels of the bundle's teacher, for generated and real images alike; not to be compared with hard labels:"

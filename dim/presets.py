@@ -74,7 +74,7 @@ def _tiny(data: DataShape) -> DistillConfig:
 
 def _refined(data: DataShape, deployment: DeploymentConfig) -> DeploymentConfig:
     """With refining, in the ways by which natural images gain much and MNIST's nothing (docs/method.md)."""
-    if "flip" in default_policy(data.name):
+    if data.channels == 3 or "flip" in default_policy(data.name):
         deployment = replace(deployment, refine_cross_entropy=0.2, refine_draws=2, refine_learners=8)
     return replace(deployment, refine_steps=400)
 

@@ -77,7 +77,9 @@ def write_method(page: str, reports: Sequence[dict[str, Any]]) -> str:
     begin, end = ABLATION_MARKS
     before, rest = page.split(begin, 1)
     _, after = rest.split(end, 1)
-    texts = ["\n".join(ablation_text(report)) for report in reports] or [f"{NOT_RUN.capitalize()}."]
+    texts = ["\n".join(ablation_text(report)) for report in reports]
+    if not any(report["preset"] == "best" for report in reports):
+        texts.append(f"The preset `best`: {NOT_RUN}. `ABLATION=full scripts/reproduce.sh` runs it, on a hold-out.")
     return before + begin + "\n\n" + "\n\n".join(texts) + "\n\n" + end + after
 
 

@@ -371,11 +371,11 @@ def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytes
 def test_presets_refine_natural_images_by_learners_and_others_without() -> None:
     for name in ("small", "best"):
         found = []
-        for data in ("cifar10", "mnist"):
-            deployment = preset(name, data=replace(make_images(), name=data)).deployment
+        for data, channels in (("cifar10", 3), ("svhn", 3), ("photos", 3), ("fashion-mnist", 1), ("mnist", 1)):
+            deployment = preset(name, data=replace(make_images(channels=channels), name=data)).deployment
             found.append((deployment.refine_cross_entropy, deployment.refine_draws, deployment.refine_learners))
             assert deployment.refine_steps == 400
-        assert found == [(0.2, 2, 8), (0.0, 1, 0)]
+        assert found == [(0.2, 2, 8)] * 4 + [(0.0, 1, 0)]
 
 
 @pytest.mark.parametrize("group", [100, 2])

@@ -357,9 +357,19 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     assert "Accuracy in percent on the test split, of ConvNet-3 of width 32" in method
     assert "| real images | 81.0 | 98.5 | | |" in method
     assert "| everything | 92.0 ± 1.4 | 96.0 ± 0.0 | 2 | 15 |" in method
-    assert "| no average | not run | not run | | |" in method
-    assert "| equal rates | refused: every class \\| is one image | | 1 | |" in method
-    assert "a machine, 2026-11-22: base 0, base 1. another machine, 2026-11-22: rates 0.\n" in method
+    first, second = (
+        method.index(f"\n\n{machine}, 2026-11-22:\n\n| variant ") for machine in ("a machine", "another machine")
+    )
+    assert (
+        first
+        < method.index("| everything |")
+        < second
+        < method.index("| equal rates | refused: every class \\| is one")
+    )
+    assert method.count("| real images |") == 2 and "| no average |" not in method  # two tables, of what was run
+    assert (
+        "\n\nNot run: no average; no R1.\n\nThe preset `best`: not run. `ABLATION=full scripts/reproduce.sh`" in method
+    )
     assert method.endswith("\n\nAfter.\n")
     assert script.main(["--docs", str(tmp_path), "--check"]) == 0
     (tmp_path / "results" / "distill-cpu.json").write_text(json.dumps(speed | {"date": "2026-11-26 10:00 UTC"}))
@@ -368,7 +378,15 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     page, method = ((tmp_path / name).read_text() for name in ("results.md", "method.md"))
     assert "torch 2.13; 2026-11-26 10:00 UTC. Processor time" in page
     assert "Accuracy in percent on hold-out images cut from the training split, which no generator" in method
-    few = ablation | {"variants": ablation["variants"] | {"group": "no groups"}}
+    alone = {
+        key: [{**row, "machine": "a machine"} for row in rows] if key == "rows" else rows
+        for key, rows in ablation.items()
+    }
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(alone | {"preset": "best"}))
+    assert script.main(["--docs", str(tmp_path)]) == 0
+    method = (tmp_path / "method.md").read_text()
+    assert "| no average | not run | not run | | |" in method and "The preset `best`: not run" not in method
+    few = alone | {"variants": ablation["variants"] | {"group": "no groups"}}
     (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(few))
     assert script.main(["--docs", str(tmp_path)]) == 0
     method = (tmp_path / "method.md").read_text()
