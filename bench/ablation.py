@@ -74,12 +74,13 @@ def list_variants(
     generator, discriminator = (196, 196) if options.preset == "best" else (64, 32)
     youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
     game = plain.stage1.adversarial
-    shifts = "crop" if game.augment in ("flip_crop", "color_crop_cutout") else "crop=0.07"
+    shifts = "crop" if "flip" in game.augment else "crop=0.07"
     listed: dict[str, tuple[str, dict[str, Any]]] = {
         "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
         "generator": (
             "published generator: transposed convolutions",
-            {"generator.kind": "paper", "generator.width": generator, "generator.max_width": generator},
+            {"generator.kind": "paper", "generator.width": generator, "generator.max_width": generator}
+            | {"generator.mirrored": False},
         ),
         "conditioning": ("class conditioning in every batch norm too", {"generator.conditioning": "norm"}),
         "unconditioned": ("class conditioning at the input alone", {"generator.conditioning": "input"}),
@@ -89,6 +90,11 @@ def list_variants(
         "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
         "shown-color": ("the discriminator sees colour, crop and cutout", both("augment", "color_crop_cutout")),
         "shown-crop": ("the discriminator sees shifts alone", both("augment", shifts)),
+        "shown-more": ("the discriminator sees shifts beside mirrored images", both("augment", "flip_crop")),
+        "unmirrored": (
+            "the generator mirrors nothing, the discriminator sees what it did",
+            {"generator.mirrored": False},
+        ),
         "rates": (
             "generator's learning rate as high as the discriminator's",
             both("generator_lr", game.discriminator_lr),

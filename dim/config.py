@@ -50,9 +50,15 @@ class GeneratorConfig:
     """Upper bound on the channels of a layer."""
     conditioning: str = "input"
     """`input`: a class embedding beside the latents; `norm`: per-class gain and bias in every batch norm as well."""
+    mirrored: bool = False
+    """Whether every image whose last latent is positive is mirrored: for images whose classes survive it. A
+    discriminator that is shown mirrored images cannot tell whether every object looks one way; the generator then draws
+    one, and students that mirror nothing learn half."""
 
     def __post_init__(self) -> None:
         _one_of(self, "kind", ("resize", "paper"))
+        if self.mirrored and self.kind == "paper":
+            raise BadValueError("generator.mirrored is for the kind resize; the published generator mirrors nothing.")
         _between(self, "latent_dim", 1, 4096)
         _between(self, "width", 1, 1024)
         _between(self, "max_width", self.width, 2048)

@@ -224,6 +224,8 @@ def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:
         "image_px": data.height,
         "channels": data.channels,
     }
+    if not config.generator.mirrored:
+        del generator["mirrored"]  # as in runs of versions that did not know it
     return {
         **values,
         "format_version": 1,

@@ -44,6 +44,7 @@ class ResizeGenerator(nn.Module):
         width: channels at full resolution, doubled at every halving.
         max_width: upper bound on the channels.
         conditioning: `input` or `norm`; see `GeneratorConfig`.
+        mirrored: whether an image whose last latent is positive is mirrored.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class ResizeGenerator(nn.Module):
         width: int,
         max_width: int,
         conditioning: str,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim, self.num_classes = latent_dim, num_classes
-        self.image_px, self.channels = image_px, channels
+        self.image_px, self.channels, self.mirrored = image_px, channels, mirrored
         sizes = resolutions(image_px)
         widths = [min(width * 2 ** (len(sizes) - 1 - i), max_width) for i in range(len(sizes))]
         classes = num_classes if conditioning == "norm" else 0
@@ -83,6 +85,13 @@ class ResizeGenerator(nn.Module):
         Returns:
             images_NCHW, float, -1 to 1.
         """
+        images = self.draw(latents_NZ, labels_N)
+        if not self.mirrored:
+            return images
+        return torch.where(latents_NZ[:, -1, None, None, None] > 0, images.flip(3), images)
+
+    def draw(self, latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
+        """The images before any is mirrored: what `dim.export` has torch convert."""
         condition = F.normalize(self.embed(labels_N), dim=1) * self.latent_dim**0.5
         hidden = self.first(torch.cat([latents_NZ, condition.to(latents_NZ.dtype)], dim=1))
         hidden = hidden.view(-1, self.first_width, self.first_px, self.first_px)
@@ -132,7 +141,7 @@ def build_generator(config: Mapping[str, Any]) -> nn.Module:
 
     Args:
         config: `kind`, `latent_dim`, `num_classes`, `image_px`, `channels`; for `resize` also `width`, `max_width` and
-            `conditioning`.
+            `conditioning`, and `mirrored`, which runs of earlier versions lack.
 
     Returns:
         A module `(latents_NZ, labels_N) -> images_NCHW` with the attributes `latent_dim`, `num_classes`, `image_px`

@@ -152,7 +152,7 @@ _NOTHING = torch.empty(0)
 
 
 def _gather(x: list[Tensor], attributes: dict[str, Any], host: Host) -> Tensor:
-    return x[0][x[1]]
+    return x[0][:, x[1]] if attributes.get("axis", 0) else x[0][x[1]]
 
 
 def _gemm(x: list[Tensor], attributes: dict[str, Any], host: Host) -> Tensor:
@@ -250,7 +250,9 @@ _OPERATORS: dict[str, tuple[_Operator, dict[str, tuple[Any, ...]]]] = {
     "Clip": (_clip, {}),
     "Concat": (lambda x, a, h: torch.cat(x, dim=a["axis"]), {"axis": ()}),
     "Transpose": (lambda x, a, h: x[0].permute(a["perm"]), {"perm": ()}),
-    "Gather": (_gather, {"axis": (0,)}),
+    "Gather": (_gather, {"axis": (0, 1)}),
+    "Greater": (lambda x, a, h: x[0] > x[1], {}),
+    "Where": (lambda x, a, h: torch.where(x[0], x[1], x[2]), {}),
     "Gemm": (_gemm, {"alpha": (), "beta": (), "transA": (), "transB": ()}),
     "Conv": (_conv, _PLACES),
     "ConvTranspose": (_conv_transpose, _PLACES | {"output_padding": ()}),

@@ -20,8 +20,12 @@ SIDES = (4, 2)
 """Blocks that are tried."""
 
 
-def append_pixels(model: ModelProto) -> None:
+def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
     """Turn the output, -1 to 1 in NCHW, into `images`, in place.
+
+    Args:
+        model: with the input `latents` of one fixed length.
+        mirrored: mirror every image whose last latent is positive.
 
     The cast comes last, because TensorRT knows uint8 only at the borders of a network; the transposition first, because
     ONNX Runtime is slow at arithmetic that it has to move a transposition through. The arithmetic runs on
@@ -46,7 +50,21 @@ def append_pixels(model: ModelProto) -> None:
         node("Reshape", [nodes[-1].output[0], "flat"], ["pixels.flat"]),
         node("Mul", ["pixels.flat", "half_range"], ["pixels.scaled"]),
         node("Add", ["pixels.scaled", "half_range"], ["pixels.shifted"]),
-        node("Round", ["pixels.shifted"], ["pixels.rounded"]),
+    ]
+    if mirrored:  # before they are rounded, so that gradients can reach the latents through it
+        [latents] = (value for value in graph.input if value.name == "latents")
+        places = np.arange(height * width * channels).reshape(height, width, channels)
+        constants["mirror.places"] = places[:, ::-1].reshape(-1)
+        constants["mirror.latent"] = np.array([latents.type.tensor_type.shape.dim[1].dim_value - 1])
+        constants["mirror.border"] = np.array(0, np.float32)
+        nodes += [
+            node("Gather", ["latents", "mirror.latent"], ["mirror.by"], axis=1),
+            node("Greater", ["mirror.by", "mirror.border"], ["mirror.wanted"]),
+            node("Gather", [nodes[-1].output[0], "mirror.places"], ["mirror.images"], axis=1),
+            node("Where", ["mirror.wanted", "mirror.images", nodes[-1].output[0]], ["mirror.chosen"]),
+        ]
+    nodes += [
+        node("Round", [nodes[-1].output[0]], ["pixels.rounded"]),
         node("Clip", ["pixels.rounded", "darkest", "brightest"], ["pixels.clipped"]),
         node("Reshape", ["pixels.clipped", "shape"], ["pixels.shaped"]),
         node("Cast", ["pixels.shaped"], ["images"], to=TensorProto.UINT8),

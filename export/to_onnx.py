@@ -29,7 +29,8 @@ def generator_to_onnx(generator: nn.Module) -> bytes:
 
     Args:
         generator: `(latents_NZ float32, labels_N int64) -> images_NCHW` from -1 to 1, with the attributes `latent_dim`,
-            `num_classes`, `image_px` and `channels`; left in evaluation mode, on the CPU and in float32.
+            `num_classes`, `image_px` and `channels`; left in evaluation mode, on the CPU and in float32. Of one whose
+            attribute `mirrored` is set, what its `draw` returns is converted, and mirroring is added to the file.
 
     Returns:
         the bytes of an ONNX file: the same for the same weights, whatever the folder, process or machine's clock.
@@ -40,13 +41,27 @@ def generator_to_onnx(generator: nn.Module) -> bytes:
     generator.eval().to("cpu", torch.float32)
     latent_dim, image_px, channels = (int(getattr(generator, n)) for n in ("latent_dim", "image_px", "channels"))
     latents, labels = torch.zeros(3, latent_dim), torch.zeros(3, dtype=torch.int64)
-    model = export_module(generator, {"latents": latents, "labels": labels}, "values")
-    append_pixels(model)
+    mirrored = bool(getattr(generator, "mirrored", False))
+    module = _Unmirrored(generator) if mirrored else generator
+    model = export_module(module, {"latents": latents, "labels": labels}, "values")
+    append_pixels(model, mirrored=mirrored)
     simplify(model, int(generator.num_classes))  # type: ignore[arg-type]
     tidy(model, "generator")
     images = model.graph.output[0].type.tensor_type
     _check_shape("images", [d.dim_value for d in images.shape.dim], [0, image_px, image_px, channels])
     return serialised(model)
+
+
+class _Unmirrored(nn.Module):
+    """A generator without its last step, which depends on a latent."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = self.generator.draw(latents, labels)  # type: ignore[operator]
+        return images
 
 
 def export_module(module: nn.Module, inputs: Mapping[str, torch.Tensor], output: str) -> ModelProto:

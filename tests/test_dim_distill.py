@@ -527,10 +527,11 @@ def test_presets_fit_digits_and_survive_json(name: str) -> None:
         ("mnist", 1, 6000, "", ""),
         ("scans", 1, 999, "crop=0.07", "crop=0.07"),
         ("scans", 1, 1000, "", ""),
-        ("photos", 3, 6000, "crop=0.07", "crop=0.07"),
-        ("cifar10", 3, 5000, "crop=0.07", "flip_crop"),
-        ("cifar100", 3, 500, "crop=0.07", "color_crop_cutout"),
-        ("fashion-mnist", 1, 6000, "crop=0.07", "flip_crop"),
+        ("photos", 3, 6000, "", ""),
+        ("photos", 3, 999, "crop=0.07", "crop=0.07"),
+        ("cifar10", 3, 5000, "flip", "flip"),
+        ("cifar100", 3, 500, "flip_crop=0.07", "flip_crop"),
+        ("fashion-mnist", 1, 6000, "flip", "flip"),
     ],
 )
 def test_the_discriminator_sees_many_images_less_augmented(
@@ -542,6 +543,7 @@ def test_the_discriminator_sees_many_images_less_augmented(
     for preset_name, expected in (("small", small), ("best", best)):
         config = preset(preset_name, data=data)
         assert {config.stage1.adversarial.augment, config.stage2.adversarial.augment} == {expected}
+        assert config.generator.mirrored == expected.startswith("flip")
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -570,6 +572,19 @@ def test_runs_of_versions_without_newer_fields_go_on(undisturbed: Path, tmp_path
         distill(quick(seed=3, compile="off"), make_images(), tmp_path / "run", resume=True)
     assert distill(quick(compile="off"), make_images(), tmp_path / "run", resume=True).finished
     assert same(weights(undisturbed), weights(tmp_path / "run"))
+
+
+def test_a_generator_that_mirrors_is_told_in_the_record_and_goes_on(tmp_path: Path) -> None:
+    config = quick(**{"generator.mirrored": True, "stage1.steps": 4, "stage2.steps": 2})
+    with pytest.raises(Stop):
+        distill(config, make_images(), tmp_path / "run", progress=_stop_at("stage1", 3))
+    assert distill(config, make_images(), tmp_path / "run", resume=True).finished
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["generator"]["mirrored"] is True
+    with pytest.raises(RunError, match=r"another configuration \(generator differ\)"):
+        distill(quick(**{"stage1.steps": 4, "stage2.steps": 2}), make_images(), tmp_path / "run", resume=True)
+    plain = describe_run(quick(), make_images())
+    assert "mirrored" not in plain["generator"]  # as in runs of versions that did not know it
 
 
 def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dim.discriminator import build_discriminator
 from dim.generator import build_generator, resolutions
 from dim.paper_networks import PaperDiscriminator, PaperGenerator
 from dim.presets import preset
+from dim.runtime.errors import BadValueError
 
 RESIZE = {"kind": "resize", "latent_dim": 12, "width": 4, "max_width": 8, "conditioning": "input"}
 
@@ -91,6 +92,26 @@ def test_labels_and_latents_both_matter(conditioning: str) -> None:
         a = generator(latents, torch.tensor([0]))
         assert not torch.equal(a, generator(latents, torch.tensor([1])))
         assert not torch.equal(a, generator(latents + 1, torch.tensor([0])))
+
+
+def test_the_last_latent_mirrors_and_the_others_learn_through_it() -> None:
+    torch.manual_seed(0)
+    shape = {"num_classes": 3, "image_px": 8, "channels": 3}
+    generator = build_generator({**RESIZE, **shape, "mirrored": True}).eval()
+    latents = torch.randn(6, RESIZE["latent_dim"], requires_grad=True)
+    labels = torch.arange(6) % 3
+    images, as_drawn = generator(latents, labels), generator.draw(latents, labels)
+    positive = latents[:, -1] > 0
+    assert 0 < positive.sum() < 6
+    assert torch.equal(images[positive], as_drawn[positive].flip(3))
+    assert torch.equal(images[~positive], as_drawn[~positive])
+    images[:, :, :, :4].sum().backward()
+    assert latents.grad is not None and bool((latents.grad[:, :-1] != 0).any(dim=1).all())
+
+
+def test_the_published_generator_mirrors_nothing() -> None:
+    with pytest.raises(BadValueError, match=r"^generator.mirrored is for the kind resize; the published generator"):
+        GeneratorConfig(kind="paper", latent_dim=100, mirrored=True)
 
 
 def test_the_discriminator_sees_variety_within_a_group() -> None:

@@ -40,8 +40,9 @@ def drawn(path: Path, precision: str, engine: TorchEngine | None, count: int = 7
         {"conditioning": "norm"},
         {"image_px": 13, "channels": 1},
         {"kind": "paper", "image_px": 8},
+        {"mirrored": True},
     ],
-    ids=["input", "norm", "odd", "published"],
+    ids=["input", "norm", "odd", "published", "mirrored"],
 )
 def test_every_exported_generator_draws_the_same(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

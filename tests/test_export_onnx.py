@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dim.export.half import to_half
 from dim.export.onnx_graph import GraphEditor, parse
 from dim.export.parity import check_precision, draw_samples, draw_with_onnx, draw_with_torch
 from dim.export.pixels import block_weight
@@ -69,6 +71,8 @@ NETWORKS = {
     "norm": lambda: make_generator(generator_config(conditioning="norm")),
     "odd size, grey": lambda: make_generator(generator_config(image_px=13, channels=1)),
     "grey": lambda: make_generator(generator_config(image_px=16, channels=1)),
+    "mirrored, in blocks": lambda: make_generator(generator_config(image_px=16, mirrored=True)),
+    "mirrored, odd size": lambda: make_generator(generator_config(image_px=13, conditioning="norm", mirrored=True)),
     "published": lambda: make_generator(generator_config(kind="paper", image_px=8)),
     "transposed": lambda: trained_norms(Transposed(), 12),
 }
@@ -87,6 +91,17 @@ def test_draws_what_torch_draws_at_three_batch_sizes(exported: tuple[nn.Module, 
     agreement = check_precision("fp32", model, latents, labels, expected, "torch")
     assert agreement.max_levels <= 1
     assert agreement.changed_share < 1e-3
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, to_half], ids=["fp32", "fp16"])
+def test_a_positive_last_latent_mirrors_an_image_and_changes_nothing_else(convert: Callable[[bytes], bytes]) -> None:
+    plain, mirrored = (canonical_onnx(image_px=16, mirrored=wanted) for wanted in (False, True))
+    latents, labels = draw_samples(4, 16, 1.0, seed=2)
+    drawn = [draw_with_onnx(convert(model), latents, labels) for model in (plain, mirrored)]
+    positive = latents[:, -1] > 0
+    assert 50 < positive.sum() < len(positive) - 50
+    assert np.array_equal(drawn[1][~positive], drawn[0][~positive])
+    assert np.array_equal(drawn[1][positive], drawn[0][positive][:, :, ::-1])
 
 
 def test_keeps_the_graph_contract(exported: tuple[nn.Module, bytes]) -> None:
