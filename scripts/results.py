@@ -40,7 +40,8 @@ MNIST and of all CIFAR-10 (JPEG) had their latents of small fixed sets refined (
 set") after most of their rows of `stream` were measured; in `stream` they draw the same images bit for bit. Of CIFAR-10
 (JPEG), cf43d675 lies in this repository; c112e132 is it before any refining, cedc71d4 and 0a5150c5 after the first
 and second pass, both by ConvNets alone, 4675479d after the third, by ResNets as well; the fourth to seventh ask for
-the class too, and for the last two some networks learned from the set meanwhile.
+the class too, and for the last two some networks learned from the set meanwhile. Of its four classes, 3fbfee26 lies in
+this repository; 87631039 had been shown shifted images and mirrors nothing (method.md, "What is shown of both").
 
 "Real, equal bytes" are as many real images as fit into the generator's file, in its precision; with soft labels, into
 that and the teacher's, each image with its logits. They are priced as raw uint8 pixels, as a set in memory or in an NPZ
