@@ -78,7 +78,7 @@ def list_variants(
     listed: dict[str, tuple[str, dict[str, Any]]] = {
         "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
         "generator": (
-            "published generator: transposed convolutions",
+            "published generator: transposed convolutions" + ", nothing mirrored" * plain.generator.mirrored,
             {"generator.kind": "paper", "generator.width": generator, "generator.max_width": generator}
             | {"generator.mirrored": False},
         ),
@@ -90,7 +90,6 @@ def list_variants(
         "shown": ("no augmentation of what the discriminator sees", both("augment", "")),
         "shown-color": ("the discriminator sees colour, crop and cutout", both("augment", "color_crop_cutout")),
         "shown-crop": ("the discriminator sees shifts alone", both("augment", shifts)),
-        "shown-more": ("the discriminator sees shifts beside mirrored images", both("augment", "flip_crop")),
         "unmirrored": (
             "the generator mirrors nothing, the discriminator sees what it did",
             {"generator.mirrored": False},
@@ -130,6 +129,8 @@ def list_variants(
             "unanswered": ("without the judges' cross-entropy", {"deployment.refine_cross_entropy": 0.0}),
         }
         listed |= {name: (f"latents of small fixed sets refined {how}", row) for name, (how, row) in parts.items()}
+    if plain.generator.mirrored:
+        listed["shown-more"] = ("the discriminator sees shifts beside mirrored images", both("augment", "flip_crop"))
     kept = {
         name: row
         for name, row in listed.items()

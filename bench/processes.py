@@ -3,7 +3,7 @@
 
     python bench/processes.py                                    # all GPUs of this machine against one of them
     python bench/processes.py --device cpu --processes 2         # two processes of one thread each, by gloo
-    python bench/processes.py --preset best --image-px 32 --channels 3 --out docs/results/distill-processes.json
+    python bench/processes.py --preset best --image-px 32 --channels 3 --out docs/results/processes-gpu.json
 
 `torchrun` runs the same short distillation with one process and with several, the batch of all of them being equal, on
 random images, because speed does not depend on them; the pool is one small classifier. Speeds are real images that a
@@ -141,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the report as JSON")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.lines < 2:
+        raise SystemExit("--lines must be at least 2: the first log line of a stage does not count.")
     if options.work:
         work(options)
         return 0

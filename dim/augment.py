@@ -222,8 +222,9 @@ def default_policy(data_name: str) -> str:
     """Return the student's augmentation for a dataset: small shifts, and mirroring where it is known to keep the class.
 
     Args:
-        data_name: the dataset's name, as `load_data` knows it; folders and archives are never mirrored, because nobody
-            knows whether their classes survive it (digits and letters do not).
+        data_name: the dataset's name, as `load_data` knows it; other folders and archives are never mirrored, because
+            nobody knows whether their classes survive it (digits and letters do not). A folder of CIFAR images is known
+            by the beginning of its name.
 
     Returns:
         A policy.

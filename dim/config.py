@@ -53,7 +53,7 @@ class GeneratorConfig:
     mirrored: bool = False
     """Whether every image whose last latent is positive is mirrored: for images whose classes survive it. A
     discriminator that is shown mirrored images cannot tell whether every object looks one way; the generator then draws
-    one, and students that mirror nothing learn half."""
+    one, and students that do not mirror all they see learn less (docs/method.md)."""
 
     def __post_init__(self) -> None:
         _one_of(self, "kind", ("resize", "paper"))

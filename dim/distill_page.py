@@ -16,11 +16,12 @@ SPLITS = {
 ABLATION_MARKS = ("<!-- ablation: written by scripts/results.py -->", "<!-- end of ablation -->")
 
 
-def ablation_table(report: Mapping[str, Any]) -> list[str]:
+def ablation_table(report: Mapping[str, Any], *, with_real: bool = True) -> list[str]:
     """Write the table of an ablation.
 
     Args:
         report: `results.json` of `bench/ablation.py`.
+        with_real: begin with the row of students of real images.
 
     Returns:
         lines of Markdown: means over generators, with the deviation between them where there are several.
@@ -29,7 +30,7 @@ def ablation_table(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "| variant | fixed | stream | generators | seconds |",
         "|---|---:|---:|---:|---:|",
-        f"| real images | {real['fixed']:.1f} | {real['stream']:.1f} | | |",
+        *([f"| real images | {real['fixed']:.1f} | {real['stream']:.1f} | | |"] if with_real else []),
     ]
     for name, words in report["variants"].items():
         rows = [row for row in report["rows"] if row["variant"] == name]
@@ -65,12 +66,15 @@ def ablation_text(report: Mapping[str, Any]) -> list[str]:
         "every generator. Seconds: what distilling took. "
         f"{report['threads']} thread, torch {report['torch']}.",
     ]
+    if len(places) > 1:  # which of them the students of real images were trained on, the report does not say
+        real = [statistics.fmean(report["real"][mode]) for mode in MODES]
+        lines[0] += f" Real images: {real[0]:.1f} in `fixed`, {real[1]:.1f} in `stream`."
     for machine, rows in places.items():
         days = sorted({row.get("date", report["date"])[:10] for row in rows})
         here = {row["variant"] for row in rows}
         variants = {k: v for k, v in report["variants"].items() if whole or k in here}
         lines += ["", f"{machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}:", ""]
-        lines += ablation_table({**report, "rows": rows, "variants": variants})
+        lines += ablation_table({**report, "rows": rows, "variants": variants}, with_real=len(places) == 1)
     return lines if whole or not others else [*lines, "", f"{NOT_RUN.capitalize()}: {'; '.join(others)}."]
 
 

@@ -36,8 +36,9 @@ COLLAPSE_LINES = 20
 GUESS_LOSS = 2 * math.log(2)
 """The logistic discriminator loss of one that says "half" to every image."""
 GUESS_SHARE = 0.99
-"""Part of `GUESS_LOSS` above which the mean of `COLLAPSE_LINES` log lines says that it guesses. Runs that taught
-students well lay at 0.6 to 0.98 of it, so this is told, and stops nothing."""
+"""Part of `GUESS_LOSS` above which the mean of `COLLAPSE_LINES` log lines says that it does nothing but guess. Runs
+that taught students well lay at 0.6 to 0.98 of it, and some that taught them badly at 0.97, so by this number only a
+complete guess can be told; and it stops nothing."""
 
 VOTE_STEPS = 10
 """Steps between the votes of several processes on whether the time limit has passed."""
@@ -101,6 +102,7 @@ class Session:
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
             self.restore(self.resumed)
+            self._remember(stage)
         else:
             self.unlogged.clear()
         last_time, last_step = time.monotonic(), first
@@ -152,6 +154,13 @@ class Session:
         self.quiet_lines = self.quiet_lines + 1 if self._is_won(losses.get("discriminator_loss")) else 0
         if self.quiet_lines >= COLLAPSE_LINES:
             raise self._diverged(stage, step, "the discriminator has won and teaches nothing")
+
+    def _remember(self, stage: str) -> None:
+        """Take up the last losses of a resumed stage from the metrics."""
+        if self.metrics_path.exists():
+            lines = [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+            losses = [line.get("discriminator_loss") for line in lines if line["stage"] == stage]
+            self.recent.extend(loss for loss in losses if loss is not None)
 
     def _tell_guesses(self, stage: str, step: int, losses: Mapping[str, float]) -> bool:
         """Say it if the discriminator has told nothing apart for a while; returns whether it was said."""

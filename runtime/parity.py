@@ -68,13 +68,24 @@ def share_of_blank(images: NDArray[np.uint8]) -> float:
 
 
 def spread_levels(images: NDArray[np.uint8]) -> float:
-    """Return the spread within one class's images [N, H, W, C]: the mean over the pixels of their deviation."""
+    """Return the spread within one class's images [N, H, W, C]: the mean over the pixels of their deviation.
+
+    An image counts as its mirror image where that is nearer to the first one: a generator that mirrors, and draws one
+    image and its mirror image again and again, has no spread.
+    """
     if images.size == 0:
         return 0.0
-    flat = images.reshape(len(images), -1)
+    flat = np.stack([_faced(image, images[0]) for image in images]).reshape(len(images), -1)
     step = max(1, _PIECE // len(images))
     columns = (flat[:, start : start + step].astype(np.float64) for start in range(0, flat.shape[1], step))
     return float(sum(part.std(axis=0).sum() for part in columns) / flat.shape[1])
+
+
+def _faced(image: NDArray[np.uint8], first: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image, or its mirror image if that is nearer to `first`."""
+    target, mirrored = first.astype(np.int16), image[:, ::-1]
+    off = [int(np.abs(other.astype(np.int16) - target).sum(dtype=np.int64)) for other in (image, mirrored)]
+    return image if off[0] <= off[1] else mirrored
 
 
 def _pieces(

@@ -193,8 +193,8 @@ def all_steps(folder: Path) -> list[Step]:
         *steps,
         Step("generate --device gpu: a set, twice the same", 30, partial(make_sets, folder=folder)),
         Step("doctor", 30, examine),
-        Step("the tests of training that need a GPU", 180, training_tests),
         Step("benchmark at batch 1, 64, 1024", 150, partial(measure, batches=(1, 64, 1024))),
+        Step("the tests of training that need a GPU", 180, training_tests),
     ]
 
 

@@ -451,6 +451,22 @@ def test_a_discriminator_that_guesses_is_told_once_per_stage(tmp_path: Path, mon
     assert "(stage2.adversarial.augment)" in told[1]
 
 
+def test_a_run_in_pieces_is_told_of_a_guessing_discriminator_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(**{"stage1.steps": 24, "log_steps": 1, "checkpoint_steps": 1})
+    win(monkeypatch, 1, loss=1.38)
+    said: list[str] = []
+    for step in (12, 18):  # neither piece has twenty log lines
+        with pytest.raises(Stop):
+            distill(
+                config, make_images(), tmp_path / "run", resume=True, say=said.append, progress=_stop_at("stage1", step)
+            )
+    assert not [line for line in said if "guesses" in line]
+    distill(config, make_images(), tmp_path / "run", resume=True, say=said.append)
+    assert [line.split(":")[0] for line in said if "guesses" in line and "stage1" in line] == ["Step 20 of stage1"]
+
+
 def test_a_discriminator_that_tells_some_things_apart_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

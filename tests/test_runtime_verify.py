@@ -184,7 +184,9 @@ def test_large_images_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyP
     whole = parity.max_levels(images, others), parity.psnr_db(images, others), parity.spread_levels(images)
     monkeypatch.setattr(parity, "_PIECE", 10)
     pieces = parity.max_levels(images, others), parity.psnr_db(images, others), parity.spread_levels(images)
-    assert pieces == pytest.approx(whole) and whole[2] == pytest.approx(images.astype(float).std(axis=0).mean())
+    signed = images.astype(float)
+    faced = [min((i, i[:, ::-1]), key=lambda other: np.abs(other - signed[0]).sum()) for i in signed]
+    assert pieces == pytest.approx(whole) and whole[2] == pytest.approx(np.std(faced, axis=0).mean())
     monkeypatch.setattr(verify_module, "_MAX_BYTES", 64)
     labels, indices = verify_module._samples(load_manifest(build_tiny_bundle(tmp_path / "a.dim", image_px=64)))
     assert len(labels) == 66 and sorted(set(labels.tolist())) == [0, 1, 2]
@@ -209,3 +211,10 @@ def test_parity_measures() -> None:
     one_colour[0, ..., 1], one_colour[1, 0, 0, 0] = 9, 1
     assert parity.share_of_blank(one_colour) == 0.5 and parity.share_of_blank(one_colour[:0]) == 0.0
     assert parity.spread_levels(black) == 0.0 and parity.spread_levels(np.concatenate([black, grey])) == 127.5
+
+
+def test_an_image_and_its_mirror_image_again_and_again_have_no_spread() -> None:
+    image, other = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
+    collapsed = np.stack([image, image[:, ::-1], image[:, ::-1], image])
+    assert collapsed.std(axis=0).mean() > 30 and parity.spread_levels(collapsed) == 0.0
+    assert parity.spread_levels(np.concatenate([collapsed, other[None]])) > 10
