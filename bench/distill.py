@@ -191,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "pool_sgd_steps": config.pool.ages[-1] * len(config.pool.architectures),
         "stage2_images": stages,
         "clock": clock,
+        "recipe_networks": "channels_last, fused optimisers",
         "machine": describe_machine(device.type),
         "threads": options.threads,
         "load": os.getloadavg()[0],

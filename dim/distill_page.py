@@ -146,7 +146,8 @@ def _speeds(stem: str, report: Mapping[str, Any]) -> list[str]:
         f"{report['channels']}, batch {report['batch']}, {report['rounds']} rounds; {report['machine']}, "
         f"{report['threads']} thread(s), torch {report['torch']}; {report.get('date', 'the file has no date')}. "
         f"{'Processor' if clock == 'cpu' else 'Wall'} time; load {report['load']:.1f}: so many processes wanted to run "
-        "in the minute before.",
+        "in the minute before. The recipe's networks: "
+        f"{report.get('recipe_networks', 'in the default memory layout, where ours are channels_last and fused')}.",
         "",
         "| stage | ours | recipe | times as fast | range | promised |",
         "|---|---|---|---:|---:|---|",
