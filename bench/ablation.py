@@ -10,8 +10,10 @@
 Every variant is distilled with every seed, exported, and measured by fresh classifiers at ten images per class, `fixed`
 and `stream`, beside the same classifiers on real images. The published recipe gets as much time as the unchanged one
 takes (the processor's, or the wall's on a GPU), its networks and losses as published. The same command goes on where an
-earlier one ended; seeds are the outer loop, so an early end leaves whole columns. `results.json` holds all that was
-measured. With `--equal-seconds` it only works out how long the published recipe may be, for `scripts/reproduce.sh`.
+earlier one ended; seeds are the outer loop, so an early end leaves whole columns. A variant that trains stage 1 and the
+pool as "everything" does takes them over, which gives what a run from scratch would, bit for bit on a CPU; their
+seconds count as if it had not. `results.json` holds all that was measured. With `--equal-seconds` it only works out how
+long the published recipe may be, for `scripts/reproduce.sh`.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import torch
 from dim.config import DistillConfig
 from dim.data import load_data
 from dim.data_set import ImageSet
-from dim.distill import choose_device, distill
+from dim.distill import choose_device, describe_run, distill
 from dim.distill_page import ablation_table
 from dim.eval_cells import describe_machine
 from dim.eval_recipe import split_holdout
@@ -38,8 +40,10 @@ from dim.export.export_run import export_run
 from dim.game import amp_dtype
 from dim.presets import preset
 from dim.runtime.atomic import replace_file
-from dim.runtime.errors import DivergedError, ParityError
+from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunError
 from dim.session import Progress
+from dim.stage1_source import find_stage1
+from dim.stage2 import wants_pool
 
 Clock = Callable[[], float]
 """Of the processor on a CPU, which other programs disturb least, else of the wall."""
@@ -58,6 +62,22 @@ LEAST_TIMED_S = 2.0
 """Where fewer steps than this takes are timed, the noise of a machine shows."""
 GAME = ("stage1.adversarial", "stage2.adversarial")
 SPLITS = {True: "hold-out", False: "test"}
+
+
+@dataclass
+class Cost:
+    """Seconds of a distillation."""
+
+    seconds: float
+    stages: dict[str, float]
+    """Of each stage that was run, as far as its steps report."""
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> "Cost":
+        return cls(**json.loads(path.read_text()))
 
 
 def both(field: str, value: object) -> dict[str, object]:
@@ -295,25 +315,40 @@ def make(
         The run, and the seconds that its distillation took.
     """
     run = options.out / "runs" / f"{name}-{seed}"
-    cost = run.with_suffix(".seconds")
+    cost_path = run.with_suffix(".seconds")
     base = options.out / "runs" / f"base-{seed}"
     if name == "latents":
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(base, run, ignore=shutil.ignore_patterns("latents.npz", "*.dim"))
-        return run, float(base.with_suffix(".seconds").read_text())
-    if cost.exists():
-        return run, float(cost.read_text())
+        return run, Cost.load(base.with_suffix(".seconds")).seconds
+    if cost_path.exists():
+        return run, Cost.load(cost_path).seconds
     clock = time.process_time if choose_device(options.device).type == "cpu" else time.perf_counter
+    source = None
     if name in ("paper", "paper-narrow"):
-        budget_s = float(base.with_suffix(".seconds").read_text())
+        budget_s = Cost.load(base.with_suffix(".seconds")).seconds
         timing = options.out / "runs" / f"{name}-{seed}-timing"
         config = published(seed, data, budget_s, timing, options.device, clock, own)
     else:
         config = preset(options.preset, data=data, overrides={**common, **own, "seed": seed})
+        source = base if name != "base" and trains_the_same(base, config, data) else None
     shutil.rmtree(run, ignore_errors=True)
-    seconds = timed(config, data, run, options.device, clock)
-    cost.write_text(str(seconds))
-    return run, seconds
+    cost = timed(config, data, run, options.device, clock, from_stage1=source)
+    if source is not None:
+        spent = Cost.load(base.with_suffix(".seconds")).stages
+        shared = ("stage1", "pool") if wants_pool(config) else ("stage1",)
+        cost.seconds += sum(spent.get(stage, 0.0) for stage in shared if stage not in cost.stages)
+    cost.save(cost_path)
+    return run, cost.seconds
+
+
+def trains_the_same(base: Path, config: DistillConfig, data: ImageSet) -> bool:
+    """Whether a run would train the very stage 1 that another has finished."""
+    try:
+        find_stage1(base, describe_run(config, data))
+    except (BadValueError, RunError):
+        return False
+    return base.with_suffix(".seconds").exists()
 
 
 def timed(
@@ -323,11 +358,25 @@ def timed(
     device: str,
     clock: Clock,
     progress: Callable[[Progress], None] = lambda report: None,
-) -> float:
-    """Distil; return the seconds that it took."""
-    began = clock()
-    distill(config, data, run, device=device, say=lambda line: print(line, file=sys.stderr), progress=progress)
-    return clock() - began
+    from_stage1: Path | None = None,
+) -> Cost:
+    """Distil; return what it took."""
+    cost = Cost(0.0, {})
+    began = last = clock()
+
+    def note(report: Progress) -> None:
+        nonlocal last
+        now = clock()
+        cost.stages[report.stage] = cost.stages.get(report.stage, 0.0) + now - last
+        last = now
+        progress(report)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    distill(config, data, run, device=device, from_stage1=from_stage1, say=say, progress=note)
+    cost.seconds = clock() - began
+    return cost
 
 
 def published(
@@ -369,7 +418,7 @@ def published(
                 marks.append(clock())
 
         try:
-            total = timed(config, data, timing, device, clock, mark)
+            total = timed(config, data, timing, device, clock, mark).seconds
         finally:
             shutil.rmtree(timing, ignore_errors=True)
         # The first quarter pays for what a process does once.

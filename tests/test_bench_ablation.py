@@ -102,6 +102,18 @@ def test_rows_are_judged_on_what_their_generators_never_saw_and_are_made_once(
     assert bench.main(["--out", str(tmp_path), "--table"]) == 0
     assert "| random latents in fixed sets, no choice | not run" not in capsys.readouterr().out.split("| variant |")[-1]
 
+    # Stage 1 and the pool are taken over where they are the same, and counted nevertheless.
+    assert bench.main([*arguments, "--only", "logits,ages,ema"]) == 0
+    said = capsys.readouterr().err.split("seed 0: ")[1:]
+    taken = [("Stage 1 and the pool are taken from" in part, "Stage 1 is taken from" in part) for part in said]
+    assert taken == [(True, False), (False, True), (False, False)]
+    names = ("base", "logits", "ages")
+    base, logits, ages = (bench.Cost.load(tmp_path / "runs" / f"{name}-0.seconds") for name in names)
+    assert {"stage1", "pool"} <= set(base.stages) and "pool" in ages.stages and "stage1" not in ages.stages
+    shared = base.stages["stage1"] + base.stages["pool"]
+    assert not {"stage1", "pool"} & set(logits.stages) and logits.seconds > shared + sum(logits.stages.values())
+    assert ages.seconds > base.stages["stage1"] + sum(ages.stages.values())
+
     with pytest.raises(SystemExit, match=r"was measured with split 'hold-out', not 'test': give another --out\.$"):
         bench.refuse_another_setting(
             argparse.Namespace(out=tmp_path, holdout=False, preset="tiny", width=4, epochs=2),
