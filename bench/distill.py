@@ -8,7 +8,8 @@
     python bench/distill.py --graphs off           # on a GPU: our steps started kernel by kernel, as the recipe's are
 
 Both sides get the same generator, the same convolutions in the discriminator, the same classifiers, the same batch, and
-images from memory; `published_recipe.py` beside this file is the other side. Pixels and weights are random, because
+images from memory; `published_recipe.py` beside this file is the other side: once as one would write it down, once with
+dim's memory layout and fused optimisers. Pixels and weights are random, because
 speed does not depend on them. An image is a real image that a generator step consumes; a step of stage 2 is the mean
 over the pool's architectures. Ours pays for its kept pool as well: each architecture is trained once, to its last age,
 and that time is spread over the images of the stage, so stage 2 has a row for every length of the stage.
@@ -31,7 +32,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from distill_sides import NUM_CLASSES, Seconds, Turn, measure, plus
+from distill_sides import NUM_CLASSES, RIVALS, Seconds, Turn, measure, plus
 from published_recipe import SGD_STEPS
 
 from dim.allocator import keep_freed_memory
@@ -122,10 +123,10 @@ def summarise(turns: dict[tuple[str, str], list[Turn]], batch: int, stages: dict
                 }
             )
         for ours in (p for side, p in turns if side == "ours"):
-            for theirs in (p for side, p in turns if side == "recipe"):
-                row: dict[str, Any] = {"what": what, "ours": ours, "recipe": theirs}
+            for rival, theirs in ((side, p) for side, p in turns if side != "ours"):
+                row: dict[str, Any] = {"what": what, "ours": ours, "rival": rival, "recipe": theirs}
                 for clock, name in enumerate(("cpu", "wall")):
-                    pairs = zip(turns["ours", ours], turns["recipe", theirs], strict=True)
+                    pairs = zip(turns["ours", ours], turns[rival, theirs], strict=True)
                     found = [seconds(b, what)[clock] / seconds(a, what)[clock] for a, b in pairs]
                     row |= {name: statistics.median(found), f"{name}_least": min(found), f"{name}_most": max(found)}
                 ratios.append(row)
@@ -135,8 +136,8 @@ def summarise(turns: dict[tuple[str, str], list[Turn]], batch: int, stages: dict
 def judge(ratios: list[dict[str, Any]], clock: str) -> list[dict[str, Any]]:
     """Compare stage 2 with what is promised, on one clock."""
     return [
-        {"what": row["what"], "ours": row["ours"], "recipe": row["recipe"], "found": row[clock], "least": least}
-        | {"holds": row[clock] >= least}
+        {name: row[name] for name in ("what", "ours", "rival", "recipe")}
+        | {"found": row[clock], "least": least, "holds": row[clock] >= least}
         for row in ratios
         if row["what"] != "stage 1" and (least := LEAST.get((row["ours"], row["recipe"])))
     ]
@@ -151,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--architectures", nargs="+", help="of the pool, where not all of them should be timed")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5, help="each a few steps of every kind on both sides")
+    parser.add_argument("--rival", nargs="+", default=list(RIVALS), choices=RIVALS, help="the recipe's networks")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--compile", default="off", choices=("on", "off"), help="torch.compile for our networks")
     parser.add_argument("--graphs", default="auto", choices=("auto", "off"), help="CUDA graphs of our steps")
@@ -176,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.preset, shape, options.batch, options.architectures, options.compile, options.graphs
     )
     with own_stream(device):
-        turns = measure(config, shape, device, precisions=options.precision, rounds=options.rounds)
+        turns = measure(
+            config, shape, device, precisions=options.precision, rounds=options.rounds, rivals=options.rival
+        )
     clock = "cpu" if device.type == "cpu" else "wall"
     report = summarise(turns, options.batch, stages)
     report |= {
@@ -191,7 +195,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "pool_sgd_steps": config.pool.ages[-1] * len(config.pool.architectures),
         "stage2_images": stages,
         "clock": clock,
-        "recipe_networks": "channels_last, fused optimisers",
         "machine": describe_machine(device.type),
         "threads": options.threads,
         "load": os.getloadavg()[0],
@@ -217,20 +220,20 @@ def print_report(report: dict[str, Any]) -> None:
         + " or ".join(f"{images:,} images" for images in report["stage2_images"].values())
         + f"; the recipe makes {SGD_STEPS} before every generator step"
     )
-    print(f"{'':<30}{'side':<8}{'precision':<11}{'step ms':>9}{'images/s':>10}{'wall ms':>10}{'images/s':>10}")
+    print(f"{'':<30}{'side':<15}{'precision':<11}{'step ms':>9}{'images/s':>10}{'wall ms':>10}{'images/s':>10}")
     for row in report["rows"]:
         print(
-            f"{row['what']:<30}{row['side']:<8}{row['precision']:<11}{row['step_ms_cpu']:>9.1f}"
+            f"{row['what']:<30}{row['side']:<15}{row['precision']:<11}{row['step_ms_cpu']:>9.1f}"
             f"{row['images_per_s_cpu']:>10.1f}{row['step_ms_wall']:>10.1f}{row['images_per_s_wall']:>10.1f}"
         )
-    print(f"{'ratio (lowest to highest)':<30}{'ours':<8}{'recipe':<11}{'processor time':>24}{'wall':>24}")
+    print(f"{'ratio (lowest to highest)':<30}{'ours':<6}{'against':<20}{'processor time':>24}{'wall':>24}")
     for row in report["ratios"]:
         found = [f"{row[c]:.2f} ({row[f'{c}_least']:.2f} to {row[f'{c}_most']:.2f})" for c in ("cpu", "wall")]
-        print(f"{row['what']:<30}{row['ours']:<8}{row['recipe']:<11}{found[0]:>24}{found[1]:>24}")
+        print(f"{row['what']:<30}{row['ours']:<6}{row['rival'] + ' ' + row['recipe']:<20}{found[0]:>24}{found[1]:>24}")
     for claim in report["claims"]:
         verdict = "holds" if claim["holds"] else "MISSED"
         print(
-            f"{claim['what']}, ours {claim['ours']} against {claim['recipe']}: {claim['found']:.2f}, "
+            f"{claim['what']}, ours {claim['ours']} against {claim['rival']} {claim['recipe']}: {claim['found']:.2f}, "
             f"at least {claim['least']:g}: {verdict}"
         )
 

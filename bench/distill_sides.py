@@ -31,6 +31,8 @@ NUM_CLASSES, PER_CLASS = 10, 2000
 
 Seconds = tuple[float, float]
 """Processor time and wall time."""
+RIVALS = {"plain": "recipe", "tuned": "recipe, tuned"}
+"""What the published recipe is called, by whether its networks and optimisers lie and are fused as dim's are."""
 
 
 class Clock:
@@ -186,9 +188,12 @@ class Theirs:
         shape: `num_classes`, `image_px` and `channels`.
         data: on the device.
         precision: `fp32` or `bf16`.
+        tuned: see `PublishedRecipe`.
     """
 
-    def __init__(self, config: DistillConfig, shape: dict[str, int], data: DeviceData, precision: str) -> None:
+    def __init__(
+        self, config: DistillConfig, shape: dict[str, int], data: DeviceData, precision: str, tuned: bool = False
+    ) -> None:
         self.clock = Clock(data.device)
         size = replace(config.discriminator, group_size=1)
         critic = build_discriminator(size, **shape)
@@ -204,6 +209,7 @@ class Theirs:
             batch=config.stage2.batch_size,
             augment_policy=config.pool.augment,
             bf16=precision == "bf16",
+            tuned=tuned,
         )
 
     def turn(self, number: int) -> Turn:
@@ -220,6 +226,7 @@ def measure(
     *,
     precisions: Sequence[str],
     rounds: int,
+    rivals: Sequence[str] = tuple(RIVALS),
 ) -> dict[tuple[str, str], list[Turn]]:
     """Take turns.
 
@@ -229,6 +236,7 @@ def measure(
         device: where both sides run.
         precisions: `fp32`, `bf16`.
         rounds: after one that is not counted.
+        rivals: of `RIVALS`.
 
     Returns:
         The turns of every (side, precision), one per round.
@@ -242,7 +250,8 @@ def measure(
         for precision in precisions:
             ours = replace(config, autocast="bf16" if precision == "bf16" else "off")
             sides["ours", precision] = Ours(ours, shape, data, Path(folder, precision))
-            sides["recipe", precision] = Theirs(config, shape, data, precision)
+            for rival in rivals:
+                sides[RIVALS[rival], precision] = Theirs(config, shape, data, precision, tuned=rival == "tuned")
         turns: dict[tuple[str, str], list[Turn]] = {key: [] for key in sides}
         for number in range(rounds + 1):
             for key, side in sides.items():

@@ -4,8 +4,8 @@ Stage 1 is WGAN-GP with class heads, one critic step per generator step. Stage 2
 log-probabilities that a classifier gives to real and to generated images of the same labels; the classifier starts
 afresh every epoch and makes sixteen SGD steps on real images before every generator step. What the published code loses
 in data loader workers is not held against it: images are gathered from one array in memory. The layers and the
-augmentations are dim's own, networks and images lie in memory as dim's do (channels_last), the optimisers are fused,
-so that only the recipe differs.
+augmentations are dim's own. Tuned, it also has networks that lie in memory as dim's do (channels_last) and fused
+optimisers, so that only the recipe differs.
 
 Shapes: N batch, Z latent dimension, K classes, C channels, H = W image_px.
 """
@@ -60,6 +60,7 @@ class PublishedRecipe:
         batch: N, in all three loops.
         augment_policy: of what the classifiers see.
         bf16: forward passes under autocast.
+        tuned: networks in the memory layout of dim's own, and fused optimisers.
     """
 
     def __init__(
@@ -73,21 +74,25 @@ class PublishedRecipe:
         batch: int,
         augment_policy: str,
         bf16: bool,
+        tuned: bool = False,
     ) -> None:
-        self.device = images_NCHW.device
+        self.device, self.tuned = images_NCHW.device, tuned
         self.generator, self.critic = self._placed(generator), self._placed(critic)
         self.classifiers = [self._placed(classifier) for classifier in classifiers]
         self.images_NCHW, self.labels_N = images_NCHW, labels_N
         self.num_classes = int(labels_N.max()) + 1
         self.batch, self.policy, self.bf16 = batch, augment_policy, bf16
-        self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), lr=LR, betas=BETAS, fused=True)
-        self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=LR, betas=BETAS, fused=True)
+        fused = tuned or None  # None: as torch chooses
+        self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), lr=LR, betas=BETAS, fused=fused)
+        self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=LR, betas=BETAS, fused=fused)
         self.classifier_optimisers = [
-            torch.optim.SGD(c.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+            torch.optim.SGD(c.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
             for c in self.classifiers
         ]
 
     def _placed(self, network: nn.Module) -> nn.Module:
+        if not self.tuned:
+            return network.to(self.device)
         layout = getattr(network, "memory_format", torch.channels_last)  # of a classifier, what suits it
         return network.to(self.device, memory_format=layout)
 

@@ -49,18 +49,31 @@ def test_a_run_reports_both_sides_at_every_length(
     report = json.loads(out.read_text())
     assert code == int(any(not claim["holds"] for claim in report["claims"]))
     assert {(r["side"], r["precision"]) for r in report["rows"]} == {
-        (side, precision) for side in ("ours", "recipe") for precision in ("fp32", "bf16")
+        (side, precision) for side in ("ours", "recipe", "recipe, tuned") for precision in ("fp32", "bf16")
     }
     assert report["stage2_images"] == {"stage 2 of tiny": 300 * 64, "stage 2 as long as published": 78_000 * 64}
     assert report["pool_sgd_steps"] == 2 * 200
-    assert {(c["what"], c["ours"], c["least"]) for c in report["claims"]} == {
-        (what, precision, least)
+    assert {(c["what"], c["ours"], c["rival"], c["least"]) for c in report["claims"]} == {
+        (what, precision, rival, least)
         for what in report["stage2_images"]
+        for rival in ("recipe", "recipe, tuned")
         for precision, least in (("fp32", 4.0), ("bf16", 6.0))
     }
     assert all(0 < row["cpu_least"] <= row["cpu"] <= row["cpu_most"] for row in report["ratios"])
     printed = capsys.readouterr().out
     assert "the kept pool takes 400 SGD steps (mlp, convnet3), spread over 19,200 images or 4,992,000" in printed
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_tuned_recipe_lies_as_ours_does(bench: ModuleType, sides: ModuleType, tmp_path: Path, tuned: bool) -> None:
+    config, _ = bench.configure("tiny", SHAPE, 4, ["convnet3"])
+    data = DeviceData(np.zeros((30, 8, 8, 1), np.uint8), np.repeat(np.arange(10), 3), 10, torch.device("cpu"))
+    recipe = sides.Theirs(config, SHAPE, data, "fp32", tuned).recipe
+    networks = (recipe.generator, recipe.critic)
+    kernels = [p for network in networks for p in network.parameters() if p.dim() == 4 and min(p.shape) > 1]
+    assert kernels and all(kernel.is_contiguous() == (not tuned) for kernel in kernels)
+    optimisers = (recipe.generator_optimiser, recipe.critic_optimiser, *recipe.classifier_optimisers)
+    assert [optimiser.defaults["fused"] for optimiser in optimisers] == [tuned or None] * 3
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
