@@ -32,6 +32,7 @@ Sides = tuple[int, int]
 SHAPES = {
     "input": generator_config(),
     "norm": generator_config(conditioning="norm"),
+    "mirrored": generator_config(mirrored=True),
     "grey": generator_config(image_px=13, channels=1),
     "published": generator_config(kind="paper", image_px=8),
 }
