@@ -647,9 +647,11 @@ def test_every_size_and_number_of_classes(
     # Batch statistics over 4,096 large images would take most of the time.
     monkeypatch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=1, batch_size=8))
     data = make_images(num_classes=num_classes, per_class=per_class, image_px=image_px, channels=channels)
+    data = replace(data, name="cifar-bars" if channels == 3 else data.name)
     few = {"stage1.steps": 1, "stage2.steps": 1, "stage1.batch_size": 8, "stage2.batch_size": 8, "pool.ages": (1,)}
     chosen = {"deployment.latent_stds": (), "deployment.fixed_latents": 1, "deployment.candidates": 2}
-    config = preset("tiny", data=data, overrides={**QUICK, **few, **chosen, "pool.architectures": ("convnet3",)})
+    config = preset("best", data=data, overrides={**QUICK, **few, **chosen, "pool.architectures": ("convnet3",)})
+    assert config.generator.mirrored == (channels == 3) and config.stage1.adversarial.discriminator_steps == 2
     assert distill(config, data, tmp_path / "run").finished
     with np.load(tmp_path / "run" / "latents.npz") as archive:
         assert archive["latents"].shape == (num_classes, 1, 8) and np.isfinite(archive["latents"]).all()
@@ -660,6 +662,38 @@ def test_every_size_and_number_of_classes(
     with np.load(tmp_path / "set" / "train.npz") as drawn:
         assert drawn["images"].shape == (num_classes, image_px, image_px, channels)
         assert np.array_equal(drawn["labels"], np.arange(num_classes))
+
+
+def test_all_that_best_does_ends_in_a_bundle_that_holds(tmp_path: Path) -> None:
+    """As small as can be, with every ingredient: ages, spreads, refining by learners, mirroring, a teacher."""
+    data = replace(make_images(num_classes=4, per_class=20, image_px=16, channels=3), name="cifar-bars")
+    names = ("generator.width", "generator.max_width", "discriminator.width", "discriminator.max_width", "pool.width")
+    sizes = {name: QUICK[name] for name in (*names, "stage1.steps", "stage2.steps", "deployment.candidates")}
+    sizes |= {"stage1.batch_size": 16, "stage2.batch_size": 16, "pool.batch_size": 16, "pool.ages": (1, 2, 3, 4)}
+    sizes |= {"deployment.fixed_latents": 12, "deployment.refine_steps": 2, "log_steps": 2, "deployment.candidates": 20}
+    teacher = {"deployment.teacher": "convnet3", "deployment.teacher_steps": 2, "deployment.teacher_width": 8}
+    config = preset("best", data=data, overrides={**sizes, **teacher})
+    plain = to_dict(preset("best", data=data))
+    assert config.generator.mirrored and len(config.pool.architectures) == 5
+    assert {**to_dict(config)["deployment"], **plain["deployment"]} == plain["deployment"]
+    with pytest.raises(Stop):
+        distill(config, data, tmp_path / "run", progress=_stop_at("refining", 1))
+    assert distill(config, data, tmp_path / "run", resume=True).finished
+    pool = json.loads((tmp_path / "run" / "pool.json").read_text())
+    assert len(pool) == 5 * 4
+    bundle = export_run(tmp_path / "run", precisions=("fp32", "fp16"))
+    assert verify(bundle).ok
+    with Bundle(bundle) as opened:
+        assert "teacher.onnx" in opened.manifest.files
+        latents = opened.latents([0, 3], [0, 11])
+        drawn, mirrored = (
+            opened.engine.run(
+                np.concatenate([latents[:, :-1], np.full((2, 1), last, np.float32)], axis=1), np.array([0, 3])
+            )
+            for last in (-1e-6, 1e-6)
+        )
+        assert np.abs(drawn[:, :, ::-1].astype(int) - mirrored).max() <= 1 < np.abs(drawn.astype(int) - mirrored).max()
+        assert generate(opened, tmp_path / "set", counts=(13,) * 4, format="npz", soft_labels=True).complete
 
 
 def test_values_that_cannot_be(tmp_path: Path) -> None:
