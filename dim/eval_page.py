@@ -270,7 +270,16 @@ def matrix(rows: Sequence[Row], planned: bool, mode: str) -> list[str]:
                 name = subject if labels == "hard" else f"{subject}, soft labels"
                 texts = " | ".join(cells.get(ipc, NOT_RUN) for ipc in ipcs)
                 lines.append(f"| {network_name(arch, width)} | {name} | {texts} |")
-    return lines
+    return lines if planned else [*lines, *_left_out(rows)]
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    """Name the sizes, networks and labels of a full evaluation that a table has no cell for."""
+    ipcs = [str(ipc) for ipc in IPCS if ipc not in {row["ipc"] for row in rows}]
+    networks = [arch for arch in NETWORKS if arch not in {row["arch"] for row in rows}]
+    parts = [f"IPC {', '.join(ipcs)}"] * bool(ipcs) + [", ".join(networks)] * bool(networks)
+    parts += ["soft labels"] * all(row["labels"] == "hard" for row in rows)
+    return ["", f"{NOT_RUN.capitalize()} by this recipe and length: {'; '.join(parts)}."] if parts else []
 
 
 def _lines(rows: Sequence[Row], planned: bool, mode: str, labels: str) -> dict[tuple[str, int | None], list[str]]:
