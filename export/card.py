@@ -246,8 +246,8 @@ def _accuracy(m: Manifest) -> str:
     if not m.accuracy:
         return f"{head}Not measured yet:  `dim eval --data {_shell(m.source.name)} --bundle {_shell(m.name)}.dim`"
     lines = [
-        "| trained on | drawn in | mode | images per class | network | recipe, epochs | labels | accuracy % | seeds "
-        "| steps | distinct images |"
+        "| trained on | drawn in | mode | images per class | network | recipe, epochs, precision | labels | accuracy % "
+        "| seeds | steps | distinct images |"
     ]
     lines.append("|" + "---|" * 11)
     for row in m.accuracy:
@@ -258,7 +258,7 @@ def _accuracy(m: Manifest) -> str:
             _text(row.get("mode", "?")),
             _text(row.get("ipc") or "all"),
             network,
-            _text(f"{row.get('recipe', '?')}, {_count(row.get('epochs'))}"),
+            _text(", ".join(str(part) for part in _recipe(row))),
             _text(row.get("labels", "hard")),
             _mean(row),
             str(len(row["seeds"]) if isinstance(row.get("seeds"), list | tuple) else 0),
@@ -270,6 +270,11 @@ def _accuracy(m: Manifest) -> str:
     notes = [f"Protocol: {_text(protocol)}." for protocol in protocols]
     notes.append("Mean and deviation over the seeds.")
     return head + "\n".join(lines) + "\n\n" + "\n".join(notes)
+
+
+def _recipe(row: Mapping[str, Any]) -> list[object]:
+    """Of a row's students: recipe, epochs, and in which precision they were trained, where the row says so."""
+    return [row.get("recipe", "?"), _count(row.get("epochs")), *([row["precision"]] if row.get("precision") else [])]
 
 
 def _mean(row: Mapping[str, Any]) -> str:

@@ -122,9 +122,11 @@ def test_int8_stands_beside_fp32_with_the_precision_named(tmp_path: Path) -> Non
 
 def test_rows_may_lack_fields(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
-    record_accuracy(bundle, [{"accuracy_mean": 5, "width": 64, "arch": "vgg11"}])
-    row = "| ? | - | ? | all | vgg11 (width 64) | ?, ? | hard | 5.00 | 0 | ? | ? |"
-    assert row in (bundle / "README.md").read_text()
+    rows: list[dict[str, Any]] = [{"accuracy_mean": 5, "width": 64, "arch": "vgg11"}]
+    record_accuracy(bundle, [*rows, {"arch": "mlp", "recipe": "default", "epochs": 1000, "precision": "bf16"}])
+    card = (bundle / "README.md").read_text()
+    assert "| ? | - | ? | all | vgg11 (width 64) | ?, ? | hard | 5.00 | 0 | ? | ? |" in card
+    assert "| mlp | default, 1,000, bf16 | hard |" in card
 
 
 def test_names_cannot_be_markup(tmp_path: Path) -> None:
