@@ -149,6 +149,9 @@ def list_variants(
             "unanswered": ("without the judges' cross-entropy", {"deployment.refine_cross_entropy": 0.0}),
         }
         listed |= {name: (f"latents of small fixed sets refined {how}", row) for name, (how, row) in parts.items()}
+    if plain.generator.conditioning == "norm":
+        neither = {"generator.conditioning": "input"} | both("ema_halflife_kimg", 0.0)
+        listed["neither"] = ("class conditioning at the input alone and no moving average", neither)
     if plain.generator.mirrored:
         listed["shown-more"] = ("the discriminator sees shifts beside mirrored images", both("augment", "flip_crop"))
     kept = {

@@ -60,11 +60,11 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     }
     assert small["base"][0] == "everything (the preset `small`, shortened)"
     assert small["four-ages"][1] == {"pool.ages": (50, 200, 800, 3200)}
-    assert not {"unconditioned", "shown", "one-step"} & set(small)  # what `small` does anyway
+    assert not {"unconditioned", "neither", "shown", "one-step"} & set(small)  # what `small` does anyway
     assert small["rates"][1]["stage2.adversarial.generator_lr"] == 5e-4 and "two-steps" in small
     assert "shown" in rows_of(bench, "small", "cifar10", full=False)
     best = rows_of(bench, "best", "cifar10", full=True)
-    assert {"unconditioned", "shown-color", "shown-crop", "one-step", "ages", "generator"} <= set(best)
+    assert {"unconditioned", "neither", "shown-color", "shown-crop", "one-step", "ages", "generator"} <= set(best)
     assert best["base"][0] == "everything (the preset `best`)"
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
     assert best["rates"][1]["stage1.adversarial.generator_lr"] == 2.5e-4

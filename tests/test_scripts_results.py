@@ -373,9 +373,7 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     )
     assert "| no average |" not in method  # two tables, of what was run
     assert "| real images |" not in method and " Real images: 81.0 in `fixed`, 98.5 in `stream`.\n" in method
-    assert (
-        "\n\nNot run: no average; no R1.\n\nThe preset `best`: not run. `ABLATION=full scripts/reproduce.sh`" in method
-    )
+    assert "\n\nNot run: no average; no R1.\n\nThe preset `best` in full length: not run. `ABLATION=full " in method
     assert method.endswith("\n\nAfter.\n")
     assert script.main(["--docs", str(tmp_path), "--check"]) == 0
     (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(ablation | {"split": "hold-out"}))
@@ -386,11 +384,11 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
         key: [{**row, "machine": "a machine"} for row in rows] if key == "rows" else rows
         for key, rows in ablation.items()
     }
-    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(alone | {"preset": "best"}))
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(alone | {"preset": "best", "changed": {}}))
     assert script.main(["--docs", str(tmp_path)]) == 0
     method = (tmp_path / "method.md").read_text()
     assert "| real images | 81.0 | 98.5 | | |" in method
-    assert "| no average | not run | not run | | |" in method and "The preset `best`: not run" not in method
+    assert "| no average | not run | not run | | |" in method and "The preset `best` in full" not in method
     few = alone | {"variants": ablation["variants"] | {"group": "no groups"}}
     (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(few))
     assert script.main(["--docs", str(tmp_path)]) == 0
