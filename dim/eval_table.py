@@ -284,9 +284,9 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
         axis.set_xlabel("images per class and epoch" if panel[2] == "stream" else "images per class")
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    _legend(figure, columns=2 * across)
     figure.suptitle(drawn[0]["data"])
     _save(figure, path)
 
@@ -326,11 +326,16 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.3, axis="y")
         axis.set_xlim(-0.6, most - 0.4)  # bars of one width in every panel
-    lines = {line: label for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    shown = {label: line for line, label in lines.items()}
-    figure.legend(list(shown.values()), list(shown), fontsize=8, loc="outside lower center", ncols=4)
+    _legend(figure, columns=4)
     figure.suptitle(rows[0]["data"])
     _save(figure, path)
+
+
+def _legend(figure: "Figure", columns: int) -> None:
+    """Put one legend of all panels below them."""
+    pairs = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    shown = {label: line for line, label in pairs}
+    figure.legend(list(shown.values()), list(shown), fontsize=8, loc="outside lower center", ncols=columns)
 
 
 def _save(figure: "Figure", path: Path) -> None:
