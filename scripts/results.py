@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[1] / "docs")
     parser.add_argument("--check", action="store_true", help="write nothing, fail if the page is out of date")
     options = parser.parse_args(arguments)
+    if not options.docs.is_dir():
+        sys.exit(f"There is no folder {options.docs}: --docs is the one that holds results/.")
     page, folder = options.docs / "results.md", options.docs / "results"
     found, cpu = read_results(folder), read_benchmarks(folder, "engines", "product_rates")
     benchmarks = distill_section(read_benchmarks(folder, "distill", "ratios"))

@@ -238,6 +238,8 @@ def test_two_bundles_are_told_apart_and_two_measurements_of_one_are_refused(scri
 def test_a_file_of_another_kind_is_refused(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "x.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"^There is no folder .*nowhere: --docs is the one that holds results/\.$"):
+        script.main(["--docs", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit, match=r"x\.json is not a results\.json of dim eval"):
         script.main(["--docs", str(tmp_path)])
 
