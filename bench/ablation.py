@@ -38,6 +38,7 @@ from dim.eval_recipe import split_holdout
 from dim.evaluate import evaluate
 from dim.export.export_run import export_run
 from dim.game import amp_dtype
+from dim.paper_networks import WIDTH as PUBLISHED_WIDTH
 from dim.presets import preset
 from dim.runtime.atomic import replace_file
 from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunError
@@ -91,7 +92,8 @@ def list_variants(
     """List what a row says, and what it changes; rows that would change nothing of this preset are left out."""
     plain = preset(options.preset, data=data, overrides=common)
     # The published networks with as many channels as published only where the others are as large.
-    generator, discriminator = (196, 196) if options.preset == "best" else (64, 32)
+    wide = plain.generator.max_width >= PUBLISHED_WIDTH
+    generator, discriminator = (PUBLISHED_WIDTH, PUBLISHED_WIDTH) if wide else (64, 32)
     youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
     game = plain.stage1.adversarial
     shifts = "crop" if "flip" in game.augment else "crop=0.07"
@@ -162,7 +164,7 @@ def list_variants(
     if plain.deployment.fixed_latents:
         kept["latents"] = ("random latents in fixed sets, no choice", {})
     kept["paper"] = ("published recipe, equal time", {})
-    if options.preset != "best":
+    if not wide:
         narrow = {"generator": generator, "discriminator": discriminator}
         kept["paper-narrow"] = (
             f"published recipe, {generator} and {discriminator} channels and our pool's width, equal time",

@@ -38,11 +38,13 @@ def bench() -> ModuleType:
     return module
 
 
-def rows_of(bench: ModuleType, preset: str, name: str, *, full: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+def rows_of(
+    bench: ModuleType, preset: str, name: str, *, full: bool, **changed: int
+) -> dict[str, tuple[str, dict[str, Any]]]:
     channels = 3 if name.startswith("cifar") else 1
     classes = tuple("0123456789")
     data = SimpleNamespace(name=name, classes=classes, class_counts=(5000,) * 10, height=32, channels=channels)
-    common = bench.QUIET if full else bench.BASE
+    common = (bench.QUIET if full else bench.BASE) | changed
     found: dict[str, tuple[str, dict[str, Any]]] = bench.list_variants(
         argparse.Namespace(preset=preset, full=full), data, common
     )
@@ -76,6 +78,8 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     }  # fmt: skip
     assert not set(parts) & (set(small) | set(rows_of(bench, "tiny", "cifar10", full=True)))  # which refine by fewer
     assert "four-ages" in rows_of(bench, "best", "cifar10", full=False)  # shortened to two ages
+    narrow = rows_of(bench, "best", "cifar10", full=False, **{"generator.width": 32, "generator.max_width": 128})
+    assert narrow["generator"][1]["generator.width"] == 64 and "paper-narrow" in narrow  # as wide as ours, about
 
 
 def test_rows_are_judged_on_what_their_generators_never_saw_and_are_made_once(
