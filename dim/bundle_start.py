@@ -13,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx import NodeProto
 from torch import Tensor, nn
 
 from dim.batch_norm import BatchNorm, ClassBatchNorm
 from dim.config import DistillConfig
+from dim.export.onnx_graph import Array, GraphEditor
 from dim.generator import GeneratorNorm, ResidualBlock, ResizeGenerator, build_generator
 from dim.runtime.bundle_files import check_file, load_manifest
 from dim.runtime.errors import BadValueError, BundleError
@@ -27,9 +31,6 @@ from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest
 from dim.runtime.manifest_check import CANONICAL_ONNX
 from dim.torch_engine import OnnxGraph
-
-if TYPE_CHECKING:
-    from onnx import NodeProto
 
 SHAPE = ("kind", "latent_dim", "width", "max_width", "conditioning")
 """What the generator of the run must have in common with that of the bundle; whether it mirrors may differ."""
@@ -88,7 +89,7 @@ def trainable_generator(
     assert isinstance(network, ResizeGenerator)
     network.eval()
     try:
-        _Reader(model, network).fill()
+        _Reader(GraphEditor(onnx.load_from_string(model)), network).fill()
     except (KeyError, ValueError, RuntimeError) as error:
         raise _unreadable(path, error) from error
     generator = torch.Generator().manual_seed(0)
@@ -126,18 +127,12 @@ class _Reader:
     """Puts the constants of an exported graph into the layers that they came from.
 
     Args:
-        model: what `dim.export` wrote.
+        editor: of the graph.
         network: in evaluation mode; its norms get the statistics of a norm that changes nothing.
     """
 
-    def __init__(self, model: bytes, network: ResizeGenerator) -> None:
-        import onnx
-        from onnx import numpy_helper
-
-        graph = onnx.load_from_string(model).graph
-        self.network, self.nodes = network, list(graph.node)
-        self.makers = {name: node for node in self.nodes for name in node.output}
-        self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    def __init__(self, editor: GraphEditor, network: ResizeGenerator) -> None:
+        self.editor, self.network = editor, network
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -158,15 +153,16 @@ class _Reader:
             bias = self.constant(f"{name}.skip.bias")
             if bias is not None:  # that of conv2 is added to the same sum
                 assert block.conv2.bias is not None
-                block.conv2.bias += bias
+                block.conv2.bias += torch.from_numpy(np.array(bias))
         self._fill_convolution(self.network.last, self.network.last_norm, "last")
 
-    def constant(self, name: str) -> Tensor | None:
+    def constant(self, name: str) -> Array | None:
         """A weight by the name that it has in the network; of one that mirrors, the file has the network in another."""
-        return self.constants.get(name, self.constants.get(f"generator.{name}"))
+        own = self.editor.constant(name)
+        return self.editor.constant(f"generator.{name}") if own is None else own
 
     def _fill_convolution(self, conv: nn.Conv2d, norm: GeneratorNorm, name: str) -> None:
-        """A convolution and the norm before it; of the last, drawn in blocks of pixels, the first outputs and taps."""
+        """A convolution and the norm before it; of the last, written for blocks of pixels, the first outputs and taps."""
         weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
         assert conv.bias is not None
         conv.weight.copy_(weight[: len(conv.weight), :, :3, :3])
@@ -178,18 +174,19 @@ class _Reader:
         first, embed, latent_dim = self.network.first, self.network.embed, self.network.latent_dim
         weight, table = self._tensor("first.weight"), self.constant("first.weight.classes")
         if table is None:
-            [joined] = [node for node in self.nodes if node.op_type == "Concat"]
-            [rows] = [table for table in map(self._row_of, joined.input) if table is not None]
-            embed.weight.copy_(rows)
+            [joined] = [node for node in self.editor.graph.node if node.op_type == "Concat"]
+            rows = next(t for t in map(self._row_of, joined.input) if t is not None)
+            embed.weight.copy_(torch.from_numpy(np.array(rows)))
             first.weight.copy_(weight)
             first.bias.copy_(self._tensor("first.bias"))
             return
         # There is a table where there are no more classes than latents, so class rows can be orthogonal.
         noise = torch.randn(embed.weight.T.shape, generator=torch.Generator().manual_seed(0))
         embed.weight.copy_(torch.linalg.qr(noise)[0].T)
-        middle = table.mean(0)
+        values = torch.from_numpy(np.array(table))
+        middle = values.mean(0)
         first.weight[:, :latent_dim].copy_(weight)
-        first.weight[:, latent_dim:].copy_((table - middle).T @ embed.weight / latent_dim**0.5)
+        first.weight[:, latent_dim:].copy_((values - middle).T @ embed.weight / latent_dim**0.5)
         first.bias.copy_(middle)
 
     def _fill_norm(self, norm: nn.Module, weight_name: str) -> None:
@@ -203,44 +200,44 @@ class _Reader:
             gains, biases = tables or (None, None)
             if gains is None or biases is None:
                 raise ValueError(f"there is no gain and bias per class before {weight_name}")
-            norm.gain.weight.copy_(gains.flatten(1))
-            norm.bias.weight.copy_(biases.flatten(1))
+            norm.gain.weight.copy_(torch.from_numpy(np.array(gains)).flatten(1))
+            norm.bias.weight.copy_(torch.from_numpy(np.array(biases)).flatten(1))
         elif tables is not None:
             raise ValueError(f"there is a gain per class before {weight_name}")
 
-    def _class_tables(self, weight_name: str) -> tuple[Tensor, Tensor] | None:
+    def _class_tables(self, weight_name: str) -> tuple[Array, Array] | None:
         """The gains and biases per class, [K, C, 1, 1], of what a convolution reads, where it has some."""
         names = (weight_name, f"generator.{weight_name}")
-        [conv] = [n for n in self.nodes if n.op_type == "Conv" and n.input[1] in names]
-        node = self.makers.get(conv.input[0])
+        [conv] = [n for n in self.editor.graph.node if n.op_type == "Conv" and n.input[1] in names]
+        node = self.editor.producer(conv.input[0])
         while node is not None and node.op_type in ("Resize", "Relu"):
-            node = self.makers.get(node.input[0])
+            node = self.editor.producer(node.input[0])
         biases = None if node is None or node.op_type != "Add" else self._table(node)
         if node is None or biases is None:
             return None
-        made = [self.makers[name] for name in node.input if name in self.makers]
-        multiply = next((maker for maker in made if maker.op_type == "Mul"), None)
+        producers = [p for p in map(self.editor.producer, node.input) if p is not None]
+        multiply = next((producer for producer in producers if producer.op_type == "Mul"), None)
         gains = None if multiply is None else self._table(multiply)
         if gains is None:
             raise ValueError(f"the gain before {weight_name} is missing")
         return gains, biases
 
-    def _table(self, node: NodeProto) -> Tensor | None:
+    def _table(self, node: NodeProto) -> Array | None:
         """The table of which one of a node's inputs is a row."""
         rows = [table for table in map(self._row_of, node.input) if table is not None and table.ndim == 4]
         return rows[0] if rows else None
 
-    def _row_of(self, name: str) -> Tensor | None:
+    def _row_of(self, name: str) -> Array | None:
         """The table that a value is a row of, by the label."""
-        made = self.makers.get(name)
+        made = self.editor.producer(name)
         picked = made is not None and made.op_type == "Gather" and made.input[1] == "labels"
-        return self.constants.get(made.input[0]) if made is not None and picked else None
+        return self.editor.constant(made.input[0]) if made is not None and picked else None
 
     def _tensor(self, name: str) -> Tensor:
         value = self.constant(name)
         if value is None:
             raise KeyError(name)
-        return value
+        return torch.from_numpy(np.array(value))
 
 
 @torch.no_grad()

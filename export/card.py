@@ -43,7 +43,7 @@ REFINED: dict[str, int | float] = {
     "learners": 0,
 }
 """Options of `scripts/refine.py`, as it notes them, and the least that each may be."""
-REPORTING_ONLY = ("name", "preset", "seed", "start.bundle", "checkpoint_steps", "grid_steps", "log_steps")
+REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a configuration that the command names otherwise, or that change nothing in the result."""
 
 
@@ -168,8 +168,6 @@ def _command(config: Mapping[str, Any]) -> str:
         words.append(f"--seed {int(config['seed'])}")
     # A field that came after the run has a default that changes nothing.
     found = _flat(to_dict(_defaults())) | _flat(config)
-    if found["start.bundle"]:
-        words.append("--from-bundle START.dim")
     for field, value in start.items():
         if field not in REPORTING_ONLY and found[field] != value:
             words.append("--set " + _shell(f"{field}={json.dumps(found[field])}"))
@@ -347,9 +345,6 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
         lines += ["```sh", command, export, *_refining(m, record, config["name"]), "```", ""]
         if m.source.name not in NATIVE_SHAPES:
             lines += [f"`--data` takes the path of the source that is called {_text(m.source.name)} here.", ""]
-        start = config.get("start")
-        if isinstance(start, Mapping) and start.get("bundle"):
-            lines += [f"`START.dim` is the bundle with the content id {_text(start['bundle'])}.", ""]
     lines += [
         "<details><summary>Resolved configuration</summary>",
         "",

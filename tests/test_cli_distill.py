@@ -54,7 +54,7 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("dim.distill.distill", record)
     options = ["--preset", "tiny", "--seed", 3, "--steps", 7, "--matching-steps", 2, "--matching-loss", "paper"]
     options += ["--set", "generator.width=16", "--device", "cpu", "--threads", 2, "--time-limit", "9m"]
-    options += ["--resume", "--json", "--from-stage1", tmp_path / "other", "--from-bundle", tmp_path / "b.dim"]
+    options += ["--resume", "--json", "--from-stage1", tmp_path / "other"]
     ran = dim("distill", "--data", "digits", "--out", tmp_path / "run", *options)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["run_dir"] == str(tmp_path / "run")
@@ -64,7 +64,6 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (seen["images"].name, seen["images"].split_seed) == ("digits", 3)
     assert (seen["device"], seen["threads"], seen["time_limit_s"]) == ("cpu", 2, 540.0)
     assert (seen["resume"], seen["tensorboard"], seen["from_stage1"]) == (True, False, tmp_path / "other")
-    assert seen["from_bundle"] == tmp_path / "b.dim"
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
