@@ -36,13 +36,6 @@ def distill(
             help="Begin with the finished stage 1 of another run, and its pool; they may differ in what comes after.",
         ),
     ] = None,
-    from_bundle: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE",
-            help="Begin stage 1 with the generator of this bundle, whose run may be gone; the rest starts anew.",
-        ),
-    ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels, 8 to 128.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,
     data_dir: Annotated[
@@ -132,7 +125,6 @@ def distill(
                 run_dir,
                 resume=resume,
                 from_stage1=from_stage1,
-                from_bundle=from_bundle,
                 device=device,
                 threads=default_threads() if threads is None else threads,
                 time_limit_s=limit_s,

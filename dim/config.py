@@ -254,19 +254,6 @@ class DeploymentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """A bundle whose generator stage 1 begins with, instead of fresh weights; see `dim.bundle_start`."""
-
-    bundle: str = ""
-    """Its content id, which `--from-bundle` notes; empty: fresh weights."""
-    discriminator_steps: int = 500
-    """First steps of stage 1 in which the discriminator, which no bundle holds, learns alone; with a bundle only."""
-
-    def __post_init__(self) -> None:
-        _between(self, "discriminator_steps", 0, 10_000_000)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Everything that decides what a distillation produces, beside the data."""
 
@@ -292,8 +279,6 @@ class DistillConfig:
     """The generator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The discriminator."""
-    start: StartConfig = field(default_factory=StartConfig)
-    """What stage 1 begins with."""
     stage1: StageConfig
     """The conditional GAN."""
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -339,7 +324,6 @@ def to_dict(config: DistillConfig) -> dict[str, Any]:
 _NESTED: Mapping[str, type] = {
     "generator": GeneratorConfig,
     "discriminator": DiscriminatorConfig,
-    "start": StartConfig,
     "stage1": StageConfig,
     "stage2": StageConfig,
     "adversarial": AdversarialConfig,

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from dim.allocator import keep_freed_memory
-from dim.bundle_start import find_bundle, trainable_generator
 from dim.checkpoint import CheckpointFolder, write_json, write_tensors
 from dim.classifiers import build_classifier
 from dim.compiled import compiler_for, compiling_explained
@@ -90,7 +89,6 @@ def distill(
     *,
     resume: bool = False,
     from_stage1: Path | None = None,
-    from_bundle: Path | None = None,
     device: str = "auto",
     threads: int | None = None,
     time_limit_s: float | None = None,
@@ -107,8 +105,6 @@ def distill(
         resume: go on from the newest checkpoint; on the CPU the result is that of an undisturbed run, bit for bit.
         from_stage1: another run whose finished stage 1 this one begins with, and whose kept pool, where it is
             configured alike; on the CPU the result is that of a run from scratch, bit for bit. A begun run goes on.
-        from_bundle: a bundle of the same classes whose generator stage 1 begins with; its content id becomes
-            `config.start.bundle`.
         device: `auto`, `cpu` or `gpu`.
         threads: of the CPU; None for as many as torch is set to. Another number may round differently.
         time_limit_s: stop cleanly at the first checkpoint after so many seconds.
@@ -120,8 +116,7 @@ def distill(
         The run directory, and whether it is finished.
 
     Raises:
-        BadValueError: the configuration does not fit the data, or the bundle neither of them.
-        BundleError: the bundle is damaged, or not as this version writes it.
+        BadValueError: the configuration does not fit the data.
         RunError: the run directory cannot be used, is used by another process, or the disk refused; `from_stage1` has
             no finished stage 1, or another than this run would train.
         DivergedError: training broke down; the last good checkpoint is kept.
@@ -130,11 +125,6 @@ def distill(
     """
     started = time.monotonic()
     torch_device = choose_device(device)
-    start = None if from_bundle is None else find_bundle(from_bundle)
-    if start is not None:
-        config = start.noted(config)
-    elif config.start.bundle:
-        raise BadValueError("start.bundle is what --from-bundle notes: give that instead.")
     writer = _summary_writer() if tensorboard else None
     with cpu_threads(threads), process_group(torch_device.type) as world, explained(run_dir), ExitStack() as holding:
         if torch_device.type == "cuda":
@@ -147,9 +137,6 @@ def distill(
         compiler_for(config, torch_device, world)  # so that a missing compiler is told before anything is made
         record = describe_run(config, data)
         folder, final = CheckpointFolder(run_dir / "checkpoints", fingerprint_of(record)), "generator.safetensors"
-        first = None
-        if start is not None and folder.is_empty and not (run_dir / final).exists():
-            first = trainable_generator(start, record["generator"], data.classes, config.latent_std)
         if world.is_main:
             begun = (run_dir / final).exists() or not folder.is_empty
             source = None if from_stage1 is None or begun else find_stage1(from_stage1, record)
@@ -163,8 +150,6 @@ def distill(
             return Outcome(run_dir=run_dir, finished=True)
         device_data, holdout = _on_device(config, data, torch_device)
         game = Game(config, record["generator"], device_data, world)
-        if first is not None:
-            game.begin_with(first)
         session = Session(
             run_dir=run_dir,
             config=config,
@@ -269,8 +254,6 @@ def fingerprint_of(record: dict[str, Any]) -> str:
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     decisive = {k: v for k, v in record.items() if k not in INDECISIVE}
-    if not decisive.get("start", {}).get("bundle"):
-        decisive.pop("start", None)  # fresh weights, as in runs of versions that knew nothing else
     decisive["deployment"] = {k: v for k, v in record["deployment"].items() if LATER.get(k) != v}
     decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence", "split_seed")}
     return decisive

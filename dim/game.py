@@ -74,11 +74,6 @@ class Game:
         self.parallel_discriminator = self._parallel(self.discriminator)
         self.start_stage(config.stage1.adversarial)
 
-    def begin_with(self, network: nn.Module) -> None:
-        """Take over the weights of a generator of the same shape."""
-        for mine in (self.generator, self.ema):
-            mine.load_state_dict(network.state_dict())
-
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.world.size == 1:
             return network

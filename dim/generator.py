@@ -69,10 +69,10 @@ class ResizeGenerator(nn.Module):
         self.first_px, self.first_width = sizes[0], widths[0]
         self.first = nn.Linear(2 * latent_dim, widths[0] * sizes[0] ** 2)
         self.blocks = nn.ModuleList(
-            ResidualBlock(before, after, px, classes)
+            _Block(before, after, px, classes)
             for before, after, px in zip(widths[:-1], widths[1:], sizes[1:], strict=True)
         )
-        self.last_norm = GeneratorNorm(widths[-1], classes)
+        self.last_norm = _Norm(widths[-1], classes)
         self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class ResizeGenerator(nn.Module):
         return torch.tanh(self.last(F.relu(self.last_norm(hidden, labels_N))))
 
 
-class GeneratorNorm(nn.Module):
+class _Norm(nn.Module):
     """Batch normalisation, per class where `num_classes` is not 0."""
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -113,7 +113,7 @@ class GeneratorNorm(nn.Module):
         return output
 
 
-class ResidualBlock(nn.Module):
+class _Block(nn.Module):
     """norm, relu, conv, norm, relu, resize, conv, added to a resized 1x1 convolution of the input.
 
     Everything that can runs before the resize: half the multiplications of the usual order (resize first).
@@ -122,7 +122,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, before: int, after: int, px: int, num_classes: int) -> None:
         super().__init__()
         self.px = px
-        self.norm1, self.norm2 = GeneratorNorm(before, num_classes), GeneratorNorm(after, num_classes)
+        self.norm1, self.norm2 = _Norm(before, num_classes), _Norm(after, num_classes)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.skip = nn.Conv2d(before, after, 1, bias=False)

@@ -19,18 +19,13 @@ def train_gan(session: Session) -> bool:
 
     def step(index: int) -> Mapping[str, Tensor]:
 
-        alone = bool(config.start.bundle) and index < config.start.discriminator_steps
-
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
             draws, report = game.teach_discriminator(generator, stage.batch_size, group_size, index)
-            if alone:
-                return report
             loss, _ = game.generator_loss(draws)
             game.generator_step(loss, stage.batch_size)
             return {**report, "generator_loss": loss.detach()}
 
-        end = config.start.discriminator_steps if alone else stage.steps
-        left = (end - index) * game.share_of(index)
-        return steps.take((alone, *game.penalties(index)), play, left=left, seed=game.step_seed("stage1", index))
+        left = (stage.steps - index) * game.share_of(index)
+        return steps.take(game.penalties(index), play, left=left, seed=game.step_seed("stage1", index))
 
     return session.run_stage("stage1", stage, step)

@@ -85,8 +85,6 @@ def _check_same(source: Path, other: Mapping[str, Any], record: Mapping[str, Any
             "take stage 1 from a run of the same images."
         )
     differing = [name for name in DECISIVE if other[name] != record[name]]
-    if _start(other) != _start(record):
-        differing.append("start")
     if _held_out(other) != _held_out(record):
         differing.append("deployment.holdout")
     if differing:
@@ -94,12 +92,6 @@ def _check_same(source: Path, other: Mapping[str, Any], record: Mapping[str, Any
             f"{source} has another stage 1 ({', '.join(differing)} differ): "
             "take it from a run with the same settings, or train it."
         )
-
-
-def _start(record: Mapping[str, Any]) -> Any:
-    """The bundle that stage 1 begins with, and how; None for fresh weights."""
-    start = record.get("start", {})
-    return start if start.get("bundle") else None
 
 
 def _held_out(record: Mapping[str, Any]) -> float:
