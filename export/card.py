@@ -342,7 +342,7 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     lines = ["## How it was made", ""]
     if command is not None:
         export = f"dim export runs/{_shell(config['name'])} --precision {','.join(m.precisions)}"
-        lines += ["```sh", command, export, *_refining(m, record, config["name"]), "```", ""]
+        lines += ["```sh", command, export, *_changes(m, record, config["name"]), "```", ""]
         if m.source.name not in NATIVE_SHAPES:
             lines += [f"`--data` takes the path of the source that is called {_text(m.source.name)} here.", ""]
     lines += [
@@ -370,8 +370,16 @@ def passes_of(record: Mapping[str, Any]) -> list[dict[str, int | float]]:
     ]
 
 
+def _changes(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
+    """The lines that changed the bundle after the export: `scripts/refine.py`, `scripts/mirror.py`."""
+    lines, after = _refining(m, record, name), record.get("mirrored_after")
+    if isinstance(after, int) and 0 <= after <= len(lines):
+        lines.insert(after, f"python scripts/mirror.py {_shell(f'runs/{name}/{name}.dim')}")
+    return lines
+
+
 def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
-    """The lines that refined the fixed latents after the export."""
+    """The lines that refined the fixed latents."""
     run = f"python scripts/refine.py {_shell(f'runs/{name}/{name}.dim')} --data {_shell(m.source.name)}"
     deployment = m.distill_config.get("deployment")
     before = isinstance(deployment, Mapping) and bool(deployment.get("refine_steps"))

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from dim.export.onnx_graph import Array, GraphEditor, attribute
+from dim.runtime.errors import GraphError
 
 MAX_OUTPUTS = 16
 """Outputs of the last convolution: one vector of sixteen floats, one column of a tensor core."""
@@ -53,16 +54,9 @@ def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
     ]
     if mirrored:  # before they are rounded, so that gradients can reach the latents through it
         [latents] = (value for value in graph.input if value.name == "latents")
-        places = np.arange(height * width * channels).reshape(height, width, channels)
-        constants["mirror.places"] = places[:, ::-1].reshape(-1)
-        constants["mirror.latent"] = np.array([latents.type.tensor_type.shape.dim[1].dim_value - 1])
-        constants["mirror.border"] = np.array(0, np.float32)
-        nodes += [
-            node("Gather", ["latents", "mirror.latent"], ["mirror.by"], axis=1),
-            node("Greater", ["mirror.by", "mirror.border"], ["mirror.wanted"]),
-            node("Gather", [nodes[-1].output[0], "mirror.places"], ["mirror.images"], axis=1),
-            node("Where", ["mirror.wanted", "mirror.images", nodes[-1].output[0]], ["mirror.chosen"]),
-        ]
+        latent_dim = latents.type.tensor_type.shape.dim[1].dim_value
+        mirroring, more = _mirroring(nodes[-1].output[0], (height, width, channels), latent_dim)
+        nodes, constants = nodes + mirroring, constants | more
     nodes += [
         node("Round", [nodes[-1].output[0]], ["pixels.rounded"]),
         node("Clip", ["pixels.rounded", "darkest", "brightest"], ["pixels.clipped"]),
@@ -74,6 +68,51 @@ def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
     graph.node.extend(nodes)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", height, width, channels]))
+
+
+def _mirroring(flat: str, shape: tuple[int, int, int], latent_dim: int) -> tuple[list[NodeProto], dict[str, Array]]:
+    """The nodes that mirror `flat`, [N, H * W * D], where the last latent is positive, and their constants."""
+    node = helper.make_node
+    places = np.arange(np.prod(shape)).reshape(shape)
+    constants = {
+        "mirror.places": places[:, ::-1].reshape(-1),
+        "mirror.latent": np.array([latent_dim - 1]),
+        "mirror.border": np.array(0, np.float32),
+    }
+    nodes = [
+        node("Gather", ["latents", "mirror.latent"], ["mirror.by"], axis=1),
+        node("Greater", ["mirror.by", "mirror.border"], ["mirror.wanted"]),
+        node("Gather", [flat, "mirror.places"], ["mirror.images"], axis=1),
+        node("Where", ["mirror.wanted", "mirror.images", flat], ["mirror.chosen"]),
+    ]
+    return nodes, constants
+
+
+def mirror(model: ModelProto) -> None:
+    """Let an exported generator that mirrors nothing mirror every image whose last latent is positive, in place.
+
+    Args:
+        model: what `generator_to_onnx` made.
+
+    Raises:
+        GraphError: it mirrors already, or ends in another way.
+    """
+    editor, graph = GraphEditor(model), model.graph
+    rounds = [node for node in graph.node if node.op_type == "Round"]
+    sides = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim[1:]]
+    latents = next((value for value in graph.input if value.name == "latents"), None)
+    if len(rounds) != 1 or len(sides) != 3 or latents is None:
+        raise GraphError("This ONNX file does not end as this version writes a generator.")
+    flat = rounds[0].input[0]
+    before = editor.producer(flat)
+    if before is not None and before.op_type == "Where":
+        raise GraphError("This ONNX file mirrors already.")
+    latent_dim = latents.type.tensor_type.shape.dim[1].dim_value
+    nodes, constants = _mirroring(flat, (sides[0], sides[1], sides[2]), latent_dim)
+    for name, value in constants.items():
+        editor.set_constant(name, value)
+    rounds[0].input[0] = nodes[-1].output[0]
+    editor.insert_before(rounds[0], *nodes)
 
 
 def _draw_blocks(editor: GraphEditor, values: str, height: int, width: int) -> int:
