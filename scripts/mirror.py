@@ -19,11 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from dim.export.card import read_record
 from dim.export.half import to_half
-from dim.export.onnx_graph import serialised, tidy
+from dim.export.onnx_graph import parse, serialised, tidy
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
 from dim.export.pixels import mirror
 from dim.export.publish import finish, merged_record, staged
@@ -54,7 +52,7 @@ def mirror_bundle(bundle_path: Path) -> Manifest:
     _check(bundle_path, manifest, record)
     old = check_file(bundle_path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
     check_graph(old, manifest)
-    model = onnx.load_from_string(old)
+    model = parse(old)
     mirror(model)
     tidy(model, "generator")
     files = {CANONICAL_ONNX: serialised(model)}

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dim.export.half import to_half
-from dim.export.onnx_graph import GraphEditor, parse
+from dim.export.onnx_graph import GraphEditor, parse, serialised
 from dim.export.parity import check_precision, draw_samples, draw_with_onnx, draw_with_torch
-from dim.export.pixels import block_weight
+from dim.export.pixels import block_weight, mirror
 from dim.export.simplify import exact_scale
 from dim.export.to_onnx import generator_to_onnx
 from dim.runtime.errors import GraphError
@@ -102,6 +102,20 @@ def test_a_positive_last_latent_mirrors_an_image_and_changes_nothing_else(conver
     assert 50 < positive.sum() < len(positive) - 50
     assert np.array_equal(drawn[1][~positive], drawn[0][~positive])
     assert np.array_equal(drawn[1][positive], drawn[0][positive][:, :, ::-1])
+
+
+def test_an_exported_file_can_be_mirrored_once() -> None:
+    model, before = parse(canonical_onnx(image_px=13)), canonical_onnx(image_px=13, mirrored=True)
+    mirror(model)
+    latents, labels = draw_samples(4, 16, 1.0, seed=2)
+    assert np.array_equal(draw_with_onnx(serialised(model), latents, labels), draw_with_onnx(before, latents, labels))
+    with pytest.raises(GraphError, match="This ONNX file mirrors already."):
+        mirror(model)
+    other = parse(canonical_onnx(image_px=13))
+    for node in other.graph.node:
+        node.op_type = "Floor" if node.op_type == "Round" else node.op_type
+    with pytest.raises(GraphError, match="does not end as this version writes a generator"):
+        mirror(other)
 
 
 def test_keeps_the_graph_contract(exported: tuple[nn.Module, bytes]) -> None:
