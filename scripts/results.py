@@ -37,11 +37,13 @@ a table with fewer epochs says so. What has not been measured says "{NOT_RUN}".
 
 Digits behind "generated" begin a bundle's content id, where a table's file has rows of more than one. The bundles of
 MNIST and of all CIFAR-10 (JPEG) had their latents of small fixed sets refined (method.md, "The first latents of a fixed
-set") after most of their rows of `stream` were measured; in `stream` they draw the same images bit for bit. Of CIFAR-10
-(JPEG), cf43d675 lies in this repository; c112e132 is it before any refining, cedc71d4 and 0a5150c5 after the first
-and second pass, both by ConvNets alone, 4675479d after the third, by ResNets as well; the fourth to seventh ask for
-the class too, and for the last two some networks learned from the set meanwhile. Of its four classes, 3fbfee26 lies in
-this repository; 87631039 had been shown shifted images and mirrors nothing (method.md, "What is shown of both").
+set") after most of their rows of `stream` were measured; refining changes nothing in `stream`. Of CIFAR-10 (JPEG),
+54731742 lies in this repository. 934011cc is it before its last refining, and draws the same images in `stream`.
+Before that it mirrored nothing (method.md, "What is shown of both"): c112e132 was not refined yet, cedc71d4 and
+0a5150c5 are after the first and second pass, both by ConvNets alone, 4675479d after the third, by ResNets as well;
+the fourth to seventh, which gave cf43d675, ask for the class too, and for the last two some networks learned from the
+set meanwhile. Of its four classes, 3fbfee26 lies in this repository; 87631039 had been shown shifted images and mirrors
+nothing.
 
 "Real, equal bytes" are as many real images as fit into the generator's file, in its precision; with soft labels, into
 that and the teacher's, each image with its logits. They are priced as raw uint8 pixels, as a set in memory or in an NPZ

@@ -58,7 +58,7 @@ def test_images_whose_last_latent_is_positive_are_mirrored_and_the_others_are_as
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path, monkeypatch, ("fp32", "fp16"))
-    record_accuracy(bundle, [row("real"), row("bundle")])
+    record_accuracy(bundle, [row(source) for source in ("real", "bundle", "whole", "real-bytes")])
     before, latents_file = load_manifest(bundle), (bundle / "latents.npz").read_bytes()
     latents = np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)
     labels = np.arange(40) % len(CLASSES)
@@ -74,7 +74,7 @@ def test_images_whose_last_latent_is_positive_are_mirrored_and_the_others_are_as
         assert (now[turned] != images[turned]).any()
     assert after.content_id != before.content_id
     assert (bundle / "latents.npz").read_bytes() == latents_file
-    assert [r["source"] for r in after.accuracy] == ["real"]
+    assert [r["source"] for r in after.accuracy] == ["real", "whole"]
     assert dict(after.distill_config) == dict(before.distill_config)
     agreements = json.loads((bundle / "export.json").read_text())["agreements"]
     assert [a["precision"] for a in agreements] == ["fp32", "fp16"]
