@@ -48,13 +48,18 @@ def quote_abstract(name: str, rows: Sequence[Row], main: Setting | None) -> list
         "| real at equal steps, IPC 10 | generated, IPC 50 | real at equal steps, IPC 50 |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
+    shape = {"width": None, "mode": "stream", "labels": "hard", "epochs": PUBLISHED_EPOCHS}
+    here = [row for row in rows if all(row[key] == value for key, value in shape.items()) and row["arch"] in ABSTRACT]
+    measured = {row["recipe"] for row in here if row["source"] == "bundle" and row["ipc"] in (10, 50)}
+    recipes = dict.fromkeys(("published", main[0] if main else "chosen on the hold-out", *sorted(measured)))
+    newest_last = sorted(here, key=lambda row: str(row["date"]))
     for arch, claim in ABSTRACT.items():
-        for recipe in ("published", main[0] if main else "chosen on the hold-out"):
+        for recipe in recipes:
             found: dict[tuple[str, int], str] = {}
-            for row in rows:
-                shape = (row["recipe"], row["epochs"], row["arch"], row["width"], row["mode"], row["labels"])
-                if shape == (recipe, PUBLISHED_EPOCHS, arch, None, "stream", "hard"):
-                    found.setdefault((row["source"], row["ipc"]), format_accuracy(row))
+            for row in newest_last:
+                if (row["recipe"], row["arch"]) == (recipe, arch):
+                    bundle = str(row["subject"]).removeprefix("generated") if row["source"] == "bundle" else ""
+                    found[row["source"], row["ipc"]] = format_accuracy(row) + bundle
             texts = [found.get((source, ipc), NOT_RUN) for ipc in (10, 50) for source in ("bundle", "real")]
             lines.append(f"| {arch} | {recipe} | {claim} | {' | '.join(texts)} |")
     return lines

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from dim.export.changes import changes
 from dim.runtime import strict_json
 from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError
@@ -31,18 +31,6 @@ NATIVE_SHAPES = {
     "cifar100": (32, 3),
 }
 """Side and channels of the datasets that `dim distill` knows by name; others need `--size` and `--channels`."""
-REFINED: dict[str, int | float] = {
-    "steps": 1,
-    "width": 1,
-    "trained": 0,
-    "resnets": 0,
-    "untrained": 0,
-    "judges": 1,
-    "cross_entropy": 0.0,
-    "draws": 1,
-    "learners": 0,
-}
-"""Options of `scripts/refine.py`, as it notes them, and the least that each may be."""
 REPORTING_ONLY = ("name", "preset", "seed", "checkpoint_steps", "grid_steps", "log_steps")
 """Fields of a configuration that the command names otherwise, or that change nothing in the result."""
 
@@ -342,7 +330,7 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     lines = ["## How it was made", ""]
     if command is not None:
         export = f"dim export runs/{_shell(config['name'])} --precision {','.join(m.precisions)}"
-        lines += ["```sh", command, export, *_changes(m, record, config["name"]), "```", ""]
+        lines += ["```sh", command, export, *changes(m, record), "```", ""]
         if m.source.name not in NATIVE_SHAPES:
             lines += [f"`--data` takes the path of the source that is called {_text(m.source.name)} here.", ""]
     lines += [
@@ -355,44 +343,6 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
         "</details>",
     ]
     return "\n".join(lines)
-
-
-def passes_of(record: Mapping[str, Any]) -> list[dict[str, int | float]]:
-    """What `scripts/refine.py` noted in a bundle's `export.json`: its options, once for every run of it."""
-    noted = record.get("refined")
-    later = {"cross_entropy": 0.0, "draws": 1, "learners": 0}  # unknown to the first passes
-    passes = [later | p for p in noted if isinstance(p, dict)] if isinstance(noted, list) else []
-    return [
-        {key: type(least)(p[key]) for key, least in REFINED.items()}
-        for p in passes
-        if all(type(p.get(key)) in {int, type(least)} and least <= p[key] < math.inf for key, least in REFINED.items())
-        and p["draws"] <= 2
-    ]
-
-
-def _changes(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
-    """The lines that changed the bundle after the export: `scripts/refine.py`, `scripts/mirror.py`."""
-    lines, after = _refining(m, record, name), record.get("mirrored_after")
-    if isinstance(after, int) and 0 <= after <= len(lines):
-        lines.insert(after, f"python scripts/mirror.py {_shell(f'runs/{name}/{name}.dim')}")
-    return lines
-
-
-def _refining(m: Manifest, record: Mapping[str, Any], name: str) -> list[str]:
-    """The lines that refined the fixed latents."""
-    run = f"python scripts/refine.py {_shell(f'runs/{name}/{name}.dim')} --data {_shell(m.source.name)}"
-    deployment = m.distill_config.get("deployment")
-    before = isinstance(deployment, Mapping) and bool(deployment.get("refine_steps"))
-    return [
-        " ".join(
-            [
-                run,
-                *(f"--{key.replace('_', '-')} {value}" for key, value in options.items()),
-                *(["--again"] if number else []),
-            ]
-        )
-        for number, options in enumerate(passes_of(record), start=int(before))
-    ]
 
 
 def _limits(m: Manifest) -> str:

@@ -53,9 +53,7 @@ def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
         node("Add", ["pixels.scaled", "half_range"], ["pixels.shifted"]),
     ]
     if mirrored:  # before they are rounded, so that gradients can reach the latents through it
-        [latents] = (value for value in graph.input if value.name == "latents")
-        latent_dim = latents.type.tensor_type.shape.dim[1].dim_value
-        mirroring, more = _mirroring(nodes[-1].output[0], (height, width, channels), latent_dim)
+        mirroring, more = _mirroring(model, nodes[-1].output[0], (height, width, channels))
         nodes, constants = nodes + mirroring, constants | more
     nodes += [
         node("Round", [nodes[-1].output[0]], ["pixels.rounded"]),
@@ -70,8 +68,10 @@ def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
     graph.output.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", height, width, channels]))
 
 
-def _mirroring(flat: str, shape: tuple[int, int, int], latent_dim: int) -> tuple[list[NodeProto], dict[str, Array]]:
+def _mirroring(model: ModelProto, flat: str, shape: tuple[int, int, int]) -> tuple[list[NodeProto], dict[str, Array]]:
     """The nodes that mirror `flat`, [N, H * W * D], where the last latent is positive, and their constants."""
+    [latents] = (value for value in model.graph.input if value.name == "latents")
+    latent_dim = latents.type.tensor_type.shape.dim[1].dim_value
     node = helper.make_node
     places = np.arange(np.prod(shape)).reshape(shape)
     constants = {
@@ -92,23 +92,21 @@ def mirror(model: ModelProto) -> None:
     """Let an exported generator that mirrors nothing mirror every image whose last latent is positive, in place.
 
     Args:
-        model: what `generator_to_onnx` made.
+        model: what `generator_to_onnx` made, or another that keeps the graph contract.
 
     Raises:
-        GraphError: it mirrors already, or ends in another way.
+        GraphError: it mirrors already, or ends in another way, as far as that is seen: compare what it draws.
     """
     editor, graph = GraphEditor(model), model.graph
     rounds = [node for node in graph.node if node.op_type == "Round"]
-    sides = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim[1:]]
-    latents = next((value for value in graph.input if value.name == "latents"), None)
-    if len(rounds) != 1 or len(sides) != 3 or latents is None:
+    _, height, width, channels = (d.dim_value for d in graph.output[0].type.tensor_type.shape.dim)
+    if len(rounds) != 1:
         raise GraphError("This ONNX file does not end as this version writes a generator.")
     flat = rounds[0].input[0]
     before = editor.producer(flat)
     if before is not None and before.op_type == "Where":
         raise GraphError("This ONNX file mirrors already.")
-    latent_dim = latents.type.tensor_type.shape.dim[1].dim_value
-    nodes, constants = _mirroring(flat, (sides[0], sides[1], sides[2]), latent_dim)
+    nodes, constants = _mirroring(model, flat, (height, width, channels))
     for name, value in constants.items():
         editor.set_constant(name, value)
     rounds[0].input[0] = nodes[-1].output[0]

@@ -4,8 +4,8 @@
 
 For bundles from before `generator.mirrored`: their discriminator was shown mirrored images, so it could not tell which
 way an object looks, and the generator drew it looking one way (docs/method.md, "What is shown of both"). What it
-learned is right but for mirroring, so mirroring half of its images at random makes it right. Nothing is trained. Needs
-the package with its `train` extra.
+learned is as good mirrored, so students learn more from images of which half are. Nothing is trained. Needs the package
+with its `train` extra.
 
 fp16 is converted again. int8 and engines are refused: they would draw other images than the rest. Accuracy rows of
 generated images are dropped, and must be measured again (`dim eval`); so are those of as many real images as fit into
@@ -20,12 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dim.augment import parse_policy
 from dim.export.card import read_record
+from dim.export.changes import MIRRORED_AFTER, passes_of
 from dim.export.half import to_half
 from dim.export.onnx_graph import parse, serialised, tidy
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
 from dim.export.pixels import mirror
-from dim.export.publish import finish, merged_record, staged
+from dim.export.publish import finish, staged
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, DimError
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
@@ -44,6 +46,7 @@ def mirror_bundle(bundle_path: Path) -> Manifest:
 
     Raises:
         BadValueError: it mirrors already, mirroring is no part of how it was made, or it holds int8 or engines.
+        ParityError: the new file draws something else than the old one, mirrored.
         DimError: the bundle is damaged, or the new one does not pass its checks.
     """
     if bundle_path.is_symlink():
@@ -56,43 +59,61 @@ def mirror_bundle(bundle_path: Path) -> Manifest:
     model = parse(old)
     mirror(model)
     tidy(model, "generator")
-    files = {CANONICAL_ONNX: serialised(model)}
+    new = serialised(model)
+    latents, labels = draw_samples(manifest.num_classes, manifest.latent_dim, manifest.latent_std, seed=PARITY_SEED)
+    wanted, turned = draw_with_onnx(old, latents, labels), latents[:, -1] > 0
+    wanted[turned] = wanted[turned][:, :, ::-1]
+    check_precision("fp32", new, latents, labels, wanted, "fp32, mirrored")
+    files = {CANONICAL_ONNX: new}
+    agreements = [_before(a) for a in record["agreements"] if a["precision"] == "fp32"]
     if "fp16" in manifest.precisions:
-        half = to_half(files[CANONICAL_ONNX])
-        latents, labels = draw_samples(manifest.num_classes, manifest.latent_dim, manifest.latent_std, seed=PARITY_SEED)
-        expected = draw_with_onnx(files[CANONICAL_ONNX], latents, labels)
-        agreement = check_precision("fp16", half, latents, labels, expected, "fp32")
-        files[onnx_name("fp16")] = half
-        record = merged_record({"agreements": [agreement.as_json()]}, record)
+        files[onnx_name("fp16")] = half = to_half(new)
+        agreements.append(check_precision("fp16", half, latents, labels, wanted, "fp32").as_json())
+    record |= {"agreements": agreements, MIRRORED_AFTER: len(passes_of(record))}
     rows = [row for row in manifest.accuracy if row.get("source") in ("real", "whole")]
     with staged(bundle_path) as path:
         if load_manifest(bundle_path).manifest_sha256 != manifest.manifest_sha256:
             raise BadValueError(f"{bundle_path} was changed by another process meanwhile: run the command again.")
         copy_bundle(bundle_path, path)
         update_bundle(path, add_files=files, accuracy=rows)
-        return finish(path, record | {"mirrored_after": len(record.get("refined", []))})
+        return finish(path, record)
+
+
+def _before(agreement: Mapping[str, Any]) -> dict[str, Any]:
+    """An agreement with the run's network, which mirrors nothing; the file has drawn the same since, mirrored."""
+    return {**agreement, "reference": f"{agreement['reference']}, before it mirrored"}
 
 
 def _check(bundle_path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
     """Refuse what mirroring would not set right."""
     config = manifest.distill_config
-    if "mirrored_after" in record or config.get("generator", {}).get("mirrored"):
+    if MIRRORED_AFTER in record or _block(config, "generator").get("mirrored"):
         raise BadValueError(f"{bundle_path} mirrors already.")
-    stages = [config.get(stage, {}) for stage in ("stage1", "stage2")]
-    trained = [stage for stage in stages if stage.get("steps")]
-    shown = [str(stage.get("adversarial", {}).get("augment", "")).split("_") for stage in trained]
-    if not shown or any("flip" not in policy for policy in shown):
+    trained = [stage for stage in (_block(config, "stage1"), _block(config, "stage2")) if stage.get("steps")]
+    if not trained or not all(_is_shown_mirrored(stage) for stage in trained):
         raise BadValueError(
-            f"{bundle_path} was distilled by a discriminator that was not shown mirrored images, so its images look "
+            f"{bundle_path} was not distilled by a discriminator that was shown mirrored images, so its images look "
             "the way they should."
         )
-    others = sorted(
-        name
-        for name in manifest.files
-        if name.startswith("generator.") and name not in (CANONICAL_ONNX, onnx_name("fp16"))
-    )
+    kept = (CANONICAL_ONNX, onnx_name("fp16"))
+    others = sorted(name for name in manifest.files if name.startswith("generator.") and name not in kept)
     if others:
-        raise BadValueError(f"{bundle_path} holds {others[0]}, which would go on drawing what it drew.")
+        raise BadValueError(
+            f"{bundle_path} holds {others[0]}, which would go on drawing what it drew: mirror a bundle of the same run "
+            "without it, and make it again from that."
+        )
+
+
+def _is_shown_mirrored(stage: Mapping[str, Any]) -> bool:
+    """Whether half of what a stage's discriminator saw was mirrored."""
+    policy = parse_policy(str(_block(stage, "adversarial").get("augment", "")))
+    return all(("flip", 0.5) in steps for steps in policy)
+
+
+def _block(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a configuration; empty where a stranger's has none."""
+    part = values.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def main() -> int:

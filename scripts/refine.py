@@ -35,7 +35,8 @@ from dim.data import ImageSet, load_data
 from dim.device_data import DeviceData, seed_of, step_generator, to_signed
 from dim.distill import choose_device
 from dim.evaluate import other_origin
-from dim.export.card import REFINED, passes_of, read_record
+from dim.export.card import read_record
+from dim.export.changes import REFINED, passes_of
 from dim.export.publish import finish, staged
 from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape

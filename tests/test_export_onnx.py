@@ -105,10 +105,13 @@ def test_a_positive_last_latent_mirrors_an_image_and_changes_nothing_else(conver
 
 
 def test_an_exported_file_can_be_mirrored_once() -> None:
-    model, before = parse(canonical_onnx(image_px=13)), canonical_onnx(image_px=13, mirrored=True)
-    mirror(model)
     latents, labels = draw_samples(4, 16, 1.0, seed=2)
-    assert np.array_equal(draw_with_onnx(serialised(model), latents, labels), draw_with_onnx(before, latents, labels))
+    for image_px in (13, 16):  # pixel by pixel, and in blocks
+        model, wanted = parse(canonical_onnx(image_px=image_px)), canonical_onnx(image_px=image_px, mirrored=True)
+        mirror(model)
+        drawn = [draw_with_onnx(file, latents, labels).astype(int) for file in (serialised(model), wanted)]
+        apart = np.abs(drawn[0] - drawn[1])  # ONNX Runtime may fuse them differently
+        assert apart.max() <= 1 and (apart > 0).mean() < 1e-4
     with pytest.raises(GraphError, match="This ONNX file mirrors already."):
         mirror(model)
     other = parse(canonical_onnx(image_px=13))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export_runs import CLASSES, export_each_network_once, make_run
+from export_runs import CLASSES, export_each_network_once, generator_config, make_run
 
 from dim.export.card import record_accuracy
 from dim.export.export_run import export_run
@@ -77,7 +77,11 @@ def test_images_whose_last_latent_is_positive_are_mirrored_and_the_others_are_as
     assert [r["source"] for r in after.accuracy] == ["real", "whole"]
     assert dict(after.distill_config) == dict(before.distill_config)
     agreements = json.loads((bundle / "export.json").read_text())["agreements"]
-    assert [a["precision"] for a in agreements] == ["fp32", "fp16"]
+    assert [(a["precision"], a["reference"]) for a in agreements] == [
+        ("fp32", "torch, before it mirrored"),
+        ("fp16", "fp32"),
+    ]
+    assert "| fp32 | torch, before it mirrored |" in (bundle / "README.md").read_text()
 
 
 @pytest.mark.parametrize("passes", [0, 1, 2])
@@ -97,6 +101,27 @@ def test_the_card_says_in_which_order_a_bundle_was_changed(
     assert scripts == ["scripts/refine.py"] * passes + ["scripts/mirror.py"] + ["scripts/refine.py"] * (2 - passes)
 
 
+def test_what_a_stranger_noted_is_not_taken_for_a_pass(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path, monkeypatch)
+    record = json.loads((bundle / "export.json").read_text())
+
+    def noted(**values: Any) -> list[str]:
+        update_bundle(bundle, add_files={"export.json": json.dumps(record | values).encode()})
+        record_accuracy(bundle, [])
+        lines = (bundle / "README.md").read_text().splitlines()
+        return [line.split()[1] for line in lines if line.startswith("python scripts/")]
+
+    refine, mirror = "scripts/refine.py", "scripts/mirror.py"
+    assert noted(refined=[PASS, {"steps": "x"}], mirrored_after=2) == [refine, mirror]
+    assert noted(refined=[PASS], mirrored_after=-3) == [mirror, refine]
+    assert noted(refined=5, mirrored_after=True) == noted(mirrored_after="1") == noted(mirrored_after=None) == []
+    noted(refined=[PASS, {"steps": "x"}])
+    script.mirror_bundle(bundle)
+    assert json.loads((bundle / "export.json").read_text())["mirrored_after"] == 1
+
+
 def test_what_is_not_mirrored_is_said_in_a_sentence(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,18 +130,24 @@ def test_what_is_not_mirrored_is_said_in_a_sentence(
 
     mirrored = bundle("mirrored")
     script.mirror_bundle(mirrored)
-    shown = "was distilled by a discriminator that was not shown mirrored images"
+    shown = "was not distilled by a discriminator that was shown mirrored images"
     never = {"steps": 5, "adversarial": {"augment": "crop"}}
     compiled = bundle("compiled")
     name = "generator.fp32.tensorrt-rtx.sm90.engine"
     update_bundle(compiled, add_files={name: b"engine"})
+    quantised = bundle("quantised")
+    update_bundle(quantised, add_files={"generator.int8.onnx": (quantised / "generator.fp32.onnx").read_bytes()})
+    strength = {"steps": 5, "adversarial": {"augment": "flip=0.1_crop"}}
     (link := tmp_path / "link.dim").symlink_to(mirrored)
     for path, message in (
         (mirrored, f"{mirrored} mirrors already."),
         (bundle("never", stage1=never), shown),
         (bundle("at-first", stage2=never), shown),
+        (bundle("seldom", stage1=strength), shown),
+        (bundle("odd", generator=generator_config(), stage1=[], stage2="x"), shown),
+        (quantised, f"{quantised} holds generator.int8.onnx, which would go on drawing what it drew: mirror a bundle"),
         (bundle("untrained", stage1={"steps": 0}, stage2={"steps": 0}), shown),
-        (compiled, f"{compiled} holds {name}, which would go on drawing what it drew."),
+        (compiled, f"{compiled} holds {name}, which would go on drawing what it drew: mirror a bundle"),
         (tmp_path / "lost.dim", "lost.dim"),
         (link, f"{link} is a link: name the folder that it points to."),
     ):
@@ -126,10 +157,24 @@ def test_what_is_not_mirrored_is_said_in_a_sentence(
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
         assert {p: p.read_bytes() for p in path.glob("*")} == before
-    only_stage1 = bundle("stage1", stage2={"steps": 0, "adversarial": {"augment": ""}})
+    strength["adversarial"] = {"augment": "flip=0.5_crop"}
+    only_stage1 = bundle("stage1", stage1=strength, stage2={"steps": 0, "adversarial": {"augment": ""}})
     monkeypatch.setattr("sys.argv", ["mirror.py", str(only_stage1)])
     assert script.main() == 0
     assert load_manifest(only_stage1).content_id in capsys.readouterr().out
+
+
+def test_a_file_that_would_draw_something_else_is_not_taken(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path, monkeypatch)
+    before = {p: p.read_bytes() for p in bundle.glob("*")}
+    monkeypatch.setattr(script, "mirror", lambda model: None)
+    monkeypatch.setattr("sys.argv", ["mirror.py", str(bundle)])
+    assert script.main() == 1
+    error = capsys.readouterr().err
+    assert "fp32, mirrored" in error and error.count("\n") == 1, error
+    assert {p: p.read_bytes() for p in bundle.glob("*")} == before
 
 
 def test_a_bundle_that_changes_meanwhile_is_left_alone(
@@ -137,10 +182,13 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(
 ) -> None:
     bundle = make_bundle(tmp_path, monkeypatch)
 
-    def other_process(model: Any) -> None:
-        record_accuracy(bundle, [row("real")])
+    check = script.check_graph
 
-    monkeypatch.setattr(script, "mirror", other_process)
+    def other_process(*arguments: Any) -> Any:
+        record_accuracy(bundle, [row("real")])
+        return check(*arguments)
+
+    monkeypatch.setattr(script, "check_graph", other_process)
     monkeypatch.setattr("sys.argv", ["mirror.py", str(bundle)])
     assert script.main() == 1
     assert "was changed by another process meanwhile" in capsys.readouterr().err

@@ -17,7 +17,8 @@ import torch
 from export_runs import CLASSES, export_each_network_once, make_run
 
 from dim.data import load_data
-from dim.export.card import model_card, passes_of, record_accuracy
+from dim.export.card import model_card, record_accuracy
+from dim.export.changes import passes_of
 from dim.export.export_run import export_run
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_files import load_manifest, update_bundle
