@@ -49,7 +49,8 @@ def quote_abstract(name: str, rows: Sequence[Row], main: Setting | None) -> list
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     shape = {"width": None, "mode": "stream", "labels": "hard", "epochs": PUBLISHED_EPOCHS}
-    here = [row for row in rows if all(row[key] == value for key, value in shape.items()) and row["arch"] in ABSTRACT]
+    ours = [row for row in rows if str(row["subject"]).startswith("generated") or row["source"] == "real"]
+    here = [row for row in ours if all(row[key] == value for key, value in shape.items()) and row["arch"] in ABSTRACT]
     measured = {row["recipe"] for row in here if row["source"] == "bundle" and row["ipc"] in (10, 50)}
     recipes = dict.fromkeys(("published", main[0] if main else "chosen on the hold-out", *sorted(measured)))
     newest_last = sorted(here, key=lambda row: str(row["date"]))

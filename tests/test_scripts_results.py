@@ -141,6 +141,21 @@ def test_cifar10_quotes_the_abstract_beside_the_ceiling(script: ModuleType, tmp_
     assert "| resnet18 | published | 75.1 | not run | not run | not run | not run |" in cifar
 
 
+def test_the_newest_bundle_stands_beside_the_abstract_by_every_recipe(script: ModuleType, tmp_path: Path) -> None:
+    shape = {"data": "cifar10", "mode": "stream"}
+    new = {"content_id": "12" * 32, "date": "2026-11-25 10:00 UTC", "recipe": "published"}
+    paper = {"subject": "paper", "content_id": "34" * 32, "date": "2026-11-26 10:00 UTC", "recipe": "published"}
+    rows = [
+        row(**shape, **new, accuracy_mean=63.0), row(**shape, recipe="published"),
+        row(**shape, **paper, accuracy_mean=40.0), row(**shape, recipe="one", ipc=50, accuracy_mean=60.0),
+    ]  # fmt: skip
+    page = written(script, tmp_path, a=results(*rows, name="cifar10"))
+    table = page.split("| student recipe | the abstract")[1].split("\n\n")[0]
+    assert "| convnet3 | published | 72.6 | 63.00 ± 0.25 (12121212) | not run | not run | not run |" in table
+    one = f"| convnet3 | one | 72.6 | not run | not run | 60.00 ± 0.25 ({row()['content_id'][:8]}) | not run |"
+    assert one in table and "40.00" not in table
+
+
 def test_cifar10_sets_stand_beside_those_of_other_methods(script: ModuleType, tmp_path: Path) -> None:
     full = {"data": "cifar10", "recipe": "one", "epochs": 1000}
     rows = [
