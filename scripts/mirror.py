@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from changing import change
+
 from dim.augment import parse_policy
 from dim.export.card import read_record
 from dim.export.changes import MIRRORED_AFTER, passes_of
@@ -29,7 +31,7 @@ from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_w
 from dim.export.pixels import mirror
 from dim.export.publish import finish, staged
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
-from dim.runtime.errors import BadValueError, DimError
+from dim.runtime.errors import BadValueError
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest, onnx_name
 from dim.runtime.manifest_check import CANONICAL_ONNX
@@ -121,16 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     options = parser.parse_args()
-    try:
-        manifest = mirror_bundle(options.bundle)
-    except DimError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"Stopped; {options.bundle} is as it was.", file=sys.stderr)
-        return 130
-    print(f"Bundle: {options.bundle}, content id {manifest.content_id}")
-    return 0
+    return change(options.bundle, lambda: mirror_bundle(options.bundle))
 
 
 if __name__ == "__main__":

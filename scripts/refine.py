@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from changing import change
 from torch import Tensor
 
 from dim.allocator import keep_freed_memory
@@ -42,7 +43,7 @@ from dim.holdout import holdout_mask
 from dim.pool import MOMENTUM, WEIGHT_DECAY, PoolMember, classifier_shape
 from dim.refinement import JUDGES_PER_STEP, UNTRAINED, Refinement
 from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
-from dim.runtime.errors import BadValueError, DimError
+from dim.runtime.errors import BadValueError
 from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents, write_fixed_latents
 from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
 from dim.runtime.manifest import Manifest
@@ -245,7 +246,8 @@ def main() -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     options = parser.parse_args()
     keep_freed_memory()
-    try:
+
+    def refined() -> Manifest:
         manifest = load_manifest(options.bundle)
         data = load_data(
             options.data,
@@ -255,15 +257,9 @@ def main() -> int:
             seed=split_seed(manifest),
         )
         how = Pass(**{field.name: getattr(options, field.name) for field in fields(Pass)})
-        manifest = refine(options.bundle, data, how, again=options.again, device=choose_device(options.device))
-    except DimError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"Stopped; {options.bundle} is as it was.", file=sys.stderr)
-        return 130
-    print(f"Bundle: {options.bundle}, content id {manifest.content_id}")
-    return 0
+        return refine(options.bundle, data, how, again=options.again, device=choose_device(options.device))
+
+    return change(options.bundle, refined)
 
 
 if __name__ == "__main__":
