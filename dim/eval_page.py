@@ -356,7 +356,7 @@ def provenance(rows: Sequence[Row], data: Described) -> list[str]:
             f"{row['steps']:,}",
             f"{row['distinct_images']:,}",
             format_bytes(row["data_bytes"]),
-            f"{row['seconds_per_student']:,.0f}",
+            "-" if row["seconds_per_student"] is None else f"{row['seconds_per_student']:,.0f}",
             images,
             row["engine"] or "-",
             f"{row['machine']}, {row['threads']}; torch {row['torch_version']}",
