@@ -33,7 +33,8 @@ classifiers trained on real images by the same recipe for the same number of ste
 student, after the last step. The deviation is that of students, and of the images they are shown where those depend on
 the seed; every row has one generator, and what another distillation would give is not in it. The full protocol is
 {PUBLISHED_EPOCHS:,} epochs of N images per class, batch 64 (256 by the recipes `condensation` and `condensation-all`);
-a table with fewer epochs says so. What has not been measured says "{NOT_RUN}".
+a table with fewer epochs says so. What has not been measured says "{NOT_RUN}"; "-" under "s per student" means that the
+student was suspended meanwhile.
 
 Digits behind "generated" begin a bundle's content id, where a table's file has rows of more than one. The bundles of
 MNIST and of all CIFAR-10 (JPEG) had their latents of small fixed sets refined (method.md, "The first latents of a fixed
