@@ -19,7 +19,7 @@ def test_sizes_are_the_published_ones(name: str, parameters: int) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSIFIER_NAMES)
-@pytest.mark.parametrize(("channels", "image_px"), [(1, 8), (3, 11), (1, 28), (3, 32), (3, 72)])
+@pytest.mark.parametrize(("channels", "image_px"), [(1, 8), (3, 11), (1, 28), (3, 32), (3, 72), (1, 128)])
 def test_every_size_trains_even_with_a_batch_of_one(name: str, channels: int, image_px: int) -> None:
     classifier = build_classifier(name, 7, channels, image_px, NARROW.get(name, 4)).train()
     images = torch.randn(1, channels, image_px, image_px, requires_grad=True)
