@@ -130,9 +130,7 @@ def _best(data: DataShape) -> DistillConfig:
     return DistillConfig(
         name="",
         preset="best",
-        generator=GeneratorConfig(
-            latent_dim=128, width=64, max_width=256, conditioning="norm", mirrored=_is_mirrored(data)
-        ),
+        generator=GeneratorConfig(latent_dim=128, width=64, max_width=256, mirrored=_is_mirrored(data)),
         discriminator=DiscriminatorConfig(width=64, max_width=256),
         stage1=StageConfig(steps=30_000, batch_size=128, adversarial=game),
         pool=PoolConfig(ages=(100, 400, 1600, 6400), augment=matched),

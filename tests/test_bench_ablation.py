@@ -39,7 +39,7 @@ def bench() -> ModuleType:
 
 
 def rows_of(
-    bench: ModuleType, preset: str, name: str, *, full: bool, **changed: int
+    bench: ModuleType, preset: str, name: str, *, full: bool, **changed: Any
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     channels = 3 if name.startswith("cifar") else 1
     classes = tuple("0123456789")
@@ -66,11 +66,13 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert small["rates"][1]["stage2.adversarial.generator_lr"] == 5e-4 and "two-steps" in small
     assert "shown" in rows_of(bench, "small", "cifar10", full=False)
     best = rows_of(bench, "best", "cifar10", full=True)
-    assert {"unconditioned", "neither", "shown-color", "shown-crop", "one-step", "ages", "generator"} <= set(best)
+    assert {"conditioning", "shown-color", "shown-crop", "one-step", "ages", "generator"} <= set(best)
     assert best["base"][0] == "everything (the preset `best`)"
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
     assert best["rates"][1]["stage1.adversarial.generator_lr"] == 2.5e-4
-    assert not {"conditioning", "two-steps", "four-ages", "paper-narrow"} & set(best)
+    assert not {"unconditioned", "neither", "two-steps", "four-ages", "paper-narrow"} & set(best)
+    norm = rows_of(bench, "best", "cifar10", full=True, **{"generator.conditioning": "norm"})
+    assert {"unconditioned", "neither"} <= set(norm) and "conditioning" not in norm
     parts = {name: row for name, row in best.items() if row[0].startswith("latents of small fixed sets refined ")}
     changed = {field: value for _, changes in parts.values() for field, value in changes.items()}
     assert list(parts) == ["learners", "one-draw", "unanswered"] and changed == {
