@@ -100,7 +100,9 @@ def list_variants(
     listed: dict[str, tuple[str, dict[str, Any]]] = {
         "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
         "generator": (
-            "published generator: transposed convolutions" + ", nothing mirrored" * plain.generator.mirrored,
+            "published generator: transposed convolutions"
+            + ", class at the input alone" * (plain.generator.conditioning == "norm")
+            + ", nothing mirrored" * plain.generator.mirrored,
             {"generator.kind": "paper", "generator.width": generator, "generator.max_width": generator}
             | {"generator.mirrored": False},
         ),

@@ -272,9 +272,9 @@ class DistillConfig:
     `auto`: on for GPU runs in one process without CUDA graphs that are long enough to make up for the compiling; off on
     CPUs."""
     graphs: str = "auto"
-    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`. Steps of stage 1 with the networks of `best`
-    and one discriminator step took 28.5 ms without them and 9.1 with them on average (H100, 32x32 colour, batch 128,
-    bf16)."""
+    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`. Steps of stage 1 with networks as wide as
+    those of `best` and one discriminator step took 28.5 ms without them and 9.1 with them on average (H100, 32x32
+    colour, batch 128, bf16)."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The generator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

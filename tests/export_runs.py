@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from dim.batch_norm import ClassBatchNorm
 from dim.checkpoint import write_tensors
 from dim.classifiers import build_classifier
 from dim.export import export_run
@@ -46,6 +47,9 @@ def make_generator(config: dict[str, Any], seed: int = 0) -> nn.Module:
             if module.affine:
                 nn.init.normal_(module.weight, 1.0, 0.2)
                 nn.init.normal_(module.bias, 0.0, 0.2)
+        if isinstance(module, ClassBatchNorm):
+            nn.init.normal_(module.gain.weight, 1.0, 0.2)
+            nn.init.normal_(module.bias.weight, 0.0, 0.2)
     with torch.no_grad():
         for _ in range(3):
             generator(torch.randn(32, config["latent_dim"]), torch.randint(0, config["num_classes"], (32,)))

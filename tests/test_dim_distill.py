@@ -652,8 +652,10 @@ def test_every_size_and_number_of_classes(
         most = np.array([1, per_class // 2, *[per_class] * (num_classes - 2)])
         keep = np.arange(len(data.train_labels)) % per_class < most[data.train_labels]
         data = replace(data, train_images=data.train_images[keep], train_labels=data.train_labels[keep])
+        assert data.class_counts == tuple(most)
     few = {"stage1.steps": 1, "stage2.steps": 1, "stage1.batch_size": 8, "stage2.batch_size": 8, "pool.ages": (1,)}
     chosen = {"deployment.latent_stds": (), "deployment.fixed_latents": 1, "deployment.candidates": 2}
+    chosen |= {"generator.conditioning": "input" if image_px > 8 else "norm"}
     config = preset("best", data=data, overrides={**QUICK, **few, **chosen, "pool.architectures": ("convnet3",)})
     assert config.generator.mirrored == (channels == 3) and config.stage1.adversarial.discriminator_steps == 2
     assert distill(config, data, tmp_path / "run").finished
