@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,12 @@ class Section:
     charts: tuple[Chart, ...] = ()
 
 
-def evaluation_sections(found: Sequence[tuple[str, Described]]) -> list[Section]:
+def evaluation_sections(found: Sequence[tuple[str, Described]], by_best: Collection[str] = ()) -> list[Section]:
     """Write a section per dataset, those first that are to be measured in full.
 
     Args:
         found: stems and contents of the `results.json` files.
+        by_best: datasets of which a bundle was made by the preset `best` as it is.
 
     Raises:
         ValueError: two files measure one thing and disagree.
@@ -101,7 +102,8 @@ def evaluation_sections(found: Sequence[tuple[str, Described]]) -> list[Section]
             mark = f" ({fingerprint[:8]})" if sizes[size] > 1 else ""
             suffix = f"-{size}" if len(by_fingerprint) > 1 else ""
             suffix += f"-{fingerprint[:8]}" if mark else ""
-            sections.append(_measured(name, f"{_title(name)}, {size}{mark}", files, _slug(name + suffix)))
+            best = [] if name in by_best or name not in DATASETS else [f"- By `best` as it is: {_to_run(name)}"]
+            sections.append(_measured(name, f"{_title(name)}, {size}{mark}", files, _slug(name + suffix), best))
     return sections
 
 
@@ -119,20 +121,27 @@ def _pixels(data: Described) -> tuple[int, int, str]:
     return -height * width, -channels, data["fingerprint"]
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-")
 
 
-def _unmeasured(name: str) -> Section:
+def _to_run(name: str) -> str:
     data, run = SOURCES.get(name, name), f"runs/{name}"
-    command = (
-        f"dim distill --data {data} --preset best --out {run} && dim export {run} && "
-        f"dim eval --bundle {run}/{name}.dim --data {data} --preset full --recipe holdout"
+    return (
+        f"{NOT_RUN}. `dim distill --data {data} --preset best --out {run} && dim export {run} && "
+        f"dim eval --bundle {run}/{name}.dim --data {data} --preset full --recipe holdout`"
     )
+
+
+def _unmeasured(name: str) -> Section:
     quote = (
         [*quote_abstract(name, (), None), "", *quote_sets(name, ()), ""] if name in ("cifar10", "cifar10-jpeg") else []
     )
-    return Section(lines=(f"## {_title(name)}", "", *quote, f"{NOT_RUN.capitalize()}. `{command}`", ""))
+    return Section(lines=(f"## {_title(name)}", "", *quote, _capital(_to_run(name)), ""))
 
 
 def join_rows(files: Sequence[tuple[str, Described]]) -> list[Row]:
@@ -184,7 +193,9 @@ def setting_of(row: Row) -> Setting:
     return row["recipe"], row["epochs"], row["precision"]
 
 
-def _measured(name: str, title: str, files: Sequence[tuple[str, Described]], slug: str) -> Section:
+def _measured(
+    name: str, title: str, files: Sequence[tuple[str, Described]], slug: str, notes: Sequence[str]
+) -> Section:
     """Write everything about one dataset."""
     rows = join_rows(files)
     whole = [row for row in rows if row["source"] == "whole"]
@@ -199,7 +210,7 @@ def _measured(name: str, title: str, files: Sequence[tuple[str, Described]], slu
         f"{row['recipe']} recipe: {format_accuracy(row)} %."
         for row in whole
     ] or [f"- The whole training split: {NOT_RUN}."]
-    lines.append("")
+    lines += [*notes, ""]
     if name in ("cifar10", "cifar10-jpeg"):
         lines += [*quote_abstract(name, drawn, main), "", *quote_sets(name, drawn), ""]
     charts: list[Chart] = []

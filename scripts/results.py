@@ -17,12 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shipped import bundles
+
 from dim.bench_chart import draw_bench_chart
 from dim.bench_page import engines_section
 from dim.distill_page import ABLATION_MARKS, ablation_text, distill_section, processes_section
 from dim.eval_page import evaluation_sections
 from dim.eval_table import NOT_RUN, PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
+from dim.export.card import reproducing_command
 from dim.runtime.atomic import replace_file
+from dim.runtime.bundle_files import load_manifest
 
 HEAD = f"""# Results
 
@@ -87,6 +91,12 @@ def write_method(page: str, reports: Sequence[dict[str, Any]]) -> str:
     return before + begin + "\n\n" + "\n\n".join(texts) + "\n\n" + end + after
 
 
+def _by_best() -> set[str]:
+    """Return the datasets of which this repository has a bundle by the preset `best` as it is, nothing changed."""
+    lines = [(m.source.name, reproducing_command(m.distill_config) or "") for m in map(load_manifest, bundles())]
+    return {name for name, line in lines if " --preset best " in line and " --set " not in line}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the page; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -101,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     benchmarks += processes_section(read_benchmarks(folder, "processes", "processes"))
     benchmarks += engines_section(cpu, read_benchmarks(folder, "gpu", "steps"))
     try:
-        sections = evaluation_sections(found)
+        sections = evaluation_sections(found, _by_best())
     except ValueError as error:
         sys.exit(str(error))
     lines = [HEAD, *(line for section in sections for line in section.lines), *benchmarks]

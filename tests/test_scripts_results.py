@@ -2,8 +2,9 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        yield load_script()
+
+
+def load_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("results_script", ROOT / "scripts" / "results.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -45,6 +52,24 @@ def results(*rows: dict[str, Any], name: str = "mnist", **changes: Any) -> dict[
 
 def test_the_page_in_the_repository_is_what_its_files_say(script: ModuleType) -> None:
     assert script.main(["--check"]) == 0
+
+
+def test_a_dataset_without_a_bundle_of_todays_best_says_so(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {"a": "dim distill --data a --preset best --out runs/a", "b": None, "c": "dim distill --preset small"}
+    commands["d"] = "dim distill --data d --preset best --set stage1.steps=5 --out runs/d"
+    monkeypatch.setattr(script, "bundles", lambda: list(commands))
+    monkeypatch.setattr(
+        script, "load_manifest", lambda name: SimpleNamespace(source=SimpleNamespace(name=name), distill_config=name)
+    )
+    monkeypatch.setattr(script, "reproducing_command", commands.get)
+    assert script._by_best() == {"a"}
+    texts = []
+    for by_best in ((), ("mnist",)):
+        sections = evaluation_sections([("mnist", results(row())), ("photos", results(row(), name="photos"))], by_best)
+        texts.append(["\n".join(section.lines) for section in sections])
+    line = "\n- By `best` as it is: not run. `dim distill --data mnist --preset best --out runs/mnist && dim export "
+    assert [sum(line in text for text in each) for each in texts] == [1, 0]
+    assert not any("- By `best`" in text for text in texts[1])
 
 
 def test_measured_rows_stand_beside_those_that_were_not_run(script: ModuleType, tmp_path: Path) -> None:
