@@ -102,8 +102,9 @@ def evaluation_sections(found: Sequence[tuple[str, Described]], by_best: Collect
             mark = f" ({fingerprint[:8]})" if sizes[size] > 1 else ""
             suffix = f"-{size}" if len(by_fingerprint) > 1 else ""
             suffix += f"-{fingerprint[:8]}" if mark else ""
-            best = [] if name in by_best or name not in DATASETS else [f"- By `best` as it is: {_to_run(name)}"]
-            sections.append(_measured(name, f"{_title(name)}, {size}{mark}", files, _slug(name + suffix), best))
+            missing = name in DATASETS and name not in by_best
+            notes = [f"- By `best` as it is: {NOT_RUN}. `{_command(name)}`"] * missing
+            sections.append(_measured(name, f"{_title(name)}, {size}{mark}", files, _slug(name + suffix), notes))
     return sections
 
 
@@ -121,19 +122,15 @@ def _pixels(data: Described) -> tuple[int, int, str]:
     return -height * width, -channels, data["fingerprint"]
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-")
 
 
-def _to_run(name: str) -> str:
+def _command(name: str) -> str:
     data, run = SOURCES.get(name, name), f"runs/{name}"
     return (
-        f"{NOT_RUN}. `dim distill --data {data} --preset best --out {run} && dim export {run} && "
-        f"dim eval --bundle {run}/{name}.dim --data {data} --preset full --recipe holdout`"
+        f"dim distill --data {data} --preset best --out {run} && dim export {run} && "
+        f"dim eval --bundle {run}/{name}.dim --data {data} --preset full --recipe holdout"
     )
 
 
@@ -141,7 +138,7 @@ def _unmeasured(name: str) -> Section:
     quote = (
         [*quote_abstract(name, (), None), "", *quote_sets(name, ()), ""] if name in ("cifar10", "cifar10-jpeg") else []
     )
-    return Section(lines=(f"## {_title(name)}", "", *quote, _capital(_to_run(name)), ""))
+    return Section(lines=(f"## {_title(name)}", "", *quote, f"{NOT_RUN.capitalize()}. `{_command(name)}`", ""))
 
 
 def join_rows(files: Sequence[tuple[str, Described]]) -> list[Row]:
