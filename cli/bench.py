@@ -9,12 +9,12 @@ import typer
 
 from dim.cli.bundles import choose_bundle
 from dim.cli.options import BundleOption, DeviceOption, JsonOption, Sha256Option, ThreadsOption, TrustOption
+from dim.cli.parsing import parse_numbers, parse_words
 from dim.cli.terminal import print_json, print_table, say
-from dim.cli.words import parse_numbers, parse_words
 from dim.runtime.errors import RunError
 
 if TYPE_CHECKING:
-    from dim.runtime.bench_report import BenchReport
+    from dim.runtime.benchmark.report import BenchReport
 
 _MEASURE = "Measurement"
 
@@ -51,7 +51,7 @@ def bench(
     Example:  [bold]dim bench --batch 64,256[/bold]
     """
     from dim.cli.bars import Bars
-    from dim.runtime.benchmark import benchmark
+    from dim.runtime.benchmark.benchmark import benchmark
 
     path = choose_bundle(bundle, sha256)
     with Bars() as bars:
@@ -71,7 +71,7 @@ def bench(
             progress=lambda what, done, total: bars.show("bench", done, total, what),
         )
     if chart is not None:
-        from dim.bench_chart import draw_bench_chart
+        from dim.torch_engine.chart import draw_bench_chart
 
         draw_bench_chart(report.to_dict(), chart)
     print_json(report.to_dict()) if as_json else _print_report(report)
@@ -82,8 +82,8 @@ def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]
     if find_spec("torch") is None:
         say("PyTorch is not installed, so the engines are compared with one another alone.")
         return ()
-    from dim.runtime.bundle_files import load_manifest
-    from dim.torch_rivals import torch_rivals
+    from dim.runtime.bundle_format.files import load_manifest
+    from dim.torch_engine.rivals import torch_rivals
 
     try:
         return torch_rivals(load_manifest(path), device, threads=threads)

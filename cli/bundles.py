@@ -12,7 +12,7 @@ def choose_bundle(explicit: str | None, sha256: str | None = None) -> Path:
         explicit: what `--bundle` or the argument named; None for the default bundle.
         sha256: the `manifest_sha256` that it must have; None for any.
     """
-    from dim.runtime.locate import find_bundle
+    from dim.runtime.bundle_format.locate import find_bundle
 
     path, reason = find_bundle(explicit, sha256, say)
     say(f"Bundle: {path}, {reason}.")

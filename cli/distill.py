@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dim.cli.parsing import parse_duration
 from dim.cli.terminal import in_time, print_json, say, training_libraries
-from dim.cli.words import parse_duration
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def distill(
     from dim.cli.bars import Bars
 
     with training_libraries():
-        from dim.data import load_data
-        from dim.distill import distill as run_distillation
+        from dim.data.load import load_data
+        from dim.distillation.distill import distill as run_distillation
+        from dim.execution.threads import default_threads
         from dim.presets import preset as start_from
-        from dim.threads import default_threads
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else _say_nothing
@@ -153,7 +153,7 @@ class _StageBars:
         self._speed: dict[str, str] = {}
 
     def __call__(self, report: Any) -> None:
-        """Show one `dim.session.Progress`."""
+        """Show one `dim.distillation.session.Progress`."""
         if report.images_per_s:
             self._speed[report.stage] = f"  {report.images_per_s:,.0f} images/s"
         if report.losses:

@@ -6,7 +6,7 @@ from dim.cli.options import JsonOption
 from dim.cli.terminal import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from dim.runtime.doctor import DoctorReport, EngineState
+    from dim.runtime.inspection.doctor import DoctorReport, EngineState
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -17,7 +17,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     Example:  [bold]dim doctor[/bold]
     """
-    from dim.runtime.doctor import doctor as examine
+    from dim.runtime.inspection.doctor import doctor as examine
 
     report = examine(say=say)
     if as_json:

@@ -9,13 +9,13 @@ import typer
 
 from dim.cli.bundles import choose_bundle
 from dim.cli.options import ENGINE_PANEL, ENGINES, BundleOption, JsonOption, PrecisionOption, Sha256Option, one_of
+from dim.cli.parsing import parse_duration, parse_numbers, parse_words
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
-from dim.cli.words import parse_duration, parse_numbers, parse_words
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
-    from dim.runtime.manifest import Manifest
-    from dim.students import Recipe
+    from dim.runtime.bundle_format.manifest import Manifest
+    from dim.students.train import Recipe
 
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
 
@@ -124,13 +124,13 @@ def evaluate(
     from dim.cli.bars import Bars
 
     with training_libraries():
-        from dim.data import load_data
-        from dim.eval_recipe import choose_recipe, read_recipe
-        from dim.eval_table import accuracy_table, aggregate, cost_table, write_results
-        from dim.evaluate import EVAL_PRESETS, TimeOverError, other_origin
-        from dim.evaluate import evaluate as run_evaluation
+        from dim.data.load import load_data
+        from dim.evaluation.evaluate import EVAL_PRESETS, TimeOverError, other_origin
+        from dim.evaluation.evaluate import evaluate as run_evaluation
+        from dim.evaluation.recipes import choose_recipe, read_recipe
+        from dim.evaluation.table import accuracy_table, aggregate, cost_table, write_results
         from dim.export.card import record_accuracy
-    from dim.runtime.bundle_files import load_manifest
+    from dim.runtime.bundle_format.files import load_manifest
 
     if preset not in EVAL_PRESETS:
         raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(EVAL_PRESETS)}.")
@@ -213,7 +213,7 @@ def evaluate(
 
 
 def _show(bars: Any, report: Any) -> None:
-    """Show one `dim.eval_jobs.EvalProgress`."""
+    """Show one `dim.evaluation.jobs.EvalProgress`."""
     cell = report.cell
     done = report.done_cells + (report.step / report.steps if report.steps and report.step < report.steps else 0)
     bars.show("students", done, report.num_cells, f"{report.done_cells}/{report.num_cells}")

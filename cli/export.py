@@ -98,7 +98,7 @@ def _choose_source(named: Path | None) -> Path:
     finished = list(Path("runs").glob("*/generator.safetensors"))
     if finished:
         return max(finished, key=lambda path: (path.stat().st_mtime_ns, str(path))).parent
-    from dim.runtime.locate import find_bundle
+    from dim.runtime.bundle_format.locate import find_bundle
 
     return find_bundle(None, say=say)[0]
 
@@ -117,7 +117,7 @@ def _compile(
     version_compatible: bool,
 ) -> list[Path]:
     from dim.cli.bars import Bars
-    from dim.runtime.build_engines import build_engines
+    from dim.runtime.trt.ship import build_engines
 
     with Bars() as bars:
         return build_engines(
@@ -134,7 +134,7 @@ def _compile(
 
 
 def _report(bundle: Path, plans: list[Path], as_json: bool) -> None:
-    from dim.runtime.bundle_files import load_manifest
+    from dim.runtime.bundle_format.files import load_manifest
 
     manifest = load_manifest(bundle)
     files = {name: record.size_bytes for name, record in sorted(manifest.files.items())}

@@ -24,8 +24,8 @@ from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
     from dim.cli.bars import Bars
-    from dim.runtime.dry_run import SetEstimate
-    from dim.runtime.generate import GenerateSummary
+    from dim.runtime.sets.dry_run import SetEstimate
+    from dim.runtime.sets.generate import GenerateSummary
 
 _SIZE, _SCALE = "Size (one of the first four)", "Scale out"
 
@@ -116,10 +116,10 @@ def generate(
     """
     from dim.cli.bars import Bars
     from dim.runtime.bundle import open_bundle
-    from dim.runtime.dry_run import estimate_set
-    from dim.runtime.generate import generate as write_set
-    from dim.runtime.pipeline import check_encoders
-    from dim.runtime.sizes import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
+    from dim.runtime.sampling.counts import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
+    from dim.runtime.sets.dry_run import estimate_set
+    from dim.runtime.sets.generate import generate as write_set
+    from dim.runtime.sets.pipeline import check_encoders
 
     if not out.strip():
         raise BadValueError("--out is empty; name the folder of the set.")
@@ -131,7 +131,7 @@ def generate(
     if encoders is not None and ray:
         raise BadValueError("--encoders is for one machine; with --ray every worker chooses for itself.")
     if ray:
-        from dim.runtime.ray_generate import check_workers, generate_on_ray
+        from dim.runtime.sets.ray import check_workers, generate_on_ray
 
         check_workers(num_workers)
     path = choose_bundle(bundle, sha256)
@@ -212,7 +212,7 @@ class _Meter:
         self._began, self._done_before = time.monotonic(), -1
 
     def __call__(self, images_done: int, images_total: int, bytes_written: int) -> None:
-        """Show one report of `dim.runtime.generate`."""
+        """Show one report of `dim.runtime.sets.generate`."""
         if self._done_before < 0:
             self._began, self._done_before = time.monotonic(), images_done
         speed = (images_done - self._done_before) / max(time.monotonic() - self._began, 1e-9)

@@ -35,8 +35,8 @@ def inspect(
 
     Example:  [bold]dim inspect runs/digits/digits.dim[/bold]
     """
-    from dim.runtime.inspect_bundle import describe
-    from dim.runtime.preview import grid, terminal_shows_pictures, to_ansi, write_png
+    from dim.runtime.inspection.inspect import describe
+    from dim.runtime.inspection.preview import grid, terminal_shows_pictures, to_ansi, write_png
 
     path = choose_bundle(bundle, sha256)
     facts = describe(path)
@@ -93,7 +93,7 @@ def _shorten(names: list[str]) -> str:
 
 def _draw(path: Path) -> "NDArray[np.uint8]":
     from dim.runtime.bundle import open_bundle
-    from dim.runtime.preview import draw_rows
+    from dim.runtime.inspection.preview import draw_rows
 
     with open_bundle(path, say=lambda line: None) as opened:
         return draw_rows(opened)

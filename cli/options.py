@@ -17,7 +17,7 @@ def one_of(*words: str) -> Callable[[str], list[str]]:
 
 ENGINE_PANEL, OUTPUT_PANEL = "Engine", "Output"
 ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
-"""The names of `dim.runtime.engine.ENGINES` that draw in earnest; importing that here would take as long as NumPy."""
+"""The names of `dim.runtime.choose_engine.ENGINES` that draw in earnest; importing that here costs as much as NumPy."""
 
 BundleOption = Annotated[
     str | None,

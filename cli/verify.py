@@ -27,7 +27,7 @@ def verify(
     Example:  [bold]dim verify runs/digits/digits.dim[/bold]
     """
     from dim.cli.bars import Bars
-    from dim.runtime.verify import verify as check_bundle
+    from dim.runtime.inspection.verify import verify as check_bundle
 
     path = choose_bundle(bundle, sha256)
     with Bars() as bars:

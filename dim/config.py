@@ -210,7 +210,10 @@ class MatchingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentConfig:
-    """What is chosen and added at the end, from training images alone; see `dim.deployment` and `dim.teacher`."""
+    """What is chosen and added at the end, from training images alone.
+
+    See `dim.distillation.choices` and `dim.distillation.teacher`.
+    """
 
     latent_stds: tuple[float, ...] = ()
     """Spreads of the latents to choose from (GaFi, arXiv 2305.10118, widens them); empty deploys the trained one."""
@@ -222,8 +225,8 @@ class DeploymentConfig:
     """Latents per class to choose from."""
     refine_steps: int = 0
     """How often the fixed latents of every class are moved for sets of one image, and then for sets of ten, to what its
-    real images show on average (`dim.refinement`); 0 leaves them as chosen. Twelve classes share a gradient step for
-    sets of ten, so 100 classes take five times as many steps as ten do, and 1,000 fifty times."""
+    real images show on average (`dim.distillation.refinement`); 0 leaves them as chosen. 12 classes share a gradient
+    step for sets of ten, so 100 classes take five times as many steps as ten do, and 1,000 fifty times."""
     refine_cross_entropy: float = 0.0
     """Weight, beside the distance of means, of the cross-entropy that trained classifiers have for what is refined."""
     refine_draws: int = 1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 
-from dim.data import ImageSet, load_data
+from dim.data.load import ImageSet, load_data
 from dim.runtime import open_bundle
 
 

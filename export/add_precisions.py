@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dim.export.card import read_record
-from dim.export.half import to_half
+from dim.export.graph.half import to_half
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
 from dim.export.publish import finish, merged_record, staged, still_measured
-from dim.runtime.bundle_files import check_file, copy_bundle, load_manifest, update_bundle
-from dim.runtime.engine_files import onnx_sha256
+from dim.runtime.bundle_format.files import check_file, copy_bundle, load_manifest, update_bundle
+from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
+from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.bundle_format.names import CANONICAL_ONNX, PRECISIONS
 from dim.runtime.errors import BadValueError, MissingExtraError, RunError
-from dim.runtime.graph import MAX_ONNX_BYTES, check_graph
-from dim.runtime.manifest import Manifest, onnx_name
-from dim.runtime.manifest_check import CANONICAL_ONNX, PRECISIONS
+from dim.runtime.trt.store import onnx_sha256
 
 Say = Callable[[str], None]
 

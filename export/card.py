@@ -9,12 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dim.export.changes import changes
-from dim.runtime import strict_json
-from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.errors import BadValueError
-from dim.runtime.manifest import Manifest
-from dim.runtime.manifest_check import FIXED_LATENTS, TEACHER_ONNX
+from dim.runtime.storage import strict_json
 
 if TYPE_CHECKING:
     from dim.config import DistillConfig
@@ -330,7 +329,9 @@ def _making(m: Manifest, record: Mapping[str, Any]) -> str:
     lines = ["## How it was made", ""]
     if command is not None:
         export = f"dim export runs/{_shell(config['name'])} --precision {','.join(m.precisions)}"
-        lines += ["```sh", command, export, *changes(m, record), "```", ""]
+        lines += ["```sh", command, export, "```", ""]
+        if record.keys() & {"refined", "mirrored_after"}:
+            lines += ["It was changed after its export, so these commands make a similar bundle, not this one.", ""]
         if m.source.name not in NATIVE_SHAPES:
             lines += [f"`--data` takes the path of the source that is called {_text(m.source.name)} here.", ""]
     lines += [

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.export.acceptance import NUM_PAIRS, judge, oldest_of_each
-from dim.export.half import to_half
-from dim.export.int8 import to_int8
+from dim.export.graph.half import to_half
+from dim.export.graph.int8 import to_int8
+from dim.export.graph.trace import generator_to_onnx
 from dim.export.parity import (
     ACCEPTANCE_SEED,
     CALIBRATION_SEED,
@@ -27,12 +28,12 @@ from dim.export.parity import (
 from dim.export.publish import check_destination, finish, kept_from, merged_record, staged
 from dim.export.run_files import Classifier, Run, newest_run, read_classifiers, read_run
 from dim.export.teacher import teacher_to_onnx
-from dim.export.to_onnx import generator_to_onnx
-from dim.runtime.bundle_files import write_bundle
+from dim.runtime.bundle_format.files import write_bundle
+from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
+from dim.runtime.bundle_format.manifest import SourceInfo, compute_content_id, onnx_name
+from dim.runtime.bundle_format.names import FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
+from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import BadValueError, RunError
-from dim.runtime.fixed_latents import write_fixed_latents
-from dim.runtime.manifest import FileRecord, SourceInfo, compute_content_id, onnx_name
-from dim.runtime.manifest_check import FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
 from dim.version import __version__
 
 NUM_CALIBRATION = 512

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime import parity
-from dim.runtime.engine_onnx import open_cpu_session
+from dim.runtime.engines import parity
+from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import ParityError
-from dim.runtime.sampling import draw_latents, order_slice
+from dim.runtime.sampling.latents import draw_latents, order_slice
 
 if TYPE_CHECKING:
     from torch import nn

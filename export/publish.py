@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from dim.export.card import RECORD_NAME, model_card, read_record
-from dim.runtime import strict_json
-from dim.runtime.atomic import replace_folder, temporary_sibling
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_files import check_file, load_manifest, update_bundle
-from dim.runtime.engine_files import MAX_ENGINE_BYTES
+from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.bundle_format.names import MANIFEST_NAME
+from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import BundleError, OutputError, ParityError
-from dim.runtime.manifest import FileRecord, Manifest, onnx_name
-from dim.runtime.manifest_check import MANIFEST_NAME
-from dim.runtime.preview import draw_rows, grid, png_bytes
-from dim.runtime.verify import verify
+from dim.runtime.inspection.preview import draw_rows, grid, png_bytes
+from dim.runtime.inspection.verify import verify
+from dim.runtime.storage import strict_json
+from dim.runtime.storage.atomic import replace_folder, temporary_sibling
+from dim.runtime.trt.store import MAX_ENGINE_BYTES
 
 PREVIEW_PX = 750
 """Small previews are enlarged by a whole factor to at most this width."""

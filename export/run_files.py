@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dim.checkpoint import read_tensors
-from dim.classifiers import build_classifier
-from dim.generator import build_generator
-from dim.runtime import strict_json
+from dim.networks.classifiers import build_classifier
+from dim.networks.generator import build_generator
+from dim.runs.checkpoint import read_tensors
 from dim.runtime.errors import BundleError, RunError
+from dim.runtime.storage import strict_json
 
 MAX_JSON_BYTES = 8 * 2**20
 GENERATOR, CONFIG, DEPLOYMENT = "generator.safetensors", "config.json", "deployment.json"

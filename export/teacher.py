@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dim.export.onnx_graph import serialised, tidy
+from dim.export.graph.editor import serialised, tidy
+from dim.export.graph.trace import export_module
 from dim.export.run_files import Classifier
-from dim.export.to_onnx import export_module
-from dim.runtime.engine_onnx import open_cpu_session
+from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import ParityError
 
 MAX_RELATIVE_ERROR = 1e-3

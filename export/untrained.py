@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from dim.export.half import to_half
-from dim.export.int8 import to_int8
-from dim.export.to_onnx import generator_to_onnx
-from dim.generator import build_generator
+from dim.export.graph.half import to_half
+from dim.export.graph.int8 import to_int8
+from dim.export.graph.trace import generator_to_onnx
+from dim.networks.generator import build_generator
 from dim.presets import preset as find_preset
-from dim.runtime.bundle_files import write_bundle
-from dim.runtime.manifest import SourceInfo, onnx_name
-from dim.runtime.manifest_check import PRECISIONS
-from dim.runtime.sampling import draw_latents, order_slice
+from dim.runtime.bundle_format.files import write_bundle
+from dim.runtime.bundle_format.manifest import SourceInfo, onnx_name
+from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.sampling.latents import draw_latents, order_slice
 
 CLASS_COUNTS = (5000,) * 10
 CALIBRATION_PER_CLASS = 64

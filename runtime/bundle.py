@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dim.runtime.bundle_files import check_file, load_manifest
-from dim.runtime.engine import Engine, open_engine, run_ahead, say_to_log
+from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.bundle_format.locate import find_bundle
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.bundle_format.names import FIXED_LATENTS
+from dim.runtime.choose_engine import open_engine
+from dim.runtime.engines.base import Engine, run_ahead
 from dim.runtime.errors import BadValueError, BundleError
-from dim.runtime.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
-from dim.runtime.locate import find_bundle
-from dim.runtime.manifest import Manifest
-from dim.runtime.manifest_check import FIXED_LATENTS
-from dim.runtime.sampling import as_words, draw_latents
-from dim.runtime.stream import StreamPlan, prefetched
+from dim.runtime.messages import say_to_log
+from dim.runtime.sampling.latents import as_words, draw_latents
+from dim.runtime.sampling.stream import StreamPlan, prefetched
 
 # Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
 _PIXELS_PER_RUN = 2**18

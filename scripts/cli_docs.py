@@ -1,6 +1,6 @@
 """Write docs/cli.md from the commands themselves:  python scripts/cli_docs.py
 
-`tests/test_cli_docs.py` compares the page with what this makes of the commands, so it cannot fall behind.
+`tests/project/test_cli_docs.py` compares the page with what this makes of the commands, so it cannot fall behind.
 """
 
 import inspect

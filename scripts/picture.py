@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dim.runtime import open_bundle
-from dim.runtime.locate import SHIPPED
-from dim.runtime.preview import grid
+from dim.runtime.bundle_format.locate import SHIPPED
+from dim.runtime.inspection.preview import grid
 
 STEPS = (
     ("labelled images", "60,000 of MNIST, 47 MB"),

@@ -5,8 +5,8 @@ Run it whenever a bundle under runtime/shipped/ or bundles/ is replaced:  python
 
 from pathlib import Path
 
-from dim.runtime.bundle_files import load_manifest
-from dim.runtime.locate import SHIPPED
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.locate import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "shipped.md"

@@ -1,0 +1,1 @@
+"""Labelled images in: every layout that is read, and the checks on it."""

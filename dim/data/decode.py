@@ -1,0 +1,242 @@
+"""Image files and arrays to square uint8 images, with Pillow (which releases the GIL while it decodes and resizes).
+
+The central square is taken and resized with Pillow's bicubic filter, antialiased when it shrinks. EXIF orientation is
+honoured, transparency is composited on white, 16-bit grey keeps its upper eight bits, an animation gives its first
+frame. The format is told by the file's first bytes, and only the formats below are opened: no PostScript, no TIFF.
+"""
+
+import io
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from os import sched_getaffinity
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.data.limits import LARGE_IMAGE_PIXELS, MAX_IMAGE_PIXELS, MAX_JPEG_SCANS, MAX_QUEUED_BYTES
+from dim.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+Images = NDArray[np.uint8]
+
+EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm"))
+"""Names by which image files are known."""
+
+_BATCH = 512
+_FILES_PER_TASK = 64
+_large_image = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says before it is decoded."""
+
+    height: int
+    width: int
+    is_grey: bool
+    has_alpha: bool
+
+
+def num_threads() -> int:
+    """Decoding threads: the cores this process may use, at most 16."""
+    return min(16, len(sched_getaffinity(0)))
+
+
+def resize_batch(images: Images, size: int) -> Images:
+    """Crop every image to its central square and resize it.
+
+    Args:
+        images: uint8 `[N, H, W, C]`, C = 1 or 3.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 `[N, size, size, C]`.
+    """
+    from PIL import Image
+
+    result = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
+
+    def work(start: int) -> None:
+        for row in range(start, min(start + _BATCH, len(images))):
+            image = images[row]
+            picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
+            result[row] = np.asarray(_to_square(picture, size)).reshape(size, size, -1)
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for _ in pool.map(work, range(0, len(images), _BATCH)):
+            pass
+    return result
+
+
+def read_header(data: bytes, name: str) -> ImageHeader:
+    """Size and kind of an image file, within `MAX_IMAGE_PIXELS`.
+
+    Raises:
+        DataError: empty, not an image of a known format, damaged, or too large; `name` is in the message.
+    """
+    try:
+        with _open(data, name) as picture:
+            return ImageHeader(picture.height, picture.width, _is_grey(picture), _has_alpha(picture))
+    except DataError:
+        raise
+    except Exception as error:  # a decoder's answer to damage is not limited to any list of exceptions
+        raise DataError(_unreadable(name, error)) from error
+
+
+def decode_image(data: bytes, name: str, *, size: int, channels: int) -> Images:
+    """Decode one image file.
+
+    Args:
+        data: the file's bytes.
+        name: stands for it in messages.
+        size: side of the result in pixels.
+        channels: 1 (grey, ITU-R 601 luma) or 3.
+
+    Returns:
+        uint8 `[size, size, channels]`.
+
+    Raises:
+        DataError: as `read_header`, or truncated.
+    """
+    try:
+        with _open(data, name) as picture:
+            if picture.width * picture.height > LARGE_IMAGE_PIXELS:
+                with _large_image:
+                    return _decode(picture, size, channels)
+            return _decode(picture, size, channels)
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(_unreadable(name, error)) from error
+
+
+def decode_files(
+    files: Iterable[tuple[int, str, bytes]], decode: Callable[[int, str, bytes], None], count: Callable[[int], None]
+) -> None:
+    """Hand files to `decode(row, name, data)` in threads, keeping at most `MAX_QUEUED_BYTES` of them waiting.
+
+    Args:
+        files: (row, name, bytes), drawn by the calling thread.
+        decode: runs in a thread; the first exception is raised here, after which nothing more is drawn.
+        count: is told the number of files of every finished task.
+    """
+
+    def work(task: list[tuple[int, str, bytes]]) -> int:
+        for row, name, data in task:
+            decode(row, name, data)
+        return len(task)
+
+    waiting: list[tuple[Future[int], int]] = []
+    task: list[tuple[int, str, bytes]] = []
+    task_bytes = 0
+    threads = num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for file in files:
+                task.append(file)
+                task_bytes += len(file[2])
+                if len(task) < _FILES_PER_TASK and task_bytes < MAX_QUEUED_BYTES // (4 * threads):
+                    continue
+                waiting.append((pool.submit(work, task), task_bytes))
+                task, task_bytes = [], 0
+                while len(waiting) > 4 * threads or sum(size for _, size in waiting) > MAX_QUEUED_BYTES // 2:
+                    count(waiting.pop(0)[0].result())
+            waiting.append((pool.submit(work, task), task_bytes))
+            for future, _ in waiting:
+                count(future.result())
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+def _open(data: bytes, name: str) -> "Picture":
+    # Not Image.open: it tries every format and guards sizes by a limit that is global to the process.
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin
+
+    if not data:
+        raise DataError(f"{name}: an empty file, expected an image")
+    file = io.BytesIO(data)
+    picture: Picture
+    if data.startswith(b"\xff\xd8\xff"):
+        scans = data.count(b"\xff\xda")
+        if scans > MAX_JPEG_SCANS:
+            raise DataError(f"{name}: a JPEG of {scans} scans, more than the limit of {MAX_JPEG_SCANS}")
+        picture = JpegImagePlugin.JpegImageFile(file)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        picture = PngImagePlugin.PngImageFile(file)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        picture = WebPImagePlugin.WebPImageFile(file)
+    elif data.startswith(b"GIF8"):
+        picture = GifImagePlugin.GifImageFile(file)
+    elif data.startswith(b"BM"):
+        picture = BmpImagePlugin.BmpImageFile(file)
+    elif data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6"):
+        picture = PpmImagePlugin.PpmImageFile(file)
+    else:
+        raise DataError(f"{name}: not a readable image: expected PNG, JPEG, WebP, GIF, BMP or PPM")
+    if not 0 < picture.width * picture.height <= MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"{name}: an image of {picture.width} x {picture.height} pixels, more than the limit of {MAX_IMAGE_PIXELS}"
+        )
+    return picture
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    return f"{name}: the image cannot be read ({str(error).strip() or type(error).__name__}): mend or remove it"
+
+
+def _is_grey(picture: "Picture") -> bool:
+    if picture.mode == "P":
+        palette = np.asarray(picture.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith("I")
+
+
+def _has_alpha(picture: "Picture") -> bool:
+    return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
+
+
+def _decode(picture: "Picture", size: int, channels: int) -> Images:
+    from PIL import Image, ImageOps
+
+    if picture.format == "JPEG":
+        picture.draft(None, (2 * size, 2 * size))  # large photographs: decode at a fraction, still above the target
+    if "exif" in picture.info:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        picture = _sixteen_to_eight(picture)
+    mode = "RGBA" if _has_alpha(picture) else "L" if _is_grey(picture) else "RGB"
+    if picture.mode != mode:
+        # Grey by way of RGB, because a palette's own index is not its grey.
+        picture = picture.convert("RGB").convert("L") if mode == "L" and picture.mode == "P" else picture.convert(mode)
+    picture = _to_square(picture, size)
+    if mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    if channels == 1 and picture.mode != "L":
+        picture = picture.convert("L")
+    image = np.asarray(picture, dtype=np.uint8)
+    return np.repeat(image[..., None], channels, axis=2) if picture.mode == "L" else image
+
+
+def _sixteen_to_eight(picture: "Picture") -> "Picture":
+    from PIL import Image
+
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to 65535")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _to_square(picture: "Picture", size: int) -> "Picture":
+    from PIL import Image
+
+    side = min(picture.width, picture.height)
+    if picture.width != picture.height:
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    return picture if side == size else picture.resize((size, size), Image.Resampling.BICUBIC)

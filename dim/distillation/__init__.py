@@ -1,0 +1,1 @@
+"""The two distillation stages and what is chosen after them."""

@@ -1,0 +1,301 @@
+"""The two networks of a conditional GAN, their optimisers and one step of their game.
+
+Shapes: N batch (this process's share), Z latent dimension, C channels, H = W image_px.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dim.augment import augment
+from dim.config import AdversarialConfig, DistillConfig
+from dim.execution.compiled import compiler_for
+from dim.execution.cuda_graphs import GraphedSteps, recordable_rate, set_rate
+from dim.execution.device_data import DeviceData, seed_of, step_generator, to_signed
+from dim.execution.distributed import World
+from dim.networks.batch_norm import refresh_statistics
+from dim.networks.discriminator import build_discriminator
+from dim.networks.generator import build_generator
+
+PENALTY_WEIGHT = 10.0
+"""Weight of WGAN-GP's gradient penalty (arXiv 1704.00028), as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The randomness of one step, already cut to this process's share."""
+
+    labels_N: Tensor
+    real_NCHW: Tensor
+    """float, -1 to 1."""
+    fake_labels_N: Tensor
+    """Labels of the images that the discriminator is shown as generated."""
+    discriminator_latents_NZ: Tensor
+    generator_latents_NZ: Tensor
+    generator: torch.Generator
+    """For the augmentations that follow."""
+
+
+class Game:
+    """Generator, its moving average, discriminator and optimisers.
+
+    Args:
+        config: of the distillation.
+        generator_shape: keyword arguments of `build_generator`.
+        data: real images.
+        world: this process among all.
+    """
+
+    def __init__(
+        self, config: DistillConfig, generator_shape: dict[str, object], data: DeviceData, world: World
+    ) -> None:
+        self.config, self.data, self.world, self.device = config, data, world, data.device
+        self.amp_dtype = amp_dtype(config.autocast, self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(config.seed, "networks"))
+            generator = build_generator(generator_shape)
+            image_shape = {k: int(generator_shape[k]) for k in ("num_classes", "image_px", "channels")}  # type: ignore[call-overload]
+            discriminator = build_discriminator(config.discriminator, **image_shape)
+        layout = torch.channels_last
+        self.generator = generator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.discriminator = discriminator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        compiled = compiler_for(config, self.device, world)
+        self.fast_generator, self.fast_discriminator = compiled(self.generator), compiled(self.discriminator)
+        self.parallel_generator = self._parallel(self.generator) if world.size > 1 else self.fast_generator
+        self.parallel_discriminator = self._parallel(self.discriminator)
+        self.start_stage(config.stage1.adversarial)
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        if self.world.size == 1:
+            return network
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+    def graphed_steps(self) -> GraphedSteps:
+        """What takes the steps of one optimiser, as CUDA graphs where the configuration and the device want it."""
+        return GraphedSteps(self.device, wanted=self.config.graphs == "auto" and self.world.size == 1)
+
+    def start_stage(self, adversarial: AdversarialConfig, steps: GraphedSteps | None = None) -> None:
+        """Fresh optimisers for a stage; the networks go on as they are.
+
+        Args:
+            adversarial: of the stage.
+            steps: what will take the stage's steps; None where they are not taken yet.
+        """
+        self.adversarial = adversarial
+        self._shares = Counter(self.penalties(step) for step in range(adversarial.r1_every))
+        steps = steps or GraphedSteps(self.device, wanted=False)
+
+        def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+            return torch.optim.Adam(
+                network.parameters(),
+                lr=recordable_rate(rate, steps),
+                betas=(adversarial.beta1, adversarial.beta2),
+                fused=True,
+                capturable=steps.recording,
+            )
+
+        self.generator_optimiser = adam(self.generator, adversarial.generator_lr)
+        self.discriminator_optimiser = adam(self.discriminator, adversarial.discriminator_lr)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 where the configuration and the device want it."""
+        enabled = self.amp_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.amp_dtype or torch.bfloat16, enabled=enabled)
+
+    def step_seed(self, stage: str, step: int) -> int:
+        """What a step's generator is seeded with: all its draws are a function of (seed, stage, step) alone."""
+        return seed_of(self.config.seed, stage, step)
+
+    def draw(self, generator: torch.Generator, batch_size: int, group_size: int) -> Draws:
+        """A step's draws, from a generator that was seeded for it."""
+        if self.adversarial.loss == "wgan-gp-ac" and group_size == 1:
+            labels = self.data.draw_natural_labels(batch_size, generator)
+            shape = (batch_size,)
+            fake_labels = torch.randint(self.data.num_classes, shape, device=self.device, generator=generator)
+        else:
+            labels = fake_labels = self.data.draw_labels(batch_size, group_size, generator)
+        real = self.data.draw_images(labels, generator)
+        size = (2, batch_size, self.config.generator.latent_dim)
+        latents = torch.randn(size, device=self.device, generator=generator) * self.config.latent_std
+        cut = self.world.slice
+        return Draws(
+            labels_N=cut(labels),
+            real_NCHW=to_signed(cut(real)),
+            fake_labels_N=cut(fake_labels),
+            discriminator_latents_NZ=cut(latents[0]),
+            generator_latents_NZ=cut(latents[1]),
+            generator=generator,
+        )
+
+    def augmented(self, images_NCHW: Tensor, policy: str, generator: torch.Generator, *, fill: float = -1.0) -> Tensor:
+        """`augment` with draws made for the whole batch of all processes and cut to this one's share."""
+        if self.world.size == 1:
+            return augment(images_NCHW, policy, generator, fill=fill)
+        share = images_NCHW.shape[0]
+        before, after = self.world.rank * share, (self.world.size - 1 - self.world.rank) * share
+        everyone = F.pad(images_NCHW, (0, 0, 0, 0, 0, 0, before, after))
+        return augment(everyone, policy, generator, fill=fill)[before : before + share]
+
+    def set_learning_rates(self, progress: float) -> None:
+        """Linear decay; `progress` runs from 0 to 1 over the stage."""
+        a = self.adversarial
+        factor = 1.0 + (a.final_lr_fraction - 1.0) * progress
+        for optimiser, lr in (
+            (self.generator_optimiser, a.generator_lr),
+            (self.discriminator_optimiser, a.discriminator_lr),
+        ):
+            set_rate(optimiser, lr * factor)
+
+    def penalties(self, step: int) -> tuple[bool, ...]:
+        """For every discriminator step that belongs to a generator step, whether R1 is due at it."""
+        a = self.adversarial
+        first = step * a.discriminator_steps
+        return tuple(a.r1_gamma > 0 and i % a.r1_every == 0 for i in range(first, first + a.discriminator_steps))
+
+    def share_of(self, step: int) -> float:
+        """Which part of all steps has the penalties of this one."""
+        return self._shares[self.penalties(step)] / self._shares.total()
+
+    def teach_discriminator(
+        self, generator: torch.Generator, batch_size: int, group_size: int, step: int
+    ) -> tuple[Draws, dict[str, Tensor]]:
+        """The discriminator's steps of one generator step.
+
+        Args:
+            generator: seeded for the generator step; every step draws on from it.
+            batch_size: of all processes.
+            group_size: consecutive images of one class.
+            step: number of the generator step.
+
+        Returns:
+            The last draws, on which the generator's step is to be taken, and the mean of every loss.
+        """
+        reports = []
+        for penalise in self.penalties(step):
+            draws = self.draw(generator, batch_size, group_size)
+            reports.append(self.discriminator_step(draws, penalise))
+        names = {name for report in reports for name in report}
+        return draws, {
+            name: torch.stack([report[name] for report in reports if name in report]).mean() for name in sorted(names)
+        }
+
+    def discriminator_step(self, draws: Draws, penalise: bool) -> dict[str, Tensor]:
+        """One optimiser step of the discriminator, with R1 if `penalise`; returns its losses on the device."""
+        with torch.no_grad(), self.autocast():
+            fake = self.fast_generator(draws.discriminator_latents_NZ, draws.fake_labels_N).float()
+        self.discriminator_optimiser.zero_grad(set_to_none=True)
+        if self.adversarial.loss == "wgan-gp-ac":
+            loss, report = self._paper_discriminator_loss(draws, fake)
+        else:
+            loss, report = self._logistic_discriminator_loss(draws, fake, penalise)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.discriminator_optimiser.step()
+        return report
+
+    def _logistic_discriminator_loss(
+        self, draws: Draws, fake_NCHW: Tensor, penalise: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Non-saturating logistic loss, with R1 (arXiv 1801.04406) if `penalise`, in one pass over both halves."""
+        a = self.adversarial
+        real = self.augmented(draws.real_NCHW, a.augment, draws.generator)
+        fake = self.augmented(fake_NCHW, a.augment, draws.generator)
+        real.requires_grad_(penalise)
+        labels = torch.cat([draws.labels_N, draws.fake_labels_N])
+        # Compiled graphs cannot be differentiated twice.
+        plain = penalise or self.world.size > 1
+        discriminator = self.parallel_discriminator if plain else self.fast_discriminator
+        with self.autocast():
+            logits = discriminator(torch.cat([real, fake]), labels)
+        real_logits, fake_logits = logits.chunk(2)
+        loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+        report = {"discriminator_loss": loss.detach(), "real_logit": real_logits.detach().mean()}
+        report["fake_logit"] = fake_logits.detach().mean()
+        if penalise:
+            (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            penalty = gradient.square().sum(dim=(1, 2, 3)).mean()
+            loss = loss + (a.r1_gamma / 2 * a.r1_every) * penalty
+            report["r1"] = penalty.detach()
+        return loss, report
+
+    def _paper_discriminator_loss(self, draws: Draws, fake_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """WGAN-GP plus class heads on real and generated images, as published."""
+        real = draws.real_NCHW
+        weight = torch.rand(real.shape[0] * self.world.size, device=self.device, generator=draws.generator)
+        weight = self.world.slice(weight).view(-1, 1, 1, 1)
+        between = (weight * real + (1 - weight) * fake_NCHW).requires_grad_(True)
+        with self.autocast():
+            critic, classes = self.parallel_discriminator(torch.cat([real, fake_NCHW, between]))
+        real_critic, fake_critic, between_critic = critic.float().chunk(3)
+        real_classes, fake_classes, _ = classes.float().chunk(3)
+        (gradient,) = torch.autograd.grad(between_critic.sum(), between, create_graph=True)
+        penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+        class_loss = F.cross_entropy(real_classes, draws.labels_N) + F.cross_entropy(fake_classes, draws.fake_labels_N)
+        distance = real_critic.mean() - fake_critic.mean()
+        loss = PENALTY_WEIGHT * penalty + class_loss - distance
+        report = {"discriminator_loss": loss, "real_logit": real_critic.mean(), "fake_logit": fake_critic.mean()}
+        return loss, {k: v.detach() for k, v in report.items()}
+
+    def generator_loss(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The generator's adversarial loss and the images_NCHW that it was taken on."""
+        self.discriminator.requires_grad_(False)
+        with self.autocast():
+            fake = self.parallel_generator(draws.generator_latents_NZ, draws.labels_N).float()
+            if self.adversarial.loss == "wgan-gp-ac":
+                critic, classes = self.fast_discriminator(fake)
+                loss = F.cross_entropy(classes.float(), draws.labels_N) - critic.float().mean()
+            else:
+                shown = self.augmented(fake, self.adversarial.augment, draws.generator)
+                loss = F.softplus(-self.fast_discriminator(shown, draws.labels_N)).mean()
+        self.discriminator.requires_grad_(True)
+        return loss, fake
+
+    def generator_step(self, loss: Tensor, batch_size: int) -> None:
+        """One optimiser step of the generator and of its moving average."""
+        self.generator_optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.generator_optimiser.step()
+        halflife = self.adversarial.ema_halflife_kimg * 1000
+        keep = 0.5 ** (batch_size / halflife) if halflife > 0 else 0.0
+        with torch.no_grad():
+            ours, theirs = list(self.ema.parameters()), [p.detach() for p in self.generator.parameters()]
+            torch._foreach_lerp_(ours, theirs, 1.0 - keep)
+
+    def deployed_generator(self, batches: int = 16, batch_size: int = 256) -> nn.Module:
+        """A float32 copy of the moving average in evaluation mode, with batch statistics measured for it."""
+        network = copy.deepcopy(self.ema)
+        generator = step_generator(self.device, self.config.seed, "statistics")
+        arguments = []
+        for _ in range(batches):
+            labels = self.data.draw_labels(batch_size, 1, generator)
+            size = (batch_size, self.config.generator.latent_dim)
+            arguments.append(
+                (torch.randn(size, device=self.device, generator=generator) * self.config.latent_std, labels)
+            )
+        refresh_statistics(network, arguments)
+        return network  # type: ignore[no-any-return]
+
+
+def amp_dtype(autocast: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast: bf16, or None for float32.
+
+    Args:
+        autocast: `bf16`, `off` or `auto`.
+        device: `auto` means bf16 on GPUs, and on CPUs with bf16 matrix instructions (measured: 1.8 times as fast).
+    """
+    if autocast == "auto":
+        if device.type == "cpu":
+            capabilities = torch.backends.cpu.get_cpu_capability()
+            fast = "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
+            return torch.bfloat16 if fast else None
+        return torch.bfloat16
+    return torch.bfloat16 if autocast == "bf16" else None

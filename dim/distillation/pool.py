@@ -1,0 +1,337 @@
+"""The pool of classifiers whose outputs stage 2 matches.
+
+Published: a fresh classifier per epoch, trained by sixteen SGD steps before every generator step. Kept: every
+architecture trained once, and its snapshots at several ages stay on the device, so that a generator step costs one
+forward pass more and no training.
+
+Shapes: N batch, C channels, H = W image_px, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dim.augment import augment
+from dim.config import PoolConfig
+from dim.distillation.pool_training import train_in_pieces
+from dim.distillation.session import Progress, Session
+from dim.execution.device_data import seed_of, to_signed
+from dim.networks.batch_norm import span_processes
+from dim.networks.classifiers import build_classifier
+from dim.runs.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+"""SGD of the published recipe."""
+
+
+class PoolMember(nn.Module):
+    """A classifier that takes images as the generator draws them.
+
+    Args:
+        name: an architecture of `build_classifier`.
+        shape: `num_classes`, `channels`, `image_px`, `width`, and per-channel `mean` and `std` of [0, 1] pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, shape: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name = name
+        self.classifier = build_classifier(
+            name, shape["num_classes"], shape["channels"], shape["image_px"], width=shape["width"] or None
+        )
+        self.register_buffer("mean", torch.tensor(shape["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(shape["std"]).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, images_NCHW: Tensor) -> Tensor:
+        """-1..1 to zero mean and unit deviation."""
+        return ((images_NCHW + 1) / 2 - self.mean) / self.std
+
+    def forward(self, normalised_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[N, D]` and logits `[N, K]` of normalised, perhaps augmented images."""
+        features = self.classifier.features(normalised_NCHW.contiguous(memory_format=self.classifier.memory_format))
+        return features, self.classifier.head(features)
+
+
+def classifier_shape(data_record: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """What `PoolMember` asks for, from a run's record of its data; a `width` of 0 is each architecture's own."""
+    return {
+        "num_classes": len(data_record["classes"]),
+        "channels": data_record["channels"],
+        "image_px": data_record["image_px"],
+        "width": width,
+        "mean": list(data_record["mean"]),
+        "std": [max(value, 1e-3) for value in data_record["std"]],
+    }
+
+
+def new_member(session: Session, name: str, shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
+    """A classifier with fresh weights on the device, which the run's seed and `seed` decide."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(session.config.seed, *seed))
+        member = PoolMember(name, shape)
+    layout = member.classifier.memory_format
+    return member.to(session.game.device, memory_format=layout)  # type: ignore[no-any-return, call-overload]
+
+
+def _optimiser(member: PoolMember, config: PoolConfig) -> torch.optim.SGD:
+    parameters = member.parameters()
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def _train_step(
+    session: Session, member: PoolMember, optimiser: torch.optim.SGD, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """One SGD step on real images; every process makes the same one."""
+    config, game = session.config.pool, session.game
+    labels = game.data.draw_labels(config.batch_size, 1, generator)
+    images = member.normalise(to_signed(game.data.draw_images(labels, generator)))
+    with game.autocast():
+        _, logits = member(augment(images, config.augment, generator))
+    loss = F.cross_entropy(logits.float(), labels)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return {"loss": loss.detach()}
+
+
+class KeptPool:
+    """Snapshots of every architecture at every age, on the device.
+
+    Args:
+        members: in evaluation mode, without gradients of their own.
+        seed: of the choice per step.
+    """
+
+    def __init__(self, members: list[PoolMember], seed: int) -> None:
+        self.members, self.seed = members, seed
+
+    def member_for(self, step: int) -> PoolMember:
+        """The classifier of a generator step, chosen by (seed, step) alone."""
+        return self.members[seed_of(self.seed, "pool choice", step) % len(self.members)]
+
+    def steps_left(self, step: int, steps: int) -> float:
+        """How many of `steps` generator steps, from this one on, ask the same classifier, on average."""
+        return (steps - step) / len(self.members)
+
+
+def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | None:
+    """Train the pool, or read it from the run directory, where every finished architecture is kept.
+
+    Under `torchrun` the processes share the architectures out, train side by side, and send each other the results.
+    Once all are there, `pool.safetensors` and `pool.json`, by which the export judges int8, take their place.
+
+    Returns:
+        The pool; None if the time limit stopped its training, and a checkpoint was made.
+
+    Raises:
+        DivergedError: a classifier's loss is not finite.
+    """
+    config, world = session.config.pool, session.world
+    shape = classifier_shape(data_record, config.width)
+    folder = session.run_dir / "checkpoints"
+    snapshots = [
+        [new_member(session, name, shape, "pool", number) for _ in config.ages]
+        for number, name in enumerate(config.architectures)
+    ]
+    members = [member for of_one in snapshots for member in of_one]
+    if _is_written(session.run_dir, members, shape):
+        _load_snapshots(members, read_tensors(session.run_dir / "pool.safetensors"))
+    else:
+        finished = all(
+            _train_snapshots(session, snapshots[number], number, folder)
+            for number in range(world.rank, len(snapshots), world.size)
+        )
+        if world.agree(not finished, session.game.device):
+            return None
+        for number, of_one in enumerate(snapshots):
+            _broadcast(of_one, number % world.size, world.size)
+        if world.is_main:
+            write_classifiers(session.run_dir, "pool", members, shape)
+    if world.is_main:
+        for number in range(len(snapshots)):  # the same tensors again
+            (folder / f"pool-{number}.safetensors").unlink(missing_ok=True)
+    for member in members:
+        fold_batch_norms(member.eval().requires_grad_(False))
+    return KeptPool(members, session.config.seed)
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold every batch norm that follows a convolution into its weights, in place.
+
+    The network computes the same up to rounding, and a ResNet's part in a step of stage 2 takes 0.8 of its time (bf16,
+    CPU).
+
+    Args:
+        network: in evaluation mode, not to be trained any more.
+    """
+    for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        for index, (before, after) in enumerate(pairwise(list(sequence))):
+            if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+                sequence[index], sequence[index + 1] = fuse_conv_bn_eval(before, after), nn.Identity()
+
+
+def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int, folder: Path) -> bool:
+    """Train one classifier to the last age, or read what was kept of it; `snapshots` receives its weights at every age.
+
+    Returns:
+        False if the time limit stopped it.
+    """
+    config = session.config.pool
+    path, partial = folder / f"pool-{number}.safetensors", folder / f"pool-{number}-unfinished.safetensors"
+    if path.exists():
+        _load_snapshots(snapshots, read_tensors(path))
+        partial.unlink(missing_ok=True)
+        return True
+    member = copy.deepcopy(snapshots[0]).train()
+    optimiser = _optimiser(member, config)
+    total = config.ages[-1]
+    steps = session.game.graphed_steps()
+
+    def step(index: int) -> Tensor:
+        seed = seed_of(session.config.seed, "pool", number, index)
+        report = steps.take(
+            "sgd", lambda draws: _train_step(session, member, optimiser, draws), left=total - index, seed=seed
+        )
+        return report["loss"]
+
+    def report(done: int) -> None:
+        done, steps = number * total + done, total * len(config.architectures)
+        session.progress(Progress(stage="pool", step=done, steps=steps, images_per_s=0.0, losses={}))
+
+    if not train_in_pieces(
+        session,
+        member,
+        optimiser,
+        step,
+        total,
+        what=f"The pool's {member.name}",
+        path=partial,
+        report=report,
+        snapshots=dict(zip(config.ages, snapshots, strict=True)),
+    ):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, _named(snapshots))
+    partial.unlink(missing_ok=True)
+    return True
+
+
+def _named(members: list[PoolMember]) -> dict[str, Tensor]:
+    return {f"{i}.{k}": v for i, m in enumerate(members) for k, v in m.classifier.state_dict().items()}
+
+
+def _load_snapshots(members: list[PoolMember], tensors: Mapping[str, Tensor]) -> None:
+    for i, member in enumerate(members):
+        prefix = f"{i}."
+        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        member.classifier.load_state_dict(state)
+
+
+def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
+    if world_size > 1:
+        for member in members:
+            for tensor in member.state_dict().values():
+                dist.broadcast(tensor, source)
+
+
+def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember], shape: Mapping[str, Any]) -> None:
+    """Write classifiers as `<kind>.safetensors`, keys `<i>.<name>`, and what they are as `<kind>.json`."""
+    write_tensors(run_dir / f"{kind}.safetensors", _named(members))
+    write_json(run_dir / f"{kind}.json", _described(members, shape))
+
+
+def _described(members: list[PoolMember], shape: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"arch": member.name, **shape} for member in members]
+
+
+def _is_written(run_dir: Path, members: list[PoolMember], shape: Mapping[str, Any]) -> bool:
+    """Whether an earlier call wrote this pool; its description comes last."""
+    try:
+        return bool(json.loads((run_dir / "pool.json").read_bytes()) == _described(members, shape))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+class FreshPool:
+    """The published pool: a random architecture per epoch, trained between generator steps.
+
+    Its weights and momentum ride in the session's checkpoints.
+    """
+
+    def __init__(self, session: Session, data_record: Mapping[str, Any]) -> None:
+        self.session, self.config = session, session.config.pool
+        self.shape = classifier_shape(data_record, self.config.width)
+        self.epoch = -1
+        self.is_new = False
+        """Whether the last call of `member_for` began with another classifier."""
+
+    def steps_left(self, step: int, steps: int) -> int:
+        """How many of `steps` generator steps, from this one on, ask this epoch's classifier."""
+        return min(self.config.epoch_steps - step % self.config.epoch_steps, steps - step)
+
+    def member_for(self, step: int) -> PoolMember:
+        """Train this epoch's classifier for `steps_between` steps and return it."""
+        epoch = step // self.config.epoch_steps
+        self.is_new = epoch != self.epoch
+        if self.is_new:
+            self._start(epoch)
+            if step % self.config.epoch_steps and self.session.extra:
+                self._restore(self.session.extra)
+        self.member.train()
+        # Every process trains on the whole batch, so its own statistics are those of one process.
+        self._span_processes(False)
+        left = self.steps_left(step, self.session.config.stage2.steps) * self.config.steps_between
+        for number in range(self.config.steps_between):
+            seed = seed_of(self.session.config.seed, "fresh", step, number)
+            self.steps.take("sgd", self._learn, left=left - number, seed=seed)
+        # As published, the classifier stays in training mode while it is matched; only its weights are frozen. It then
+        # sees a share of the batch, and its statistics are those of all shares.
+        self._span_processes(True)
+        return self.member
+
+    def _learn(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return _train_step(self.session, self.member, self.optimiser, generator)
+
+    def _span_processes(self, together: bool) -> None:
+        for norm in self.norms:
+            norm.alone = not together
+
+    def _start(self, epoch: int) -> None:
+        names = self.config.architectures
+        name = names[seed_of(self.session.config.seed, "fresh choice", epoch) % len(names)]
+        self.epoch = epoch
+        self.member = new_member(self.session, name, self.shape, "fresh", epoch)
+        self.norms = span_processes(self.member)
+        self.optimiser = _optimiser(self.member, self.config)
+        self.steps = self.session.game.graphed_steps()
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        prefix = "classifier.model."
+        self.member.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        load_optimiser("classifier.optimiser", self.optimiser, tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold to go on in the middle of an epoch."""
+        state = {f"classifier.model.{k}": v for k, v in self.member.state_dict().items()}
+        return state | optimiser_tensors("classifier.optimiser", self.optimiser)
+
+    def write(self) -> None:
+        """Write the last classifier as the run's pool."""
+        if self.epoch < 0:
+            # Resumed after the last step, so that no step has started it.
+            self._start((self.session.config.stage2.steps - 1) // self.config.epoch_steps)
+            self._restore(self.session.extra)
+        write_classifiers(self.session.run_dir, "pool", [self.member], self.shape)

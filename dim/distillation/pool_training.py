@@ -1,0 +1,89 @@
+"""Training a classifier of a run in pieces: a time limit stops it at a checkpoint of its own, and resuming goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dim.distillation.session import Session
+from dim.runs.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_tensors
+from dim.runtime.errors import DivergedError
+
+
+def train_in_pieces(
+    session: Session,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: Callable[[int], Tensor],
+    steps: int,
+    *,
+    what: str,
+    path: Path,
+    report: Callable[[int], None],
+    snapshots: Mapping[int, nn.Module] | None = None,
+) -> bool:
+    """Take `steps` steps, from the checkpoint where there is one.
+
+    Args:
+        session: whose time limit and checkpoint interval hold.
+        model: what is trained.
+        optimiser: of its parameters.
+        step: takes the step of that number, from 0, and returns its loss.
+        steps: how many.
+        what: the classifier's name in messages.
+        path: the checkpoint; the caller removes it when the result is safe.
+        report: called with the number of finished steps after each one.
+        snapshots: networks that receive the weights after so many steps.
+
+    Returns:
+        False if the time limit stopped it.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    snapshots = snapshots or {}
+    for index in range(_restore(path, model, optimiser, snapshots), steps):
+        loss, done = step(index), index + 1
+        if done in snapshots:
+            snapshots[done].load_state_dict(model.state_dict())
+        report(done)
+        late = time.monotonic() > session.deadline
+        if done < steps and not late and done % session.config.checkpoint_steps:
+            continue
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(
+                f"{what} diverged at step {done}: its loss is not finite. Finished stages are kept in "
+                f"{session.run_dir}; try a lower learning rate or another architecture in a new run."
+            )
+        if done < steps:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, _tensors(done, model, optimiser, snapshots))
+            if late:
+                return False
+    return True
+
+
+def _tensors(
+    done: int, model: nn.Module, optimiser: torch.optim.Optimizer, snapshots: Mapping[int, nn.Module]
+) -> dict[str, Tensor]:
+    networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
+    weights = {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
+    return weights | optimiser_tensors("optimiser", optimiser) | {"done": torch.tensor(done)}
+
+
+def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, snapshots: Mapping[int, nn.Module]) -> int:
+    """Go back to the checkpoint; returns the steps done."""
+    if not path.exists():
+        return 0
+    tensors = read_tensors(path)
+    done = int(tensors["done"])
+    networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
+    for name, network in networks.items():
+        prefix = f"{name}."
+        network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    load_optimiser("optimiser", optimiser, tensors)
+    return done

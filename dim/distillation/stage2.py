@@ -1,0 +1,118 @@
+"""Stage 2: match what a pool of classifiers says of real and of generated images (DiM, section 3.3).
+
+The game of stage 1 goes on; the generator's loss gains a matching term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dim.config import DistillConfig
+from dim.distillation.losses import energy_distance, group_size_for, paper_loss
+from dim.distillation.pool import FreshPool, KeptPool, PoolMember, prepare_pool
+from dim.distillation.session import Session
+
+
+def wants_pool(config: DistillConfig) -> bool:
+    """Whether anything is matched, or chosen by a pool at the end."""
+    return (config.matching.loss != "none" and config.stage2.steps > 0) or config.wants_choices
+
+
+def build_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | FreshPool | None:
+    """The pool that the configuration asks for.
+
+    Args:
+        session: after stage 1.
+        data_record: the run's record of its data.
+
+    Returns:
+        The pool; None if the time limit stopped its preparation.
+    """
+    fresh = session.config.pool.kind == "fresh"
+    return FreshPool(session, data_record) if fresh else prepare_pool(session, data_record)
+
+
+def matched_group_size(config: DistillConfig) -> int:
+    """How many consecutive images of a batch of stage 2 share a class.
+
+    Chosen by the batch of all processes: every number of them then makes the same draws.
+    """
+    matching, group_size = config.matching, config.discriminator.group_size
+    if matching.loss != "distribution":
+        return group_size
+    return group_size_for(config.stage2.batch_size, matching.classes_per_step, group_size)
+
+
+def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
+    """Match for the stage's steps; returns False if the time limit stopped it.
+
+    Args:
+        session: after stage 1.
+        pool: of `build_pool`; None where nothing is matched.
+    """
+    game, config = session.game, session.config
+    stage, matching, group_size = config.stage2, config.matching, matched_group_size(config)
+    matched = pool if matching.loss != "none" else None
+    steps = game.graphed_steps()
+    game.start_stage(stage.adversarial, steps)
+
+    def step(index: int) -> Mapping[str, Tensor]:
+        member = None if matched is None else matched.member_for(index)
+        left = stage.steps - index if matched is None else matched.steps_left(index, stage.steps)
+        if isinstance(matched, FreshPool) and matched.is_new:
+            steps.forget()
+
+        def play(generator: torch.Generator) -> Mapping[str, Tensor]:
+            draws, report = game.teach_discriminator(generator, stage.batch_size, group_size, index)
+            loss, fake = game.generator_loss(draws)
+            report["generator_loss"] = loss.detach()
+            if member is not None:
+                distance = _distance(session, member, draws.real_NCHW, fake, generator, group_size)
+                report["matching_loss"] = distance.detach()
+                loss = loss + matching.weight * distance
+            game.generator_step(loss, stage.batch_size)
+            return report
+
+        kind = (game.penalties(index), id(member))
+        report = steps.take(kind, play, left=left * game.share_of(index), seed=game.step_seed("stage2", index))
+        if isinstance(pool, FreshPool):
+            session.extra = pool.tensors()
+        return report
+
+    finished = session.run_stage("stage2", stage, step)
+    if finished and isinstance(pool, FreshPool) and session.world.is_main:
+        pool.write()
+    return finished
+
+
+def _distance(
+    session: Session,
+    member: PoolMember,
+    real_NCHW: Tensor,
+    fake_NCHW: Tensor,
+    generator: torch.Generator,
+    group_size: int,
+) -> Tensor:
+    """The configured distance between what `member` says of real and of generated images."""
+    game, matching = session.game, session.config.matching
+    frozen = [p for p in member.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    real = game.augmented(member.normalise(real_NCHW), matching.augment, generator, fill=0.0)
+    fake = game.augmented(member.normalise(fake_NCHW), matching.augment, generator, fill=0.0)
+    with game.autocast():
+        with torch.no_grad():
+            real_features, real_logits = member(real)
+        fake_features, fake_logits = member(fake)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    if matching.loss == "paper":
+        return paper_loss(real_logits.float(), fake_logits.float())
+    distance = energy_distance(real_logits, fake_logits, group_size)
+    if matching.feature_weight:
+        distance = distance + matching.feature_weight * energy_distance(real_features, fake_features, group_size)
+    return distance

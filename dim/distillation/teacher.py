@@ -1,0 +1,84 @@
+"""The teacher: a small classifier of real images whose logits are the soft labels of generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dim.distillation.pool import PoolMember, classifier_shape, write_classifiers
+from dim.distillation.pool_training import train_in_pieces
+from dim.distillation.session import Progress, Session
+from dim.execution.cuda_graphs import recordable_rate, set_rate
+from dim.execution.device_data import seed_of
+from dim.students.train import Normalizer, prepare, resolve_recipe
+
+FILES = ("teacher.safetensors", "teacher.json")
+
+
+def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
+    """Train the teacher on the real training images by the students' default recipe, in batches of balanced classes.
+
+    Writes `teacher.safetensors` and `teacher.json`, which the export turns into `teacher.onnx`. The first process does
+    it alone.
+
+    Args:
+        session: of the run; `config.deployment` names the architecture.
+        data_record: the run's record of its data.
+
+    Returns:
+        False if the time limit stopped it; a checkpoint was made.
+
+    Raises:
+        DivergedError: its loss is not finite.
+    """
+    config, game, path = session.config.deployment, session.game, session.run_dir / "checkpoints/teacher.safetensors"
+    if all((session.run_dir / name).exists() for name in FILES):
+        path.unlink(missing_ok=True)
+        return True
+    recipe = resolve_recipe("default", data_record["name"])
+    shape = classifier_shape(data_record, config.teacher_width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(session.config.seed, "teacher"))
+        teacher = PoolMember(config.teacher, shape)
+    teacher = teacher.to(game.device, memory_format=teacher.classifier.memory_format)  # type: ignore[call-overload]
+    steps = game.graphed_steps()
+    optimiser = torch.optim.SGD(
+        teacher.parameters(),
+        lr=recordable_rate(recipe.lr, steps),
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    normalise = Normalizer(shape["mean"], shape["std"], game.device)
+
+    def learn(generator: torch.Generator) -> Mapping[str, Tensor]:
+        labels = game.data.draw_labels(recipe.batch_size, 1, generator)
+        images = prepare(game.data.draw_images(labels, generator), normalise, recipe, generator)
+        with game.autocast():
+            _, logits = teacher(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return {"loss": loss.detach()}
+
+    def step(index: int) -> Tensor:
+        set_rate(optimiser, recipe.lr_at(index, config.teacher_steps))
+        seed = seed_of(session.config.seed, "teacher", index)
+        return steps.take("sgd", learn, left=config.teacher_steps - index, seed=seed)["loss"]
+
+    def report(done: int) -> None:
+        session.progress(Progress(stage="teacher", step=done, steps=config.teacher_steps, images_per_s=0.0, losses={}))
+
+    if not train_in_pieces(
+        session, teacher, optimiser, step, config.teacher_steps, what="The teacher", path=path, report=report
+    ):
+        return False
+    write_classifiers(session.run_dir, "teacher", [teacher], shape)
+    path.unlink(missing_ok=True)
+    session.say(f"Trained a teacher for soft labels, {config.teacher}, on real images.")
+    return True

@@ -1,0 +1,1 @@
+"""Accuracy of classifiers trained on generated data, with controls."""

@@ -1,0 +1,186 @@
+"""Cells of the evaluation: one trained student each, one JSON file each, written whole or not at all."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dim.runtime.errors import OutputError
+from dim.runtime.storage.atomic import replace_file
+from dim.students.train import Recipe
+
+FORMAT_VERSION = 1
+PROTOCOL = (
+    "test split once, after the last step, eval() mode, fp32; images uint8, normalised by the real training split"
+)
+SOURCES = ("bundle", "real", "real-bytes", "whole")
+"""What a student may be trained on: images of a bundle; real images, as many per class (`fixed`) or as many steps
+(`stream`); real images that take as many bytes as the bundle's generator; the whole training split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Everything that decides what one student is trained on, how, and what it is tested on."""
+
+    data: str
+    """The dataset's name."""
+    fingerprint: str
+    """SHA-256 of the dataset."""
+    source: str
+    """One of `SOURCES`."""
+    subject: str
+    """What tables call the source; not part of the identity."""
+    content_id: str
+    """The bundle's content id; empty for real images."""
+    mode: str
+    """`fixed`: one set of `ipc` images per class; `stream`: fresh ones in every epoch; `whole`: all training images."""
+    ipc: int
+    """Images per class and epoch; 0 for `whole`."""
+    images_per_class: int
+    """Most images per class that the source may use: a limit for `real-bytes`, 0 for none."""
+    arch: str
+    width: int | None
+    """Width of the student; None for the published one."""
+    seed: int
+    """Of the student, of the order of its images, and of the images drawn where they depend on a seed: the fixed
+    latents of a bundle do not, so `fixed` students of such a bundle see one set."""
+    epochs: int
+    labels: str
+    """`hard`, or `soft` for a teacher's logits."""
+    teacher: str
+    """SHA-256 of the teacher; empty for hard labels."""
+    recipe: Recipe
+    precision: str
+    """Of the student: `fp32` or `bf16`."""
+    engine: str
+    """Name of the engine that was asked for; empty where it was left to choose, or for real images."""
+    engine_precision: str
+    """Precision in which the images are drawn; empty for real images."""
+    generator: str
+    """SHA-256 of the ONNX file of that precision; empty for real images. An exporter that writes another int8 file
+    leaves the content id, and the results of the old file, as they were."""
+
+    def identity(self, *, with_seed: bool = True) -> str:
+        """Return a digest of all that decides the result; without the seed, of what one row of a table stands for."""
+        described = asdict(self)
+        # A recipe's name changes nothing, so renaming one keeps its results.
+        described["recipe"] = {key: value for key, value in described["recipe"].items() if key != "name"}
+        del described["subject"]
+        if not with_seed:
+            del described["seed"]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    def path(self, out: Path) -> Path:
+        """Return the file that holds this cell's result."""
+        size = f"ipc{self.ipc}-" if self.ipc else ""
+        words = f"{self.source}-{self.mode}-{size}{self.arch}-{self.labels}-seed{self.seed}-{self.identity()[:12]}"
+        return out / "cells" / f"{words}.json"
+
+    def steps(self, num_classes: int, num_images: int) -> int:
+        """Return the number of SGD steps; the last short batch of an epoch is a step too.
+
+        Args:
+            num_classes: K.
+            num_images: size of the training split, for `whole`.
+        """
+        per_epoch = num_images if self.mode == "whole" else num_classes * self.ipc
+        return self.epochs * math.ceil(per_epoch / self.recipe.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """A finished cell."""
+
+    cell: Cell
+    accuracy: float
+    """Percent of the test split, 0 to 100."""
+    diverged: bool
+    """Whether the last training loss was not finite."""
+    steps: int
+    distinct_images: int
+    """Different images that the student saw, before augmentation."""
+    data_bytes: int
+    """What must be kept to train this student again: raw pixels (and float16 logits) of a set, or the generator's file
+    (and the teacher's)."""
+    test_images: int
+    seconds: float
+    """Drawing, training and testing."""
+    engine: str
+    """What drew the images, with its version; empty for real images."""
+    device: str
+    machine: str
+    """Processor, cores and GPU."""
+    threads: int
+    torch_version: str
+    dim_version: str
+    date: str
+    """When it ended, UTC."""
+    data_note: str
+    """Where the dataset came from."""
+    protocol: str = PROTOCOL
+
+
+def write_result(result: CellResult, out: Path) -> None:
+    """Write a cell's file under its final name in one step.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    path = result.cell.path(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        described = {"format_version": FORMAT_VERSION, **asdict(result)}
+        replace_file(path, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"The result {path} cannot be written: {error.strerror}.") from error
+
+
+def read_result(cell: Cell, out: Path) -> CellResult | None:
+    """Return the finished result of a cell, or None where there is none, or only what a crash or another format left.
+
+    Args:
+        cell: which one.
+        out: the evaluation's folder.
+    """
+    try:
+        result = result_from_json(json.loads(cell.path(out).read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if result.cell.identity() != cell.identity() or not 0 <= result.accuracy <= 100:
+        return None
+    return result
+
+
+def result_from_json(described: Mapping[str, Any]) -> CellResult:
+    """Build a result from the object of its file.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not one, or of another format.
+    """
+    if described["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version {described['format_version']!r}")
+    cell = Cell(**{**described["cell"], "recipe": Recipe(**described["cell"]["recipe"])})
+    names = {field.name for field in fields(CellResult)} - {"cell"}
+    return CellResult(cell=cell, **{name: described[name] for name in names})
+
+
+def describe_machine(device: str) -> str:
+    """Name the processor, how many of its cores this process may use, and the GPU where one is used."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    described = f"{model}, {cores} core{'s' if cores > 1 else ''}"
+    if device.startswith("cuda"):
+        import torch
+
+        described += f", {torch.cuda.get_device_name(device)}"
+    return described

@@ -1,0 +1,130 @@
+"""A run that begins with the finished stage 1 of another, and with its pool where that is the same.
+
+What stage 2 matches and what is chosen at the end decide nothing about stage 1, so runs that differ there alone need
+not train it twice: on the CPU the result is that of a run from scratch, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dim.runs.checkpoint import (
+    DAMAGE,
+    Checkpoint,
+    CheckpointFolder,
+    read_checkpoint,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
+from dim.runs.curves import draw_curves
+from dim.runtime.errors import BadValueError, RunError
+
+DECISIVE = ("seed", "latent_std", "autocast", "generator", "discriminator", "stage1")
+"""Fields of a run's record that decide its stage 1, beside the data and what is held out of them."""
+POOL = ("pool.safetensors", "pool.json")
+"""The files of a finished pool, the last one written last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Source:
+    """A finished stage 1 that another run may begin with."""
+
+    run_dir: Path
+    checkpoint: Checkpoint
+    """Of its last step."""
+    has_pool: bool
+    """Whether its pool is the one that the other run would train."""
+
+
+def find_stage1(source: Path, record: Mapping[str, Any]) -> Stage1Source:
+    """Find the stage 1 that a run would train in another run.
+
+    Args:
+        source: the other run, finished or not.
+        record: of the run that is to begin with it.
+
+    Raises:
+        BadValueError: the run has no stage 1.
+        RunError: the other is missing or damaged, of other data or another configuration, or has not finished stage 1.
+    """
+    steps = record["stage1"]["steps"]
+    if not steps:
+        raise BadValueError(f"stage1.steps is 0, so there is no stage 1 to take from {source}.")
+    config_path = source / "config.json"
+    if not config_path.exists():
+        raise RunError(f"There is no run at {source} to take stage 1 from: it has no config.json.")
+    try:
+        other = json.loads(config_path.read_bytes())
+        _check_same(source, other, record)
+    except DAMAGE:
+        raise RunError(f"{config_path} is damaged: take stage 1 from another run.") from None
+    path = source / "checkpoints" / f"stage1-{steps:08d}.json"
+    if not path.exists() and (source / "generator-stage1.safetensors").exists():
+        raise RunError(f"{source} has lost the end of its stage 1, {path.name}: take it from another run, or train it.")
+    if not path.exists():
+        raise RunError(f"{source} has not finished stage 1: finish it with --resume, or take another run.")
+    try:
+        checkpoint = read_checkpoint(path)
+    except DAMAGE as error:
+        raise RunError(f"{path} is damaged ({error}): take stage 1 from another run, or train it.") from None
+    same_pool = record["pool"]["kind"] == "kept" and other.get("pool") == record["pool"]
+    has_pool = same_pool and all((source / name).exists() for name in POOL)
+    return Stage1Source(run_dir=source, checkpoint=checkpoint, has_pool=has_pool)
+
+
+def _check_same(source: Path, other: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    theirs, ours = (str(r["data"]["fingerprint"])[:12] for r in (other, record))
+    if other["data"]["fingerprint"] != record["data"]["fingerprint"]:
+        raise RunError(
+            f"{source} was distilled from other data (SHA-256 {theirs}, here {ours}): "
+            "take stage 1 from a run of the same images."
+        )
+    differing = [name for name in DECISIVE if other[name] != record[name]]
+    if _held_out(other) != _held_out(record):
+        differing.append("deployment.holdout")
+    if differing:
+        raise RunError(
+            f"{source} has another stage 1 ({', '.join(differing)} differ): "
+            "take it from a run with the same settings, or train it."
+        )
+
+
+def _held_out(record: Mapping[str, Any]) -> float:
+    """The part of the training images that nothing is trained on: none where no spread is chosen."""
+    deployment = record["deployment"]
+    return float(deployment["holdout"]) if len(deployment["latent_stds"]) > 1 else 0.0
+
+
+def take_over(
+    source: Stage1Source, run_dir: Path, folder: CheckpointFolder, *, pool: bool, say: Callable[[str], None]
+) -> None:
+    """Write into a run that has not begun what it would have written up to the end of stage 1.
+
+    Args:
+        source: of `find_stage1`.
+        run_dir: the run, which is held by this process.
+        folder: its checkpoints; what is there last is the checkpoint, so that a killed call is made again.
+        pool: whether the run wants a pool.
+        say: receives a line for the user.
+
+    Raises:
+        RunError: the pool is damaged, or the disk refused.
+    """
+    with_pool = pool and source.has_pool
+    if with_pool:
+        write_tensors(run_dir / POOL[0], read_tensors(source.run_dir / POOL[0]))
+        write_atomically(run_dir / POOL[1], (source.run_dir / POOL[1]).read_bytes())
+    end, metrics = source.checkpoint, source.run_dir / "metrics.jsonl"
+    lines = metrics.read_bytes()[: end.metrics_bytes] if metrics.exists() else b""
+    write_atomically(run_dir / "metrics.jsonl", lines)
+    draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png")
+    (run_dir / "grids").mkdir(exist_ok=True)
+    for grid in sorted((source.run_dir / "grids").glob("stage1-*.png")):
+        write_atomically(run_dir / "grids" / grid.name, grid.read_bytes())
+    folder.save(end.stage, end.step, end.tensors, len(lines), quiet_lines=end.quiet_lines, suspect=end.suspect)
+    say(f"Stage 1{' and the pool are' if with_pool else ' is'} taken from {source.run_dir}.")

@@ -1,0 +1,1 @@
+"""The generator in PyTorch, as a rival for `dim bench`."""

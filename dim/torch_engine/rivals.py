@@ -1,0 +1,137 @@
+"""PyTorch as contenders of `dim bench`: the bundle's own generator, run eagerly, in channels_last and compiled.
+
+A bundle holds no PyTorch weights, and speed does not depend on them: the generator is built from the configuration in
+the manifest, with random weights, and ends in the same uint8 NHWC images in host memory as every engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dim.networks.generator import build_generator
+from dim.runtime.benchmark.turns import Batch, Contender
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.errors import EngineError, RunError
+
+VARIANTS = ("torch-eager", "torch-channels-last", "torch-compile")
+
+
+def torch_rivals(
+    manifest: Manifest,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    variants: Sequence[str] = VARIANTS,
+) -> list[Contender]:
+    """Make PyTorch's contenders for a bundle.
+
+    Args:
+        manifest: the bundle's manifest; its distillation config names the generator.
+        device: "auto" for both, "cpu" or "gpu"; CUDA is left out where torch sees none.
+        threads: CPU threads; None for torch's own choice.
+        variants: some of VARIANTS.
+
+    Returns:
+        contenders in fp32, on a GPU in fp16 too.
+
+    Raises:
+        RunError: the bundle does not say which generator it was made from.
+    """
+    config = manifest.distill_config.get("generator")
+    if not isinstance(config, dict) or "kind" not in config:
+        raise RunError(
+            f"The bundle {manifest.name} does not say which generator it was made from, so PyTorch cannot run it."
+        )
+    chosen = []
+    if device in ("auto", "gpu") and torch.cuda.is_available():
+        chosen += [("gpu", precision) for precision in ("fp32", "fp16")]
+    if device in ("auto", "cpu"):
+        chosen.append(("cpu", "fp32"))
+    return [
+        Contender(
+            engine=variant,
+            precision=precision,
+            device=where,
+            open=partial(TorchRunner, config, variant, precision, where, threads),
+        )
+        for where, precision in chosen
+        for variant in variants
+    ]
+
+
+class Pixels(nn.Module):
+    """A generator with the end that every engine's graph has: uint8 NHWC."""
+
+    def __init__(self, generator: nn.Module, half: bool) -> None:
+        super().__init__()
+        self.generator = generator.half() if half else generator
+        self.half_inside = half
+
+    def forward(self, latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
+        images_NCHW: Tensor = self.generator(latents_NZ.half() if self.half_inside else latents_NZ, labels_N)
+        scaled = (images_NCHW * 127.5 + 127.5).round().clamp(0, 255)
+        return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+class TorchRunner:
+    """One PyTorch contender at one batch size; a `Runner`.
+
+    Args:
+        config: the arguments of `build_generator`.
+        variant: one of VARIANTS.
+        precision: "fp32", or "fp16" for half precision inside.
+        device: "cpu" or "gpu".
+        threads: CPU threads while it draws; None for torch's own choice.
+        batch: images per call; `torch.compile` specialises on it.
+
+    Raises:
+        EngineError: torch cannot build, compile or run it.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], variant: str, precision: str, device: str, threads: int | None, batch: int
+    ) -> None:
+        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        self._threads = threads
+        self._name = variant
+        # TF32 stays off, as in every fp32 engine here.
+        module = Pixels(build_generator(config).eval(), precision == "fp16").to(self._device)
+        if variant == "torch-channels-last":
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._draw: Callable[[Tensor, Tensor], Tensor] = module
+        if variant == "torch-compile":
+            self._draw = torch.compile(module, dynamic=False)
+        latent_dim = int(config["latent_dim"])
+        warm = np.zeros((batch, latent_dim), np.float32), np.zeros(batch, np.int64)
+        for _ in self.run_ahead([warm]):
+            pass
+
+    def run_ahead(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.uint8]]:
+        """Draw batch after batch into host memory."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads or before)
+        try:
+            with torch.inference_mode():
+                for latents, labels in batches:
+                    inputs = [torch.from_numpy(array).to(self._device) for array in (latents, labels)]
+                    yield self._draw(*inputs).cpu().numpy()
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise EngineError(f"{self._name} does not run here: {first}") from error
+        finally:
+            torch.set_num_threads(before)
+
+    def close(self) -> None:
+        """Drop the network."""
+        del self._draw
+        if self._name == "torch-compile":
+            torch.compiler.reset()  # past eight compiled shapes of one function it would run eagerly without a word
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

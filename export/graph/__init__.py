@@ -1,0 +1,1 @@
+"""From a PyTorch generator to ONNX graphs in every precision."""

@@ -1,0 +1,134 @@
+"""The engines' part of lab/all-results.md, from the JSON of benchmarks/engines.py and of lab/gpu_check.sh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dim.runtime.benchmark.report import GPU_ENGINES
+
+PRECISIONS = ("fp32", "fp16", "int8")
+GPU_COMMAND = "lab/gpu_check.sh"
+NOT_RUN = "not run"
+HEAD = """## Engines
+
+Images per second through one call, and the time of a call from latents to pixels in host memory; \\* marks an engine's
+best batch. The share is of the rate at which the same machine multiplies matrices through ONNX Runtime or TensorRT in
+that precision (int8: of the fp32 rate). Ratios are medians over neighbours in time, with their range, at batch 256;
+"load" counts the runnable processes in the minute before.
+"""
+
+
+def engines_section(cpu: Mapping[str, Mapping[str, Any]], gpu: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Write the section.
+
+    Args:
+        cpu: by file stem, the reports of `benchmarks/engines.py`.
+        gpu: by file stem, the reports of `lab/gpu_check.sh`.
+
+    Returns:
+        lines of Markdown; what was not measured is there, as not run.
+    """
+    lines = [HEAD]
+    for stem, report in cpu.items():
+        lines += [f"### {report['bundle']}, {_machine(report)}", "", *_speeds(report), *_ratios(report)]
+        lines += [f"![images per second over the batch](results/{stem}.png)", ""]
+    for stem, checked in gpu.items():
+        lines += [
+            f"### {checked['gpu']}",
+            "",
+            f"- {stem}.json: {len(checked['steps'])} steps in {checked['seconds']:.0f} s.",
+        ]
+        lines += [
+            f"- {kind.replace('_', ' ').capitalize()}: {', '.join(checked[kind])}."
+            for kind in ("failed", "not_run")
+            if checked[kind]
+        ]
+        lines.append("")
+        for report in benchmarks_of(checked):
+            lines += [f"{report['bundle']}, {_machine(report)}:", "", *_speeds(report), *_ratios(report)]
+    lines += ["### GPU engines", "", *_gpu_overview(gpu)]
+    return lines
+
+
+def benchmarks_of(checked: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The benchmark reports among the steps of a GPU check."""
+    found = (step.get("found") for step in checked["steps"])
+    return [each for each in found if isinstance(each, dict) and "product_rates" in each]
+
+
+def _machine(report: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
+    where = [report["gpu"]] if report["gpu"] else []
+    where += [f"{report['machine']}, {report['cores']} cores"]
+    load = "" if report.get("load") is None else f", load {report['load']:.2f}"
+    return "; ".join([*where, *([versions] if versions else []), f"{report.get('date', 'no date')}{load}"])
+
+
+def _speeds(report: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{report['gflop_per_image']:.3g} GFLOP per image. "
+        + " ".join(
+            f"Matrix products through {rate['engine']} {rate['precision']}: {rate['gflop_per_s']:,.0f} GFLOP/s."
+            for rate in report["product_rates"]
+        ),
+        "",
+        "| engine | precision | device | batch | images/s | latency ms | share |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in report["results"]:
+        share = "" if row["share_of_product_rate"] is None else f"{row['share_of_product_rate']:.0%}"
+        speed = f"{row['images_per_s']:,.0f}" + (" \\*" if row["best"] else "")
+        cells = [
+            row["engine"],
+            row["precision"],
+            row["device"],
+            f"{row['batch']:,}",
+            speed,
+            f"{row['latency_ms']:,.2f}",
+            share,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for gap in report["not_run"]:
+        batch = "" if gap["batch"] is None else f"{gap['batch']:,}"
+        reason = " ".join(str(gap["reason"]).split()).replace("|", "/")
+        lines.append(f"| {gap['engine']} | {gap['precision']} | {gap['device']} | {batch} | {NOT_RUN}: {reason} | | |")
+    return [*lines, ""]
+
+
+def _ratios(report: Mapping[str, Any], batch: int = 256) -> list[str]:
+    rows = [each for each in report["ratios"] if each["batch"] == batch]
+    lines = []
+    if rows:
+        lines += ["| engine | against | times as fast | range |", "|---|---|---:|---:|"]
+        for each in rows:
+            who, against = (
+                f"{each[a]} {each[b]}" for a, b in (("engine", "precision"), ("against", "against_precision"))
+            )
+            lines.append(f"| {who} | {against} | {each['ratio']:.2f} | {each['least']:.2f} to {each['most']:.2f} |")
+        lines.append("")
+    if report.get("claims"):
+        lines += ["| promised | at least | found | |", "|---|---:|---:|---|"]
+        for claim in report["claims"]:
+            verdict = {True: "holds", False: "missed", None: ""}[claim["holds"]]
+            found = NOT_RUN if claim["found"] is None else f"{claim['found']:.2f}"
+            lines.append(f"| {claim['claim']} | {claim['least']:g} | {found} | {verdict} |")
+        lines.append("")
+    return lines
+
+
+def _gpu_overview(gpu: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A row for every engine and precision of a GPU, measured or not."""
+    best: dict[tuple[str, str], tuple[float, str]] = {}
+    for checked in gpu.values():
+        for report in benchmarks_of(checked):
+            for row in report["results"]:
+                told = f"{row['images_per_s']:,.0f} images/s at batch {row['batch']:,}, "
+                told += f"{report['bundle']}, {checked['gpu']}"
+                key = (row["engine"], row["precision"])
+                best[key] = max(best.get(key, (0.0, "")), (row["images_per_s"], told))
+    missing = f"{NOT_RUN}: `{GPU_COMMAND}` on a machine with a CUDA GPU"
+    lines = ["| engine | precision | best |", "|---|---|---|"]
+    for engine in GPU_ENGINES:
+        lines += [f"| {engine} | {p} | {best[engine, p][1] if (engine, p) in best else missing} |" for p in PRECISIONS]
+    return [*lines, ""]

@@ -1,0 +1,1 @@
+"""How many images per second each engine draws on this machine."""

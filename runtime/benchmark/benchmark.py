@@ -1,0 +1,255 @@
+"""`dim bench`: images per second and latency of every engine that works here, ratios from interleaved runs.
+
+Machines are noisy and clocks drift, so contenders take turns: in every round each draws for a moment, and a ratio is
+the median over the rounds of two neighbours in time. `dim.torch_engine.rivals` adds PyTorch as contenders where it is
+installed; this module imports no torch.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.runtime.benchmark.matmul_rate import SIZES, flop_per_image, measure_product_rate, product_bundle
+from dim.runtime.benchmark.report import BenchReport, ProductRate
+from dim.runtime.benchmark.turns import Batch, Clock, Contender, Runner, Turns
+from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES
+from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.choose_engine import ENGINES, open_engine
+from dim.runtime.cores import usable_cores
+from dim.runtime.engines.base import DEVICES, Engine, run_ahead
+from dim.runtime.errors import BadValueError, BundleError, DimError
+from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
+from dim.version import __version__
+
+BATCHES = (1, 64, 256, 1024)
+ROUNDS = 5
+SAMPLE_S = 0.25
+"""At least this long an engine draws in its turn."""
+
+
+def benchmark(
+    bundle_path: str | Path,
+    *,
+    engines: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    device: str = "auto",
+    batches: Sequence[int] = BATCHES,
+    rivals: Sequence[Contender] = (),
+    threads: int | None = None,
+    trust: Sequence[str] = (),
+    rounds: int = ROUNDS,
+    sample_s: float = SAMPLE_S,
+    find_best: bool = True,
+    driver: Driver | None = None,
+    say: Callable[[str], None] = lambda message: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    clock: Clock = time.perf_counter,
+) -> BenchReport:
+    """Measure every engine that works here on a bundle.
+
+    Args:
+        bundle_path: the bundle's folder.
+        engines: names from `dim.runtime.choose_engine.ENGINES`; None for all but the fake one, empty for
+            the rivals alone.
+        precisions: "fp32", "fp16", "int8"; None for all that the bundle has.
+        device: "auto" for both, "cpu" or "gpu".
+        batches: images per call.
+        rivals: further contenders, such as those of `dim.torch_engine.rivals.torch_rivals(manifest, device)`.
+        threads: threads of CPU engines; None for every core this process may use.
+        trust: "sha256:..." of prebuilt engines that may be loaded.
+        rounds: turns of each contender at each batch size.
+        sample_s: seconds that a turn lasts at least.
+        find_best: look for each engine's best batch among others, too.
+        driver: an answer of `find_driver`; None asks anew.
+        say: told which engines are opened or built.
+        progress: told what is measured, how many steps are done, and how many there are.
+        clock: seconds.
+
+    Returns:
+        the report; what cannot run here is listed as not run.
+
+    Raises:
+        BadValueError: an unknown engine or device, or a number out of range.
+        BundleError: no bundle, or it lacks a precision.
+        DeviceError: `device` is "gpu" and there is none.
+    """
+    path = Path(bundle_path)
+    manifest = load_manifest(path)
+    _check_arguments(manifest, engines, precisions, device, batches, rounds, sample_s)
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    driver = driver or find_driver()
+    if device == "gpu":
+        require_gpu("measure with --device gpu", driver)
+    bundle = _OpenedBundle(path, manifest)
+    contenders = [
+        Contender(
+            engine=name,
+            precision=precision,
+            device=ENGINES[name][0],
+            open=_opener(bundle, name, precision, threads, trust, driver, say),
+        )
+        for name in ([name for name in ENGINES if name != "fake"] if engines is None else engines)
+        for precision in precisions or manifest.precisions
+        if device in ("auto", ENGINES[name][0])
+    ]
+    contenders += [rival for rival in rivals if device in ("auto", rival.device)]
+    bench = Turns(manifest, contenders, rounds, sample_s, clock, progress, len(batches))
+    products = (contenders, threads, driver, say)
+    rates = _product_rates(*products)
+    for batch in sorted(set(batches)):
+        bench.compare(batch)
+    if find_best:
+        bench.search_best()
+    # At both ends, the better of the two: a machine that others use slows down for minutes at a time.
+    rates = _faster([*rates, *_product_rates(*products)])
+    flop = flop_per_image(check_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
+    return BenchReport(
+        bundle=str(path),
+        content_id=manifest.content_id,
+        dim=__version__,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        machine=f"{platform.system()} {platform.machine()}, {_processor()}",
+        cores=usable_cores(),
+        threads=threads or usable_cores(),
+        load=load,
+        gpu=driver.gpus[0].name if driver.gpus else None,
+        versions=_versions(driver),
+        gflop_per_image=flop / 1e9,
+        rounds=rounds,
+        results=tuple(bench.results(flop, rates)),
+        ratios=tuple(bench.ratios()),
+        product_rates=tuple(rates),
+        not_run=tuple(bench.not_run),
+    )
+
+
+@dataclass(frozen=True)
+class _OpenedBundle:
+    path: Path
+    manifest: Manifest
+
+
+class _EngineRunner:
+    """An engine as a contender: those that can, run ahead."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def run_ahead(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.uint8]]:
+        return run_ahead(self.engine, batches)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def _opener(
+    bundle: _OpenedBundle,
+    name: str,
+    precision: str,
+    threads: int | None,
+    trust: Sequence[str],
+    driver: Driver,
+    say: Callable[[str], None],
+) -> Callable[[int], Runner]:
+    def open_at(batch: int) -> Runner:
+        engine = open_engine(
+            bundle,
+            engine=name,
+            precision=precision,
+            threads=threads,
+            trust=trust,
+            batch=batch if ENGINES[name][0] == "gpu" else None,
+            driver=driver,
+            say=lambda message: None if message.startswith("Engine: ") else say(message),
+        )
+        return _EngineRunner(engine)
+
+    return open_at
+
+
+def _product_rates(
+    contenders: Sequence[Contender], threads: int | None, driver: Driver, say: Callable[[str], None]
+) -> list[ProductRate]:
+    """Measure matrix products through the first engine of each device that runs them here."""
+    rates = []
+    for device in ("gpu", "cpu"):
+        names = list(
+            dict.fromkeys(each.engine for each in contenders if each.device == device and each.engine in ENGINES)
+        )
+        if not names or names == ["fake"] or (device == "gpu" and driver.problem is not None):
+            continue
+        with product_bundle(SIZES[device]) as bundle:
+            opened = _OpenedBundle(bundle.path, bundle.manifest)
+            for precision in ("fp32", "fp16") if device == "gpu" else ("fp32",):
+                for name in names:
+                    try:
+                        runner = _opener(opened, name, precision, threads, (), driver, say)(SIZES[device].rows)
+                    except DimError:
+                        continue
+                    assert isinstance(runner, _EngineRunner)
+                    try:
+                        rate = measure_product_rate(runner.engine, SIZES[device])
+                    finally:
+                        runner.close()
+                    rates.append(ProductRate(engine=name, precision=precision, device=device, gflop_per_s=rate / 1e9))
+                    break
+    return rates
+
+
+def _faster(rates: Sequence[ProductRate]) -> list[ProductRate]:
+    """Of several measurements of one device and precision, the fastest."""
+    best: dict[tuple[str, str], ProductRate] = {}
+    for rate in rates:
+        key = (rate.device, rate.precision)
+        if key not in best or rate.gflop_per_s > best[key].gflop_per_s:
+            best[key] = rate
+    return list(best.values())
+
+
+def _check_arguments(
+    manifest: Manifest,
+    engines: Sequence[str] | None,
+    precisions: Sequence[str] | None,
+    device: str,
+    batches: Sequence[int],
+    rounds: int,
+    sample_s: float,
+) -> None:
+    for name in engines or ():
+        if name not in ENGINES:
+            raise BadValueError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
+    for precision in precisions or ():
+        if precision not in manifest.precisions:
+            raise BundleError(f"The bundle has no {precision}; it has {', '.join(manifest.precisions)}.")
+    if device not in DEVICES:
+        raise BadValueError(f"There is no device {device!r}; there are {', '.join(DEVICES)}.")
+    if not batches or min(batches) < 1:
+        raise BadValueError(f"The batches are {list(batches)}; each must be at least 1.")
+    if rounds < 1 or sample_s <= 0:
+        raise BadValueError(f"There must be at least 1 round and some time per turn, not {rounds} and {sample_s} s.")
+
+
+def _versions(driver: Driver) -> dict[str, str]:
+    found = {} if driver.version is None else {"driver": driver.version}
+    for package in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown processor")

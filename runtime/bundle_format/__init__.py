@@ -1,0 +1,1 @@
+"""A bundle on disk: manifest, graph contract, files and hashes, where bundles are found and fetched from."""

@@ -1,0 +1,193 @@
+"""Bundles from a URL: fetched once, checked against their hashes, kept in the private cache under their own hash.
+
+`https://host/NAME.dim` and `s3://bucket/NAME.dim` are folders with a `manifest.json`. The manifest names the size and
+the SHA-256 of every file, and `--sha256` pins the manifest (its `manifest_sha256`), so the server need not be trusted.
+"""
+
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.manifest import Manifest, from_json
+from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from dim.runtime.errors import BundleError, DimError, OutputError
+from dim.runtime.messages import say_to_log
+from dim.runtime.storage.atomic import replace_folder, sync_folder, temporary_sibling
+from dim.runtime.storage.object_store import credentials_wanted, first_line, lacks_credentials, open_file_system
+from dim.runtime.storage.private_cache import cache_dir
+from dim.version import __version__
+
+TIMEOUT_S = 60
+READ_BYTES = 2**20
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def is_url(bundle: str) -> bool:
+    """Say whether a bundle is named by a URL rather than a path."""
+    return "://" in bundle
+
+
+def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], None] = say_to_log) -> Path:
+    """Fetch a bundle, or find it in the cache.
+
+    Args:
+        url: the bundle's folder, `https://` or a scheme that fsspec reads, such as `s3://`.
+        sha256: the `manifest_sha256` that is expected, 64 hexadecimal digits, perhaps after `sha256:`; with it a bundle
+            in the cache is used without asking the network.
+        say: gets one sentence about what is fetched.
+
+    Returns:
+        the bundle's folder in the private cache; every file in it has been checked.
+
+    Raises:
+        BundleError: it cannot be fetched, is malformed, or is not the bundle that was pinned.
+    """
+    pinned = check_digits(sha256) if sha256 is not None else None
+    url = url.rstrip("/")
+    if pinned is not None and (path := _cached(pinned)) is not None:
+        say(f"Bundle {url} is in the cache: {path}.")
+        return path
+    data = b"".join(_read(f"{url}/{MANIFEST_NAME}", MAX_MANIFEST_BYTES, pinned is not None))
+    try:
+        manifest = from_json(data)
+    except BundleError as error:
+        raise BundleError(f"There is no bundle at {url}: {error}") from None
+    check_pin(manifest, pinned, url)
+    if (path := _cached(manifest.manifest_sha256)) is not None:
+        say(f"Bundle {url} is in the cache: {path}.")
+        return path
+    total = sum(record.size_bytes for record in manifest.files.values())
+    say(f"Fetching {manifest.name} from {url}: {len(manifest.files)} files, {total / 1e6:.1f} MB.")
+    return _fetch_files(url, manifest, data, pinned is not None)
+
+
+def check_pin(manifest: Manifest, sha256: str | None, where: str) -> None:
+    """Check that a bundle is the one that was pinned.
+
+    Args:
+        manifest: the bundle's manifest.
+        sha256: the `manifest_sha256` that is expected; None for any.
+        where: how to name the bundle in the message.
+
+    Raises:
+        BundleError: it is another bundle.
+    """
+    if sha256 is not None and manifest.manifest_sha256 != check_digits(sha256):
+        raise BundleError(
+            f"The bundle at {where} has the hash {manifest.manifest_sha256}; {check_digits(sha256)} was pinned: "
+            "it is another bundle, or it was altered."
+        )
+
+
+def check_digits(sha256: str) -> str:
+    """Return the 64 digits of a hash without a leading `sha256:`; raises BundleError where it is none."""
+    digits = sha256.strip().lower().removeprefix("sha256:")
+    if len(digits) != 64 or not all(letter in "0123456789abcdef" for letter in digits):
+        raise BundleError(f"'{sha256}' is not a SHA-256; it has 64 hexadecimal digits, as  dim inspect  prints them.")
+    return digits
+
+
+def _cached(manifest_sha256: str) -> Path | None:
+    path = cache_dir() / "bundles" / f"{manifest_sha256}.dim"
+    if not path.is_dir():
+        return None
+    try:
+        found = load_manifest(path).manifest_sha256
+    except BundleError:
+        return None
+    return path if found == manifest_sha256 else None
+
+
+def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: bool) -> Path:
+    """Fetch every file of a bundle into a new folder, which then takes its place in the cache."""
+    path = cache_dir() / "bundles" / f"{manifest.manifest_sha256}.dim"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    folder = temporary_sibling(path)
+    try:
+        folder.mkdir(mode=0o700)
+        for name, record in manifest.files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digest, size = hashlib.sha256(), 0
+            with open(target, "xb") as file:
+                for piece in _read(f"{url}/{urllib.parse.quote(name)}", record.size_bytes, pinned):
+                    file.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            if size != record.size_bytes or digest.hexdigest() != record.sha256:
+                raise BundleError(
+                    f"{url}/{name} has {size:,} bytes and the hash {digest.hexdigest()[:12]}...; the manifest says "
+                    f"{record.size_bytes:,} and {record.sha256[:12]}...: it was altered or cut short, try again later."
+                )
+        (folder / MANIFEST_NAME).write_bytes(manifest_data)
+        sync_folder(folder)
+        replace_folder(folder, path)
+    except OSError as error:
+        raise BundleError(
+            f"The bundle cannot be kept in the cache {path.parent}: {error.strerror or error}."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
+def _read(url: str, max_bytes: int, pinned: bool) -> Iterator[bytes]:
+    """Read an object in pieces, refusing to read more than it may have."""
+    pieces = _read_http(url, pinned) if url.startswith(("https://", "http://")) else _read_store(url)
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > max_bytes:
+            raise BundleError(f"{url} is longer than the {max_bytes:,} bytes it may have.")
+        yield piece
+
+
+def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
+    _check_scheme(url, pinned)
+    request = urllib.request.Request(url, headers={"User-Agent": f"dim/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            # A redirect may lead from https to http.
+            _check_scheme(response.url, pinned)
+            while piece := response.read(READ_BYTES):
+                yield piece
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise BundleError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}.") from None
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        said = first_line(reason) if isinstance(reason, Exception) else reason
+        raise BundleError(f"{url} cannot be fetched: {said}.") from None
+
+
+def _check_scheme(url: str, pinned: bool) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "http" and not pinned and parts.hostname not in _LOOPBACK:
+        raise BundleError(f"{url} would come unprotected: use https, or pin the bundle with --sha256.")
+
+
+def _read_store(url: str) -> Iterator[bytes]:
+    try:
+        file_system, path = open_file_system(url)
+        with file_system.open(path, "rb", block_size=READ_BYTES * 4) as file:
+            while piece := file.read(READ_BYTES):
+                yield piece
+    except FileNotFoundError:
+        raise BundleError(f"{url} cannot be fetched: there is no such object.") from None
+    except PermissionError:
+        raise BundleError(f"{url} cannot be fetched: permission denied; check the credentials.") from None
+    except OutputError as error:
+        raise BundleError(str(error)) from None
+    except DimError:
+        raise
+    except Exception as error:  # every store has errors of its own
+        said = credentials_wanted(url) if lacks_credentials(error) else f"{url} cannot be fetched: {first_line(error)}."
+        raise BundleError(said) from None

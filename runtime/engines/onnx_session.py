@@ -1,0 +1,108 @@
+"""ONNX Runtime on the CPU."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
+from dim.runtime.bundle_format.manifest import onnx_name
+from dim.runtime.cores import usable_cores
+from dim.runtime.engines.base import EngineRequest
+from dim.runtime.errors import EngineError, MissingExtraError, printable
+
+_PROVIDER = "CPUExecutionProvider"
+ERRORS_ONLY = 3
+"""ONNX Runtime's log level: its warnings go to stderr and say nothing that a user could act on."""
+
+
+def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
+    """Open an ONNX file that was checked, on the CPU.
+
+    Args:
+        model: the file's bytes.
+        threads: None for every core this process may use.
+
+    Returns:
+        an `onnxruntime.InferenceSession`.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        EngineError: the session cannot be made.
+    """
+    onnxruntime = import_onnxruntime("cpu")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    # Set explicitly, because the default counts the machine's cores and tries to pin threads to them.
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    try:
+        # Without enable_fallback=0 a failure is printed on stdout and tried again.
+        session = onnxruntime.InferenceSession(model, options, providers=[(_PROVIDER, {})], enable_fallback=0)
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot open the ONNX file: {first_line(error)}") from error
+    session.disable_fallback()
+    return session
+
+
+def run_in_pieces(session: Any, inputs: Mapping[str, NDArray[Any]], rows: int) -> NDArray[Any]:
+    """Run a session on a few rows at a time; on the CPU the pieces do not show in the result.
+
+    Args:
+        session: what `open_cpu_session` returned.
+        inputs: arrays [N, ...] by name, N at least 1.
+        rows: the most that one run is given, as `check_graph` says.
+
+    Returns:
+        the first output, [N, ...].
+    """
+    count = len(next(iter(inputs.values())))
+    pieces = [
+        session.run(None, {name: array[start : start + rows] for name, array in inputs.items()})[0]
+        for start in range(0, count, rows)
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def import_onnxruntime(extra: str) -> Any:
+    """Import ONNX Runtime.
+
+    Args:
+        extra: "cpu" or "gpu", the extra that brings the wheel.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", extra, f"run ONNX files on the {extra.upper()}") from None
+    return onnxruntime
+
+
+class CheckedOnnx(NamedTuple):
+    """An ONNX file that may be run."""
+
+    image_hwc: tuple[int, int, int]
+    model: bytes
+    rows: int
+    """The most that one run may be given."""
+
+
+def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
+    """Read the ONNX file of a request and check its hash and its graph.
+
+    Raises:
+        BundleError, GraphError: it is missing, altered, or breaks the graph contract.
+    """
+    manifest = request.bundle.manifest
+    model = check_file(request.bundle.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
+    rows = check_graph(model, manifest)
+    return CheckedOnnx((manifest.height, manifest.width, manifest.channels), model, rows)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, at most 300 characters."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0][:300])

@@ -1,0 +1,1 @@
+"""The NVIDIA driver and GPU memory, without PyTorch."""

@@ -1,0 +1,1 @@
+"""Looking at what is there: inspect, verify, doctor, previews, the self test."""

@@ -1,0 +1,66 @@
+"""What a bundle holds, as plain data for `dim inspect`."""
+
+from pathlib import Path
+from typing import Any
+
+from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
+
+
+def describe(bundle_path: str | Path) -> dict[str, Any]:
+    """Describe a bundle from its manifest, without an engine.
+
+    Args:
+        bundle_path: the bundle's folder.
+
+    Returns:
+        a dict of JSON values: `path`, `name`, `content_id`, `manifest_sha256`, `format_version`, `sampling_version`,
+        `created_by`, `licence`, `classes`, `image` (height, width, channels), `latent_dim`, `latent_std`, `source`,
+        `precisions`, `engines` (names of compiled plans), `teacher` (whether soft labels can be made), `fixed_latents`
+        (images per class with optimised latents, 0 for none), `files` (path, size_bytes, sha256), `size_bytes` of all
+        files, `accuracy` and `distill_config`.
+
+    Raises:
+        BundleError: no bundle there, or its manifest or `latents.npz` is altered or malformed.
+    """
+    path = Path(bundle_path)
+    manifest = load_manifest(path)
+    optimised = 0
+    if FIXED_LATENTS in manifest.files:
+        data = check_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
+        optimised = read_fixed_latents(data, manifest).shape[1]
+    source = manifest.source
+    return {
+        "path": str(path),
+        "name": manifest.name,
+        "content_id": manifest.content_id,
+        "manifest_sha256": manifest.manifest_sha256,
+        "format_version": manifest.format_version,
+        "sampling_version": manifest.sampling_version,
+        "created_by": manifest.created_by,
+        "licence": manifest.licence,
+        "classes": list(manifest.classes),
+        "image": {"height": manifest.height, "width": manifest.width, "channels": manifest.channels},
+        "latent_dim": manifest.latent_dim,
+        "latent_std": manifest.latent_std,
+        "source": {
+            "name": source.name,
+            "class_counts": list(source.class_counts),
+            "mean": list(source.mean),
+            "std": list(source.std),
+            "licence": source.licence,
+            "note": source.note,
+        },
+        "precisions": list(manifest.precisions),
+        "engines": sorted(name for name in manifest.files if name.endswith(".engine")),
+        "teacher": TEACHER_ONNX in manifest.files,
+        "fixed_latents": optimised,
+        "files": [
+            {"path": name, "size_bytes": record.size_bytes, "sha256": record.sha256}
+            for name, record in sorted(manifest.files.items())
+        ],
+        "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
+        "accuracy": [dict(row) for row in manifest.accuracy],
+        "distill_config": dict(manifest.distill_config),
+    }

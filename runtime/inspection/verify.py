@@ -1,0 +1,228 @@
+"""`dim verify`: is a bundle whole, does it keep its contracts, do its files agree, and do they draw anything?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.runtime.bundle_format.files import check_file, check_file_hash, load_manifest, unlisted_files
+from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contract, check_graph, teacher_contract
+from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
+from dim.runtime.choose_engine import open_engine
+from dim.runtime.engines import parity
+from dim.runtime.engines.base import Engine
+from dim.runtime.errors import BundleError, EngineError, GraphError
+from dim.runtime.inspection.verify_engines import verify_engines
+from dim.runtime.sampling.latents import draw_latents, order_slice
+
+BATCHES = (1, 16, 64)
+"""Least, middle and most rows that one run is asked for."""
+_ONE_BY_ONE = 8
+_MAX_CLASSES, _IMAGES = 1024, 800
+"""Classes that are looked at, and images that are shared out among them: 2 to 8 of each."""
+_MAX_BYTES = 2**28
+"""Of the images that one precision draws, unless a largest batch needs more."""
+_SEED = 20_231
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRow:
+    """One thing that was checked."""
+
+    subject: str
+    """The file, or the class."""
+    check: str
+    found: str
+    allowed: str
+    ok: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """Everything that was checked."""
+
+    path: Path
+    manifest: Manifest
+    rows: tuple[VerifyRow, ...] = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(row.ok for row in self.rows)
+
+
+def verify(
+    bundle_path: str | Path,
+    *,
+    threads: int | None = None,
+    trust: Sequence[str] = (),
+    progress: Callable[[VerifyRow], None] = lambda row: None,
+) -> VerifyReport:
+    """Check every file of a bundle and compare what its precisions draw, on ONNX Runtime's CPU provider.
+
+    Compiled engines are run, too, where this machine can run them and may load them.
+
+    Args:
+        bundle_path: the bundle's folder.
+        threads: CPU threads; None for every core this process may use.
+        trust: "sha256:..." of engines that may be loaded although somebody else built them.
+        progress: gets each row as soon as it is known.
+
+    Returns:
+        a report; a check that fails is a row, not an error.
+
+    Raises:
+        BundleError: there is no bundle, or its manifest is malformed, altered or too new.
+        MissingExtraError: onnxruntime or onnx is not installed.
+    """
+    checks = _Checks(Path(bundle_path), threads, progress)
+    if checks.files() and checks.graphs():
+        checks.precisions()
+        verify_engines(checks.path, checks.manifest, checks.add, trust=trust)
+    return VerifyReport(path=checks.path, manifest=checks.manifest, rows=tuple(checks.rows))
+
+
+class _Checks:
+    """A bundle being checked, and the rows so far."""
+
+    def __init__(self, path: Path, threads: int | None, progress: Callable[[VerifyRow], None]) -> None:
+        self.path = path
+        self.manifest = load_manifest(path)
+        self.rows: list[VerifyRow] = []
+        self._threads = threads
+        self._progress = progress
+
+    def add(self, subject: str, check: str, ok: bool, found: str, allowed: str = "") -> None:
+        row = VerifyRow(subject=subject, check=check, found=found, allowed=allowed, ok=ok)
+        self.rows.append(row)
+        self._progress(row)
+
+    def attempt(self, subject: str, check: str, action: Callable[[], object]) -> bool:
+        try:
+            action()
+        except (BundleError, GraphError, EngineError) as error:
+            self.add(subject, check, False, str(error))
+            return False
+        self.add(subject, check, True, "as it must be")
+        return True
+
+    def read(self, name: str, max_bytes: int = MAX_ONNX_BYTES) -> bytes:
+        return check_file(self.path, self.manifest, name, max_bytes=max_bytes)
+
+    def files(self) -> bool:
+        """Hash every file; say what lies there unlisted."""
+        names = sorted(self.manifest.files)
+        whole = [
+            self.attempt(name, "hash", lambda name=name: check_file_hash(self.path, self.manifest, name))  # type: ignore[misc]
+            for name in names
+        ]
+        for name in unlisted_files(self.path, self.manifest):
+            self.add(name, "listed", True, "not in the manifest", "ignored")
+        return all(whole)
+
+    def graphs(self) -> bool:
+        """Check the contract of every ONNX file and of the optimised latents."""
+        names = [onnx_name(precision) for precision in self.manifest.precisions]
+        kept = [
+            self.attempt(name, "graph", lambda name=name: check_graph(self.read(name), self.manifest))  # type: ignore[misc]
+            for name in names
+        ]
+        if TEACHER_ONNX in self.manifest.files:
+            contract = teacher_contract(self.manifest)
+            kept.append(self.attempt(TEACHER_ONNX, "graph", lambda: check_contract(self.read(TEACHER_ONNX), contract)))
+        if FIXED_LATENTS in self.manifest.files:
+            kept.append(
+                self.attempt(
+                    FIXED_LATENTS,
+                    "array",
+                    lambda: read_fixed_latents(self.read(FIXED_LATENTS, MAX_LATENTS_BYTES), self.manifest),
+                )
+            )
+        return all(kept)
+
+    def precisions(self) -> None:
+        """Draw the same images in every precision and batch size, and look at them."""
+        manifest = self.manifest
+        labels, indices = _samples(manifest)
+        latents = draw_latents(_SEED, labels, indices, manifest.latent_dim, manifest.latent_std)
+        reference: NDArray[np.uint8] | None = None
+        for precision in manifest.precisions:
+            name = onnx_name(precision)
+            try:
+                engine = open_engine(self, engine="onnxruntime-cpu", precision=precision, threads=self._threads)
+                images = _draw(engine, latents, labels, BATCHES[-1])
+                reference = images if reference is None else reference
+                ok, found, allowed = parity.agrees(precision, images, reference)
+                if images is not reference:
+                    self.add(name, "against fp32", ok, found, allowed)
+                self._batches(name, engine, latents, labels, images)
+                self._look(name, labels, images)
+                engine.close()
+            except EngineError as error:
+                self.add(name, "runs", False, str(error))
+        if TEACHER_ONNX in self.manifest.files and reference is not None:
+            self._teacher(reference[: BATCHES[-1]])
+
+    def _batches(
+        self,
+        name: str,
+        engine: Engine,
+        latents: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        images: NDArray[np.uint8],
+    ) -> None:
+        """The batch size must not show, and identical rows must give identical images (TensorRT issue 4813)."""
+        for batch in BATCHES[:-1]:
+            rows = slice(0, _ONE_BY_ONE if batch == 1 else BATCHES[-1])
+            again = _draw(engine, latents[rows], labels[rows], batch)
+            levels = parity.max_levels(again, images[rows])
+            self.add(name, f"batch {batch}", levels <= parity.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
+        for batch in BATCHES[1:]:
+            same = engine.run(latents[:1].repeat(batch, axis=0), labels[:1].repeat(batch))
+            levels = parity.max_levels(same, same[:1].repeat(batch, axis=0))
+            self.add(name, f"{batch} identical rows", levels == 0, f"{levels} levels", "0")
+
+    def _look(self, name: str, labels: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+        """A network that broke draws blank images; a class that collapsed draws one image again and again."""
+        blank = parity.share_of_blank(images)
+        self.add(name, "blank images", blank <= 0.5, f"{blank:.0%}", "at most 50%")
+        spreads = {int(label): parity.spread_levels(images[labels == label]) for label in np.unique(labels)}
+        worst = min(spreads, key=spreads.__getitem__)
+        self.add(
+            name,
+            "spread within a class",
+            spreads[worst] >= parity.MIN_SPREAD_LEVELS,
+            f"{spreads[worst]:.1f} levels, least of all in {self.manifest.classes[worst]!r}",
+            f"at least {parity.MIN_SPREAD_LEVELS:g}",
+        )
+
+    def _teacher(self, images: NDArray[np.uint8]) -> None:
+        from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
+
+        model = self.read(TEACHER_ONNX)
+        rows = check_contract(model, teacher_contract(self.manifest))
+        logits = run_in_pieces(open_cpu_session(model, self._threads), {"images": images}, rows)
+        finite = bool(np.isfinite(logits).all())
+        self.add(TEACHER_ONNX, "logits", finite, "finite" if finite else "not finite", "finite")
+
+
+def _samples(manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Enough images of enough classes, the classes spread evenly where there are many, at least one largest batch."""
+    affordable = max(BATCHES[-1], _MAX_BYTES // (manifest.height * manifest.width * manifest.channels))
+    count = min(manifest.num_classes, _MAX_CLASSES, affordable // 2)
+    chosen = np.unique(np.linspace(0, manifest.num_classes - 1, count).astype(int))
+    per_class = max(2, min(8, _IMAGES // count, affordable // count), -(-BATCHES[-1] // len(chosen)))
+    labels, indices = order_slice([per_class] * len(chosen), 0, per_class * len(chosen))
+    return chosen[labels].astype(np.int64), indices
+
+
+def _draw(engine: Engine, latents: NDArray[np.float32], labels: NDArray[np.int64], batch: int) -> NDArray[np.uint8]:
+    parts = [
+        engine.run(latents[start : start + batch], labels[start : start + batch])
+        for start in range(0, len(labels), batch)
+    ]
+    return np.concatenate(parts)

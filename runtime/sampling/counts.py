@@ -1,0 +1,228 @@
+"""How many images of each class a set holds: from images per class, a ratio, a total or a list by class."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Protocol
+
+from dim.runtime.errors import BadValueError
+
+MAX_PER_CLASS = 2**32
+
+
+class SourceLike(Protocol):
+    """What is needed of the source dataset: `dim.runtime.bundle_format.manifest.SourceInfo` has it."""
+
+    @property
+    def class_counts(self) -> tuple[int, ...]: ...
+
+
+class ManifestLike(Protocol):
+    """What is needed of a manifest: `dim.runtime.bundle_format.manifest.Manifest` has it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def source(self) -> SourceLike: ...
+
+
+def resolve_counts(
+    info: ManifestLike,
+    ipc: int | None = None,
+    ratio: float | None = None,
+    total: int | None = None,
+    per_class: Mapping[str, int] | None = None,
+    classes: Sequence[str] | None = None,
+    start: int = 0,
+) -> tuple[int, ...]:
+    """Turn a wish for a set's size into images per class.
+
+    Args:
+        info: the bundle's manifest.
+        ipc: images per class, 1 to 2**32.
+        ratio: size relative to the source set, above 0; keeps the source's class balance.
+        total: number of images, at least one per class; keeps the source's class balance.
+        per_class: images by class name; classes not named get none.
+        classes: the classes wanted, by name; all when absent. Does not go with `per_class`.
+        start: the first index of every class, 0 or more.
+
+    Returns:
+        one number per class of the bundle, 0 for classes not wanted. `ratio` and `total` are rounded by largest
+        remainder, with at least 1 per class.
+
+    Raises:
+        BadValueError: no size or two sizes, a class that is unknown or doubled, a size out of range.
+    """
+    given = [
+        name
+        for name, value in (("ipc", ipc), ("ratio", ratio), ("total", total), ("per_class", per_class))
+        if value is not None
+    ]
+    if len(given) != 1:
+        words = f"{', '.join(given[:-1])} and {given[-1]}" if given else ""
+        found = f"{'both ' if len(given) == 2 else ''}{words} were given" if given else "none was given"
+        raise BadValueError(f"Say the size of the set by exactly one of ipc, ratio, total and per_class; {found}.")
+    if per_class is not None and classes is not None:
+        raise BadValueError("per_class already names its classes; leave out classes.")
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < MAX_PER_CLASS:
+        raise BadValueError(f"start is {start}; it must be a whole number from 0 to 2**32 - 1.")
+    selected = _select(info.classes, list(per_class) if per_class is not None else classes)
+    counts = [0] * len(info.classes)
+    if per_class is not None:
+        for k in selected:
+            counts[k] = _whole(per_class[info.classes[k]], f"The number of images for class '{info.classes[k]}'")
+    elif ipc is not None:
+        for k in selected:
+            counts[k] = _whole(ipc, "ipc")
+    else:
+        for k, count in zip(selected, _share(info, selected, ratio, total), strict=True):
+            counts[k] = count
+    largest = max(counts)
+    if start + largest > MAX_PER_CLASS:
+        raise BadValueError(
+            f"start {start} and {largest} images of one class reach past index 2**32 - 1, the last one there is; "
+            "ask for fewer."
+        )
+    return tuple(counts)
+
+
+def parse_per_class(text: str) -> dict[str, int]:
+    """Read `cat=100,dog=20`.
+
+    Args:
+        text: names and whole numbers, joined by `=` and `,`.
+
+    Returns:
+        images by class name, in the order given.
+
+    Raises:
+        BadValueError: an entry without a number, or a class that comes twice.
+    """
+    numbers: dict[str, int] = {}
+    for entry in text.split(","):
+        name, equals, number = entry.rpartition("=")
+        name, number = name.strip(), number.strip()
+        if not equals or not name or not number.isascii() or not number.isdigit():
+            raise BadValueError(
+                f"'{entry.strip()}' is not of the form NAME=NUMBER; write for example  cat=100,dog=20  (whole numbers)."
+            )
+        if name in numbers:
+            raise BadValueError(f"The class '{name}' is named twice; give each class one number.")
+        numbers[name] = int(number)
+    return numbers
+
+
+def parse_classes(text: str) -> list[str]:
+    """Read `cat,dog`: class names joined by commas, none of them empty."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise BadValueError(f"'{text}' holds an empty class name; write for example  cat,dog.")
+    return names
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `i/n`: shard number i of n, 0 <= i < n."""
+    index, slash, count = text.partition("/")
+    digits = (index + count).isascii() and index.strip().isdigit() and count.strip().isdigit()
+    if not slash or not digits:
+        raise BadValueError(f"'{text}' is not of the form I/N; write for example  0/4  for the first of four shards.")
+    return check_shard((int(index), int(count)))
+
+
+def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    """Return the shard (i, n) if 0 <= i < n, else raise BadValueError."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise BadValueError(f"The shard is {index}/{count}; shards are counted from 0/{count} to {count - 1}/{count}.")
+    return shard
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size in bytes such as `500000`, `64MB` (10**6) or `1GiB` (2**30).
+
+    Raises:
+        BadValueError: another form, or less than one byte.
+    """
+    powers = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    cleaned = text.strip().lower()
+    number = cleaned.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = cleaned[len(number) :].strip()
+    try:
+        size = Fraction(number) * powers[unit]
+    except (ValueError, KeyError, ZeroDivisionError):
+        raise BadValueError(f"'{text}' is not a size; write for example  64MB  or  1GiB.") from None
+    if size < 1:
+        raise BadValueError(f"'{text}' is less than one byte; write for example  64MB  or  1GiB.")
+    return int(size)
+
+
+def _select(classes: tuple[str, ...], wanted: Sequence[str] | None) -> list[int]:
+    """Return the wanted class numbers in ascending order."""
+    if wanted is None:
+        return list(range(len(classes)))
+    if not wanted:
+        raise BadValueError("No class was named; name at least one, or leave the choice out for all.")
+    number = {name: k for k, name in enumerate(classes)}
+    seen: set[str] = set()
+    for name in wanted:
+        if name not in number:
+            near = difflib.get_close_matches(name, classes, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            known = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
+            raise BadValueError(f"The bundle has no class '{name}'{hint or '.'} Its classes are {known}.")
+        if name in seen:
+            raise BadValueError(f"The class '{name}' is named twice; name each class once.")
+        seen.add(name)
+    return sorted(number[name] for name in wanted)
+
+
+def _whole(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_PER_CLASS:
+        raise BadValueError(f"{what} is {value}; it must be a whole number from 1 to 2**32.")
+    return value
+
+
+def _share(info: ManifestLike, selected: list[int], ratio: float | None, total: int | None) -> list[int]:
+    """Split a ratio or a total among the selected classes in proportion to the source's class counts."""
+    source = [info.source.class_counts[k] if k < len(info.source.class_counts) else 0 for k in selected]
+    if min(source) < 1:
+        name = info.classes[selected[source.index(min(source))]]
+        raise BadValueError(
+            f"The bundle does not say how many images of class '{name}' its source had; give ipc or per_class."
+        )
+    if ratio is not None:
+        if isinstance(ratio, bool) or not math.isfinite(ratio) or ratio <= 0:
+            raise BadValueError(f"ratio is {ratio}; it must be above 0, for example 0.02 for a fiftieth of the source.")
+        # A float's shortest decimal form is what the user wrote: 0.07 of 100 images is 7, not 7.000000000000001.
+        scale = Fraction(repr(float(ratio)))
+        size = max(len(source), math.floor(scale * sum(source) + Fraction(1, 2)))
+    else:
+        size = total if total is not None else 0
+        if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+            raise BadValueError(f"total is {total}; it must be a whole number above 0.")
+        if total < len(source):
+            raise BadValueError(
+                f"total is {total} and {len(source)} classes are wanted; every class gets at least one image, "
+                "so ask for more images or name fewer classes."
+            )
+        scale = Fraction(size, sum(source))
+    quotas = [scale * count for count in source]
+    if max(quotas) > MAX_PER_CLASS:
+        # A number of 300 digits would say no more.
+        raise BadValueError("That is more than 2**32 images of one class, which is all there are; ask for fewer.")
+    return _largest_remainder(quotas, size)
+
+
+def _largest_remainder(quotas: list[Fraction], size: int) -> list[int]:
+    """Round quotas to whole numbers of at least 1 that add up to size; ties go to the lower class number."""
+    counts = [max(1, math.floor(quota)) for quota in quotas]
+    while (missing := size - sum(counts)) != 0:
+        order = sorted(range(len(quotas)), key=lambda k: (counts[k] - quotas[k], k))
+        if missing > 0:
+            for k in order[:missing]:
+                counts[k] += 1
+        else:
+            for k in [k for k in reversed(order) if counts[k] > 1][:-missing]:
+                counts[k] -= 1
+    return counts

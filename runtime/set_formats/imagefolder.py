@@ -1,0 +1,105 @@
+"""ImageFolder: `<class>/<index>.png`, what torchvision and Hugging Face `imagefolder` read."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+from dim.runtime.set_formats.npz import npy_header
+from dim.runtime.set_formats.part import (
+    LIST_STEP,
+    Batch,
+    FileEntry,
+    HashedFile,
+    PartRecord,
+    altered,
+    numbered,
+    record_of,
+)
+from dim.runtime.set_formats.plan import Plan
+from dim.runtime.set_formats.png import encoder_version
+from dim.runtime.storage.local_store import LocalStore, Store, write_file
+
+# An image, the bytes written for it, and its temporary path where it still has one.
+Made = list[tuple[FileEntry, int, str | None]]
+
+
+class ImageFolder:
+    """The format `imagefolder`."""
+
+    def encoder(self) -> str:
+        return encoder_version()
+
+    def open(self, plan: Plan, store: Store, part: int) -> "ImageFolderPart":
+        return ImageFolderPart(plan, store, part)
+
+    def files(self, plan: Plan, part: int) -> Iterator[str]:
+        first, stop = plan.span(part)
+        for start in range(first, stop, LIST_STEP):
+            labels, indices = plan.samples(start, min(start + LIST_STEP, stop))
+            for label, index in zip(labels.tolist(), indices.tolist(), strict=True):
+                yield f"{plan.classes[label]}/{index:08d}.png"
+        if plan.soft_labels:
+            yield numbered("logits", plan, part, ".npy")
+
+    def folders(self, plan: Plan) -> list[str]:
+        return [name for name, count in zip(plan.classes, plan.counts, strict=True) if count]
+
+
+class ImageFolderPart:
+    """Writes its images under temporary names and renames them all once they were flushed."""
+
+    images_done = 0
+
+    def __init__(self, plan: Plan, store: Store, part: int) -> None:
+        self._plan, self._store, self._part = plan, store, part
+        self.unflushed = isinstance(store, LocalStore)
+        self._made: Made = []
+        self._scratch = str(store.scratch(f"{part}-"))
+        self._logits: HashedFile | None = None
+        if plan.soft_labels:
+            start, stop = plan.span(part)
+            self._logits = HashedFile(store.scratch(f"logits-{part}.npy"))
+            with self._logits.closing_on_error():
+                self._logits.append(npy_header("<f2", (stop - start, len(plan.classes))))
+
+    def encode(self, batch: Batch) -> tuple[Made, bytes]:
+        made: Made = []
+        files = batch.png_files()
+        for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
+            path = f"{self._plan.classes[label]}/{index:08d}.png"
+            entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            made.append((entry, *self._write(path, data, f"{self._scratch}{label}-{index}.png")))
+        return made, b"" if batch.scores is None else batch.scores.astype("<f2").tobytes()
+
+    def _write(self, path: str, data: bytes, temporary: str) -> tuple[int, str | None]:
+        """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
+        if self._store.size(path):
+            if self._store.read(path) != data:
+                raise altered(self._store, path)
+            return 0, None
+        if not isinstance(self._store, LocalStore):
+            self._store.put(path, data)
+            return len(data), None
+        write_file(temporary, data)
+        return len(data), temporary
+
+    def write(self, encoded: tuple[Made, bytes]) -> int:
+        made, logits = encoded
+        self._made.extend(made)
+        if self._logits is not None:
+            self._logits.append(logits)
+        return sum(written for _, written, _ in made) + len(logits)
+
+    def finish(self) -> PartRecord:
+        if isinstance(self._store, LocalStore):
+            for entry, _, temporary in self._made:
+                if temporary is not None:
+                    os.rename(temporary, self._store.path(entry.path))
+        entries = [entry for entry, _, _ in self._made]
+        if self._logits is not None:
+            entries.append(self._logits.publish(self._store, numbered("logits", self._plan, self._part, ".npy")))
+        return record_of(self._part, len(self._made), entries, listed=False)
+
+    def abort(self) -> None:
+        if self._logits is not None:
+            self._logits.close()

@@ -1,0 +1,139 @@
+"""Parquet in the Hugging Face layout: `data/train-00000-of-00010.parquet` with the features Image and ClassLabel."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dim.runtime.errors import MissingExtraError
+from dim.runtime.set_formats.file_sizes import row_group_images
+from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, record_of
+from dim.runtime.set_formats.plan import Plan
+from dim.runtime.set_formats.png import encoder_version
+from dim.runtime.storage.local_store import Store
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# Rows of a batch by column: PNG, path, label, logits.
+Columns = tuple[list[Any], list[Any], list[Any], list[Any]]
+
+
+class Parquet:
+    """The format `parquet`."""
+
+    def encoder(self) -> str:
+        try:
+            import pyarrow
+        except ImportError:
+            raise MissingExtraError("pyarrow", "parquet", "write Parquet files") from None
+        return f"{encoder_version()}, pyarrow {pyarrow.__version__}"
+
+    def open(self, plan: Plan, store: Store, part: int) -> "ParquetPart":
+        return ParquetPart(plan, store, part)
+
+    def files(self, plan: Plan, part: int) -> Iterator[str]:
+        yield f"data/train-{part:05d}-of-{plan.parts:05d}.parquet"
+
+    def folders(self, plan: Plan) -> list[str]:
+        return ["data"]
+
+
+class ParquetPart:
+    """Writes one Parquet file, a row group at a time."""
+
+    images_done, unflushed = 0, False
+
+    def __init__(self, plan: Plan, store: Store, part: int) -> None:
+        import pyarrow.parquet
+
+        self._plan, self._store, self._part = plan, store, part
+        self._name = next(Parquet().files(plan, part))
+        self._schema = parquet_schema(plan)
+        self._rows = row_group_images(plan.image_bytes)
+        self._columns: Columns = ([], [], [], [])
+        self._images = 0
+        self._file = HashedFile(store.scratch(f"{part}.parquet"))
+        with self._file.closing_on_error():
+            self._writer = pyarrow.parquet.ParquetWriter(
+                pyarrow.PythonFile(_Sink(self._file), mode="w"),
+                self._schema,
+                compression="NONE",  # PNG does not shrink further
+                use_dictionary=["label"],
+                write_statistics=["label"],
+            )
+
+    def encode(self, batch: Batch) -> Columns:
+        labels, indices = batch.labels.tolist(), batch.indices.tolist()
+        paths = [f"{label:05d}-{index:08d}.png" for label, index in zip(labels, indices, strict=True)]
+        return batch.png_files(), paths, labels, [] if batch.scores is None else list(batch.scores)
+
+    def write(self, encoded: Columns) -> int:
+        for column, more in zip(self._columns, encoded, strict=True):
+            column.extend(more)
+        while len(self._columns[0]) >= self._rows:
+            self._write_rows(self._rows)
+        return sum(map(len, encoded[0]))
+
+    def _write_rows(self, count: int) -> None:
+        """Write the first rows as a row group; its size does not depend on the batches."""
+        import pyarrow
+
+        pngs, paths, labels, scores = (column[:count] for column in self._columns)
+        for column in self._columns:
+            del column[:count]
+        images = pyarrow.StructArray.from_arrays(
+            [pyarrow.array(pngs, pyarrow.binary()), pyarrow.array(paths, pyarrow.string())], names=["bytes", "path"]
+        )
+        arrays = [images, pyarrow.array(labels, pyarrow.int64())]
+        if scores:
+            arrays.append(pyarrow.array(scores, self._schema.field("logits").type))
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema), row_group_size=count)
+        self._images += count
+
+    def finish(self) -> PartRecord:
+        if self._columns[0]:
+            self._write_rows(len(self._columns[0]))
+        self._writer.close()
+        return record_of(self._part, self._images, [self._file.publish(self._store, self._name)])
+
+    def abort(self) -> None:
+        # Closing the writer would write a footer under a half-made file.
+        self._file.close()
+
+
+class _Sink:
+    """What pyarrow needs of a Python file."""
+
+    closed = False
+
+    def __init__(self, file: HashedFile) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        return self._file.append(memoryview(data)) if not self._file.closed else len(data)
+
+    def tell(self) -> int:
+        return self._file.bytes
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """The part closes its file itself."""
+
+
+def parquet_schema(plan: Plan) -> "pyarrow.Schema":
+    """Make the columns `image`, `label` and perhaps `logits`, with the features that `datasets` reads."""
+    import pyarrow
+
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    fields = [("image", image), ("label", pyarrow.int64())]
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(plan.classes), "_type": "ClassLabel"},
+    }
+    if plan.soft_labels:
+        fields.append(("logits", pyarrow.list_(pyarrow.float16())))
+        features["logits"] = {"feature": {"dtype": "float16", "_type": "Value"}, "_type": "Sequence"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}}, ensure_ascii=False)}
+    return pyarrow.schema(fields, metadata=metadata)

@@ -1,0 +1,286 @@
+"""The plan of a training set: everything that decides its bytes, fixed before the first image is drawn.
+
+A set is cut into parts of `part_images` images in the set's order. A part is the unit of work, of resuming and of
+`--shard i/n` (part p belongs to shard p mod n), so which worker makes it changes nothing.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dim.runtime.bundle_format.schema import MAX_CLASSES
+from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.sampling.latents import order_slice
+from dim.runtime.set_formats.file_sizes import images_within, largest_file_bytes
+
+FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
+SINGLE_FILE_FORMATS = ("npz", "npy")
+MAX_PARTS = 100_000
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_OWN_NAMES = {"dataset.json", "croissant.json", "readme.md", ".dim"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """The engine that draws a set; pixels are exact for one engine, version, device kind, precision and batch."""
+
+    name: str
+    version: str
+    device: str
+    """`cpu` or `gpu`."""
+    precision: str
+    batch: int | None
+    """The padded batch, or None where no padding is needed."""
+    reason: str = field(default="", compare=False)
+    """Why this engine was chosen; for people, another reason is no other plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is drawn, how it is cut and written."""
+
+    bundle: str
+    """The bundle's name."""
+    content_id: str
+    sampling_version: int
+    seed: int
+    start: int
+    """The first index of every class."""
+    fixed_latents: bool
+    """Whether the bundle's optimised latents serve the first indices."""
+    classes: tuple[str, ...]
+    """All classes of the bundle; labels number these, also where some have no image."""
+    counts: tuple[int, ...]
+    """Images per class."""
+    height: int
+    width: int
+    channels: int
+    format: str
+    part_images: int
+    teacher: str
+    """SHA-256 of the bundle's teacher, which scores every image; empty without soft labels."""
+    encoder: str
+    """The library that turns pixels into bytes, with its version; another one may give other bytes."""
+    engine: EngineInfo
+
+    @property
+    def images(self) -> int:
+        """Images in the whole set."""
+        return sum(self.counts)
+
+    @property
+    def parts(self) -> int:
+        """Parts in the whole set."""
+        return -(-self.images // self.part_images)
+
+    @property
+    def soft_labels(self) -> bool:
+        """Whether logits are written beside the images."""
+        return bool(self.teacher)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image's pixels."""
+        return self.height * self.width * self.channels
+
+    def span(self, part: int) -> tuple[int, int]:
+        """Return the positions start, stop of a part in the set's order."""
+        return part * self.part_images, min((part + 1) * self.part_images, self.images)
+
+    def images_of(self, parts: Iterable[int]) -> int:
+        """Count the images of some parts."""
+        return sum(stop - start for start, stop in map(self.span, parts))
+
+    def samples(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """List labels int64 [N] and indices int64 [N] of the positions start..stop-1, the set's `start` added."""
+        labels, indices = order_slice(self.counts, start, stop)
+        return labels, indices + self.start
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON has it."""
+        block: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        block["classes"], block["counts"] = list(self.classes), list(self.counts)
+        block["engine"] = dict(vars(self.engine))
+        return block
+
+    @staticmethod
+    def from_dict(block: object) -> "Plan":
+        """Read a plan from JSON's types.
+
+        Raises:
+            OutputError: a field is missing, unknown, of another type or out of range.
+        """
+        values = _typed(block, Plan, "plan")
+        engine = EngineInfo(**_typed(values["engine"], EngineInfo, "plan.engine"))
+        classes, counts = values["classes"], values["counts"]
+        if not len(classes) == len(counts) <= MAX_CLASSES or not all(isinstance(name, str) for name in classes):
+            raise _malformed("plan.classes", classes)
+        if not all(type(count) is int and 0 <= count <= 2**32 for count in counts) or not any(counts):
+            raise _malformed("plan.counts", counts)
+        plan = Plan(**(values | {"engine": engine, "classes": tuple(classes), "counts": tuple(counts)}))
+        for name in ("height", "width", "channels", "part_images"):
+            if not 1 <= getattr(plan, name) <= 2**40:
+                raise _malformed(f"plan.{name}", getattr(plan, name))
+        if (
+            plan.format not in FORMATS
+            or plan.parts > MAX_PARTS
+            or not 0 <= plan.seed < 2**64
+            or not 0 <= plan.start <= 2**32 - max(counts)
+        ):
+            raise _malformed("plan", f"{plan.format}, {plan.parts} parts, seed {plan.seed}, start {plan.start}")
+        if plan.format == "imagefolder":
+            try:
+                check_folder_names(plan.classes, plan.counts)
+            except BadValueError:
+                # Files of a set are named by its classes, and --overwrite removes them.
+                raise _malformed("plan.classes", plan.classes) from None
+        return plan
+
+    def difference(self, other: "Plan", ignore: Sequence[str] = ()) -> str | None:
+        """Say in words where two plans differ, or return None where they agree.
+
+        Args:
+            other: the plan that is asked for; this one is the one on disk.
+            ignore: names of fields that may differ.
+        """
+        for name in [each.name for each in fields(self)]:
+            if name in ignore:
+                continue
+            old, new = getattr(self, name), getattr(other, name)
+            if old != new:
+                if name in ("classes", "counts") and len(str(old)) + len(str(new)) > 120:
+                    return f"another list of {name}"
+                if name == "engine":
+                    return " and ".join(
+                        f"engine {key} {old_value} instead of {getattr(new, key)}"
+                        for key, old_value in vars(old).items()
+                        if key != "reason" and old_value != getattr(new, key)
+                    )
+                short = [f"{value[:12]}..." if name == "content_id" else value for value in (old, new)]
+                return f"{name} {short[0]} instead of {short[1]}"
+        return None
+
+    def with_engine(self, engine: EngineInfo, part_images: int) -> "Plan":
+        """Return the plan with its engine and its cut filled in."""
+        return replace(self, engine=engine, part_images=part_images)
+
+
+def choose_part_images(
+    format: str,
+    images: int,
+    image_hwc: tuple[int, int, int],
+    batch: int | None,
+    shard_images: int | None = None,
+    shard_bytes: int | None = None,
+    classes: Sequence[str] = ("",),
+    soft_labels: bool = False,
+) -> int:
+    """Decide how many images make a part, from the plan alone so that every worker cuts alike.
+
+    Args:
+        format: one of FORMATS.
+        images: images in the set.
+        image_hwc: height, width and channels.
+        batch: the engine's padded batch, or None.
+        shard_images: images per file, where the user said so.
+        shard_bytes: largest file in bytes, where the user said so.
+        classes: all classes of the bundle; their names take space in some files.
+        soft_labels: whether logits are written for every image.
+
+    Returns:
+        images per part. Without a wish: NPZ and NPY are one file; ImageFolder's parts (which no reader sees) and the
+        shards of Parquet and WebDataset grow with the set and stay below 256 MiB of pixels.
+
+    Raises:
+        BadValueError: both wishes at once, a wish that fits no image, or more than MAX_PARTS parts.
+    """
+    if shard_images is not None and shard_bytes is not None:
+        raise BadValueError("Give the size of a shard in images or in bytes, not both.")
+    if shard_images is not None and shard_images < 1:
+        raise BadValueError(f"A shard of {shard_images} images cannot be made; it must hold at least 1.")
+    if shard_bytes is not None:
+        shard_images = images_within(shard_bytes, images, format, image_hwc, classes, soft_labels)
+        if shard_images < 1:
+            least = largest_file_bytes(format, 1, image_hwc, classes, soft_labels)
+            raise BadValueError(
+                f"A shard of {shard_bytes:,} bytes does not hold one image, whose {format} file may need {least:,}."
+            )
+    if shard_images is not None:
+        size = min(shard_images, images)
+    elif format in SINGLE_FILE_FORMATS:
+        size = images
+    else:
+        smallest, share = (256, 64) if format == "imagefolder" else (10_000, 256)
+        ceiling = max(64, 2**28 // math.prod(image_hwc))
+        size = min(max(smallest, -(-images // share)), 16_384 if format == "imagefolder" else 2**20, ceiling)
+        size = max(size, -(-images // MAX_PARTS))
+        if batch is not None:
+            size = -(-size // batch) * batch
+    if -(-images // size) > MAX_PARTS:
+        raise BadValueError(
+            f"{images:,} images in shards of {size:,} are more than {MAX_PARTS:,} shards; ask for larger ones."
+        )
+    return size
+
+
+def check_folder_names(classes: Sequence[str], counts: Sequence[int]) -> None:
+    """Check that the classes of a set can be folder names everywhere.
+
+    Raises:
+        BadValueError: a name holds a path separator or a control character, is empty, starts with a dot, ends with a
+            dot or a blank, is longer than 200 bytes, is a device name of Windows or one of the set's own files, or
+            equals another one up to upper and lower case.
+    """
+    seen: dict[str, str] = {}
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            continue
+        folded = name.casefold()
+        if (
+            not name
+            or any(letter in "/\\" or not letter.isprintable() for letter in name)
+            or name.startswith((".", " "))
+            or name.endswith((".", " "))
+            or len(name.encode()) > 200
+            or folded.split(".")[0] in _RESERVED
+            or folded in _OWN_NAMES
+        ):
+            raise BadValueError(
+                f"The class {name!r} cannot be the name of a folder; "
+                "write the set as npz, npy, parquet or webdataset, which keep names as data."
+            )
+        if folded in seen:
+            raise BadValueError(
+                f"The classes {seen[folded]!r} and {name!r} would be one folder on Windows and macOS; "
+                "write the set as npz, npy, parquet or webdataset, which keep names as data."
+            )
+        seen[folded] = name
+
+
+def _typed(block: object, kind: type, where: str) -> dict[str, Any]:
+    """Check a JSON object against the fields of a dataclass."""
+    known = {"str": str, "int": int, "bool": bool, "EngineInfo": dict, "tuple[str, ...]": list, "tuple[int, ...]": list}
+    if not isinstance(block, Mapping):
+        raise _malformed(where, block)
+    names = {each.name: each.type for each in fields(kind)}
+    if block.keys() != names.keys():
+        raise _malformed(where, ", ".join(sorted(str(name) for name in block.keys() ^ names.keys())))
+    for name, declared in names.items():
+        wanted = declared.__name__ if isinstance(declared, type) else str(declared)
+        value = block[name]
+        if wanted == "int | None":
+            good = value is None or type(value) is int
+        else:
+            good = type(value) is known[wanted]
+        if not good:
+            raise _malformed(f"{where}.{name}", value)
+    return dict(block)
+
+
+def _malformed(where: str, value: object) -> OutputError:
+    return OutputError(
+        f"dataset.json is malformed at {where}: found {str(value)[:80]!r}; use --overwrite to start anew."
+    )

@@ -1,0 +1,150 @@
+"""What a set will take, told before it is made from a few images that are drawn and encoded."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dim.runtime.errors import OutputError
+from dim.runtime.set_formats.file_sizes import largest_image_bytes
+from dim.runtime.set_formats.plan import SINGLE_FILE_FORMATS, Plan
+from dim.runtime.set_formats.png import encode_png
+from dim.runtime.sets.pipeline import Draw, draw_size, encoders_by_default
+from dim.runtime.storage.local_store import Free, Store
+
+TRIAL_IMAGES = 64
+_SMALLEST_PNG = 67
+_TAR_BLOCKS = 3 * 512  # two headers and the label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A few images, drawn and encoded."""
+
+    image_bytes: float
+    """Bytes that an image takes on the disk."""
+    seconds: float
+    """Seconds an image takes, the slower of drawing and encoding."""
+
+
+def try_out(plan: Plan, draw: Draw, block: int = 1) -> Trial:
+    """Draw and encode the first images of a plan.
+
+    Args:
+        plan: the set's plan.
+        draw: the engine, as the pipeline takes it.
+        block: the unit in which the file system hands out bytes.
+    """
+    count = min(plan.images, max(TRIAL_IMAGES, draw_size(plan.engine.batch, plan.image_bytes)))
+    labels, indices = plan.samples(0, count)
+    # The first run of an engine chooses kernels and allocates.
+    draw(labels[:1], indices[:1])
+    began = time.perf_counter()
+    images, _ = draw(labels, indices)
+    drawing = time.perf_counter() - began
+    if plan.format in SINGLE_FILE_FORMATS:
+        return Trial(image_bytes=_wrapped(plan, plan.image_bytes, block), seconds=drawing / count)
+    began = time.perf_counter()
+    sizes = [len(png) for png in encode_png(images)]
+    encoding = (time.perf_counter() - began) / encoders_by_default()
+    mean = float(np.mean([_wrapped(plan, size, block) for size in sizes]))
+    return Trial(image_bytes=mean, seconds=max(drawing, encoding) / count)
+
+
+def smallest_image(plan: Plan, block: int) -> float:
+    """Bound from below the bytes that an image takes on the disk."""
+    return _wrapped(plan, plan.image_bytes if plan.format in SINGLE_FILE_FORMATS else _SMALLEST_PNG, block)
+
+
+def largest_image(plan: Plan, block: int) -> float:
+    """Bound from above the bytes that an image takes on the disk."""
+    bound = largest_image_bytes(plan.format, (plan.height, plan.width, plan.channels))
+    return _rounded(bound, block) if plan.format == "imagefolder" else bound + _scores(plan)
+
+
+def _wrapped(plan: Plan, data: int, block: int) -> float:
+    """Add to an image's bytes what its format and the file system wrap around it."""
+    around = {
+        "imagefolder": _rounded(data, block),
+        "npz": data + 8,
+        "npy": data + 8,
+        "parquet": data + 32,
+        "webdataset": _rounded(data, 512) + _TAR_BLOCKS,
+    }
+    return around[plan.format] + _scores(plan)
+
+
+def _scores(plan: Plan) -> int:
+    return 2 * len(plan.classes) if plan.soft_labels else 0
+
+
+def _rounded(size: int, block: int) -> int:
+    return math.ceil(size / block) * block
+
+
+def check_space(store: Store, plan: Plan, images: int, draw: Draw | None, freed: int = 0) -> None:
+    """Refuse a set that the disk cannot hold, before it is begun.
+
+    Args:
+        store: the set's place.
+        plan: the set's plan.
+        images: images still to be written.
+        draw: the engine; without one only a plan that cannot fit at all is refused.
+        freed: bytes that are removed first.
+
+    Raises:
+        OutputError: too few bytes or too few file entries are free, in the place or where its files are made.
+    """
+    if images == 0:
+        return
+    _check_workshop(store, plan, min(images, plan.part_images), draw)
+    free = store.free()
+    if free is None:
+        return
+    free = replace(free, bytes=free.bytes + freed)
+    if plan.format == "imagefolder" and images > free.files:
+        raise OutputError(
+            f"The set needs {images:,} files and the file system under {store} has room for {free.files:,}: "
+            "choose another format, such as parquet or webdataset, or another disk."
+        )
+    _refuse(store, free, images * smallest_image(plan, free.block), "at least")
+    if draw is not None and images * largest_image(plan, free.block) > free.bytes:
+        _refuse(store, free, images * try_out(plan, draw, free.block).image_bytes, "about")
+
+
+def _check_workshop(store: Store, plan: Plan, part_images: int, draw: Draw | None) -> None:
+    """Refuse a set of which one part does not fit where it is made before it goes to its place.
+
+    The images of an ImageFolder go there one by one, from memory.
+    """
+    workshop = store.workshop()
+    if workshop is None or plan.format == "imagefolder":
+        return
+    folder, free = workshop
+    needed, how = part_images * smallest_image(plan, 1), "at least"
+    if needed <= free and draw is not None and part_images * largest_image(plan, 1) > free:
+        needed, how = part_images * try_out(plan, draw).image_bytes, "about"
+    if needed > free:
+        raise OutputError(
+            f"A file of the set needs {how} {in_bytes(needed)} and is made in {folder} before it goes to {store}; "
+            f"{in_bytes(free)} are free there: set TMPDIR to a folder on a larger disk, or cut the set into smaller "
+            "files by --shard-size."
+        )
+
+
+def _refuse(store: Store, free: Free, needed: float, how: str) -> None:
+    if needed > free.bytes:
+        raise OutputError(
+            f"The set needs {how} {in_bytes(needed)} and {in_bytes(free.bytes)} are free under {store}: "
+            "ask for fewer images or choose another disk."
+        )
+
+
+def in_bytes(size: float) -> str:
+    """Write a number of bytes for people: 1,536 -> '1.5 kB'."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.0f} PB"

@@ -1,0 +1,104 @@
+"""Object stores (`s3://`, `gs://`, `memory://` and whatever else fsspec reaches): open one, explain what it refuses."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dim.runtime.errors import BadValueError, MissingExtraError, OutputError
+
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+_S3_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run  aws configure"
+_CREDENTIALS = {
+    "s3": _S3_CREDENTIALS,
+    "s3a": _S3_CREDENTIALS,
+    "gs": "run  gcloud auth application-default login",
+    "gcs": "run  gcloud auth application-default login",
+}
+# By name, because importing botocore or google.auth for this would take longer than the whole command.
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "NoAuthTokenError",
+    "ProfileNotFound",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+    "DefaultCredentialsError",
+}
+
+
+def is_remote(place: str | Path) -> bool:
+    """Say whether a set's place is a URL rather than a folder of this machine."""
+    return "://" in str(place) and not str(place).startswith("file://")
+
+
+def open_file_system(url: str) -> tuple[Any, str]:
+    """Open the file system of a URL with fsspec.
+
+    Returns:
+        the file system, and the path within it.
+
+    Raises:
+        BadValueError: the scheme is unknown or the URL is malformed.
+        MissingExtraError: the scheme's package is not installed.
+        OutputError: the store cannot be set up, for example without credentials.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        # A cached listing would hide what other workers have finished since.
+        file_system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError:
+        package, extra = _EXTRAS.get(scheme, (f"the fsspec package for {scheme}", scheme))
+        raise MissingExtraError(package, extra, f"reach {scheme}:// URLs") from None
+    except ValueError as error:
+        raise BadValueError(f"{url} is not a place to write to: {error}.") from None
+    except Exception as error:
+        raise explain_failure(error, url) from error
+    if not path.strip("/"):
+        raise BadValueError(f"{url} names no folder; add a bucket and a name, for example  s3://bucket/set.")
+    return file_system, path
+
+
+def explain_remote(error: OSError, place: str) -> OutputError:
+    """Turn a refusal of an object store into a sentence that says how to go on."""
+    if isinstance(error, PermissionError):
+        return OutputError(
+            f"{place} cannot be written: permission denied; check the credentials and the bucket's policy."
+        )
+    if isinstance(error, FileNotFoundError):
+        return OutputError(f"{place} cannot be written: {first_line(error)}; does the bucket exist?")
+    return explain_failure(error, place)
+
+
+def lacks_credentials(error: BaseException | None) -> bool:
+    """Say whether an error, or what it came from, is that nobody is logged in to the store."""
+    while error is not None:
+        if any(kind.__name__ in _NO_CREDENTIALS for kind in type(error).__mro__):
+            return True
+        error = error.__cause__
+    return False
+
+
+def credentials_wanted(url: str) -> str:
+    """Say in words how to give the credentials that a store asks for and did not find."""
+    how = _CREDENTIALS.get(url.partition("://")[0], "see the manual of the store")
+    return f"{url} needs credentials and none were found: {how}."
+
+
+def explain_failure(error: Exception, url: str) -> OutputError:
+    if lacks_credentials(error):
+        return OutputError(credentials_wanted(url))
+    return OutputError(
+        f"{url} cannot be reached or written: {first_line(error)}; mend it and run the same command again, what is "
+        "finished is kept."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in a line without the number that the operating system gives it."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = re.sub(r"^\[Errno -?\d+\] ", "", (said.strip() or type(error).__name__).splitlines()[0])
+    return said.rstrip(".")[:200]

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT for RTX: build, check, keep and run engine plans."""

@@ -1,0 +1,148 @@
+"""TensorRT and TensorRT for RTX behind one handle: the same API in two Python modules.
+
+Both keep one logger per process and ignore every later one, so one logger is made per module and lives for ever;
+whoever builds or loads an engine takes what was logged meanwhile with `TrtLibrary.drain`.
+"""
+
+import importlib
+import re
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+from dim.runtime.errors import BadValueError, EngineError, MissingExtraError
+from dim.runtime.trt.sidecar import FORMATS, library_title
+
+_MODULES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
+_OLDEST = {"trt": (10, 3), "rtx": (1, 2)}
+_KEPT_MESSAGES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrtLibrary:
+    """One installed TensorRT library."""
+
+    format: str
+    """`trt` or `rtx`."""
+    module: Any
+    """The imported Python module."""
+    version: str
+    logger: Any
+    """The process's logger of that module; what it heard is in `messages`."""
+    messages: deque[tuple[str, str]] = field(repr=False)
+    """(severity, text), oldest first, at most the last 200."""
+
+    @property
+    def engine_name(self) -> str:
+        """The engine's name in plans and reports: `tensorrt` or `tensorrt-rtx`."""
+        return "tensorrt" if self.format == "trt" else "tensorrt-rtx"
+
+    @property
+    def cuda_major(self) -> int | None:
+        """The CUDA major version that the library was built for, None where its package does not say."""
+        return packaged_cuda_major(self.format)
+
+    def drain(self) -> list[str]:
+        """Take the errors and warnings logged since the last call, errors first."""
+        taken = []
+        while self.messages:
+            taken.append(self.messages.popleft())
+        errors = [text for severity, text in taken if "ERROR" in severity]
+        return errors + [text for severity, text in taken if "WARNING" in severity]
+
+    def last_words(self) -> str:
+        """The first error logged since the last drain, in one line, for the end of a message."""
+        logged = self.drain()
+        if not logged:
+            return f"{library_title(self.format)} gives no reason"
+        line = " ".join(logged[0].split())
+        return line if len(line) <= 400 else line[:397] + "..."
+
+
+@cache
+def load_library(format: str) -> TrtLibrary:
+    """Import the library of an engine format.
+
+    Args:
+        format: `trt` or `rtx`.
+
+    Raises:
+        BadValueError: another format.
+        MissingExtraError: the package is not installed.
+        EngineError: it is installed and does not load, or is too old.
+    """
+    if format not in FORMATS:
+        raise BadValueError(f"The engine format {format!r} is unknown; choose one of {', '.join(FORMATS)}.")
+    name = _MODULES[format]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(name, format, f"build and run {library_title(format)} engines") from error
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"{library_title(format)} is installed and does not load ({error}): reinstall it with  "
+            f"pip install --force-reinstall 'dim-distill[{format}]'"
+        ) from error
+    version = str(getattr(module, "__version__", ""))
+    found, oldest = tuple(int(part) for part in re.findall(r"\d+", version)[:2]), _OLDEST[format]
+    if not hasattr(module, "Builder") or found < oldest:
+        raise EngineError(
+            f"{library_title(format)} {version or 'of unknown version'} is installed and "
+            f"{oldest[0]}.{oldest[1]} or newer is needed: run  pip install --upgrade 'dim-distill[{format}]'"
+        )
+    logger, messages = _logger_of(module)
+    return TrtLibrary(format=format, module=module, version=version, logger=logger, messages=messages)
+
+
+def installed_version(format: str) -> str | None:
+    """Version of an engine library from its package's metadata, without importing it; None where it is absent."""
+    for package in (_MODULES[format], _MODULES[format].replace("_", "-")):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def packaged_cuda_major(format: str) -> int | None:
+    """Read the CUDA major version off the name of the library's package, `tensorrt_rtx_cu13_libs`; None if untold."""
+    for major in (13, 12):
+        for suffix in ("_libs", "_bindings", ""):
+            try:
+                metadata.version(f"{_MODULES[format]}_cu{major}{suffix}")
+            except metadata.PackageNotFoundError:
+                continue
+            return major
+    return None
+
+
+# Module -> its logger and what it heard. The library keeps a bare pointer to the first logger that it is given.
+_loggers: list[tuple[Any, Any, deque[tuple[str, str]]]] = []
+
+
+def _logger_of(module: Any) -> tuple[Any, deque[tuple[str, str]]]:
+    for known, logger, messages in _loggers:
+        if known is module:
+            return logger, messages
+    heard: deque[tuple[str, str]] = deque(maxlen=_KEPT_MESSAGES)
+    _loggers.append((module, _make_logger(module, heard), heard))
+    return _loggers[-1][1], heard
+
+
+def _make_logger(module: Any, messages: deque[tuple[str, str]]) -> Any:
+    lock = threading.Lock()
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            name = str(severity)
+            if "ERROR" in name or "WARNING" in name:
+                with lock:
+                    messages.append((name, text))
+
+    return Logger()

@@ -1,0 +1,149 @@
+"""Find a compiled engine that fits and may be loaded, or build one from the ONNX file into this user's cache."""
+
+import time
+from collections.abc import Callable
+
+from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.engines.base import EngineRequest
+from dim.runtime.errors import DeviceError, EngineError
+from dim.runtime.gpu.driver import driver_too_old, require_gpu
+from dim.runtime.trt.build import DEFAULT_BATCH, BuildOptions, Progress
+from dim.runtime.trt.engine import PlanEngine
+from dim.runtime.trt.library import TrtLibrary, load_library
+from dim.runtime.trt.ship import build_engine
+from dim.runtime.trt.sidecar import describe_gpu, library_title, uncovered
+from dim.runtime.trt.store import (
+    EngineFile,
+    build_lock,
+    engines_in_bundle,
+    engines_in_cache,
+    onnx_sha256,
+    store_in_cache,
+)
+from dim.runtime.trt.trust import distrusted
+
+_SAY_EVERY_S = 10.0
+
+
+def open_plan(request: EngineRequest, format: str) -> PlanEngine:
+    """Open a TensorRT or TensorRT for RTX engine of a bundle.
+
+    Args:
+        request: the bundle and what is wanted of the engine.
+        format: `trt` or `rtx`.
+
+    Returns:
+        the engine; `reason` says whether it was found or built.
+
+    Raises:
+        MissingExtraError: the library or `cuda-core` is not installed.
+        DeviceError: no GPU, or a driver that is too old.
+        BundleError: the bundle's engine was altered.
+        EngineError: the engine can neither be loaded nor built.
+        ParityError: the engine that was built draws other images than the ONNX file.
+    """
+    library, title = load_library(format), library_title(format)
+    gpu = require_gpu(f"run {title} engines", request.driver, library.cuda_major)
+    too_old = driver_too_old(request.driver, library.cuda_major)
+    if too_old is not None:
+        raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")
+    found = _find(request, library)
+    if found is None:
+        sha256 = onnx_sha256(request.bundle.manifest, request.precision)
+        assert sha256 is not None, "choose_precision looked"
+        with build_lock(sha256):
+            found = _find(request, library, quiet=True)  # another process may have built it meanwhile
+            if found is None:
+                request.say(f"Building a {title} {request.precision} engine for {describe_gpu(gpu)}, for the cache.")
+                return _open(request, library, _build(request, library), "built into the cache just now")
+    where = "from the bundle" if found.in_bundle else "from the cache"
+    return _open(request, library, found, f"{found.path.name} {where}")
+
+
+def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> EngineFile | None:
+    """Look for an engine that fits: the bundle's before the cache's, fp32 before the others."""
+    bundle = request.bundle
+    in_bundle, problems = engines_in_bundle(bundle.path, bundle.manifest)
+    if problems and not quiet:
+        request.say(" ".join(problems))
+    for precision in PRECISIONS if request.any_precision else (request.precision,):
+        sha256 = onnx_sha256(bundle.manifest, precision)
+        if sha256 is None:
+            continue
+        for file in [*in_bundle, *engines_in_cache(sha256)]:
+            sidecar = file.sidecar
+            if (sidecar.format, sidecar.precision) != (library.format, precision):
+                continue
+            reason = uncovered(
+                sidecar, gpu=request.driver.gpus[0], library_version=library.version, onnx_sha256=sha256
+            ) or _outside(sidecar.batch, request.batch)
+            if reason is None:
+                reason = distrusted(sidecar.engine_sha256, request.trust) or _damaged(request, file)
+            if reason is None:
+                return file
+            if file.in_bundle and not quiet:
+                request.say(f"The bundle's engine {file.path.name} is not used: {reason}.")
+    return None
+
+
+def _outside(batches: tuple[int, int, int], wanted: int | None) -> str | None:
+    if wanted is None or batches[0] <= wanted <= batches[2]:
+        return None
+    return f"it takes {batches[0]} to {batches[2]} images per call and {wanted} are wanted"
+
+
+def _damaged(request: EngineRequest, file: EngineFile) -> str | None:
+    """Read an engine of the cache before it is chosen; a damaged one is built again. A bundle's damage is an error."""
+    if file.in_bundle:
+        return None
+    try:
+        file.read(request.bundle.path, request.bundle.manifest)
+    except EngineError as error:
+        request.say(f"{error} It is built again.")
+        return "it is damaged"
+    return None
+
+
+def _build(request: EngineRequest, library: TrtLibrary) -> EngineFile:
+    batch = DEFAULT_BATCH
+    if request.batch is not None and request.batch > batch[2]:
+        batch = (1, request.batch, request.batch)
+    plan, sidecar = build_engine(
+        request.bundle.path,
+        request.bundle.manifest,
+        library,
+        request.precision,
+        BuildOptions(batch=batch),
+        request.driver,
+        say=request.say,
+        progress=_now_and_then(request.say),
+    )
+    return store_in_cache(plan, sidecar)
+
+
+def _now_and_then(say: Callable[[str], None]) -> Progress:
+    """Turn a build's progress into a sentence every few seconds; a quick build says nothing."""
+    last = time.monotonic()
+
+    def progress(what: str, part: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SAY_EVERY_S:
+            last = time.monotonic()
+            say(f"{what[0].upper()}{what[1:]}: {part:.0%}.")
+
+    return progress
+
+
+def _open(request: EngineRequest, library: TrtLibrary, file: EngineFile, reason: str) -> PlanEngine:
+    manifest = request.bundle.manifest
+    engine = PlanEngine(
+        library,
+        file.read(request.bundle.path, manifest),
+        file.sidecar,
+        manifest,
+        batch=request.batch,
+        driver=request.driver,
+        say=request.say,
+    )
+    engine.reason = reason
+    return engine

@@ -1,0 +1,62 @@
+"""Keep what TensorRT for RTX compiles on this GPU beside the engine, so that the next start is fast.
+
+The cache holds compiled code, so it lives in the user's private cache, never in a bundle; the library itself checks
+that it fits the version, the GPU and the driver, and refuses it otherwise.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from dim.runtime.errors import DimError
+from dim.runtime.gpu.driver import Gpu
+from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.trt.library import TrtLibrary
+from dim.runtime.trt.sidecar import Sidecar
+
+
+class RuntimeCache:
+    """The runtime cache of one engine on one GPU; does nothing for TensorRT, which has none.
+
+    Args:
+        library: the library.
+        sidecar: the engine's sidecar.
+        gpu: the GPU it runs on.
+    """
+
+    def __init__(self, library: TrtLibrary, sidecar: Sidecar, gpu: Gpu) -> None:
+        self._library = library
+        self._key = hashlib.sha256(f"{sidecar.engine_sha256} {gpu.name} {library.version}".encode()).hexdigest()[:32]
+        self._cache: Any = None
+        self._loaded = b""
+
+    def attach(self, config: Any) -> None:
+        """Load what an earlier run kept, if anything, and hand the cache to a runtime configuration."""
+        self._cache = config.create_runtime_cache()
+        if self._cache is None:
+            return
+        try:
+            self._loaded = self._path().read_bytes()
+        except (OSError, DimError):
+            self._loaded = b""
+        if self._loaded and not self._cache.deserialize(self._loaded):
+            self._loaded = b""  # another driver or GPU: kernels are compiled anew and the file is replaced
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write what was compiled, if it is new; a cache that cannot be written costs time and nothing else."""
+        if self._cache is None:
+            return
+        content = self._cache.serialize()
+        if content is None or bytes(content) == self._loaded:
+            return
+        try:
+            path = self._path()
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            replace_file(path, bytes(content))
+        except (OSError, DimError):
+            return
+
+    def _path(self) -> Path:
+        return cache_dir() / "rtx-runtime" / f"{self._key}.cache"

@@ -1,0 +1,250 @@
+"""Sidecars: the JSON file beside a compiled engine that says what the engine covers.
+
+The plan itself stays raw, byte for byte what the library wrote, so that the vendor's own tools read it
+(prepending JSON to the plan breaks them: ultralytics issue 22910).
+"""
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.errors import BundleError, EngineError
+from dim.runtime.gpu.driver import Gpu
+from dim.runtime.storage import strict_json
+
+FORMATS = ("trt", "rtx")
+FORMAT_VERSION = 1
+MAX_SIDECAR_BYTES = 64 * 1024
+
+# What the builder was told about GPUs other than its own.
+HARDWARE_MODES = ("gpu", "same_compute_capability", "ampere_plus", "compute_capabilities")
+
+_NAME = re.compile(r"generator\.(fp32|fp16|int8)\.(trt|rtx)\.([a-z0-9]+(?:-[a-z0-9]+)*)\.engine")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """What one compiled engine covers."""
+
+    format: str
+    """`trt` (TensorRT) or `rtx` (TensorRT for RTX)."""
+    library_version: str
+    """Of the library that built the plan, as 10.9.0.34."""
+    precision: str
+    """One of PRECISIONS."""
+    onnx_sha256: str
+    """Hash of the ONNX file it was built from."""
+    engine_sha256: str
+    """Hash of the plan."""
+    engine_bytes: int
+    """Size of the plan."""
+    batch: tuple[int, int, int]
+    """Optimisation profile: least, optimum, most images per call; the optimum is the padded batch."""
+    hardware: str
+    """One of HARDWARE_MODES."""
+    compute_capabilities: tuple[tuple[int, int], ...]
+    """Of the builder's GPU, or the targets asked for; none means 8.0 and newer, the default of TensorRT for RTX."""
+    gpu: str | None
+    """The builder's GPU, None where none was needed."""
+    version_compatible: bool
+    """Newer versions of the same major version may load it."""
+    machine: str
+    """Architecture of the processor beside the GPU: x86_64 or aarch64."""
+    created_by: str
+    """The program that built it, with its version."""
+    checked: bool
+    """Parity with the ONNX file was checked on a GPU before the engine was published."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the plan, `generator.<precision>.<trt|rtx>.<target>.engine`."""
+        return engine_name(self.precision, self.format, self.target)
+
+    @property
+    def target(self) -> str:
+        """The part of the file name that says which GPUs are meant: "sm89", "sm80plus", "sm86-sm89"."""
+        return target_name(self.hardware, self.compute_capabilities)
+
+    def to_json(self) -> bytes:
+        """Serialise as indented UTF-8 JSON with sorted keys and a newline at the end."""
+        return strict_json.indented({"format_version": FORMAT_VERSION, **asdict(self)})
+
+
+def engine_name(precision: str, format: str, target: str) -> str:
+    """Name of a plan inside a bundle."""
+    return f"generator.{precision}.{format}.{target}.engine"
+
+
+def parse_engine_name(name: str) -> tuple[str, str, str] | None:
+    """Split a plan's name into precision, format and target; None where the name is not a plan's."""
+    match = _NAME.fullmatch(PurePosixPath(name).name)
+    return (match[1], match[2], match[3]) if match else None
+
+
+def sidecar_name(engine: str) -> str:
+    """Name of the JSON file beside a plan: the plan's own name with `.json` appended."""
+    return f"{engine}.json"
+
+
+def target_name(hardware: str, compute_capabilities: Sequence[tuple[int, int]]) -> str:
+    """Name the GPUs that an engine covers, for file names."""
+    if hardware == "ampere_plus" or not compute_capabilities:
+        return "sm80plus"
+    return "-".join(f"sm{major}{minor}" for major, minor in sorted(compute_capabilities))
+
+
+def host_machine() -> str:
+    """Processor architecture of this machine, as sidecars write it."""
+    return platform.machine().replace("AMD64", "x86_64").replace("arm64", "aarch64")
+
+
+def uncovered(sidecar: Sidecar, *, gpu: Gpu | None, library_version: str | None, onnx_sha256: str | None) -> str | None:
+    """Say why an engine does not fit what is here.
+
+    Args:
+        sidecar: what the engine covers.
+        gpu: the GPU that would run it; None skips the GPU.
+        library_version: version of the installed library of `sidecar.format`; None skips the library.
+        onnx_sha256: hash of the bundle's ONNX file of `sidecar.precision`; None skips the file.
+
+    Returns:
+        one clause for the middle of a sentence, or None when the engine fits.
+    """
+    if onnx_sha256 is not None and sidecar.onnx_sha256 != onnx_sha256:
+        return f"it was built from another ONNX file (hash {sidecar.onnx_sha256[:12]}, here it is {onnx_sha256[:12]})"
+    if sidecar.machine != host_machine():
+        return f"it was built for {sidecar.machine} and this machine is {host_machine()}"
+    if library_version is not None and not _version_fits(sidecar, library_version):
+        built_by = f"{library_title(sidecar.format)} {sidecar.library_version}"
+        return f"it was built by {built_by} and {library_version} is installed"
+    if gpu is not None and not _gpu_fits(sidecar, gpu):
+        return f"it was built for {_gpus_meant(sidecar)} and this GPU is {describe_gpu(gpu)}"
+    return None
+
+
+def library_title(format: str) -> str:
+    """The library's name as its maker writes it."""
+    return "TensorRT" if format == "trt" else "TensorRT for RTX"
+
+
+def describe_gpu(gpu: Gpu) -> str:
+    """A GPU with its compute capability, "NVIDIA H200 (compute capability 9.0)"."""
+    return f"{gpu.name} (compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]})"
+
+
+def _version_fits(sidecar: Sidecar, installed: str) -> bool:
+    if sidecar.library_version == installed:
+        return True
+    built_by, here = _numbers(sidecar.library_version), _numbers(installed)
+    # Version-compatible plans run on newer releases of the same major version (TensorRT support matrix).
+    return sidecar.version_compatible and built_by[:1] == here[:1] and here >= built_by
+
+
+def _gpu_fits(sidecar: Sidecar, gpu: Gpu) -> bool:
+    if sidecar.hardware == "ampere_plus":
+        return gpu.compute_capability >= (8, 0)
+    if sidecar.hardware == "compute_capabilities" and not sidecar.compute_capabilities:
+        return gpu.compute_capability >= (8, 0)
+    if sidecar.hardware == "gpu" and sidecar.gpu is not None and sidecar.gpu != gpu.name:
+        return False
+    return gpu.compute_capability in sidecar.compute_capabilities
+
+
+def _gpus_meant(sidecar: Sidecar) -> str:
+    if sidecar.hardware == "ampere_plus" or not sidecar.compute_capabilities:
+        return "GPUs of compute capability 8.0 and newer"
+    listed = ", ".join(f"{major}.{minor}" for major, minor in sidecar.compute_capabilities)
+    return (
+        f"{sidecar.gpu} (compute capability {listed})" if sidecar.hardware == "gpu" else f"compute capability {listed}"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def read_sidecar(data: bytes, name: str) -> Sidecar:
+    """Read and check a sidecar.
+
+    Args:
+        data: the file's bytes.
+        name: its name, for messages.
+
+    Raises:
+        EngineError: not JSON, of a newer format, or a field is missing, unknown or out of range.
+    """
+    try:
+        payload = strict_json.parse(data, f"The sidecar {name}", MAX_SIDECAR_BYTES)
+    except BundleError as error:
+        raise EngineError(str(error)) from error
+    if not isinstance(payload, dict):
+        raise EngineError(f"The sidecar {name} does not hold a JSON object: build the engine again with  dim export")
+    version = payload.pop("format_version", None)
+    if type(version) is int and version > FORMAT_VERSION:
+        raise EngineError(
+            f"The sidecar {name} has format version {version} and was made by a newer dim; this one reads version "
+            f"{FORMAT_VERSION}: run  pip install --upgrade dim-distill"
+        )
+    problem = "format_version" if type(version) is not int or version != FORMAT_VERSION else _first_bad_field(payload)
+    if problem is not None:
+        raise EngineError(f"The sidecar {name} has no valid '{problem}': build the engine again with  dim export")
+    payload["batch"] = tuple(payload["batch"])
+    payload["compute_capabilities"] = tuple((pair[0], pair[1]) for pair in payload["compute_capabilities"])
+    return Sidecar(**payload)
+
+
+def _first_bad_field(payload: Mapping[str, Any]) -> str | None:
+    known = {field.name for field in fields(Sidecar)}
+    for name in sorted(known | payload.keys()):
+        if name not in known or name not in payload or not _valid(name, payload[name]):
+            return name
+    return None
+
+
+def _valid(name: str, value: Any) -> bool:
+    match name:
+        case "format":
+            return value in FORMATS
+        case "precision":
+            return value in PRECISIONS
+        case "hardware":
+            return value in HARDWARE_MODES
+        case "onnx_sha256" | "engine_sha256":
+            return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+        case "engine_bytes":
+            return _count(value)
+        case "batch":
+            return _counts(value, 3) and value[0] <= value[1] <= value[2]
+        case "compute_capabilities":
+            return isinstance(value, list) and all(_capability(pair) for pair in value)
+        case "version_compatible" | "checked":
+            return isinstance(value, bool)
+        case "gpu":
+            return value in (None, "") or _text(value)
+        case _:
+            return _text(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _counts(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(_count(item) for item in value)
+
+
+def _capability(pair: Any) -> bool:
+    return (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 100 for item in pair)
+    )

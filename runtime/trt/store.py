@@ -1,0 +1,161 @@
+"""Where compiled engines lie and how one is found: in a bundle, listed in its manifest, or in this user's cache."""
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.errors import BundleError, DimError, EngineError
+from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.trt.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_engine_name, read_sidecar, sidecar_name
+from dim.runtime.trt.trust import remember_built
+
+MAX_ENGINE_BYTES = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFile:
+    """One compiled engine with its sidecar, read and checked; the plan is read only when it is wanted."""
+
+    path: Path
+    sidecar: Sidecar
+    in_bundle: bool
+
+    def read(self, bundle_path: Path, manifest: Manifest) -> bytes:
+        """Read the plan.
+
+        Args:
+            bundle_path: the bundle's folder.
+            manifest: its manifest.
+
+        Returns:
+            the plan, of the size and hash that its sidecar says.
+
+        Raises:
+            BundleError: the bundle's file is missing or altered.
+            EngineError: the plan is not the sidecar's.
+        """
+        if self.in_bundle:
+            plan = check_file(bundle_path, manifest, self.path.name, max_bytes=MAX_ENGINE_BYTES)
+        else:
+            try:
+                plan = self.path.read_bytes()
+            except OSError as error:
+                raise EngineError(f"The engine {self.path} cannot be read: {error.strerror}.") from error
+        if len(plan) != self.sidecar.engine_bytes:
+            raise EngineError(
+                f"The engine {self.path} is truncated or altered: it has {len(plan):,} bytes, its sidecar says "
+                f"{self.sidecar.engine_bytes:,}."
+            )
+        if hashlib.sha256(plan).hexdigest() != self.sidecar.engine_sha256:
+            raise EngineError(f"The engine {self.path} was altered: its hash is not the one in its sidecar.")
+        return plan
+
+
+def engines_in_bundle(bundle_path: Path, manifest: Manifest) -> tuple[list[EngineFile], list[str]]:
+    """List the engines of a bundle.
+
+    Args:
+        bundle_path: the bundle's folder.
+        manifest: its manifest.
+
+    Returns:
+        the engines with a readable sidecar, and one sentence for each without.
+    """
+    found, problems = [], []
+    for name in sorted(manifest.files):
+        parsed = parse_engine_name(name)
+        if parsed is None or "/" in name:
+            continue
+        try:
+            data = check_file(bundle_path, manifest, sidecar_name(name), max_bytes=MAX_SIDECAR_BYTES)
+            sidecar = read_sidecar(data, sidecar_name(name))
+            if (sidecar.precision, sidecar.format, sidecar.target) != parsed:
+                raise EngineError(f"The sidecar {sidecar_name(name)} is that of {sidecar.file_name}.")
+        except (BundleError, EngineError) as error:
+            problems.append(str(error))
+            continue
+        found.append(EngineFile(path=bundle_path / name, sidecar=sidecar, in_bundle=True))
+    return found, problems
+
+
+def engines_in_cache(onnx_sha256: str) -> list[EngineFile]:
+    """List the engines that this user's cache holds for one ONNX file; damaged entries are passed over."""
+    try:
+        sidecars = sorted(_folder(onnx_sha256).glob("*.engine.json"))
+    except (OSError, DimError):
+        return []
+    found = []
+    for path in sidecars:
+        try:
+            sidecar = read_sidecar(path.read_bytes(), path.name)
+        except (OSError, EngineError):
+            continue
+        found.append(EngineFile(path=path.with_suffix(""), sidecar=sidecar, in_bundle=False))
+    return found
+
+
+def onnx_sha256(manifest: Manifest, precision: str) -> str | None:
+    """Hash of a bundle's ONNX file of one precision, None where it has none."""
+    record = manifest.files.get(onnx_name(precision))
+    return None if record is None else record.sha256
+
+
+def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
+    """Keep an engine that was just built in this user's cache, and note that this user built it.
+
+    Raises:
+        DimError: the cache cannot be used.
+        EngineError: the disk refused.
+    """
+    folder = _folder(sidecar.onnx_sha256)
+    path = folder / f"{sidecar.file_name.removesuffix('.engine')}.{_key(sidecar)}.engine"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remember_built(sidecar.engine_sha256)
+        replace_file(path, plan)
+        replace_file(folder / sidecar_name(path.name), sidecar.to_json())
+    except OSError as error:
+        raise EngineError(f"The engine cannot be kept in {folder}: {error.strerror}.") from error
+    return EngineFile(path=path, sidecar=sidecar, in_bundle=False)
+
+
+@contextmanager
+def build_lock(onnx_sha256: str) -> Iterator[None]:
+    """Let one process at a time build engines from an ONNX file, so that many workers of one node build one engine."""
+    folder = _folder(onnx_sha256)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks: two processes may both build, and the last one's engine stays
+        yield
+
+
+def timing_cache_path(library_version: str, gpu: str) -> Path:
+    """Where the kernel timings of one TensorRT version on one GPU are kept."""
+    key = hashlib.sha256(f"{library_version} {gpu}".encode()).hexdigest()[:16]
+    return cache_dir() / "timing" / f"{key}.cache"
+
+
+def _folder(onnx_sha256: str) -> Path:
+    return cache_dir() / "engines" / onnx_sha256
+
+
+def _key(sidecar: Sidecar) -> str:
+    """What tells engines apart that would have one name: library, GPU, batches, modes."""
+    told = (
+        sidecar.library_version,
+        sidecar.gpu,
+        sidecar.batch,
+        sidecar.hardware,
+        sidecar.version_compatible,
+        sidecar.machine,
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]

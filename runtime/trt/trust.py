@@ -1,0 +1,50 @@
+"""Which compiled engines may be loaded: a plan is code, so only what this user built or pinned.
+
+Built here: the plan's SHA-256 stands in the user's private cache, written there by the builder. Pinned: the user
+gave the hash on the command line (`--trust sha256:...`). Everything else is rebuilt from the ONNX file.
+"""
+
+import re
+from collections.abc import Iterable
+
+from dim.runtime.errors import BadValueError
+from dim.runtime.storage.private_cache import recall, remember
+
+_KIND = "built-engines"
+_PIN = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+def parse_pins(trust: Iterable[str]) -> frozenset[str]:
+    """Read the hashes that a user pinned.
+
+    Args:
+        trust: each `sha256:` and 64 lower-case hexadecimal digits.
+
+    Returns:
+        the hashes without their prefix.
+
+    Raises:
+        BadValueError: a value of another form.
+    """
+    hashes = set()
+    for pin in trust:
+        match = _PIN.fullmatch(pin)
+        if match is None:
+            raise BadValueError(
+                f"--trust got {pin!r}; it takes sha256: and the 64 lower-case hexadecimal digits that  sha256sum  "
+                "prints for the .engine file."
+            )
+        hashes.add(match[1])
+    return frozenset(hashes)
+
+
+def remember_built(sha256: str) -> None:
+    """Note in the private cache that this user built the plan with this hash."""
+    remember(_KIND, sha256)
+
+
+def distrusted(sha256: str, pins: frozenset[str]) -> str | None:
+    """Say in one clause why the plan with this hash must not be loaded, or None if it may be."""
+    if sha256 in pins or recall(_KIND, sha256) is not None:
+        return None
+    return f"it is code that somebody else compiled (--trust sha256:{sha256} would load it all the same)"

@@ -1,0 +1,97 @@
+"""benchmarks/engines.py judges the promised ratios, and says what was not measured."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dim.export.untrained import untrained_bundle
+from dim.runtime.benchmark.report import BenchReport, NotRun, Ratio, Result, judge
+from dim.runtime.bundle_format.files import load_manifest
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "engines.py"
+    spec = importlib.util.spec_from_file_location("bench_engines", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ratio(engine: str, precision: str, against: str, against_precision: str, value: float) -> Ratio:
+    return Ratio(
+        engine=engine,
+        precision=precision,
+        device="gpu" if "cuda" in engine or "tensorrt" in engine else "cpu",
+        against=against,
+        against_precision=against_precision,
+        batch=256,
+        ratio=value,
+        least=value,
+        most=value,
+    )
+
+
+CPU = BenchReport(
+    bundle="x.dim",
+    content_id="",
+    dim="0",
+    machine="some machine",
+    cores=2,
+    date="2026-11-22 18:00 UTC",
+    threads=2,
+    load=0.1,
+    versions={"onnxruntime": "1.32.0"},
+    gpu=None,
+    gflop_per_image=0.5,
+    rounds=5,
+    results=(),
+    ratios=(
+        ratio("onnxruntime-cpu", "fp32", "torch-eager", "fp32", 2.5),
+        ratio("onnxruntime-cpu", "fp32", "torch-channels-last", "fp32", 1.4),
+    ),
+    product_rates=(),
+    not_run=(NotRun(engine="tensorrt", precision="fp32", device="gpu", batch=None, reason="no GPU"),),
+)
+
+
+def test_the_promises_of_a_cpu() -> None:
+    claims = judge(CPU, resizes=True)
+    assert [claim["holds"] for claim in claims] == [True, False, None]
+    assert len(judge(CPU, resizes=False)) == 2
+
+
+def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    row = Result(
+        engine="tensorrt-rtx",
+        precision="fp16",
+        device="gpu",
+        batch=1024,
+        images_per_s=600_000,
+        latency_ms=2.0,
+        best=True,
+        share_of_product_rate=0.6,
+    )
+    gpu = replace(
+        CPU,
+        gpu="NVIDIA Fake",
+        results=(row,),
+        ratios=(ratio("tensorrt-rtx", "fp16", "torch-compile", "fp16", 1.6),),
+    )
+    claims = {claim["claim"]: claim for claim in judge(gpu, resizes=True)}
+    assert claims["fp16 tensorrt-rtx against torch.compile fp16"]["holds"] is True
+    floor = claims["tensorrt-rtx against 500 TFLOP/s of arithmetic"]
+    assert floor["found"] == pytest.approx(0.6) and floor["holds"] is True
+    script.print_report(gpu)
+    shown = capsys.readouterr().out
+    assert "600,000*" in shown and "60%" in shown and "not run: tensorrt fp32: no GPU" in shown
+
+
+def test_the_generator_of_a_preset(tmp_path: Path) -> None:
+    manifest = load_manifest(untrained_bundle("tiny", tmp_path))
+    assert manifest.precisions == ("fp32", "fp16", "int8")
+    assert manifest.distill_config["generator"]["kind"] == "resize"

@@ -1,0 +1,101 @@
+"""How `dim distill` reads its options, and that one call of the library gets them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cli_tools import dim, one_line
+
+from dim.cli.distill import parse_settings
+from dim.cli.parsing import parse_duration
+from dim.runtime.errors import BadValueError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("9m", 540), ("1h30m", 5400), ("2H", 7200), ("1h5s", 3605)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "1.5h", "-3m", "3d"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(BadValueError, match=r"^--time-limit got .*; it takes a time such as 90s, 9m or 1h30m\.$"):
+        parse_duration(text)
+
+
+def test_settings_are_json_or_text() -> None:
+    entries = ["generator.width=48", "autocast=off", "latent_std=1.5", "pool.ages=[50, 100]", "x=a=b"]
+    assert parse_settings(entries) == {
+        "generator.width": 48,
+        "autocast": "off",
+        "latent_std": 1.5,
+        "pool.ages": (50, 100),
+        "x": "a=b",
+    }
+
+
+@pytest.mark.parametrize("entry", ["width", "=3"])
+def test_a_setting_needs_a_field_and_a_value(entry: str) -> None:
+    with pytest.raises(BadValueError, match=f"--set got '{entry}'; it takes FIELD=VALUE, as in generator.width=48."):
+        parse_settings([entry])
+
+
+def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(config: Any, images: Any, run_dir: Path, **options: Any) -> Any:
+        seen.update(config=config, images=images, run_dir=run_dir, **options)
+        options["progress"](SimpleNamespace(stage="stage1", step=1, steps=9, images_per_s=5.0, losses={"a_loss": 1.0}))
+        return SimpleNamespace(run_dir=run_dir, finished=True)
+
+    monkeypatch.setattr("dim.distillation.distill.distill", record)
+    options = ["--preset", "tiny", "--seed", 3, "--steps", 7, "--matching-steps", 2, "--matching-loss", "paper"]
+    options += ["--set", "generator.width=16", "--device", "cpu", "--threads", 2, "--time-limit", "9m"]
+    options += ["--resume", "--json", "--from-stage1", tmp_path / "other"]
+    ran = dim("distill", "--data", "digits", "--out", tmp_path / "run", *options)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["run_dir"] == str(tmp_path / "run")
+    config = seen["config"]
+    assert (config.preset, config.seed, config.generator.width) == ("tiny", 3, 16)
+    assert (config.stage1.steps, config.stage2.steps, config.matching.loss) == (7, 2, "paper")
+    assert (seen["images"].name, seen["images"].split_seed) == ("digits", 3)
+    assert (seen["device"], seen["threads"], seen["time_limit_s"]) == ("cpu", 2, 540.0)
+    assert (seen["resume"], seen["tensorboard"], seen["from_stage1"]) == (True, False, tmp_path / "other")
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dim.distillation.distill.distill", interrupt)
+    ran = dim("distill", "--data", "digits", "--out", tmp_path / "run")
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.splitlines()[-2:] == [
+        f"What was done up to the last checkpoint is kept in {tmp_path}/run: add --resume to go on.",
+        "Interrupted.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "no-such-set"], "no-such-set"),
+        (["--data", "digits", "--preset", "huge"], "There is no preset named 'huge': choose one of "),
+        (["--data", "digits", "--size", "7"], "7"),
+        (["--data", "digits", "--channels", "2"], "2"),
+        (["--data", "digits", "--set", "generator.height=3"], "generator.height"),
+        (["--data", "digits", "--set", "generator.width=wide"], "wide"),
+        (["--data", "digits", "--set", "seed=3"], "use --seed, not --set"),
+        (["--data", "digits", "--steps", "-1"], "-1"),
+        (["--data", "digits", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_bad_values_are_one_line_and_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in one_line(dim("distill", *arguments, "--out", "run"))
+    assert not (tmp_path / "run").exists()

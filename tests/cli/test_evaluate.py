@@ -1,0 +1,111 @@
+"""How `dim eval` reads its options, and that one call of the library gets them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_tools import dim, one_line
+from tiny_bundle import build_tiny_bundle
+
+from dim.cli.evaluate import parse_bundles
+from dim.cli.parsing import parse_numbers
+from dim.data.load import load_data
+from dim.runtime.errors import BadValueError
+from dim.students.train import Recipe
+
+DIGITS = tuple(str(digit) for digit in range(10))
+
+
+@pytest.fixture(scope="module")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_bundle(tmp_path_factory.mktemp("digits") / "digits.dim", classes=DIGITS)
+
+
+def test_numbers_are_joined_by_commas() -> None:
+    assert parse_numbers("--ipc", "10, 50,1") == (10, 50, 1)
+    with pytest.raises(BadValueError, match="--ipc got 'ten'; it takes whole numbers joined by commas, as in 10,50,1."):
+        parse_numbers("--ipc", "ten")
+
+
+def test_bundles_to_compare_have_names() -> None:
+    assert parse_bundles(["first=a.dim", "b=x=y"]) == {"first": Path("a.dim"), "b": Path("x=y")}
+    with pytest.raises(BadValueError, match="--compare got 'a.dim'; it takes NAME=BUNDLE"):
+        parse_bundles(["a.dim"])
+    with pytest.raises(BadValueError, match="--compare names 'a' twice"):
+        parse_bundles(["a=1", "a=2"])
+
+
+def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(path: Path, images: Any, **options: Any) -> Any:
+        seen.update(path=path, images=images, **options)
+        cell = SimpleNamespace(arch="mlp", subject="real", mode="fixed", ipc=5, labels="hard", seed=0)
+        options["progress"](SimpleNamespace(cell=cell, num_cells=2, done_cells=1, step=5, steps=10))
+        return []
+
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
+    options = ["--preset", "quick", "--ipc", "5", "--arch", "mlp,vgg11", "--seeds", 2, "--epochs", 3, "--mode", "fixed"]
+    options += ["--no-controls", "--fresh", "--jobs", 2, "--compare", f"other={digits_bundle}", "--json"]
+    ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path / "eval", *options)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out) == {"out": str(tmp_path / "eval"), "finished": True, "rows": []}
+    assert seen["path"] == digits_bundle and seen["images"].name == "digits"
+    assert (seen["ipcs"], seen["archs"], seen["seeds"], seen["epochs"]) == ((5,), ("mlp", "vgg11"), (0, 1), 3)
+    assert (seen["modes"], seen["controls"], seen["resume"], seen["jobs"]) == (("fixed",), False, False, 2)
+    assert seen["compare"] == {"other": digits_bundle}
+
+
+def test_a_recipe_chosen_on_the_hold_out_is_given_to_every_student(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    chosen = Recipe(name="chosen", lr=0.1)
+
+    def choose(images: Any, **options: Any) -> Recipe:
+        calls.append(("choose", options["out"], options["ipc"], options["modes"], options["epochs"]))
+        return chosen
+
+    monkeypatch.setattr("dim.evaluation.recipes.choose_recipe", choose)
+    monkeypatch.setattr(
+        "dim.evaluation.evaluate.evaluate",
+        lambda path, images, **options: calls.append(("run", options["recipe"])) or [],
+    )
+    options = ["--ipc", "5,1", "--epochs", 3, "--mode", "fixed", "--recipe", "holdout"]
+    ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path, *options)
+    assert ran.code == 0, ran.err
+    assert calls == [("choose", tmp_path / "recipe", 5, ("fixed",), 3), ("run", chosen)]
+
+
+def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = build_tiny_bundle(tmp_path / "digits.dim", classes=DIGITS, distill_config={"seed": 5})
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "dim.evaluation.evaluate.evaluate", lambda path, images, **options: seen.update(images=images) or []
+    )
+    dim("eval", "--data", "digits", "--bundle", bundle, "--out", tmp_path / "eval")
+    assert np.array_equal(seen["images"].test_images, load_data("digits", seed=5).test_images)
+    assert not np.array_equal(seen["images"].test_images, load_data("digits", seed=0).test_images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--preset", "slow"], "There is no preset 'slow'; there are quick, full."),
+        (["--ipc", "ten"], "--ipc got 'ten'; it takes whole numbers joined by commas, as in 10,50,1."),
+        (["--mode", "both"], "There is no mode 'both'; there are fixed, stream."),
+        (["--seeds", "0"], None),
+        (["--arch", "convnet9"], None),
+        (["--epochs", "0"], None),
+        (["--recipe", "secret"], None),
+        (["--soft"], None),
+        (["--data", "no-such-set"], None),
+    ],
+)
+def test_bad_values_are_one_line(digits_bundle: Path, tmp_path: Path, arguments: list[str], line: str | None) -> None:
+    data = [] if "--data" in arguments else ["--data", "digits"]
+    found = one_line(dim("eval", *data, "--bundle", digits_bundle, "--out", tmp_path / "eval", *arguments))
+    assert line is None or found == line

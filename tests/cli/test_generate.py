@@ -1,0 +1,293 @@
+"""`dim generate` as users call it: sizes, formats, refusals, resuming."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from cli_tools import dim, one_line
+
+from dim.runtime.sets.generate import GenerateSummary
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash every file of a set by its name."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_set_of_class_folders(tiny_bundle: Path, tmp_path: Path) -> None:
+    ran = dim("generate", "--ipc", 4, "--out", tmp_path / "set", "--bundle", tiny_bundle)
+    assert ran.code == 0
+    assert ran.out.splitlines()[0] == f"{tmp_path}/set: 12 images as imagefolder, complete."
+    assert ran.err.splitlines()[0] == f"Bundle: {tiny_bundle}, as named."
+    assert (
+        sorted(path.parent.name for path in (tmp_path / "set").rglob("*.png"))
+        == ["one"] * 4 + ["two"] * 4 + ["zero"] * 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "counts"),
+    [
+        (["--ratio", 0.1], [1, 2, 3]),
+        (["--total", 12], [2, 4, 6]),
+        (["--per-class", "two=3,zero=1"], [1, 0, 3]),
+        (["--ipc", 2, "--classes", "one"], [0, 2, 0]),
+    ],
+)
+def test_sizes(tiny_bundle: Path, tmp_path: Path, size: list[object], counts: list[int]) -> None:
+    ran = dim("generate", *size, "--format", "npz", "--out", tmp_path / "set", "--bundle", tiny_bundle, "--json")
+    assert json.loads(ran.out)["images"] == sum(counts)
+    (path,) = (tmp_path / "set").glob("*.npz")
+    labels = np.load(path, allow_pickle=False)["labels"]
+    assert np.bincount(labels, minlength=3).tolist() == counts
+
+
+def test_start_continues_another_set(tiny_bundle: Path, tmp_path: Path) -> None:
+    for out, arguments in (("whole", ["--ipc", 3]), ("rest", ["--ipc", 2, "--start", 1])):
+        assert dim("generate", *arguments, "--out", tmp_path / out, "--bundle", tiny_bundle).code == 0
+    whole, rest = contents(tmp_path / "whole"), contents(tmp_path / "rest")
+    images = {name: digest for name, digest in rest.items() if name.endswith(".png")}
+    assert len(images) == 6 and images.items() <= whole.items()
+
+
+def test_the_same_command_again_changes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 2, "--out", tmp_path / "set", "--bundle", tiny_bundle]
+    dim(*arguments)
+    before = contents(tmp_path / "set")
+    assert dim(*arguments).code == 0
+    assert contents(tmp_path / "set") == before
+
+
+def test_two_shards_make_the_set_of_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    common = ["--ipc", 60, "--bundle", tiny_bundle, "--out"]
+    dim("generate", *common, tmp_path / "one")
+    for shard in ("1/2", "0/2"):
+        ran = dim("generate", *common, tmp_path / "two", "--shard", shard)
+        assert ran.code == 0
+    assert ran.out.splitlines()[0].endswith("complete.")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    dim("generate", "--ipc", 2, "--out", out, "--bundle", tiny_bundle)
+    before = contents(out)
+    line = one_line(dim("generate", "--ipc", 3, "--out", out, "--bundle", tiny_bundle))
+    assert line == (
+        f"{out} holds another set (counts (2, 2, 2) instead of (3, 3, 3)): choose another folder, or use --overwrite "
+        "to replace that set."
+    )
+    assert contents(out) == before
+    assert dim("generate", "--ipc", 3, "--out", out, "--bundle", tiny_bundle, "--overwrite").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "Say the size of the set by exactly one of ipc, ratio, total and per_class; none was given."),
+        (["--ipc", 0], "ipc is 0; it must be a whole number from 1 to 2**32."),
+        (["--ipc", 1, "--ratio", 1], "Say the size of the set by exactly one of ipc, ratio, total and per_class; both "
+         "ipc and ratio were given."),
+        (["--ratio", 0], "ratio is 0.0; it must be above 0, for example 0.02 for a fiftieth of the source."),
+        (["--ipc", 1, "--classes", "zwo"], "The bundle has no class 'zwo'; did you mean 'two'? Its classes are zero, "
+         "one, two."),
+        (["--ipc", 1, "--classes", "one,one"], "The class 'one' is named twice; name each class once."),
+        (["--per-class", "one"], "'one' is not of the form NAME=NUMBER; write for example cat=100,dog=20 (whole "
+         "numbers)."),
+        (["--ipc", 1, "--shard", "2/2"], "The shard is 2/2; shards are counted from 0/2 to 1/2."),
+        (["--ipc", 1, "--seed", -1], "The seed is -1; it must lie between 0 and 2**64 - 1."),
+        (["--ipc", 1, "--ray", "--shard", "0/2"],
+         "--ray shares the set among its workers by itself: leave out --shard."),
+        (["--ipc", 1, "--num-workers", 2],
+         "--num-workers is for --ray; without it, --shard I/N makes a part of a set."),
+        (["--ipc", 1, "--ray", "--num-workers", 0], "num_workers is 0; it must be at least 1."),
+        (["--ipc", 1, "--encoders", 0], "encoders is 0; it must lie between 1 and 64."),
+        (["--ipc", 1, "--encoders", 2, "--ray"],
+         "--encoders is for one machine; with --ray every worker chooses for itself."),
+        (["--ratio", "1e300"],
+         "That is more than 2**32 images of one class, which is all there are; ask for fewer."),
+        (["--ipc", 1, "--engine", "warp"], None),
+        (["--ipc", 1, "--device", "gpu"], None),
+        (["--ipc", 1, "--format", "bmp"], None),
+        (["--ipc", 1, "--precision", "fp8"], None),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tiny_bundle: Path, tmp_path: Path, arguments: list[object], line: str | None
+) -> None:
+    for more in ([], ["--dry-run"]):
+        ran = dim("generate", *arguments, "--out", tmp_path / "set", "--bundle", tiny_bundle, *more)
+        found = one_line(ran)
+        assert line is None or found == line
+        assert not (tmp_path / "set").exists()
+
+
+def test_an_empty_name_is_no_folder(tiny_bundle: Path) -> None:
+    line = one_line(dim("generate", "--ipc", 1, "--out", "", "--bundle", tiny_bundle))
+    assert line == "--out is empty; name the folder of the set."
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dim.runtime.sets.generate.generate", interrupt)
+    ran = dim("generate", "--ipc", 1, "--out", "set", "--bundle", tiny_bundle)
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.splitlines()[-2:] == [
+        "What is finished is kept in set: the same command completes the set.",
+        "Interrupted.",
+    ]
+
+
+def test_a_dry_run_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 4, "--out", tmp_path / "set", "--bundle", tiny_bundle, "--dry-run"]
+    ran = dim(*arguments)
+    assert ran.out.splitlines()[0] == f"{tmp_path}/set: 12 images as imagefolder, nothing written yet."
+    assert "images by onnxruntime-cpu" in ran.out and "It takes:  about" in ran.out
+    plan = json.loads(dim(*arguments, "--json").out)
+    assert (plan["images"], plan["images_missing"], plan["resumes"]) == (12, 12, False)
+    assert not (tmp_path / "set").exists()
+
+
+def test_ray_gets_what_was_asked(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(bundle: Any, out: str, **options: Any) -> GenerateSummary:
+        seen.update(options)
+        return GenerateSummary(
+            out=out,
+            format="npz",
+            images=3,
+            shard_images=3,
+            images_drawn=3,
+            bytes_written=9,
+            seconds=1.0,
+            parts=1,
+            complete=True,
+            engine="fake",
+        )
+
+    monkeypatch.setattr("dim.runtime.sets.ray.generate_on_ray", record)
+    ran = dim("generate", "--ipc", 1, "--out", tmp_path, "--bundle", tiny_bundle, "--ray", "--num-workers", 3)
+    assert ran.out.splitlines()[0] == f"{tmp_path}: 3 images as npz, complete."
+    assert (seen["num_workers"], seen["counts"]) == (3, (1, 1, 1)) and "shard" not in seen
+
+
+def test_a_pinned_bundle_must_be_that_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle, "--sha256"]
+    right = json.loads(dim("inspect", tiny_bundle, "--json").out)["manifest_sha256"]
+    assert "was pinned" in one_line(dim(*arguments, "0" * 64))
+    assert not (tmp_path / "set").exists()
+    assert dim(*arguments, right).code == 0
+
+
+def unwritable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the right to write from a folder, of which the tests' user may have too many to notice."""
+    real = os.access
+
+    def access(path: str | Path, mode: int) -> bool:
+        return not (Path(path) == folder and mode & os.W_OK) and real(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--overwrite", "--dry-run"]])
+def test_places_that_cannot_hold_a_set_are_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "closed").mkdir()
+    unwritable(tmp_path / "closed", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    denied = f"{tmp_path}/closed cannot be written (Permission denied): choose another folder or mend its permissions."
+    for out, line in {
+        tmp_path / "file": f"{tmp_path}/file is a file; name a folder for the set.",
+        tmp_path / "file" / "below" / "it": f"{tmp_path}/file is a file; name a folder for the set.",
+        tmp_path / "dangling": f"{tmp_path}/dangling is no folder; name a folder for the set.",
+        tmp_path / "closed": denied,
+        tmp_path / "closed" / "set": denied,
+        "s3:/bucket/x": "s3:/bucket/x lacks a slash: write s3://bucket/x for the URL, or ./s3:/bucket/x for a folder "
+        "of that name.",
+    }.items():
+        assert one_line(dim("generate", "--ipc", 1, "--out", out, "--bundle", tiny_bundle, *more)) == line
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "dangling", "file"]
+    assert dim("generate", "--ipc", 1, "--out", "./s3:/bucket/x", "--bundle", tiny_bundle).code == 0
+    assert (tmp_path / "s3:" / "bucket" / "x" / "dataset.json").exists()
+
+
+def test_a_read_only_file_system_is_refused(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = os.statvfs(tmp_path)
+    values = [*found]
+    values[8] |= os.ST_RDONLY
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+    arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle]
+    for more in ([], ["--dry-run"]):
+        assert one_line(dim(*arguments, *more)) == (
+            f"{tmp_path} cannot be written (Read-only file system): choose another folder or mend its permissions."
+        )
+
+
+def test_a_complete_set_may_be_looked_at_where_nothing_can_be_written(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle]
+    assert dim(*arguments).code == 0
+    unwritable(tmp_path / "set", monkeypatch)
+    assert dim(*arguments).code == 0 and dim(*arguments, "--dry-run").code == 0
+
+
+def test_a_dry_run_says_that_another_set_would_go(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    common = ["generate", "--out", out, "--bundle", tiny_bundle]
+    dim(*common, "--ipc", 2)
+    before = contents(out)
+    other = [*common, "--ipc", 3, "--dry-run", "--overwrite"]
+    assert dim(*other).out.splitlines()[1] == "Removes:   another set that is there now"
+    assert json.loads(dim(*other, "--json").out)["replaces"] is True
+    same = dim(*common, "--ipc", 2, "--dry-run", "--overwrite", "--json")
+    assert json.loads(same.out)["replaces"] is False
+    assert "Removes" not in dim("generate", "--out", tmp_path / "new", *common[3:], "--ipc", 3, "--dry-run").out
+    assert contents(out) == before
+    (out / "train.npz").write_text("mine")
+    for more in (["--dry-run"], []):
+        line = one_line(dim(*common, "--ipc", 3, "--format", "npz", "--overwrite", *more))
+        assert line == (
+            f"{out} holds 'train.npz', which the new set needs and no earlier set lists: move it away first."
+        )
+    (out / "dataset.json").write_text("no set")
+    other = [*common, "--ipc", 3, "--format", "npy", "--overwrite", "--dry-run", "--json"]
+    assert json.loads(dim(*other).out)["replaces"] is True
+
+
+def test_a_dry_run_on_ray_shares_the_time(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--ipc", 300, "--out", tmp_path, "--bundle", tiny_bundle, "--dry-run", "--ray"]
+    ran = dim(*arguments, "--num-workers", 3)
+    assert re.fullmatch(r"It takes:  about .*, on 3 workers as fast as this machine", ran.out.splitlines()[-1])
+    plan = json.loads(dim(*arguments, "--num-workers", 3, "--json").out)
+    # There are four parts, which workers do not share.
+    assert (plan["parts"], plan["workers"]) == (4, 3)
+    assert json.loads(dim(*arguments, "--num-workers", 9, "--json").out)["workers"] == 4
+    assert dim(*arguments).out.splitlines()[-1].endswith(", on 1 worker as fast as this machine")
+
+
+def test_fetching_a_bundle_is_told(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    for path in tiny_bundle.iterdir():
+        memory.pipe_file(f"/bundles/tiny.dim/{path.name}", path.read_bytes())
+    ran = dim("generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", "memory://bundles/tiny.dim")
+    assert ran.code == 0
+    assert ran.err.splitlines()[0].startswith("Fetching tiny from memory://bundles/tiny.dim: ")

@@ -1,0 +1,90 @@
+"""`dim inspect` and `dim verify` on a tiny bundle."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_tools import dim, one_line
+from PIL import Image
+
+from dim.cli.inspect import columns_that_fit
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.inspection.verify import VerifyReport, VerifyRow
+
+
+def test_inspect_shows_the_facts(tiny_bundle: Path) -> None:
+    ran = dim("inspect", tiny_bundle)
+    assert ran.code == 0
+    assert ran.err == f"Bundle: {tiny_bundle}, as named.\n"
+    lines = {line[:18].strip(): line[19:] for line in ran.out.splitlines() if not line.startswith(" ")}
+    assert lines["name"] == "tiny"
+    assert lines["classes"] == "3: zero, one, two"
+    assert lines["images"] == "8 x 8, grey"
+    assert lines["source"] == "tiny, 60 training images"
+    assert lines["precisions"] == "fp32, fp16, int8"
+    assert "generator.fp16.onnx" in ran.out
+
+
+def test_inspect_draws_only_in_a_terminal_and_as_a_file_when_asked(tiny_bundle: Path, tmp_path: Path) -> None:
+    ran = dim("inspect", tiny_bundle, "--png", tmp_path / "grid.png")
+    assert ran.code == 0 and "\x1b" not in ran.out
+    with Image.open(tmp_path / "grid.png") as picture:
+        width, height = picture.size
+    assert width % 122 == 0 and height % 32 == 0 and width >= 480
+
+
+def test_inspect_json_draws_nothing_but_the_facts(tiny_bundle: Path) -> None:
+    facts = json.loads(dim("inspect", tiny_bundle, "--json").out)
+    assert facts["classes"] == ["zero", "one", "two"] and facts["image"] == {"height": 8, "width": 8, "channels": 1}
+
+
+def test_the_default_bundle_is_said_first(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_bundle, tmp_path / "mine.dim")
+    assert dim("inspect").err == "Bundle: mine.dim, the newest here.\n"
+    monkeypatch.setenv("DIM_BUNDLE", str(tiny_bundle))
+    assert dim("inspect").err == f"Bundle: {tiny_bundle}, from $DIM_BUNDLE.\n"
+
+
+@pytest.mark.parametrize(("letters", "image_px", "columns"), [(80, 8, 7), (80, 28, 5), (80, 32, 4), (200, 28, 6)])
+def test_as_many_columns_as_fit(letters: int, image_px: int, columns: int) -> None:
+    assert columns_that_fit(letters, image_px) == columns
+
+
+def test_verify_passes_a_good_bundle(tiny_bundle: Path) -> None:
+    ran = dim("verify", tiny_bundle)
+    assert ran.code == 0
+    assert "FAILED" not in ran.out
+    assert ran.out.splitlines()[-1].startswith("All ") and ran.out.splitlines()[-1].endswith(" checks passed.")
+
+
+def test_verify_fails_an_altered_one_with_exit_code_1(tiny_bundle: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_bundle, tmp_path / "broken.dim")
+    path = broken / "generator.fp16.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    ran = dim("verify", broken)
+    assert ran.code == 1
+    assert "FAILED" in ran.out and ran.out.splitlines()[-1].startswith("1 of ")
+    report = json.loads(dim("verify", broken, "--json").out)
+    assert report["ok"] is False
+    assert [row["subject"] for row in report["rows"] if not row["ok"]] == ["generator.fp16.onnx"]
+
+
+def test_an_altered_manifest_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_bundle, tmp_path / "broken.dim")
+    path = broken / "manifest.json"
+    path.write_text(path.read_text().replace('"tiny"', '"tidy"', 1))
+    for command in ("inspect", "verify"):
+        assert str(broken) in one_line(dim(command, broken))
+    assert str(broken) in one_line(dim("generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", broken))
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_report_without_rows_is_ok(tiny_bundle: Path) -> None:
+    from dim.runtime.bundle_format.files import load_manifest
+
+    manifest: Manifest = load_manifest(tiny_bundle)
+    row = VerifyRow(subject="x", check="y", found="1", allowed="0", ok=False)
+    assert VerifyReport(path=tiny_bundle, manifest=manifest, rows=()).ok
+    assert not VerifyReport(path=tiny_bundle, manifest=manifest, rows=(row,)).ok

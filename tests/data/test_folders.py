@@ -1,0 +1,337 @@
+"""Class folders on disk and in archives, and the image files in them."""
+
+import io
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_samples import class_folders, image_file, random_images, tarred, write_folder, zipped
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from dim.data.decode import decode_files, decode_image, read_header
+from dim.data.folders import plan_layout
+from dim.data.image_set import RawSet
+from dim.data.known import recognise_copy
+from dim.data.load import ImageSet, load_data
+from dim.runtime.errors import DataError
+
+FILES = class_folders()
+PNG = FILES["train/cat/0000.png"]
+
+
+def _load(folder: Path, files: dict[str, bytes], **options: Any) -> ImageSet:
+    return load_data(str(write_folder(folder / "data", files)), **options)
+
+
+def _refusal(folder: Path, files: dict[str, bytes], **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        _load(folder, files, **options)
+    return str(caught.value).replace(str(folder / "data"), "P")
+
+
+def test_every_form_gives_the_same_set(tmp_path: Path) -> None:
+    reversed_files = dict(reversed(FILES.items()))
+    forms = {
+        "set.zip": zipped(reversed_files),
+        "set.tar": tarred(reversed_files),
+        "set.tar.gz": tarred(FILES, "w:gz"),
+        "set.tgz": tarred({"top/": b"", **{f"./top/{name}": data for name, data in FILES.items()}}, "w:gz"),
+        "set.tar.xz": tarred(reversed_files, "w:xz"),
+    }
+    folder = load_data(str(write_folder(tmp_path / "set", FILES)))
+    assert folder.name == "set" and folder.classes == ("cat", "dog")
+    assert folder.train_images.shape == (6, 8, 8, 3) and folder.test_images.shape == (4, 8, 8, 3)
+    assert folder.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and folder.test_labels.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(folder.train_images[:3], random_images(3, 8, 3, 3))
+    assert np.array_equal(folder.test_images[2:], random_images(2, 8, 3, 102))
+    assert folder.note == "10 PNG files" and folder.licence == "unknown"
+    for name, data in forms.items():
+        (tmp_path / name).write_bytes(data)
+        archive = load_data(str(tmp_path / name))
+        assert archive.fingerprint() == folder.fingerprint()
+        assert archive.name == "set"
+
+
+def test_a_large_tree_is_read_twice_and_gives_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.tar.xz").write_bytes(tarred(FILES, "w:xz"))
+    kept = load_data(str(tmp_path / "x.tar.xz"))
+    monkeypatch.setattr("dim.data.folders.MAX_KEPT_BYTES", 500)
+    assert load_data(str(tmp_path / "x.tar.xz")).fingerprint() == kept.fingerprint()
+
+
+def test_a_folder_without_splits_gets_a_test_split(tmp_path: Path) -> None:
+    files = {name.removeprefix("train/"): data for name, data in class_folders(train=10, test=0).items()}
+    said: list[str] = []
+    data = _load(tmp_path, files, say=said.append)
+    assert data.class_counts == (8, 8) and len(data.test_labels) == 4
+    assert "the source has no test split: 4 of 20 images" in said[-1]
+
+
+def test_validation_serves_as_test_split(tmp_path: Path) -> None:
+    said: list[str] = []
+    data = _load(tmp_path, {name.replace("test/", "val/"): d for name, d in FILES.items()}, say=said.append)
+    assert len(data.test_labels) == 4
+    assert "data: the folder 'val' serves as test split" in said and "the folder 'val' serves as" in data.note
+
+
+def test_what_lies_beside_the_images(tmp_path: Path) -> None:
+    more = {
+        "README.md": b"",
+        ".DS_Store": b"x",
+        "train/cat/Thumbs.db": b"x",
+        "train/cat/._0000.png": b"x",
+        "__MACOSX/train/cat/0000.png": b"x",
+        "train/cat/labels.txt": b"x",
+        "extra/cat/0000.png": b"x",
+        "train/cat/deeper/still/0009.PNG": PNG,
+    }
+    said: list[str] = []
+    data = _load(tmp_path, FILES | more, say=said.append)
+    assert data.class_counts == (4, 3)
+    assert said == [
+        "data: 1 text files beside images were passed over (train/cat/labels.txt)",
+        "data: passed over beside the splits: extra",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
+        ({"a.png": PNG}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
+        ({"train/a.png": PNG, **FILES}, "P: train/a.png: an image outside of any class folder; move it into its class"),
+        ({"a/1.png": PNG, "b/1.png": PNG, "c.png": PNG}, "P: c.png: an image outside of any class folder; move it"),
+        ({"test/a/1.png": PNG}, "P: a test folder without a train folder beside it; name the other one 'train'"),
+        ({**FILES, "test/emu/1.png": PNG}, "P: the class 'emu' is in 'test' only; both splits need the same class"),
+        ({**FILES, "train/emu/1.png": PNG}, "P: the class 'emu' is in 'train' only; both splits need the same class"),
+        ({**FILES, "train/emu/1.txt": b""}, "P: the class folder 'emu' has no images; add some or remove it"),
+        (
+            {**FILES, "train/cat/1.tif": PNG},
+            "P: train/cat/1.tif: not an image by its name; remove it or move it out of",
+        ),
+        ({**FILES, "train/cat/1.png": b""}, "P: train/cat/1.png: an empty file, expected an image"),
+        ({**FILES, "train/cat/1.png": b"abc"}, "P: train/cat/1.png: not a readable image: expected PNG, JPEG, WebP,"),
+        ({**FILES, "train/cat/1.png": PNG[:40]}, "P: train/cat/1.png: the image cannot be read ("),
+        ({**FILES, "train/cat/1.png": PNG[:-30]}, "P: train/cat/1.png: the image cannot be read ("),
+        ({**FILES, "train/cat/1.png": b"", "train/cat/2.png": b""}, "expected an image (1 more like it)"),
+    ],
+)
+def test_trees_that_cannot_be_read(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    (tmp_path / "data").mkdir()
+    assert message in _refusal(tmp_path, files)
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train" / "emu").mkdir(parents=True)
+    assert "the class folder 'emu' has no images; add some or remove it" in _refusal(tmp_path, FILES)
+    (tmp_path / "x.tar").write_bytes(tarred({**FILES, "test/emu/": b""}))
+    with pytest.raises(DataError, match="the class folder 'emu' has no images"):
+        load_data(str(tmp_path / "x.tar"))
+
+
+def test_unreadable_images_are_skipped_when_asked_and_counted(tmp_path: Path) -> None:
+    bad = {
+        "train/cat/1.png": b"",
+        "train/cat/2.jpg": b"\xff\xd8\xff",
+        "test/dog/3.png": PNG[:-30],
+        "test/dog/x.tif": b"",
+    }
+    said: list[str] = []
+    data = _load(tmp_path, FILES | bad, skip_unreadable=True, say=said.append)
+    clean = load_data(str(write_folder(tmp_path / "clean", FILES)))
+    assert data.fingerprint() == clean.fingerprint()
+    assert said == ["data: 4 unreadable images were left out"] and "4 unreadable images were left out" in data.note
+    emptied = {name: data for name, data in FILES.items() if "train/dog" not in name} | {"train/dog/1.png": PNG[:-30]}
+    (tmp_path / "y.tar").write_bytes(tarred(emptied))
+    with pytest.raises(DataError, match="^y: class 'dog' has no training images; add some or remove the class$"):
+        load_data(str(tmp_path / "y.tar"), skip_unreadable=True)
+
+
+def test_grey_and_colour_images_mix(tmp_path: Path) -> None:
+    grey = class_folders(classes=("ant",), channels=1)
+    assert _load(tmp_path, {name.replace("ant", "cat"): d for name, d in grey.items()} | class_folders(
+        classes=("dog",), channels=1)).channels == 1  # fmt: skip
+    said: list[str] = []
+    mixed = load_data(str(write_folder(tmp_path / "mixed", FILES | grey)), say=said.append)
+    assert mixed.channels == 3 and said == ["mixed: 5 of 15 images (grey) were repeated over three channels"]
+    assert np.array_equal(mixed.train_images[:3], np.repeat(random_images(3, 8, 1, 3), 3, axis=3))
+    said.clear()
+    made_grey = load_data(str(tmp_path / "mixed"), channels=1, say=said.append)
+    assert made_grey.channels == 1 and said == ["mixed: 10 of 15 images (colour) were made grey"]
+    expected = np.asarray(Image.fromarray(random_images(3, 8, 3, 3)[0]).convert("L"))
+    assert np.array_equal(made_grey.train_images[3, ..., 0], expected)
+
+
+def test_sizes_and_crops(tmp_path: Path) -> None:
+    wide = image_file(np.zeros((90, 120, 3), np.uint8))
+    tall = image_file(np.zeros((100, 75, 3), np.uint8))
+    files = {"train/a/1.png": wide, "train/b/1.png": tall, "test/a/1.png": wide, "test/b/1.png": wide}
+    said: list[str] = []
+    data = _load(tmp_path, files, say=said.append)
+    assert data.height == 64
+    assert said == [
+        "data: images of 75 to 120 x 90 to 100 pixels were resized to 64 x 64, cropped to the central square"
+    ]
+    assert _load(tmp_path, files, size=33).train_images.shape == (2, 33, 33, 3)
+
+
+def _decode(data: bytes, size: int = 8, channels: int = 3) -> NDArray[np.uint8]:
+    return decode_image(data, "f", size=size, channels=channels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "WEBP", "GIF"])
+def test_lossless_formats_keep_their_pixels(kind: str) -> None:
+    image = np.full((8, 8, 3), 77, np.uint8) if kind == "GIF" else random_images(1, 8, 3)[0]
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert np.array_equal(_decode(image_file(image, kind, **options)), image)
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_and_agree_with_a_full_decode() -> None:
+    smooth = Image.fromarray(random_images(1, 8, 3)[0]).resize((640, 960), Image.Resampling.BICUBIC)
+    data = image_file(np.asarray(smooth), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as picture:
+        full = np.asarray(picture.crop((0, 160, 640, 800)).resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(_decode(data, 32).astype(int) - full).mean() < 2
+
+
+def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
+    image = random_images(1, 8, 4)[0]
+    image[..., 3] = 0
+    assert (_decode(image_file(image)) == 255).all()
+    image[..., 3] = 255
+    assert np.array_equal(_decode(image_file(image)), image[..., :3])
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=1)
+    assert (_decode(buffer.getvalue()) == 255).all()
+    said: list[str] = []
+    _load(tmp_path, {**FILES, "train/cat/9.png": image_file(image)}, say=said.append)
+    assert said == ["data: 1 images with transparency were composited on white"]
+
+
+def test_palettes_sixteen_bits_and_one_bit() -> None:
+    grey_palette = Image.new("P", (8, 8), 3)
+    grey_palette.putpalette([value for value in range(256) for _ in range(3)])
+    deep = Image.fromarray(np.full((8, 8), 0x8123, np.uint16))
+    bits = Image.new("1", (8, 8), 1)
+    for picture, value in ((grey_palette, 3), (deep, 0x81), (bits, 255)):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        assert read_header(buffer.getvalue(), "f").is_grey
+        assert (_decode(buffer.getvalue(), channels=1) == value).all()
+        assert _decode(buffer.getvalue(), channels=3).shape == (8, 8, 3)
+
+
+def test_orientation_is_honoured() -> None:
+    image = random_images(1, 8, 3)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    assert np.array_equal(_decode(image_file(image, "PNG", exif=exif)), np.rot90(image, -1))
+
+
+def test_an_image_bomb_is_refused_by_its_header() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20000, 20000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 60_000
+    message = "^f: an image of 20000 x 20000 pixels, more than the limit of 67108864$"
+    for read in (lambda: read_header(buffer.getvalue(), "f"), lambda: _decode(buffer.getvalue())):
+        with pytest.raises(DataError, match=message):
+            read()
+    scans = image_file(random_images(1, 8, 3)[0], "JPEG")[:-2] + b"\xff\xda" * 101
+    with pytest.raises(DataError, match="^f: a JPEG of 102 scans, more than the limit of 100$"):
+        read_header(scans, "f")
+
+
+_SAMPLES = [image_file(random_images(1, 12, 3)[0], kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP")]
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), sample=st.sampled_from(_SAMPLES))
+def test_an_altered_image_gives_pixels_or_a_data_error(data: st.DataObject, sample: bytes) -> None:
+    altered = bytearray(sample)
+    for _ in range(data.draw(st.integers(1, 4))):
+        altered[data.draw(st.integers(0, min(len(altered), 300) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        header = read_header(bytes(altered), "f")
+        assert _decode(bytes(altered)).shape == (8, 8, 3) and header.height > 0
+    except DataError as error:
+        assert str(error).startswith("f: ")
+
+
+def test_an_image_may_not_be_larger_than_a_file_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim.data.folders.MAX_FILE_BYTES", 100)
+    assert "more than 100 bytes, which is the limit for one file" in _refusal(tmp_path, FILES)
+
+
+def test_a_set_may_not_need_more_memory_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim.data.image_set.MAX_SET_BYTES", 1000)
+    message = "data: 10 images of 8 x 8 x 3 need 1920 bytes, more than the limit of 1000: use a smaller size or fewer"
+    assert message in _refusal(tmp_path, FILES)
+
+
+def test_progress_counts_headers_and_images(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    _load(tmp_path, FILES, progress=lambda *report: seen.append(report))
+    assert ("data: reading headers", 10, 0) in seen
+    assert [report for report in seen if "decoding" in report[0]][-1] == ("data: decoding", 10, 10)
+
+
+def test_a_failing_decoder_stops_the_pipeline() -> None:
+    started = threading.Semaphore(0)
+    drawn = 0
+
+    def files() -> Any:
+        nonlocal drawn
+        for drawn in range(100_000):
+            yield drawn, "f", b"x"
+
+    def decode(row: int, name: str, data: bytes) -> None:
+        started.release()
+        raise DataError("stop")
+
+    with pytest.raises(DataError, match="stop"):
+        decode_files(files(), decode, lambda number: None)
+    assert drawn < 20_000
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["train", "test", "a", "b", "1.png", ".x", "c.txt"]), min_size=1, max_size=4)),
+    st.lists(st.lists(st.sampled_from(["train", "test", "a", "b"]), min_size=1, max_size=3)),
+)
+def test_any_tree_gives_a_layout_or_a_data_error(files: list[list[str]], folders: list[list[str]]) -> None:
+    paths = {"/".join(parts) for parts in files}
+    try:
+        layout = plan_layout(list(paths), ["/".join(parts) for parts in folders], "f")
+    except DataError as error:
+        assert str(error).startswith("f: ")
+        return
+    found = [file for split in (layout.train, layout.test) for name in split for file in split[name]]
+    assert len(found) == len(set(found)) and set(found) <= paths
+    assert all(files for split in (layout.train, layout.test) for files in split.values())
+    assert not layout.test or layout.test.keys() == layout.train.keys()
+
+
+def test_the_copy_of_cifar10_as_jpeg_is_named() -> None:
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    train, test = np.repeat(np.arange(10), 5000), np.repeat(np.arange(10), 1000)
+    copy = RawSet(
+        name="x",
+        classes=names,
+        train_images=np.zeros((50_000, 1, 1, 3), np.uint8),
+        train_labels=train,
+        test_images=np.zeros((10_000, 1, 1, 3), np.uint8),
+        test_labels=test,
+        notes=("60000 JPEG files",),
+    )
+    known = recognise_copy(copy)
+    assert known.notes[0].startswith("CIFAR-10 (JPEG): images encoded anew as JPEG, so accuracies are a little lower")
+    assert known.licence.startswith("none stated by its authors")
+    for other in (replace(copy, notes=("60000 PNG files",)), replace(copy, test_labels=np.sort(train)[:10_000])):
+        assert recognise_copy(other) == other

@@ -1,0 +1,101 @@
+"""The teacher of soft labels: trained at the end of a distillation, exported, used by sets and students."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quick_runs import Stop, quick, same, stop_at
+from small_images import make_images
+
+from dim.distillation.distill import distill, fingerprint_of
+from dim.evaluation.evaluate import evaluate
+from dim.export.export_run import export_run
+from dim.runs.checkpoint import read_tensors
+from dim.runtime.bundle import open_bundle
+from dim.runtime.errors import BadValueError
+from dim.runtime.sets.generate import generate
+
+TEACHER = {
+    "deployment.latent_stds": (),
+    "deployment.fixed_latents": 0,
+    "deployment.teacher": "convnet3",
+    "deployment.teacher_width": 8,
+    "deployment.teacher_steps": 60,
+    "matching.loss": "none",
+    "checkpoint_steps": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "taught"
+    assert distill(quick(**TEACHER), make_images(), path).finished
+    return path
+
+
+def test_a_teacher_reaches_sets_and_students(run_dir: Path, tmp_path: Path) -> None:
+    data = make_images()
+    entries = json.loads((run_dir / "teacher.json").read_text())
+    assert [(entry["arch"], entry["width"]) for entry in entries] == [("convnet3", 8)]
+    bundle_path = export_run(run_dir, out=tmp_path / "bars.dim")
+    with open_bundle(bundle_path) as bundle:
+        generate(bundle, str(tmp_path / "set"), counts=[2, 2, 2], format="npz", soft_labels=True)
+    from dim.runtime.sets.soft_labels import open_teacher
+
+    with open_bundle(bundle_path) as bundle:
+        found = open_teacher(bundle)(data.test_images).argmax(axis=1)
+    assert (found == data.test_labels).mean() > 0.8  # it has learned the real classes, not noise
+    [logits] = (tmp_path / "set").rglob("*logits*.npy")
+    assert np.load(logits).shape == (6, 3)
+    results = evaluate(
+        bundle_path,
+        data,
+        out=tmp_path / "eval",
+        modes=("fixed",),
+        ipcs=(2,),
+        archs=("mlp",),
+        width=8,
+        seeds=(0,),
+        epochs=2,
+        soft=True,
+        jobs=1,
+    )
+    assert {result.cell.labels for result in results} == {"hard", "soft"}
+
+
+def test_a_teacher_goes_on_where_it_was_stopped(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        distill(quick(**TEACHER), make_images(), tmp_path / "run", progress=stop_at("teacher", 33))
+    assert int(read_tensors(tmp_path / "run" / "checkpoints" / "teacher.safetensors")["done"]) == 20
+    assert not distill(quick(**TEACHER), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
+    assert int(read_tensors(tmp_path / "run" / "checkpoints" / "teacher.safetensors")["done"]) == 21
+    assert distill(quick(**TEACHER), make_images(), tmp_path / "run", resume=True).finished
+    assert not (tmp_path / "run" / "checkpoints" / "teacher.safetensors").exists()
+    taught, again = (read_tensors(path / "teacher.safetensors") for path in (run_dir, tmp_path / "run"))
+    assert same(taught, again)
+
+
+def test_an_unknown_classifier_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    for field, value in (("deployment.teacher", "resnet9"), ("pool.architectures", ("convnet3", "resnet9"))):
+        with pytest.raises(BadValueError, match="Unknown classifier 'resnet9'"):
+            distill(quick(**{field: value}), make_images(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_begun_before_there_were_teachers_and_refining_goes_on(run_dir: Path) -> None:
+    record = json.loads((run_dir / "config.json").read_text())
+    later = {
+        "teacher": "",
+        "teacher_width": 0,
+        "teacher_steps": 2000,
+        "refine_steps": 0,
+        "refine_cross_entropy": 0.0,
+        "refine_draws": 1,
+        "refine_learners": 0,
+    }
+    plain = {**record, "deployment": {**record["deployment"], **later}}
+    old = {k: v for k, v in plain["deployment"].items() if k not in later}
+    assert fingerprint_of({**record, "deployment": old}) == fingerprint_of(plain) != fingerprint_of(record)

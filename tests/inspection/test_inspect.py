@@ -1,0 +1,67 @@
+"""What `describe` says about a bundle."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import build_tiny_bundle
+
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
+from dim.runtime.errors import BundleError
+from dim.runtime.inspection.inspect import describe
+
+
+def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
+    latents = write_fixed_latents(np.zeros((3, 7, 16), np.float32))
+    extra = {"latents.npz": latents, "teacher.onnx": b"x", "generator.fp32.trt.sm89.engine": b"plan"}
+    path = build_tiny_bundle(tmp_path / "a.dim", precisions=("fp32", "fp16"), extra_files=extra)
+    manifest = load_manifest(path)
+    described = describe(path)
+    assert json.loads(json.dumps(described)) == described
+    files = described.pop("files")
+    assert [file["path"] for file in files] == sorted(manifest.files)
+    assert described.pop("size_bytes") == sum(file["size_bytes"] for file in files)
+    assert described == {
+        "path": str(path),
+        "name": "tiny",
+        "content_id": manifest.content_id,
+        "manifest_sha256": manifest.manifest_sha256,
+        "format_version": 1,
+        "sampling_version": 1,
+        "created_by": "dim test",
+        "licence": "CC0-1.0",
+        "classes": ["zero", "one", "two"],
+        "image": {"height": 8, "width": 8, "channels": 1},
+        "latent_dim": 16,
+        "latent_std": 1.0,
+        "source": {
+            "name": "tiny",
+            "class_counts": [10, 20, 30],
+            "mean": [0.5],
+            "std": [0.25],
+            "licence": "CC0-1.0",
+            "note": "drawn from a random generator",
+        },
+        "precisions": ["fp32", "fp16"],
+        "engines": ["generator.fp32.trt.sm89.engine"],
+        "teacher": True,
+        "fixed_latents": 7,
+        "accuracy": [],
+        "distill_config": {"preset": "none"},
+    }
+
+
+def test_a_plain_bundle_has_nothing_extra(tiny_bundle: Path) -> None:
+    described = describe(tiny_bundle)
+    assert (described["engines"], described["teacher"], described["fixed_latents"]) == ([], False, 0)
+
+
+def test_altered_latents_are_not_described(tmp_path: Path) -> None:
+    latents = write_fixed_latents(np.zeros((3, 7, 16), np.float32))
+    path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"latents.npz": latents})
+    os.truncate(path / "latents.npz", 10)
+    with pytest.raises(BundleError, match="was altered"):
+        describe(path)

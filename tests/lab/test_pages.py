@@ -1,0 +1,440 @@
+"""lab/all-results.md: it is what the result files say, and what was not measured says so."""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lab.pages.distilling import ABLATION_MARKS
+from lab.pages.evaluation import evaluation_sections
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        yield load_script()
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results_script", ROOT / "lab" / "pages" / "results.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    plain = {
+        "data": "mnist", "subject": "generated", "source": "bundle", "content_id": "ab" * 32, "mode": "fixed",
+        "ipc": 10, "arch": "convnet3", "width": None, "labels": "hard", "recipe": "default", "precision": "bf16",
+        "epochs": 1000, "steps": 2000, "distinct_images": 100, "data_bytes": 78400,
+        "accuracy_mean": 97.125, "accuracy_std": 0.25,
+        "accuracies": [97, 97.25], "seeds": [0, 1], "diverged": 0, "test_images": 10000, "seconds_per_student": 61.2,
+        "engine": "onnxruntime-cpu fp32 on cpu, onnxruntime 1.32.0", "machine": "a CPU, 2 cores", "threads": 1,
+        "torch_version": "2.13.0", "dim_version": "0.1.0", "date": "2026-11-22 15:00 UTC",
+        "data_note": "n", "protocol": "p",
+    }  # fmt: skip
+    return plain | changes
+
+
+def results(*rows: dict[str, Any], name: str = "mnist", **changes: Any) -> dict[str, Any]:
+    data = {"name": name, "fingerprint": "cd" * 32, "note": "official files", "licence": "x", "classes": 10}
+    data |= {"image": [28, 28, 1], "train_images": 60000, "test_images": 10000} | changes
+    return {"format_version": 1, "dim_version": "0.1.0", "data": data, "protocol": "p", "rows": list(rows)}
+
+
+def test_the_page_in_the_repository_is_what_its_files_say(script: ModuleType) -> None:
+    assert script.main(["--check"]) == 0
+
+
+def test_a_dataset_without_a_bundle_of_todays_best_says_so(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {"a": "dim distill --data a --preset best --out runs/a", "b": None, "c": "dim distill --preset small"}
+    commands["d"] = "dim distill --data d --preset best --set stage1.steps=5 --out runs/d"
+    monkeypatch.setattr(script, "bundles", lambda: list(commands))
+    monkeypatch.setattr(
+        script, "load_manifest", lambda name: SimpleNamespace(source=SimpleNamespace(name=name), distill_config=name)
+    )
+    monkeypatch.setattr(script, "reproducing_command", commands.get)
+    assert script._by_best() == {"a"}
+    texts = []
+    for by_best in ((), ("mnist",)):
+        sections = evaluation_sections([("mnist", results(row())), ("photos", results(row(), name="photos"))], by_best)
+        texts.append(["\n".join(section.lines) for section in sections])
+    line = "\n- By `best` as it is: not run. `dim distill --data mnist --preset best --out runs/mnist && dim export "
+    assert [sum(line in text for text in each) for each in texts] == [1, 0]
+    assert not any("- By `best`" in text for text in texts[1])
+
+
+def test_measured_rows_stand_beside_those_that_were_not_run(script: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    measured = results(
+        row(),
+        row(subject="real", source="real", content_id="", engine="", accuracy_mean=96.5),
+        row(labels="soft", accuracy_mean=98.0, accuracy_std=None),
+        row(epochs=100, steps=200, accuracy_mean=90.0, width=32),
+        row(source="whole", subject="whole set", mode="whole", ipc=0, epochs=20, accuracy_mean=99.6),
+    )
+    (folder / "mnist.json").write_text(json.dumps(measured))
+    photos = [row(data="photos", ipc=ipc) for ipc in (1, 10)]
+    (folder / "photos.json").write_text(json.dumps(results(*photos, name="photos")))
+    assert script.main(["--lab", str(tmp_path), "--check"]) == 1
+    assert script.main(["--lab", str(tmp_path)]) == 0
+    assert script.main(["--lab", str(tmp_path), "--check"]) == 0
+    page = (tmp_path / "all-results.md").read_text()
+    assert "| convnet3 | generated | not run | 97.12 ± 0.25 | not run | not run | not run |" in page
+    assert "| convnet3 | real | not run | 96.50 ± 0.25 | not run | not run | not run |" in page
+    assert "| vgg11 | generated | not run | not run | not run | not run | not run |" in page
+    hard, soft = page.split("\nSoft labels of the bundle's teacher, ")[:2]
+    assert "| convnet3 | generated, soft labels | not run | 98.00 (one seed) | not run | not run | not run |" in soft
+    assert "soft labels |" not in hard
+    assert "| network | trained on | IPC 10 |\n|---|---|---:|\n| convnet3 (width 32) | generated | 90.00" in page
+    assert "100 epochs, students in bf16, a shortened protocol (1,000 in full)" in page
+    assert "The whole training split, convnet3, 20 epochs, default recipe: 99.60 ± 0.25 %." in page
+    assert "## FashionMNIST\n\nNot run." in page and "## photos, 28x28 grey\n" in page
+    assert "official files. SHA-256 cdcdcdcdcdcdcdcd." in page and "a CPU, 2 cores, 1; torch 2.13.0" in page
+    assert "| 61 | 28x28x1, cdcdcdcd | onnxruntime-cpu fp32 on cpu, onnxruntime 1.32.0 | " in page
+    assert (folder / "photos.png").read_bytes().startswith(b"\x89PNG") and "(results/photos.png)" in page
+    assert not (folder / "mnist.png").exists() and "mnist.png" not in page  # one size: nothing to join by a line
+    photos_part = page.split("## photos, ")[1].split("\n## ")[0]
+    assert photos_part.count("not run") == 1 and "The whole training split: not run." in photos_part
+    table = page.split("### photos, ")[1].split("\n## ")[0]
+    assert "\n\nNot run by this recipe and length: IPC 50, 100, 500; resnet18, resnet18-half, " in table
+    assert table.count("Not run") == 1 and ", mlp; soft labels.\n" in table
+
+
+def test_what_is_to_be_run_is_listed_once_beside_the_recipe_that_the_hold_out_chose(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    chosen = {"recipe": "onecycle-0.12-smooth-0.1", "width": 32}
+    page = written(script, tmp_path, a=results(row(**chosen), row(recipe="published", arch="mlp")))
+    mnist = page.split("\n## ")[1]
+    assert [line for line in mnist.splitlines() if line.startswith("### ")] == [
+        "### MNIST, 28x28 grey: onecycle-0.12-smooth-0.1 recipe, 1,000 epochs, students in bf16",
+        "### MNIST, 28x28 grey: published recipe, 1,000 epochs, students in bf16",
+    ]
+    planned, published = mnist.split("\n### ")[1:]
+    nothing = " | not run | not run | not run | not run | not run |"
+    for words in (
+        "the preset `paper`, equal time", "the published matching loss", "stage 2 without matching",
+        "the stage-1 GAN, no stage 2", "generated", "real",
+    ):  # fmt: skip
+        assert planned.count(f"| convnet3 | {words}{nothing}") == 2, words
+    assert planned.count(f"| convnet3 | real, equal bytes{nothing}") == 1
+    for arch in ("resnet18", "resnet18-half", "resnet10", "resnet10-half", "resnetap10-half", "vgg11", "densenet"):
+        assert planned.count(f"| {arch} | generated{nothing}") == 2, arch
+    assert "not run" not in published.split("<details>")[0]
+
+
+def test_the_controls_of_the_gpu_script_fill_their_rows(script: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        row(subject=name, content_id=name[::-1] * 9, accuracy_mean=50.0 + number)
+        for number, name in enumerate(["paper", "paper loss", "no matching", "stage 1 alone"])
+    ]
+    page = written(script, tmp_path, a=results(row(), *rows))
+    assert "| convnet3 | the preset `paper`, equal time | not run | 50.00 ± 0.25 |" in page
+    assert "| convnet3 | the stage-1 GAN, no stage 2 | not run | 53.00 ± 0.25 |" in page
+    reproduce = (ROOT / "lab" / "reproduce.sh").read_text()
+    for name in ("paper", "paper loss", "no matching", "stage 1 alone"):
+        assert f'--compare "{name}=$' in reproduce
+
+
+def test_the_commands_of_a_dataset_that_was_not_run_measure_the_bundle_they_make(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    page = written(script, tmp_path)
+    made = "dim distill --data svhn --preset best --out runs/svhn && dim export runs/svhn && "
+    assert f"`{made}dim eval --bundle runs/svhn/svhn.dim --data svhn --preset full --recipe holdout`" in page
+    assert "dim distill --data cifar10-jpeg.tar.xz --preset best --out runs/cifar10-jpeg &&" in page
+    assert "cifar10-jpeg-4" not in page
+
+
+def test_cifar10_quotes_the_abstract_beside_the_ceiling(script: ModuleType, tmp_path: Path) -> None:
+    shape = {"data": "cifar10", "mode": "stream", "recipe": "published"}
+    real = {"source": "real", "subject": "real", "content_id": "", "engine": ""}
+    page = written(script, tmp_path, a=results(row(**shape), row(**shape, **real, accuracy_mean=67.3), name="cifar10"))
+    cifar = page.split("\n## CIFAR-10, 28x28 grey\n")[1].split("\n## ")[0]
+    assert "does not say how many steps" in cifar and "72.6 % with ConvNet-3 and 75.1 % with ResNet-18" in cifar
+    assert "| convnet3 | published | 72.6 | 97.12 ± 0.25 | 67.30 ± 0.25 | not run | not run |" in cifar
+    assert "| resnet18 | published | 75.1 | not run | not run | not run | not run |" in cifar
+
+
+def test_the_newest_bundle_stands_beside_the_abstract_by_every_recipe(script: ModuleType, tmp_path: Path) -> None:
+    shape = {"data": "cifar10", "mode": "stream"}
+    new = {"content_id": "12" * 32, "date": "2026-11-25 10:00 UTC", "recipe": "published"}
+    paper = {"subject": "paper", "content_id": "34" * 32, "date": "2026-11-26 10:00 UTC", "recipe": "published"}
+    rows = [
+        row(**shape, **new, accuracy_mean=63.0), row(**shape, recipe="published"),
+        row(**shape, **paper, accuracy_mean=40.0), row(**shape, recipe="one", ipc=50, accuracy_mean=60.0),
+    ]  # fmt: skip
+    page = written(script, tmp_path, a=results(*rows, name="cifar10"))
+    table = page.split("| student recipe | the abstract")[1].split("\n\n")[0]
+    assert "| convnet3 | published | 72.6 | 63.00 ± 0.25 (12121212) | not run | not run | not run |" in table
+    one = f"| convnet3 | one | 72.6 | not run | not run | 60.00 ± 0.25 ({row()['content_id'][:8]}) | not run |"
+    assert one in table and "40.00" not in table
+
+
+def test_cifar10_sets_stand_beside_those_of_other_methods(script: ModuleType, tmp_path: Path) -> None:
+    full = {"data": "cifar10", "recipe": "one", "epochs": 1000}
+    rows = [
+        row(**full), row(**full, ipc=1, accuracy_mean=26.5), row(**full, mode="stream", accuracy_mean=60.0),
+        row(**full | {"epochs": 100}, accuracy_mean=40.0), row(**full, width=32, accuracy_mean=41.0),
+    ]  # fmt: skip
+    page = written(script, tmp_path, a=results(*rows, name="cifar10"))
+    table = page.split("\n## CIFAR-10, 28x28 grey\n")[1].split("| one set of |")[1].split("\n\n")[0]
+    assert "| DM, quoted | | 26.0 | 48.9 | 63.0 |" in table
+    assert "| generated | one, bf16 | 26.50 ± 0.25 | 97.12 ± 0.25 | not run |" in table
+    assert table.endswith("\n| generated | condensation | not run | not run | not run |")
+    page = written(script, tmp_path, a=results(row(**full | {"recipe": "condensation"}), name="cifar10"))
+    table = page.split("| one set of |")[1].split("\n\n")[0]
+    assert table.endswith("\n| generated | condensation, bf16 | not run | 97.12 ± 0.25 | not run |")
+
+
+def test_one_name_at_two_sizes_has_two_sections(script: ModuleType, tmp_path: Path) -> None:
+    small = results(row(accuracy_mean=50.0), fingerprint="ef" * 32, image=[16, 16, 1])
+    page = written(script, tmp_path, a=results(row()), b=small)
+    large, small_part = page.split("\n## MNIST, 16x16 grey\n")
+    assert "\n## MNIST, 28x28 grey\n" in large and "97.12 ± 0.25" not in small_part
+    assert "| 50.00 ± 0.25 |" in small_part and "50.00" not in large
+    page = written(script, tmp_path, a=results(row()), b=results(row(accuracy_mean=50.0), fingerprint="ef" * 32))
+    assert "\n## MNIST, 28x28 grey (cdcdcdcd)\n" in page and "\n## MNIST, 28x28 grey (efefefef)\n" in page
+
+
+def test_overlapping_files_give_every_number_once_and_one_chart(script: ModuleType, tmp_path: Path) -> None:
+    one_seed = row(accuracies=[97], seeds=[0], accuracy_mean=97.0, accuracy_std=None)
+    page = written(
+        script, tmp_path,
+        a=results(one_seed), b=results(row(), row(ipc=50, accuracy_mean=98.0)),
+        c=results(row(ipc=50, accuracy_mean=98.0)),
+    )  # fmt: skip
+    assert page.split("<details>")[1].count("| generated | convnet3 | fixed |") == 2
+    assert "97.00 (one seed)" not in page and "97.12 ± 0.25 | 98.00 ± 0.25 |" in page
+    assert page.count("(results/mnist.png)") == 1 and (tmp_path / "results" / "mnist.png").exists()
+
+
+def test_networks_are_drawn_side_by_side(script: ModuleType, tmp_path: Path) -> None:
+    real = {"source": "real", "subject": "real", "content_id": "", "engine": ""}
+    rows = [row(arch=arch, mode=mode) for arch in ("convnet3", "vgg11", "mlp") for mode in ("fixed", "stream")]
+    page = written(script, tmp_path, a=results(*rows, *(one | real for one in rows)))
+    assert "(results/mnist-networks.png)" in page and "(results/mnist.png)" not in page
+    assert (tmp_path / "results" / "mnist-networks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_chart_of_networks_draws_the_bundle_that_taught_the_most_of_a_mode() -> None:
+    real = {"source": "real", "subject": "real", "content_id": "", "engine": ""}
+    old, new = "ab" * 32, "cd" * 32  # the same generator before and after its fixed latents were refined
+    arches = ("convnet3", "vgg11", "mlp")
+    rows = [row(arch=arch, mode=mode) | real for arch in arches for mode in ("fixed", "stream")]
+    rows += [row(arch=arch, mode="stream", content_id=old) for arch in arches]
+    rows += [row(arch=arch, content_id=new, accuracy_mean=91.0) for arch in arches[:2]]
+    rows += [row(content_id=old, accuracy_mean=80.0), row(labels="soft", content_id=new, accuracy_mean=99.0)]
+    (section,) = [one for one in evaluation_sections([("a", results(*rows))]) if one.charts]
+    (chart,) = section.charts
+    assert chart.kind == "networks"
+    assert {(one["mode"], one["subject"], one["content_id"]) for one in chart.rows} == {
+        ("fixed", "real", ""), ("stream", "real", ""), ("fixed", "generated", new), ("stream", "generated", old),
+    }  # fmt: skip
+    assert {one["accuracy_mean"] for one in chart.rows if one["content_id"] == new} == {91.0}
+    assert len(chart.rows) == 3 + 3 + 2 + 3
+
+
+def test_four_classes_of_cifar10_have_a_title_and_no_plans(script: ModuleType, tmp_path: Path) -> None:
+    measured = results(row(), name="cifar10-jpeg-4", image=[16, 16, 3], classes=4)
+    page = written(script, tmp_path, a=measured)
+    part = page.split("\n## CIFAR-10 (JPEG), four classes, 16x16 colour\n")[1].split("\n## ")[0]
+    assert "| convnet3 | generated | 97.12 ± 0.25 |" in part and part.count("not run") == 1
+
+
+def written(script: ModuleType, docs: Path, **files: dict[str, Any]) -> str:
+    """Write the page of some result files."""
+    (docs / "results").mkdir(exist_ok=True)
+    for stem, described in files.items():
+        (docs / "results" / f"{stem}.json").write_text(json.dumps(described))
+    assert script.main(["--lab", str(docs)]) == 0
+    return (docs / "all-results.md").read_text()
+
+
+def test_two_bundles_are_told_apart_and_two_measurements_of_one_are_refused(script: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(results(row())))
+    (folder / "b.json").write_text(json.dumps(results(row(content_id="ef" * 32, accuracy_mean=50.0))))
+    script.main(["--lab", str(tmp_path)])
+    page = (tmp_path / "all-results.md").read_text()
+    assert "| generated (abababab) | not run | 97.12 ± 0.25 |" in page
+    assert "| generated (efefefef) | not run | 50.00 ± 0.25 |" in page
+    (folder / "b.json").write_text(json.dumps(results(row(accuracies=[50, 50.5]))))
+    with pytest.raises(SystemExit, match=r"^Two files measure mnist, generated, convnet3, fixed, IPC 10, hard labels"):
+        script.main(["--lab", str(tmp_path)])
+
+
+def test_a_file_of_another_kind_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"^There is no folder .*nowhere: --lab is the one that holds results/\.$"):
+        script.main(["--lab", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"x\.json is not a results\.json of dim eval"):
+        script.main(["--lab", str(tmp_path)])
+
+
+def bench(**changes: Any) -> dict[str, Any]:
+    speed = {"engine": "onnxruntime-cpu", "precision": "fp32", "device": "cpu", "batch": 256, "images_per_s": 3500.4}
+    speed |= {"latency_ms": 73.1, "best": True, "share_of_product_rate": 0.85}
+    ratio = {"engine": "onnxruntime-cpu", "precision": "fp32", "device": "cpu", "against": "torch-eager"}
+    ratio |= {"against_precision": "fp32", "batch": 256, "ratio": 2.5, "least": 2.25, "most": 2.75}
+    gap = {"engine": "torch-compile", "precision": "fp32", "device": "cpu", "batch": None, "reason": "no\ncompiler | x"}
+    plain = {
+        "bundle": "mnist.dim", "machine": "Linux x86_64, a CPU", "cores": 2, "gpu": None, "gflop_per_image": 0.046,
+        "date": "2026-11-22 20:00 UTC", "load": 0.5, "versions": {"onnxruntime": "1.32.0"},
+        "results": [speed], "ratios": [ratio, ratio | {"batch": 64}], "not_run": [gap],
+        "product_rates": [{"engine": "onnxruntime-cpu", "precision": "fp32", "device": "cpu", "gflop_per_s": 190.0}],
+        "claims": [{"claim": "fp32 against eager", "found": 2.5, "least": 2.0, "holds": True},
+                   {"claim": "int8 against fp32", "found": None, "least": 2.5, "holds": None}],
+    }  # fmt: skip
+    return plain | changes
+
+
+def test_engines_stand_with_their_machine_and_gpu_engines_as_not_run(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "engines-cpu.json").write_text(json.dumps(bench()))
+    assert script.main(["--lab", str(tmp_path)]) == 0
+    page = (tmp_path / "all-results.md").read_text()
+    for line in (
+        "### mnist.dim, Linux x86_64, a CPU, 2 cores; onnxruntime 1.32.0; 2026-11-22 20:00 UTC, load 0.50",
+        "0.046 GFLOP per image. Matrix products through onnxruntime-cpu fp32: 190 GFLOP/s.",
+        "| onnxruntime-cpu | fp32 | cpu | 256 | 3,500 \\* | 73.10 | 85% |",
+        "| torch-compile | fp32 | cpu |  | not run: no compiler / x | | |",
+        "| onnxruntime-cpu fp32 | torch-eager fp32 | 2.50 | 2.25 to 2.75 |",
+        "| fp32 against eager | 2 | 2.50 | holds |",
+        "| int8 against fp32 | 2.5 | not run |  |",
+        "| tensorrt | int8 | not run: `lab/gpu_check.sh` on a machine with a CUDA GPU |",
+        "| onnxruntime-cuda | fp16 | not run: `lab/gpu_check.sh` on a machine with a CUDA GPU |",
+    ):
+        assert f"\n{line}\n" in page
+    assert page.count("2.25 to 2.75") == 1
+    assert (tmp_path / "results" / "engines-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gpu_that_was_checked_fills_its_rows(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    rows = [row | {"engine": "tensorrt-rtx", "precision": "fp16", "device": "gpu"} for row in bench()["results"]]
+    faster = bench(gpu="Fake 1", results=[rows[0], rows[0] | {"batch": 1024, "images_per_s": 9000.0}])
+    checked = {
+        "gpu": "Fake 1", "seconds": 99.5, "failed": ["a", "b"], "not_run": ["c"],
+        "steps": [{"step": "doctor", "found": {}}, {"step": "x", "found": "y"}, {"step": "bench", "found": faster}],
+    }  # fmt: skip
+    (tmp_path / "results" / "gpu-fake-1.json").write_text(json.dumps(checked))
+    script.main(["--lab", str(tmp_path)])
+    page = (tmp_path / "all-results.md").read_text()
+    assert "- gpu-fake-1.json: 3 steps in 100 s.\n- Failed: a, b.\n- Not run: c.\n" in page
+    assert "| tensorrt-rtx | fp16 | 9,000 images/s at batch 1,024, mnist.dim, Fake 1 |" in page
+    assert "| tensorrt-rtx | fp32 | not run: `lab/gpu_check.sh` on a machine with a CUDA GPU |" in page
+
+
+def test_a_benchmark_file_of_another_kind_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "gpu-x.json").write_text(json.dumps(bench()))
+    with pytest.raises(SystemExit, match=r"gpu-x\.json has no 'steps': remove it, or copy the right file\."):
+        script.main(["--lab", str(tmp_path)])
+
+
+def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    begin, end = ABLATION_MARKS
+    (tmp_path / "ablations.md").write_text(f"# Method\n\n{begin}\n\n{end}\n\nAfter.\n")
+    pair = {"what": "stage 2", "ours": "bf16", "rival": "recipe", "recipe": "fp32"}
+    tuned = {"rival": "recipe, tuned", "cpu": 5.5}
+    speed = {
+        "ratios": [pair | {"cpu": 6.5, "cpu_least": 5.1, "cpu_most": 7.0} | own for own in ({}, tuned)],
+        "claims": [pair | {"least": 6.0, "holds": True}, pair | tuned | {"least": 6.0, "holds": False}],
+        "date": "2026-11-26 10:00 UTC",
+        "preset": "small",
+        "image_px": 28,
+        "channels": 1,
+        "batch": 64,
+        "rounds": 3,
+        "machine": "a machine",
+        "threads": 1,
+        "load": 0.5,
+        "torch": "2.13",
+        "clock": "cpu",
+        "architectures": ["convnet3", "resnet10"],
+        "pool_sgd_steps": 1000,
+        "rows": [
+            {"what": "stage 2", "side": side, "precision": "bf16", "step_ms_cpu": 250.4, "images_per_s_cpu": 255.25}
+            | {"pool_s_cpu": 215.8}
+            for side in ("ours", "recipe")
+        ],
+    }
+    (tmp_path / "results" / "distill-cpu.json").write_text(json.dumps(speed))
+    ablation = {
+        "variants": {"base": "everything", "ema": "no average", "rates": "equal rates", "r1": "no R1"},
+        "rows": [
+            {"variant": "base", "seed": 0, "fixed": [90.0, 92.0], "stream": [95.0, 97.0], "seconds": 10.0},
+            {"variant": "base", "seed": 1, "fixed": [93.0, 93.0], "stream": [96.0, 96.0], "seconds": 20.0},
+            {"variant": "rates", "seed": 0, "failed": "every class | is one image", "machine": "another machine"},
+        ],
+        "real": {"fixed": [80.0, 82.0], "stream": [98.0, 99.0]},
+        "student": {"width": 32, "ipc": 10, "epochs": 300},
+        "data": "mnist",
+        "image_px": 16,
+        "preset": "small",
+        "changed": {"stage1.steps": 1200},
+        "machine": "a machine",
+        "threads": 1,
+        "torch": "2.13",
+        "date": "2026-11-22 20:00 UTC",
+    }
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(ablation))
+    assert script.main(["--lab", str(tmp_path)]) == 0
+    page, method = ((tmp_path / name).read_text() for name in ("all-results.md", "ablations.md"))
+    assert "| stage 2 | bf16 | recipe fp32 | 6.50 | 5.10 to 7.00 | at least 6: holds |" in page
+    assert "| stage 2 | bf16 | recipe, tuned fp32 | 5.50 | 5.10 to 7.00 | at least 6: missed |" in page
+    assert "| stage 2 | ours | bf16 | 250 | 255.2 | 216 |" in page
+    assert "| stage 2 | recipe | bf16 | 250 | 255.2 | - |" in page
+    assert "The pool: 1,000 SGD steps in all (convnet3, resnet10), once;" in page
+    assert "torch 2.13; 2026-11-26 10:00 UTC. Processor time; load 0.5:" in page
+    assert "bf16 against fp32 gains from the precision too" in page
+    assert "Accuracy in percent on the test split, of ConvNet-3 of width 32" in method
+    assert "| everything | 92.0 ± 1.4 | 96.0 ± 0.0 | 2 | 15 |" in method
+    first, second = (
+        method.index(f"\n\n{machine}, 2026-11-22:\n\n| variant ") for machine in ("a machine", "another machine")
+    )
+    assert (
+        first
+        < method.index("| everything |")
+        < second
+        < method.index("| equal rates | refused: every class \\| is one")
+    )
+    assert "| no average |" not in method  # two tables, of what was run
+    assert "| real images |" not in method and " Real images: 81.0 in `fixed`, 98.5 in `stream`.\n" in method
+    assert "\n\nNot run: no average; no R1.\n\nThe preset `best` in full length: not run. `ABLATION=full " in method
+    assert method.endswith("\n\nAfter.\n")
+    assert script.main(["--lab", str(tmp_path), "--check"]) == 0
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(ablation | {"split": "hold-out"}))
+    assert script.main(["--lab", str(tmp_path)]) == 0
+    method = (tmp_path / "ablations.md").read_text()
+    assert "Accuracy in percent on hold-out images cut from the training split, which no generator" in method
+    alone = {
+        key: [{**row, "machine": "a machine"} for row in rows] if key == "rows" else rows
+        for key, rows in ablation.items()
+    }
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(alone | {"preset": "best", "changed": {}}))
+    assert script.main(["--lab", str(tmp_path)]) == 0
+    method = (tmp_path / "ablations.md").read_text()
+    assert "| real images | 81.0 | 98.5 | | |" in method
+    assert "| no average | not run | not run | | |" in method and "The preset `best` in full" not in method
+    few = alone | {"variants": ablation["variants"] | {"group": "no groups"}}
+    (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(few))
+    assert script.main(["--lab", str(tmp_path)]) == 0
+    method = (tmp_path / "ablations.md").read_text()
+    assert "| no average |" not in method and "\n\nNot run: no average; no R1; no groups.\n" in method
+    (tmp_path / "ablations.md").write_text(method.replace("92.0", "93.0"))
+    assert script.main(["--lab", str(tmp_path), "--check"]) == 1

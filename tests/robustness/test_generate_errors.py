@@ -1,0 +1,100 @@
+"""Interruption in earnest: kills and Ctrl-C at random moments, a mount that goes away, a file that is continued.
+
+Faults at every single call are injected in test_faults_generate.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from set_tools import identities, tree
+
+from dim.runtime.bundle import Bundle
+from dim.runtime.errors import OutputError
+from dim.runtime.sets.generate import generate
+
+
+def check_nothing_partial(out: Path, expected: dict[str, bytes]) -> None:
+    for name, data in tree(out).items():
+        if not name.startswith(".dim/") and name != "dataset.json":
+            assert data == expected[name], f"{name} bears its final name and is not finished"
+
+
+SCRIPT = """
+import sys
+from dim.runtime.bundle import Bundle
+from dim.runtime.sets.generate import generate
+bundle, out, format = sys.argv[1:4]
+generate(Bundle(bundle, engine="fake"), out, counts=(4000, 2000, 1000), format=format,
+         progress=lambda *state: print(*state, flush=True))
+"""
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "npz"])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_kills_at_random_moments(tiny_bundle: Path, fast: Path, format: str, sign: signal.Signals) -> None:
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    print("seed", seed)
+    command = [sys.executable, "-c", SCRIPT, str(tiny_bundle)]
+    with Bundle(tiny_bundle, engine="fake") as bundle:
+        generate(bundle, fast / "one", counts=(4000, 2000, 1000), format=format)
+    expected, out = tree(fast / "one"), fast / "set"
+    for _ in range(3):
+        process = subprocess.Popen([*command, str(out), format], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.0, 0.4))
+        process.send_signal(sign)
+        process.communicate()
+        check_nothing_partial(out, expected)
+    before = identities(out)
+    with Bundle(tiny_bundle, engine="fake") as bundle:
+        assert generate(bundle, out, counts=(4000, 2000, 1000), format=format).complete
+    assert tree(out) == expected
+    after = identities(out)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_mount_that_goes_away(tiny_bundle: Path, tmp_path: Path) -> None:
+    out, gone = tmp_path / "set", tmp_path / "gone"
+
+    def unmount(done: int, total: int, written: int) -> None:
+        if done > 0 and not gone.exists():
+            out.rename(gone)
+            out.mkdir()
+
+    with Bundle(tiny_bundle, engine="fake") as bundle:
+        with pytest.raises(OutputError, match="went away or stopped working while the set was written"):
+            generate(bundle, out, counts=(900, 60, 3), progress=unmount)
+        assert list(out.iterdir()) == []
+        out.rmdir()
+        gone.rename(out)
+        assert generate(bundle, out, counts=(900, 60, 3)).complete
+        generate(bundle, tmp_path / "one", counts=(900, 60, 3))
+    assert tree(out) == tree(tmp_path / "one")
+
+
+def test_an_npz_goes_on_inside_the_file(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dim.runtime.set_formats import npz as writers_npz
+
+    monkeypatch.setattr(writers_npz, "FLUSH_BYTES", 256 * 64)
+
+    def interrupt(done: int, total: int, written: int) -> None:
+        if done >= 1500:
+            raise KeyboardInterrupt
+
+    with Bundle(tiny_bundle, engine="fake") as bundle:
+        with pytest.raises(KeyboardInterrupt):
+            generate(bundle, tmp_path / "set", counts=(3000, 1000, 0), format="npz", progress=interrupt)
+        partial = next((tmp_path / "set/.dim/partial").glob("*.npz"))
+        with open(partial, "ab") as file:
+            file.write(b"torn")
+        summary = generate(bundle, tmp_path / "set", counts=(3000, 1000, 0), format="npz")
+        assert 0 < summary.images_drawn <= 2500
+        generate(bundle, tmp_path / "one", counts=(3000, 1000, 0), format="npz")
+    assert tree(tmp_path / "set") == tree(tmp_path / "one")

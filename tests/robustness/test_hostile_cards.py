@@ -1,0 +1,69 @@
+"""A stranger's manifest and export.json, changed at random: the card is written or the bundle refused."""
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tiny_bundle import build_tiny_bundle
+
+from dim.export.card import RECORD_NAME, model_card, read_record, reproducing_command
+from dim.export.publish import merged_record
+from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.locate import SHIPPED
+from dim.runtime.errors import BundleError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fuzz"))
+
+from json_mutator import mutate_json
+
+MUTATIONS = 400
+
+
+def test_any_record_gives_a_card(tmp_path: Path) -> None:
+    whole = check_file(SHIPPED, load_manifest(SHIPPED), RECORD_NAME)
+    taken = 0
+    for seed in range(MUTATIONS):
+        changed = mutate_json(whole, seed)
+        assert changed is not None
+        bundle = build_tiny_bundle(tmp_path / f"{seed}.dim", extra_files={RECORD_NAME: changed})
+        manifest = load_manifest(bundle)
+        try:
+            record = read_record(bundle, manifest)
+        except BundleError:
+            continue
+        taken += bool(record)
+        model_card(manifest, merged_record({"agreements": []}, record))
+    assert taken > MUTATIONS // 20
+
+
+def test_any_configuration_gives_a_card() -> None:
+    manifest = load_manifest(SHIPPED)
+    record = read_record(SHIPPED, manifest)
+    taken = 0
+    for seed in range(MUTATIONS):
+        inner = mutate_json(json.dumps([manifest.distill_config, manifest.accuracy]).encode(), seed)
+        assert inner is not None
+        try:
+            config, accuracy = json.loads(inner)
+            changed = replace(manifest, distill_config=config, accuracy=tuple(accuracy))
+        except (BundleError, ValueError, TypeError):
+            continue
+        taken += 1
+        model_card(changed, record)
+    assert taken > MUTATIONS // 2
+
+
+def test_no_word_of_a_configuration_leaves_its_quotes() -> None:
+    config = dict(load_manifest(SHIPPED).distill_config)
+    whole = reproducing_command(config)
+    assert whole is not None and shlex.split(whole)[:2] == ["dim", "distill"]
+    for place, key in ((config, "name"), (config, "seed"), (config["data"], "name"), (config["data"], "image_px")):
+        old, place[key] = place[key], "$(touch evil); `x`"
+        command = reproducing_command(config)
+        assert command is None or set(shlex.split(command, comments=False)) & {
+            "$(touch evil); `x`",
+            "runs/$(touch evil); `x`",
+        }
+        place[key] = old

@@ -1,0 +1,191 @@
+"""A folder that a stranger prepared: `dataset.json` and what lies beside it cannot make `dim` work without end."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from set_tools import tree
+
+from dim.runtime.bundle import Bundle
+from dim.runtime.bundle_format.schema import MAX_CLASSES
+from dim.runtime.errors import OutputError
+from dim.runtime.set_formats.part import FileEntry, PartRecord
+from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS
+from dim.runtime.sets import journal as set_files
+from dim.runtime.sets.generate import generate
+from dim.runtime.sets.journal import MAX_BYTES, SetFile, remove_set
+from dim.runtime.storage import local_store as set_store
+from dim.runtime.storage.local_store import LocalStore
+
+COUNTS = (3, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
+    with Bundle(tiny_bundle, engine="fake") as opened:
+        yield opened
+
+
+def rewrite(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    block = json.loads((out / "dataset.json").read_bytes())
+    change(block)
+    (out / "dataset.json").write_text(json.dumps(block))
+
+
+class Counting(LocalStore):
+    """Counts what is asked of the file system."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.removed: list[str] = []
+        self.listed = 0
+
+    def remove(self, name: str) -> None:
+        self.removed.append(name)
+        super().remove(name)
+
+    def list(self, folder: str = "") -> list[str]:
+        self.listed += 1
+        return super().list(folder)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_removing_takes_what_is_there_whatever_the_plan_claims(bundle: Bundle, tmp_path: Path, format: str) -> None:
+    out = tmp_path / "set"
+    generate(bundle, out, counts=COUNTS, format=format)
+    (out / "notes.txt").write_text("keep me")
+
+    def claim(block: dict[str, Any]) -> None:
+        block["written"] = None
+        block["plan"]["counts"] = [2**32, 2**32, 2**32]
+        block["plan"]["part_images"] = 2**40 if format == "imagefolder" else block["plan"]["part_images"]
+
+    if format == "imagefolder":
+        rewrite(out, claim)
+        (out / "zero" / "0000000001.png").write_text("not one of ours, which have eight digits")
+    store = Counting(out)
+    store.begin_state()
+    data = store.read("dataset.json")
+    assert data is not None
+    found = SetFile.from_json(data, "f")
+    files = [
+        name for name in tree(out) if name.startswith(("zero/0000000", "one/", "data/", "train", "images", "labels"))
+    ]
+    files = [name for name in files if "0000000001" not in name]
+    remove_set(store, found)
+    assert set(files) <= set(store.removed) and len(files) > 0
+    # The files that were there, and the few that every set has.
+    assert len(store.removed) <= len(files) + 4 and store.listed <= 5
+    left = {"notes.txt"} | ({"zero/0000000001.png"} if format == "imagefolder" else set())
+    assert set(tree(out)) == left
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "npy"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: parts.extend(parts * 1000),
+        lambda parts: parts.clear(),
+        lambda parts: parts[0].update(part=10**18),
+        lambda parts: parts[0].update(images=10**18),
+        lambda parts: parts[0].update(files=[{"path": "thesis.tex", "bytes": 1, "sha256": "0" * 64}]),
+    ],
+)
+def test_a_set_with_records_of_other_parts_is_made_again(
+    bundle: Bundle, tmp_path: Path, format: str, change: Callable[[Any], object]
+) -> None:
+    generate(bundle, tmp_path, counts=COUNTS, format=format)
+    expected = tree(tmp_path)
+    rewrite(tmp_path, lambda block: change(block["written"]["parts"]))
+    assert generate(bundle, tmp_path, counts=COUNTS, format=format).images_drawn == 5
+    assert tree(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 2000, b'{"part":1}', b"OTHER"])
+def test_a_journal_that_says_something_else_is_passed_over(bundle: Bundle, tmp_path: Path, content: bytes) -> None:
+    generate(bundle, tmp_path / "whole", counts=COUNTS, format="npy", shard_images=2)
+    generate(bundle, tmp_path / "set", counts=COUNTS, format="npy", shard_images=2, shard=(1, 2))
+    journal = tmp_path / "set" / ".dim" / "parts"
+    assert [path.name for path in journal.iterdir()] == ["000001.json"]
+    other = (journal / "000001.json").read_bytes() if content == b"OTHER" else content
+    (journal / "000000.json").write_bytes(other)
+    assert generate(bundle, tmp_path / "set", counts=COUNTS, format="npy", shard_images=2).images_drawn == 3
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+def test_a_plan_of_too_many_parts_or_classes_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    generate(bundle, tmp_path, counts=COUNTS, format="npy")
+    rewrite(tmp_path, lambda block: block["plan"].update(counts=[2**32] * 3, part_images=1))
+    with pytest.raises(OutputError, match="dataset.json is malformed at plan: found 'npy, 12884901888 parts"):
+        generate(bundle, tmp_path, counts=COUNTS, format="npy")
+    rewrite(tmp_path, lambda block: block["plan"].update(counts=[1] * 65_537, classes=["x"] * 65_537))
+    with pytest.raises(OutputError, match="dataset.json is malformed at plan.classes"):
+        generate(bundle, tmp_path, counts=COUNTS, format="npy")
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "huge"])
+def test_what_is_no_file_of_a_set_is_not_read(
+    bundle: Bundle, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "dataset.json"
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "folder":
+        place.mkdir()
+    else:
+        monkeypatch.setattr(set_store, "MAX_READ_BYTES", 99)
+        place.write_bytes(bytes(100))
+    with pytest.raises(OutputError, match=r"dataset\.json is no file of a set: move it away and run"):
+        generate(bundle, tmp_path, counts=COUNTS)
+
+
+def test_many_values_are_refused_before_they_are_parsed(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_bytes(b"[" + b"{}," * 2**22 + b"{}]")
+    with pytest.raises(OutputError, match=r"holds about 8,388,610 values; at most 4,194,304 are read"):
+        generate(bundle, tmp_path, counts=COUNTS)
+
+
+def test_the_largest_set_fits_its_own_limits(bundle: Bundle, tmp_path: Path) -> None:
+    """Measured on sets of one and two classes and parts, because every further one is as large as the second."""
+    generate(bundle, tmp_path / "set", counts=COUNTS, format="npy")
+    plan = SetFile.from_json((tmp_path / "set" / "dataset.json").read_bytes(), "f").plan
+    files = [f"{stem}-99999-of-100000.npy" for stem in ("images", "labels", "logits")]
+    record = PartRecord(
+        part=MAX_PARTS - 1,
+        images=2**20,
+        bytes=2**40,
+        sha256="0" * 64,
+        files=tuple(FileEntry(path=path, bytes=2**40, sha256="0" * 64) for path in files),
+    )
+
+    def written(classes: int, parts: int) -> bytes:
+        names = ("\N{MATHEMATICAL BOLD CAPITAL A}" * 200,) * classes
+        large = replace(plan, classes=names, counts=(2**32,) * classes)
+        return SetFile(created_by="dim", plan=large, parts=(record,) * parts, extras={}).to_json()
+
+    def largest(measure: Callable[[bytes], int]) -> int:
+        one, classes, parts = (measure(written(*sizes)) for sizes in ((1, 1), (2, 1), (1, 2)))
+        return one + (classes - one) * MAX_CLASSES + (parts - one) * MAX_PARTS
+
+    assert largest(len) < MAX_BYTES == set_store.MAX_READ_BYTES
+    assert largest(lambda data: sum(map(data.count, (b",", b"[", b"{")))) < set_files.MAX_VALUES
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "parquet"])
+def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, format: str) -> None:
+    evil = 'x\n---\nconfigs: [{"config_name": "evil", "data_files": "https://evil/*.py"}]\n<script>alert(1)</script>'
+    with Bundle(tiny_bundle, engine="fake") as opened:
+        source = replace(opened.manifest.source, name=evil, licence=evil, note=evil)
+        opened.manifest = replace(opened.manifest, name="a: [b", licence=evil, source=source)
+        generate(opened, tmp_path, counts=COUNTS, format=format)
+    head = (tmp_path / "README.md").read_text().split("---\n")[1]
+    found = yaml.safe_load(head)
+    assert found["license_name"] == evil and found["pretty_name"] == "a: [b (generated)"
+    assert all("evil" not in str(value) for key, value in found.items() if key != "license_name")
+    assert "<script>" not in (tmp_path / "README.md").read_text().replace(json.dumps(evil), "")
+    assert json.loads((tmp_path / "croissant.json").read_text())["license"] == evil
