@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dim.runtime.storage.atomic import replace_file
 from dim.runtime.errors import RunError
+from dim.runtime.storage.atomic import replace_file
 
 KEEP = 2
 """Checkpoints kept, newest first. Beside them stay the end of stage 1, from which other runs may begin, and, where both
