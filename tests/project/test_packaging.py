@@ -64,7 +64,7 @@ def _name(requirement: str) -> str:
     return requirement.partition(">=")[0]
 
 
-@pytest.mark.parametrize("name", ["dev", "demo"])
+@pytest.mark.parametrize("name", ["dev", "demo", "cpu"])
 def test_pins_have_hashes_and_name_no_place(name: str) -> None:
     lines = (ROOT / "constraints" / f"{name}.txt").read_text().splitlines()
     assert all("==" in line or line.lstrip().startswith("--hash=sha256:") for line in lines)
@@ -73,9 +73,9 @@ def test_pins_have_hashes_and_name_no_place(name: str) -> None:
     assert not any("://" in line or line.startswith(("-", "torch==")) for line in lines)
 
 
-def test_the_demo_and_the_tests_pin_the_same_versions() -> None:
-    dev, demo = (set(_pins(name)) for name in ("dev", "demo"))
-    assert demo <= dev
+def test_the_container_the_demo_and_the_tests_pin_the_same_versions() -> None:
+    dev, demo, cpu = (set(_pins(name)) for name in ("dev", "demo", "cpu"))
+    assert cpu <= demo <= dev
 
 
 def _lines(name: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""The built wheel in a clean virtual environment outside the repository, with the extra `cpu` alone and no torch."""
+"""The built wheel in a clean virtual environment outside the repository, with the extra `cpu` alone and no torch.
+
+The wheel and the environment are made by the steps of the Dockerfile, so the container is tested without Docker.
+"""
 
 import json
 import os
@@ -29,30 +32,56 @@ raise SystemExit(code)
 """
 
 
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def stages() -> list[list[tuple[str, str]]]:
+    """Read the Dockerfile: for each stage, its instructions after FROM as keyword and text."""
+    lines = [line for line in DOCKERFILE.splitlines() if line.strip() and not line.startswith("#")]
+    steps = [line.split(maxsplit=1) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
+    starts = [number for number, step in enumerate(steps) if step[0] == "FROM"]
+    bounds = zip(starts, [*starts[1:], len(steps)], strict=True)
+    return [[(keyword, text) for keyword, text in steps[begin + 1 : end]] for begin, end in bounds]
+
+
+def run_steps(stage: list[tuple[str, str]], interpreter: str | Path, folder: Path, places: dict[str, Path]) -> None:
+    """Run the `RUN pip` steps of a stage by an interpreter's pip, with folders of this machine for the image's."""
+    for keyword, text in stage:
+        line = re.sub(r"--mount=\S+\s+", "", text)
+        if keyword == "RUN" and line.startswith("pip "):
+            for place, here in places.items():
+                line = line.replace(place, shlex.quote(str(here)))
+            line = f"{shlex.quote(str(interpreter))} -m {line} {os.environ.get('PIP_ARGS', '')}"
+            done = subprocess.run(
+                line, shell=True, cwd=folder, env=clean_environment(folder), capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy, so that nothing left over from an earlier build gets in."""
-    copy = tmp_path_factory.mktemp("source")
-    for name in ("dim", "export", "runtime", "cli"):
-        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (built,) = (copy / "dist").glob("*.whl")
-    return built
+    """Build the wheel as the Dockerfile does, from a copy, so that nothing of an earlier build gets in."""
+    copy, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
+    build, _ = stages()
+    for names in (text.split()[:-1] for keyword, text in build if keyword == "COPY"):
+        for name in names:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
+    run_steps(build, sys.executable, copy, {"/wheels": built})
+    (found,) = built.glob("*.whl")
+    return found
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel with the extra `cpu` at the pinned versions; return the environment's interpreter."""
+    """Install what the Dockerfile's last stage installs; return the environment's interpreter."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder / "venv", with_pip=True)
-    pins = [line.partition(" \\")[0] for line in (ROOT / "constraints" / "dev.txt").read_text().splitlines()]
-    (folder / "pins.txt").write_text("\n".join(pin for pin in pins if "==" in pin))
     interpreter = folder / "venv" / "bin" / "python"
-    install(interpreter, folder, f"{wheel}[cpu]")
+    places = {"/install/cpu.txt": ROOT / "constraints" / "cpu.txt", "/install/wheels": wheel.parent}
+    run_steps(stages()[-1], interpreter, folder, places)
     return interpreter
 
 
@@ -61,7 +90,8 @@ def python_with_sklearn(python: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Return an environment that has scikit-learn besides what the clean one has."""
     folder = tmp_path_factory.mktemp("sklearn")
     venv.create(folder / "venv", with_pip=True)
-    shutil.copy(python.parents[2] / "pins.txt", folder)
+    pins = [line.partition(" \\")[0] for line in (ROOT / "constraints" / "dev.txt").read_text().splitlines()]
+    (folder / "pins.txt").write_text("\n".join(pin for pin in pins if "==" in pin))
     (clean,) = (python.parents[1] / "lib").glob("python*/site-packages")
     (own,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (own / "clean.pth").write_text(f"{clean}\n")
@@ -158,3 +188,20 @@ def test_the_command_is_installed_and_says_what_is_missing(python: Path, tmp_pat
         "Error: The package 'torch' is not installed and is needed to distil, export and evaluate: "
         "run  pip install 'dim-distill[train]'\n".replace("  ", " ")
     )
+
+
+def test_the_environment_is_as_large_as_the_dockerfile_says(python: Path) -> None:
+    (packages,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    pip = [path for path in packages.iterdir() if path.name.startswith(("pip", "setuptools"))]
+    files = [path for path in packages.rglob("*") if path.is_file() and not any(path.is_relative_to(p) for p in pip)]
+    found = sum(path.stat().st_size for path in files) / 1e6
+    said = re.search(r"adds about (\d+) MB", DOCKERFILE)
+    assert said and found == pytest.approx(int(said[1]), rel=0.15), f"{found:.0f} MB"
+
+
+def test_the_container_runs_the_command_and_not_as_root() -> None:
+    last = stages()[-1]
+    settings = dict(last)
+    assert settings["USER"] not in ("root", "0") and f"useradd --create-home {settings['USER']}" in settings["RUN"]
+    assert json.loads(settings["ENTRYPOINT"]) == ["dim"] and json.loads(settings["CMD"])[0] == "generate"
+    assert [keyword for keyword, _ in last].index("USER") > max(n for n, (k, _) in enumerate(last) if k == "RUN")

@@ -1,0 +1,66 @@
+"""The files that a forge and a newcomer look for: they agree with the code, and every path in them exists."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dim.version import __version__
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CHECK = (ROOT / "scripts" / "check").read_text()
+FORGE = sorted(path for path in (ROOT / ".github").rglob("*.yml"))
+PAGES = ("CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Dockerfile")
+
+
+@pytest.mark.parametrize("path", FORGE, ids=lambda path: path.name)
+def test_the_forge_can_read_the_file(path: Path) -> None:
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_ci_runs_every_python_that_the_package_names() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == named
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    assert any(step.get("run", "").startswith("make test") for step in workflow["jobs"]["test"]["steps"])
+
+
+def test_hooks_are_the_first_lines_of_the_checks() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    entries = [hook["entry"] for hook in repository["hooks"]]
+    assert [line.removeprefix("check ") for line in CHECK.splitlines() if line.startswith("check ")][:-1] == entries
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__ and citation["license"] == PROJECT["license"]
+    newest = re.search(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest[1] == __version__
+
+
+def test_the_paper_is_cited_with_its_authors() -> None:
+    paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
+    assert names == ["Kai Wang", "Jianyang Gu", "Daquan Zhou", "Zheng Zhu", "Wei Jiang", "Yang You"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_path_that_is_named_exists(name: str) -> None:
+    """Words in backquotes that look like a path of ours, and links."""
+    text = (ROOT / name).read_text()
+    words = re.findall(r"`([\w./-]+)`", text) + re.findall(r"\]\(([\w./-]+)\)", text)
+    tops = {path.name for path in ROOT.iterdir()}
+    beside = (ROOT / name).parent
+    paths = [word for word in words if "/" in word and word.split("/")[0] in tops]
+    assert [path for path in paths if not (ROOT / path).exists() and not (beside / path).exists()] == []
+
+
+def test_nobody_is_made_up() -> None:
+    assert PROJECT["authors"] == [{"name": "the dim authors"}] and "urls" not in PROJECT
+    for name in PAGES:
+        assert not re.search(r"[\w.]+@[\w-]+\.\w+", (ROOT / name).read_text()), name
