@@ -26,48 +26,56 @@ error came from.
 """
 
 
-def page() -> str:
-    """Return the whole page."""
-    return "\n".join([HEAD, *(section(str(command.name), command.callback) for command in app.registered_commands)])
+def render_page() -> str:
+    """Write the whole page as Markdown."""
+    return "\n".join(
+        [HEAD, *(render_command(str(command.name), command.callback) for command in app.registered_commands)]
+    )
 
 
-def section(name: str, function: Any) -> str:
-    """Return one command's part of the page."""
+def render_command(name: str, function: Any) -> str:
+    """Write the part of one command.
+
+    Args:
+        name: as users type it.
+        function: the command's function, with its docstring and annotated parameters.
+    """
     text, _, example = inspect.cleandoc(function.__doc__).partition("Example:")
     example = re.sub(r"\[/?bold\]", "", example).strip()
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-    words = [info(p).metavar for p in parameters if isinstance(info(p), ArgumentInfo)]
+    declared = [read_declaration(parameter) for parameter in parameters]
+    words = [argument.metavar for argument in declared if isinstance(argument, ArgumentInfo)]
     lines = [f"## dim {name}", "", f"`{' '.join(['dim', name, '[OPTIONS]', *words])}`", "", text.strip(), ""]
     lines += ["```bash", example, "```", "", "| option | meaning |", "|---|---|"]
-    return "\n".join([*lines, *(row(parameter) for parameter in parameters), ""])
+    return "\n".join([*lines, *(render_row(parameter) for parameter in parameters), ""])
 
 
-def info(parameter: inspect.Parameter) -> Any:
-    """Return what Typer was told about a parameter."""
+def read_declaration(parameter: inspect.Parameter) -> Any:
+    """Return the `typer.Option` or `typer.Argument` of a parameter."""
     return get_args(parameter.annotation)[1]
 
 
-def row(parameter: inspect.Parameter) -> str:
-    """Return a line of the table."""
-    told, kind = info(parameter), get_args(parameter.annotation)[0]
-    if isinstance(told, ArgumentInfo):
-        name = str(told.metavar).strip("[]")
+def render_row(parameter: inspect.Parameter) -> str:
+    """Write a parameter's line of the table."""
+    declared, kind = read_declaration(parameter), get_args(parameter.annotation)[0]
+    if isinstance(declared, ArgumentInfo):
+        name = str(declared.metavar).strip("[]")
     else:
-        # Typer takes the first name given in `Annotated` for a default, and puts that right only when it runs.
-        given = [told.default, *(told.param_decls or ())]
+        # Until it runs, Typer keeps the first name given in `Annotated` as the default.
+        given = [declared.default, *(declared.param_decls or ())]
         long = [word for word in given if isinstance(word, str) and word.startswith("--")]
         name = long[0] if long else "--" + parameter.name.replace("_", "-")
         if kind is not bool:
-            name += f" {told.metavar or WORDS[next(word for word in WORDS if word in str(kind))]}"
-    meaning = str(told.help)
+            name += f" {declared.metavar or WORDS[next(word for word in WORDS if word in str(kind))]}"
+    meaning = str(declared.help)
     if parameter.default is inspect.Parameter.empty:
         meaning += " Required."
     elif parameter.default is not None and parameter.default is not False:
         meaning += f" Default: `{parameter.default}`."
-    if told.envvar:
-        meaning += f" Or `${told.envvar}`."
+    if declared.envvar:
+        meaning += f" Or `${declared.envvar}`."
     return f"| `{name}` | {meaning.replace('|', chr(92) + '|')} |"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(render_page())

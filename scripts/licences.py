@@ -43,8 +43,8 @@ NAMES = {
 }
 
 
-def pins(name: str) -> dict[str, str]:
-    """Return the pinned versions of one file that apply to this machine, by package."""
+def read_pins(name: str) -> dict[str, str]:
+    """Read the versions that `constraints/<name>.txt` pins on this machine, by package."""
     found = {}
     for line in (ROOT / "constraints" / f"{name}.txt").read_text().splitlines():
         match = re.match(r"([A-Za-z0-9._-]+)==([^ ;]+)(?: ; (.*?))?(?: \\)?$", line)
@@ -53,8 +53,8 @@ def pins(name: str) -> dict[str, str]:
     return found
 
 
-def licence(package: str) -> str:
-    """Return the licence as the installed package's metadata name it."""
+def find_licence(package: str) -> str:
+    """Find the licence that the metadata of an installed package name."""
     described = metadata.metadata(package)
     expression = described.get("License-Expression")
     if expression:
@@ -67,18 +67,18 @@ def licence(package: str) -> str:
     return ", ".join(NAMES.get(part, part) for part in text.split(", "))
 
 
-def page() -> str:
-    """Return the whole page."""
-    dev, demo, torch = pins("dev"), pins("demo"), pins("torch")
+def render_page() -> str:
+    """Write the whole page as Markdown."""
+    dev, demo, torch = read_pins("dev"), read_pins("demo"), read_pins("torch")
     bare = {
         re.split("[<>=~!;]", need)[0].lower() for need in metadata.requires("dim-distill") or [] if "extra" not in need
     }
     rows = []
     for package, version in sorted({**dev, **torch}.items()):
         where = "bare" if package in bare else "`make demo`" if package in demo or package in torch else "`make test`"
-        rows.append(f"| {package} | {version} | {licence(package)} | {where} |\n")
+        rows.append(f"| {package} | {version} | {find_licence(package)} | {where} |\n")
     return HEAD + "".join(rows)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(render_page())

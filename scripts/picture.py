@@ -21,8 +21,8 @@ STEPS = (
 COLUMNS = 18
 
 
-def main() -> None:
-    """Write the picture."""
+def draw_pipeline() -> None:
+    """Draw the picture with images of the shipped bundle, and write it."""
     with open_bundle(SHIPPED, device="cpu") as bundle:
         names = [n for n in bundle.manifest.files if n.endswith(".onnx")]
         size = f"{sum(bundle.manifest.files[n].size_bytes for n in names) / 1e6:.1f} MB"
@@ -41,7 +41,12 @@ def main() -> None:
 
 
 def draw_steps(axes: Axes, size: str) -> None:
-    """Boxes from left to right, with arrows between them."""
+    """Draw the steps as boxes from left to right, with arrows between them.
+
+    Args:
+        axes: where to draw.
+        size: of the bundle's ONNX files, as text.
+    """
     axes.axis("off")
     axes.set(xlim=(0, len(STEPS)), ylim=(0, 1))
     for number, (title, text) in enumerate(STEPS):
@@ -54,4 +59,4 @@ def draw_steps(axes: Axes, size: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    draw_pipeline()

@@ -20,15 +20,15 @@ no bundle changes without a change here. `manifest_sha256` covers every byte of 
 """
 
 
-def bundles() -> list[Path]:
-    """Return every bundle of the repository: the package's, then those beside it."""
+def find_bundles() -> list[Path]:
+    """List every bundle of the repository: the package's, then those beside it."""
     return sorted(SHIPPED.parent.glob("*.dim")) + sorted((ROOT / "bundles").glob("*.dim"))
 
 
-def page() -> str:
-    """Return the whole page."""
+def render_page() -> str:
+    """Write the whole page as Markdown."""
     parts = [HEAD]
-    for folder in bundles():
+    for folder in find_bundles():
         manifest = load_manifest(folder)
         rows = {
             "lies in": "`bundles/`" if folder.parent.name == "bundles" else "`runtime/shipped/`, and every wheel",
@@ -47,4 +47,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(render_page())

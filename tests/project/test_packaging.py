@@ -115,8 +115,8 @@ def test_the_hashes_of_the_shipped_bundles_are_recorded() -> None:
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     page = (ROOT / "docs" / "shipped.md").read_text()
-    assert page == script.page(), "run  python scripts/shipped.py"
-    for folder in script.bundles():
+    assert page == script.render_page(), "run  python scripts/shipped.py"
+    for folder in script.find_bundles():
         manifest = load_manifest(folder)
         in_wheel = folder.parent.name == "shipped"
         assert sum(path.stat().st_size for path in folder.iterdir()) <= (5 if in_wheel else 30) * 10**6
