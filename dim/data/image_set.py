@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from dim.data.decode import Images, resize_batch
 from dim.data.limits import MAX_CLASS_NAME_BYTES, MAX_IMAGE_PX, MAX_SET_BYTES, MIN_IMAGE_PX
+from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import BadValueError, DataError
-from dim.runtime.set_formats.plan import check_folder_names
 
 TEST_FRACTION = 0.2
 """Part of every class that becomes the test split of a source without one."""

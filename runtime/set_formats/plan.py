@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.sampling.latents import order_slice
@@ -19,8 +20,6 @@ from dim.runtime.set_formats.file_sizes import images_within, largest_file_bytes
 FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
 SINGLE_FILE_FORMATS = ("npz", "npy")
 MAX_PARTS = 100_000
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-_OWN_NAMES = {"dataset.json", "croissant.json", "readme.md", ".dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,40 +223,6 @@ def choose_part_images(
             f"{images:,} images in shards of {size:,} are more than {MAX_PARTS:,} shards; ask for larger ones."
         )
     return size
-
-
-def check_folder_names(classes: Sequence[str], counts: Sequence[int]) -> None:
-    """Check that the classes of a set can be folder names everywhere.
-
-    Raises:
-        BadValueError: a name holds a path separator or a control character, is empty, starts with a dot, ends with a
-            dot or a blank, is longer than 200 bytes, is a device name of Windows or one of the set's own files, or
-            equals another one up to upper and lower case.
-    """
-    seen: dict[str, str] = {}
-    for name, count in zip(classes, counts, strict=True):
-        if not count:
-            continue
-        folded = name.casefold()
-        if (
-            not name
-            or any(letter in "/\\" or not letter.isprintable() for letter in name)
-            or name.startswith((".", " "))
-            or name.endswith((".", " "))
-            or len(name.encode()) > 200
-            or folded.split(".")[0] in _RESERVED
-            or folded in _OWN_NAMES
-        ):
-            raise BadValueError(
-                f"The class {name!r} cannot be the name of a folder; "
-                "write the set as npz, npy, parquet or webdataset, which keep names as data."
-            )
-        if folded in seen:
-            raise BadValueError(
-                f"The classes {seen[folded]!r} and {name!r} would be one folder on Windows and macOS; "
-                "write the set as npz, npy, parquet or webdataset, which keep names as data."
-            )
-        seen[folded] = name
 
 
 def _typed(block: object, kind: type, where: str) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dim.runtime.bundle import Bundle
+from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.engines.base import Engine
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.sampling.counts import MAX_PER_CLASS, check_shard
-from dim.runtime.set_formats.plan import EngineInfo, Plan, check_folder_names, choose_part_images
+from dim.runtime.set_formats.plan import EngineInfo, Plan, choose_part_images
 from dim.runtime.set_formats.table import part_format
 from dim.runtime.sets.journal import SetFile
 from dim.runtime.sets.soft_labels import teacher_version

@@ -10,7 +10,7 @@ from plans import PLAN
 
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.set_formats.file_sizes import largest_file_bytes
-from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS, Plan, check_folder_names, choose_part_images
+from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS, Plan, choose_part_images
 
 
 def test_parts_cover_the_set_once() -> None:
@@ -90,23 +90,6 @@ def test_shards_by_images_and_bytes() -> None:
         choose_part_images("npz", 10, (8, 8, 3), None, shard_bytes=10)
     with pytest.raises(BadValueError, match="more than 100,000 shards"):
         choose_part_images("npz", 10**9, (8, 8, 3), None, shard_images=1)
-
-
-@pytest.mark.parametrize(
-    "name", ["a/b", "a\\b", "..", ".", "", ".cat", "cat.", "cat ", " cat", "NUL", "con.x", "a\nb", "x" * 201]
-)
-def test_names_that_cannot_be_folders(name: str) -> None:
-    with pytest.raises(BadValueError, match="cannot be the name of a folder; write the set as npz"):
-        check_folder_names(("dog", name), (1, 1))
-    check_folder_names(("dog", name), (1, 0))
-
-
-def test_names_of_the_sets_own_files_and_of_one_folder() -> None:
-    with pytest.raises(BadValueError, match=r"The class 'dataset.json' cannot be the name of a folder"):
-        check_folder_names(("dataset.json",), (1,))
-    with pytest.raises(BadValueError, match="'A' and 'a' would be one folder on Windows and macOS"):
-        check_folder_names(("A", "a"), (1, 1))
-    check_folder_names(("maple tree", "été", "0", "T-shirt"), (1, 1, 1, 1))
 
 
 def test_another_reason_for_the_same_engine_is_no_other_plan() -> None:
