@@ -15,7 +15,7 @@ from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
     from dim.runtime.bundle_format.manifest import Manifest
-    from dim.students.train import Recipe
+    from dim.students.recipes import Recipe
 
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
 

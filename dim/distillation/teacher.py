@@ -14,7 +14,8 @@ from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.session import Progress, Session
 from dim.execution.cuda_graphs import recordable_rate, set_rate
 from dim.execution.device_data import seed_of
-from dim.students.train import Normalizer, prepare, resolve_recipe
+from dim.students.recipes import resolve_recipe
+from dim.students.train import Normalizer, prepare
 
 FILES = ("teacher.safetensors", "teacher.json")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from dim.runtime.errors import OutputError
 from dim.runtime.storage.atomic import replace_file
-from dim.students.train import Recipe
+from dim.students.recipes import Recipe
 
 FORMAT_VERSION = 1
 PROTOCOL = (

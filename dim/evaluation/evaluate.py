@@ -31,7 +31,8 @@ from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.choose_engine import ENGINES
 from dim.runtime.cores import usable_cores
 from dim.runtime.errors import BadValueError, DeviceError, DimError
-from dim.students.train import Recipe, choose_precision, resolve_recipe
+from dim.students.recipes import Recipe, resolve_recipe
+from dim.students.train import choose_precision
 from dim.torch_engine.engine import TORCH
 
 _MIN_STEPS_FOR_JOBS = 2000

@@ -9,7 +9,7 @@ from dim.evaluation.cells import Cell
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, TEACHER_ONNX
 from dim.runtime.trt.store import onnx_sha256
-from dim.students.train import Recipe
+from dim.students.recipes import Recipe
 
 MODES = ("fixed", "stream")
 

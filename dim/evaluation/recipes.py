@@ -18,7 +18,7 @@ from dim.evaluation.jobs import EvalProgress
 from dim.evaluation.table import aggregate
 from dim.runtime.errors import BadValueError, DataError, OutputError
 from dim.runtime.storage.atomic import replace_file
-from dim.students.train import Recipe, resolve_recipe
+from dim.students.recipes import Recipe, resolve_recipe
 
 CHOICE_NAME = "recipe.json"
 

@@ -1,13 +1,12 @@
 """Training one classifier on batches of uint8 images, and measuring it: the student of `dim eval`.
 
-A recipe is everything about the training but the images, so that generated and real images get the same one. Images
-stay uint8 until a batch is used, and are augmented on the device.
+Images stay uint8 until a batch is used, and are augmented on the device.
 
 Shape legend: N batch, C channels, H = W image_px, K classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,117 +14,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dim.augment import augment, default_policy, parse_policy
+from dim.augment import augment
 from dim.execution.cuda_graphs import GraphedSteps, own_stream, recordable_rate, set_rate
 from dim.execution.device_data import seed_of
 from dim.networks.classifiers import Classifier, build_classifier
 from dim.runtime.errors import BadValueError
+from dim.students.recipes import Recipe
 
 TEST_BATCH_PIXELS = 2**20
 """Pixels of one test batch: bounds memory at every image size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a student is trained, whatever it is trained on."""
-
-    name: str
-    """What tables call it."""
-    lr: float
-    """Peak learning rate of SGD."""
-    schedule: str = "onecycle"
-    """`constant`; `step`, a tenth of it in the second half; or `onecycle`: linear warm-up over the first fifth of the
-    steps, then linear decay to zero."""
-    momentum: float = 0.9
-    """SGD momentum."""
-    nesterov: bool = False
-    """Nesterov's form of the momentum."""
-    weight_decay: float = 5e-4
-    """L2 penalty on all weights, as in torch's SGD."""
-    label_smoothing: float = 0.0
-    """Part of the target spread evenly over all classes; hard labels only."""
-    temperature: float = 1.0
-    """Divides the logits of student and teacher; soft labels only."""
-    batch_size: int = 64
-    """Images per step; the last batch of an epoch may be smaller."""
-    augment: str = "none"
-    """Policy of `dim.augment`."""
-    fill: str = "black"
-    """What comes into view at the borders: `black` pixels, or the `mean` of the set (augmenting after normalising)."""
-
-    def __post_init__(self) -> None:
-        for field, low, high in [
-            ("lr", 1e-8, 100.0),
-            ("momentum", 0.0, 0.9999),
-            ("weight_decay", 0.0, 1.0),
-            ("label_smoothing", 0.0, 0.9),
-            ("temperature", 0.1, 100.0),
-            ("batch_size", 1, 65_536),
-        ]:
-            value = getattr(self, field)
-            if not low <= value <= high:
-                raise BadValueError(f"Recipe.{field} is {value}; it must lie between {low:g} and {high:g}.")
-        for field, allowed in [("schedule", ("constant", "step", "onecycle")), ("fill", ("black", "mean"))]:
-            if getattr(self, field) not in allowed:
-                raise BadValueError(
-                    f"Recipe.{field} is {getattr(self, field)!r}; it must be one of {', '.join(allowed)}."
-                )
-        parse_policy(self.augment)
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """Return the learning rate of step 0 <= `step` < `steps`."""
-        if self.schedule == "constant":
-            return self.lr
-        if self.schedule == "step":
-            return self.lr if 2 * step < steps else 0.1 * self.lr
-        warmup = max(1.0, 0.2 * steps)
-        return self.lr * min((step + 1) / warmup, (steps - step) / max(1.0, steps - warmup), 1.0)
-
-
-PUBLISHED = Recipe(name="published", lr=0.01, schedule="constant", augment="color_crop", fill="mean")
-"""The student of the DiM code: SGD 0.01 constant, momentum 0.9, weight decay 5e-4, colour and crop, batch 64."""
-
-CONDENSATION = Recipe(
-    name="condensation",
-    lr=0.01,
-    schedule="step",
-    batch_size=256,
-    augment="color|crop|cutout|flip|scale|rotate",
-    fill="mean",
-)
-"""The student of the Dataset Condensation code for DSA (arXiv 2102.08259) and DM (arXiv 2110.04181): SGD 0.01, a tenth
-of it in the second half, batch 256, one kind of augmentation per batch. That code trains for one epoch more, keeps the
-first rate for two epochs longer and begins the second with a new optimiser. `resolve_recipe` leaves out mirroring where
-it may not keep the class."""
-
-DEFAULT = Recipe(name="default", lr=0.06, label_smoothing=0.1)
-"""One cycle with label smoothing; `resolve_recipe` adds the augmentation that suits the dataset."""
-
-
-def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
-    """Return the recipe of that name, with the dataset's augmentation.
-
-    Args:
-        recipe: `default`, `published`, `condensation`, `condensation-all`, which is the same with every kind of
-            augmentation at once, or a finished recipe, which is returned as it is.
-        data_name: the dataset's name; decides whether images may be mirrored (see `default_policy`).
-
-    Raises:
-        BadValueError: there is no recipe of that name.
-    """
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe == "published":
-        return PUBLISHED
-    if recipe == "default":
-        return replace(DEFAULT, augment=default_policy(data_name))
-    if recipe in ("condensation", "condensation-all"):
-        mirrored = "flip" in default_policy(data_name)
-        kinds = [kind for kind in CONDENSATION.augment.split("|") if mirrored or kind != "flip"]
-        return replace(CONDENSATION, name=recipe, augment=("_" if recipe == "condensation-all" else "|").join(kinds))
-    raise BadValueError(
-        f"There is no student recipe '{recipe}'; there are default, published, condensation and condensation-all."
-    )
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -148,7 +45,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that we allow
+        native = bool(capabilities.get("avx512_bf16", False))
     return "bf16" if native else "fp32"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dim.networks.generator import build_generator
 from dim.runtime.benchmark.turns import Batch, Contender
 from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.engines.onnx_session import first_line
 from dim.runtime.errors import EngineError, RunError
 
 VARIANTS = ("torch-eager", "torch-channels-last", "torch-compile")
@@ -122,9 +123,8 @@ class TorchRunner:
                 for latents, labels in batches:
                     inputs = [torch.from_numpy(array).to(self._device) for array in (latents, labels)]
                     yield self._draw(*inputs).cpu().numpy()
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            raise EngineError(f"{self._name} does not run here: {first}") from error
+        except RuntimeError as error:  # what torch.compile raises is one too
+            raise EngineError(f"{self._name} does not run here: {first_line(error)}") from error
         finally:
             torch.set_num_threads(before)
 

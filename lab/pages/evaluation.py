@@ -21,7 +21,7 @@ from dim.evaluation.table import (
     format_bytes,
     network_name,
 )
-from dim.students.train import CONDENSATION, PUBLISHED
+from dim.students.recipes import CONDENSATION, PUBLISHED
 from lab.pages.quotes import Setting, quote_abstract, quote_sets
 
 DATASETS = {

@@ -14,7 +14,7 @@ from dim.cli.evaluate import parse_bundles
 from dim.cli.parsing import parse_numbers
 from dim.data.load import load_data
 from dim.runtime.errors import BadValueError
-from dim.students.train import Recipe
+from dim.students.recipes import Recipe
 
 DIGITS = tuple(str(digit) for digit in range(10))
 

@@ -29,7 +29,7 @@ from dim.export.card import record_accuracy
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.errors import BadValueError, BundleError, DataError
-from dim.students.train import DEFAULT, PUBLISHED
+from dim.students.recipes import DEFAULT, PUBLISHED
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"epochs": 2, "width": 4, "device": "cpu", "threads": 1, "precision": "fp32"}

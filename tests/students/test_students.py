@@ -11,18 +11,14 @@ import torch.nn.functional as F
 from dim.data.load import ImageSet, load_data
 from dim.evaluation.images import fixed_images, real_set
 from dim.runtime.errors import BadValueError
+from dim.students.recipes import CONDENSATION, DEFAULT, PUBLISHED, Recipe, resolve_recipe
 from dim.students.train import (
-    CONDENSATION,
-    DEFAULT,
-    PUBLISHED,
     Batch,
     Normalizer,
-    Recipe,
     StudentSpec,
     choose_precision,
     measure_accuracy,
     prepare,
-    resolve_recipe,
     train_student,
 )
 

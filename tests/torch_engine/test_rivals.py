@@ -13,7 +13,6 @@ from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import EngineError, RunError
-from dim.torch_engine.engine import rivals as module
 from dim.torch_engine.rivals import VARIANTS, Pixels, TorchRunner, torch_rivals
 
 CONFIG: dict[str, Any] = {
@@ -85,7 +84,7 @@ def test_what_torch_cannot_do_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 
         return fail
 
-    monkeypatch.setattr(module.torch, "compile", no_compiler)
+    monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(EngineError) as refused:
         TorchRunner(CONFIG, "torch-compile", "fp32", "cpu", None, 2)
     assert str(refused.value) == ("torch-compile does not run here: InvalidCxxCompiler: No working C++ compiler found")
