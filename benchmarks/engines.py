@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dim.export.untrained import untrained_bundle
 from dim.runtime.benchmark.benchmark import BATCHES, benchmark
-from dim.runtime.benchmark.report import BenchReport, judge
+from dim.runtime.benchmark.report import BenchReport, check_promises
 from dim.runtime.bundle_format.files import load_manifest
 from dim.torch_engine.chart import draw_bench_chart
 from dim.torch_engine.rivals import torch_rivals
@@ -49,16 +49,16 @@ def main() -> None:
             progress=lambda what, done, total: note(f"{done + 1}/{total} {what}"),
         )
     print_report(report)
-    claims = judge(report, resizes=manifest.distill_config["generator"]["kind"] == "resize")
+    claims = check_promises(report, resizes=manifest.distill_config["generator"]["kind"] == "resize")
     for claim in claims:
         found = "not measured" if claim["found"] is None else f"{claim['found']:.2f}"
         verdict = "" if claim["holds"] is None else ("  holds" if claim["holds"] else "  MISSED")
         print(f"{claim['claim']}: {found}, at least {claim['least']:g}{verdict}")
     if options.out:
-        told = {**report.to_dict(), "bundle": bundle.name, "claims": claims}
+        described = {**report.to_dict(), "bundle": bundle.name, "claims": claims}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        draw_bench_chart(told, options.out.with_suffix(".png"))
+        options.out.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        draw_bench_chart(described, options.out.with_suffix(".png"))
     if options.check and any(claim["holds"] is False for claim in claims):
         sys.exit(1)
 
@@ -67,15 +67,10 @@ def print_report(report: BenchReport) -> None:
     """Print the tables."""
     print(f"{report.gflop_per_image:.3g} GFLOP per image; {report.machine}, {report.cores} cores; GPU: {report.gpu}")
     print(f"{report.date}, load {report.load} before; {report.versions}")
-    for rate in report.product_rates:
-        print(f"matrix products through {rate.engine} {rate.precision}: {rate.gflop_per_s:,.0f} GFLOP/s")
-    print(f"{'engine':<22}{'precision':<11}{'device':<8}{'batch':>6}{'images/s':>12}{'latency ms':>12}{'share':>8}")
+    print(f"{'engine':<22}{'precision':<11}{'device':<8}{'batch':>6}{'images/s':>12}{'latency ms':>12}")
     for row in report.results:
-        share = "" if row.share_of_product_rate is None else f"{row.share_of_product_rate:.0%}"
         speed = f"{row.images_per_s:,.0f}{'*' if row.best else ' '}"
-        print(
-            f"{row.engine:<22}{row.precision:<11}{row.device:<8}{row.batch:>6}{speed:>12}{row.latency_ms:>12.2f}{share:>8}"
-        )
+        print(f"{row.engine:<22}{row.precision:<11}{row.device:<8}{row.batch:>6}{speed:>12}{row.latency_ms:>12.2f}")
     print("* the best batch of the engine")
     for each in report.ratios:
         print(

@@ -65,7 +65,7 @@ def bench(
             threads=threads,
             trust=trust or (),
             rounds=rounds,
-            sample_s=seconds,
+            turn_s=seconds,
             find_best=not no_search,
             say=say,
             progress=lambda what, done, total: bars.show("bench", done, total, what),
@@ -103,16 +103,12 @@ def _print_report(report: "BenchReport") -> None:
             f"{row.batch:,}",
             f"{row.images_per_s:,.0f}",
             f"{row.latency_ms:,.2f}",
-            "" if row.share_of_product_rate is None else f"{row.share_of_product_rate:.0%}",
         )
         for row in report.results
     ]
-    columns = ("engine", "precision", "device", "batch", "images/s", "ms per batch", "of matrix products")
+    columns = ("engine", "precision", "device", "batch", "images/s", "ms per batch")
     print_table("Speed (* best batch of its kind)", columns, rows, numbers=columns[3:])
     _print_ratios(report)
-    for rate in report.product_rates:
-        who = f"{rate.engine} {rate.precision} on the {rate.device}"
-        print(f"Matrix products by {who}: {rate.gflop_per_s:,.0f} GFLOP/s")
     for missing in report.not_run:
         batch = "" if missing.batch is None else f" at batch {missing.batch:,}"
         print(f"Not run: {missing.engine} {missing.precision}{batch}: {missing.reason}")

@@ -24,7 +24,7 @@ import numpy as np
 
 from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.benchmark.report import GPU_ENGINES as BEST_FIRST
-from dim.runtime.benchmark.report import judge
+from dim.runtime.benchmark.report import check_promises
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.locate import find_bundle
@@ -380,7 +380,7 @@ def measure(check: Check, batches: tuple[int, ...]) -> Any:
         batches=batches,
         rivals=rivals_of(check.bundle),
         rounds=3,
-        sample_s=0.1,
+        turn_s=0.1,
         find_best=len(batches) > 1,
         driver=check.driver,
     )
@@ -403,11 +403,11 @@ def measure_published(check: Check, folder: Path) -> Any:
         batches=(256, 1024),
         rivals=[rival for rival in rivals_of(bundle) if rival.precision == "fp16"],
         rounds=3,
-        sample_s=0.1,
+        turn_s=0.1,
         find_best=False,
         driver=check.driver,
     )
-    return {**report.to_dict(), "bundle": bundle.name, "claims": judge(report, resizes=False)}
+    return {**report.to_dict(), "bundle": bundle.name, "claims": check_promises(report, resizes=False)}
 
 
 def rivals_of(bundle: Path) -> list[Any]:

@@ -5,8 +5,9 @@ Images stay uint8 until a batch is used, and are augmented on the device.
 Shape legend: N batch, C channels, H = W image_px, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that we allow
+        # The function is newer than the oldest torch that we allow.
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16", False))
     return "bf16" if native else "fp32"
 

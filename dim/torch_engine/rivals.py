@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dim.networks.generator import build_generator
-from dim.runtime.benchmark.turns import Batch, Contender
+from dim.runtime.benchmark.contenders import Batch, Contender
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.engines.onnx_session import first_line
 from dim.runtime.errors import EngineError, RunError

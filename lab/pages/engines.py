@@ -13,9 +13,8 @@ NOT_RUN = "not run"
 HEAD = """## Engines
 
 Images per second through one call, and the time of a call from latents to pixels in host memory; \\* marks an engine's
-best batch. The share is of the rate at which the same machine multiplies matrices through ONNX Runtime or TensorRT in
-that precision (int8: of the fp32 rate). Ratios are medians over neighbours in time, with their range, at batch 256;
-"load" counts the runnable processes in the minute before.
+best batch. Ratios are medians over neighbours in time, with their range, at batch 256; "load" counts the runnable
+processes in the minute before.
 """
 
 
@@ -54,7 +53,7 @@ def engines_section(cpu: Mapping[str, Mapping[str, Any]], gpu: Mapping[str, Mapp
 def benchmarks_of(checked: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The benchmark reports among the steps of a GPU check."""
     found = (step.get("found") for step in checked["steps"])
-    return [each for each in found if isinstance(each, dict) and "product_rates" in each]
+    return [each for each in found if isinstance(each, dict) and "ratios" in each]
 
 
 def _machine(report: Mapping[str, Any]) -> str:
@@ -67,17 +66,12 @@ def _machine(report: Mapping[str, Any]) -> str:
 
 def _speeds(report: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"{report['gflop_per_image']:.3g} GFLOP per image. "
-        + " ".join(
-            f"Matrix products through {rate['engine']} {rate['precision']}: {rate['gflop_per_s']:,.0f} GFLOP/s."
-            for rate in report["product_rates"]
-        ),
+        f"{report['gflop_per_image']:.3g} GFLOP per image.",
         "",
-        "| engine | precision | device | batch | images/s | latency ms | share |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| engine | precision | device | batch | images/s | latency ms |",
+        "|---|---|---|---:|---:|---:|",
     ]
     for row in report["results"]:
-        share = "" if row["share_of_product_rate"] is None else f"{row['share_of_product_rate']:.0%}"
         speed = f"{row['images_per_s']:,.0f}" + (" \\*" if row["best"] else "")
         cells = [
             row["engine"],
@@ -86,13 +80,12 @@ def _speeds(report: Mapping[str, Any]) -> list[str]:
             f"{row['batch']:,}",
             speed,
             f"{row['latency_ms']:,.2f}",
-            share,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for gap in report["not_run"]:
         batch = "" if gap["batch"] is None else f"{gap['batch']:,}"
         reason = " ".join(str(gap["reason"]).split()).replace("|", "/")
-        lines.append(f"| {gap['engine']} | {gap['precision']} | {gap['device']} | {batch} | {NOT_RUN}: {reason} | | |")
+        lines.append(f"| {gap['engine']} | {gap['precision']} | {gap['device']} | {batch} | {NOT_RUN}: {reason} | |")
     return [*lines, ""]
 
 

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.lab.is_dir():
         sys.exit(f"There is no folder {options.lab}: --lab is the one that holds results/.")
     page, folder = options.lab / "all-results.md", options.lab / "results"
-    found, cpu = read_results(folder), read_benchmarks(folder, "engines", "product_rates")
+    found, cpu = read_results(folder), read_benchmarks(folder, "engines", "ratios")
     benchmarks = distill_section(read_benchmarks(folder, "distill", "ratios"))
     benchmarks += processes_section(read_benchmarks(folder, "processes", "processes"))
     benchmarks += engines_section(cpu, read_benchmarks(folder, "gpu", "steps"))

@@ -17,23 +17,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.benchmark.matmul_rate import SIZES, flop_per_image, measure_product_rate, product_bundle
-from dim.runtime.benchmark.report import BenchReport, ProductRate
-from dim.runtime.benchmark.turns import Batch, Clock, Contender, Runner, Turns
+from dim.runtime.benchmark.contenders import Batch, Contender, Runner
+from dim.runtime.benchmark.flops import flop_per_image
+from dim.runtime.benchmark.interleaved import Clock, InterleavedRuns
+from dim.runtime.benchmark.report import BenchReport
 from dim.runtime.bundle_format.files import check_file, load_manifest
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.choose_engine import ENGINES, open_engine
-from dim.runtime.cores import usable_cores
+from dim.runtime.cores import processor_name, usable_cores
 from dim.runtime.engines.base import DEVICES, Engine, run_ahead
-from dim.runtime.errors import BadValueError, BundleError, DimError
+from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
 from dim.version import __version__
 
 BATCHES = (1, 64, 256, 1024)
 ROUNDS = 5
-SAMPLE_S = 0.25
-"""At least this long an engine draws in its turn."""
+TURN_S = 0.25
+"""Seconds that an engine draws in its turn, at least."""
 
 
 def benchmark(
@@ -47,7 +48,7 @@ def benchmark(
     threads: int | None = None,
     trust: Sequence[str] = (),
     rounds: int = ROUNDS,
-    sample_s: float = SAMPLE_S,
+    turn_s: float = TURN_S,
     find_best: bool = True,
     driver: Driver | None = None,
     say: Callable[[str], None] = lambda message: None,
@@ -67,11 +68,11 @@ def benchmark(
         threads: threads of CPU engines; None for every core this process may use.
         trust: "sha256:..." of prebuilt engines that may be loaded.
         rounds: turns of each contender at each batch size.
-        sample_s: seconds that a turn lasts at least.
-        find_best: look for each engine's best batch among others, too.
+        turn_s: seconds that a turn lasts at least.
+        find_best: look for each engine's best batch size among `PROBED_BATCHES`, too.
         driver: an answer of `find_driver`; None asks anew.
-        say: told which engines are opened or built.
-        progress: told what is measured, how many steps are done, and how many there are.
+        say: called with a sentence about every engine that is opened or built.
+        progress: called with what is measured, how many steps are done, and how many there are.
         clock: seconds.
 
     Returns:
@@ -84,7 +85,7 @@ def benchmark(
     """
     path = Path(bundle_path)
     manifest = load_manifest(path)
-    _check_arguments(manifest, engines, precisions, device, batches, rounds, sample_s)
+    _check_arguments(manifest, engines, precisions, device, batches, rounds, turn_s)
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     driver = driver or find_driver()
     if device == "gpu":
@@ -102,22 +103,18 @@ def benchmark(
         if device in ("auto", ENGINES[name][0])
     ]
     contenders += [rival for rival in rivals if device in ("auto", rival.device)]
-    bench = Turns(manifest, contenders, rounds, sample_s, clock, progress, len(batches))
-    products = (contenders, threads, driver, say)
-    rates = _product_rates(*products)
+    runs = InterleavedRuns(manifest, contenders, rounds, turn_s, clock, progress, len(batches))
     for batch in sorted(set(batches)):
-        bench.compare(batch)
+        runs.compare(batch)
     if find_best:
-        bench.search_best()
-    # At both ends, the better of the two: a machine that others use slows down for minutes at a time.
-    rates = _faster([*rates, *_product_rates(*products)])
+        runs.probe_other_batches()
     flop = flop_per_image(check_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
     return BenchReport(
         bundle=str(path),
         content_id=manifest.content_id,
         dim=__version__,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        machine=f"{platform.system()} {platform.machine()}, {_processor()}",
+        machine=f"{platform.system()} {platform.machine()}, {processor_name()}",
         cores=usable_cores(),
         threads=threads or usable_cores(),
         load=load,
@@ -125,10 +122,9 @@ def benchmark(
         versions=_versions(driver),
         gflop_per_image=flop / 1e9,
         rounds=rounds,
-        results=tuple(bench.results(flop, rates)),
-        ratios=tuple(bench.ratios()),
-        product_rates=tuple(rates),
-        not_run=tuple(bench.not_run),
+        results=tuple(runs.results()),
+        ratios=tuple(runs.ratios()),
+        not_run=tuple(runs.not_run),
     )
 
 
@@ -176,45 +172,6 @@ def _opener(
     return open_at
 
 
-def _product_rates(
-    contenders: Sequence[Contender], threads: int | None, driver: Driver, say: Callable[[str], None]
-) -> list[ProductRate]:
-    """Measure matrix products through the first engine of each device that runs them here."""
-    rates = []
-    for device in ("gpu", "cpu"):
-        names = list(
-            dict.fromkeys(each.engine for each in contenders if each.device == device and each.engine in ENGINES)
-        )
-        if not names or names == ["fake"] or (device == "gpu" and driver.problem is not None):
-            continue
-        with product_bundle(SIZES[device]) as bundle:
-            opened = _OpenedBundle(bundle.path, bundle.manifest)
-            for precision in ("fp32", "fp16") if device == "gpu" else ("fp32",):
-                for name in names:
-                    try:
-                        runner = _opener(opened, name, precision, threads, (), driver, say)(SIZES[device].rows)
-                    except DimError:
-                        continue
-                    assert isinstance(runner, _EngineRunner)
-                    try:
-                        rate = measure_product_rate(runner.engine, SIZES[device])
-                    finally:
-                        runner.close()
-                    rates.append(ProductRate(engine=name, precision=precision, device=device, gflop_per_s=rate / 1e9))
-                    break
-    return rates
-
-
-def _faster(rates: Sequence[ProductRate]) -> list[ProductRate]:
-    """Of several measurements of one device and precision, the fastest."""
-    best: dict[tuple[str, str], ProductRate] = {}
-    for rate in rates:
-        key = (rate.device, rate.precision)
-        if key not in best or rate.gflop_per_s > best[key].gflop_per_s:
-            best[key] = rate
-    return list(best.values())
-
-
 def _check_arguments(
     manifest: Manifest,
     engines: Sequence[str] | None,
@@ -222,7 +179,7 @@ def _check_arguments(
     device: str,
     batches: Sequence[int],
     rounds: int,
-    sample_s: float,
+    turn_s: float,
 ) -> None:
     for name in engines or ():
         if name not in ENGINES:
@@ -234,8 +191,8 @@ def _check_arguments(
         raise BadValueError(f"There is no device {device!r}; there are {', '.join(DEVICES)}.")
     if not batches or min(batches) < 1:
         raise BadValueError(f"The batches are {list(batches)}; each must be at least 1.")
-    if rounds < 1 or sample_s <= 0:
-        raise BadValueError(f"There must be at least 1 round and some time per turn, not {rounds} and {sample_s} s.")
+    if rounds < 1 or turn_s <= 0:
+        raise BadValueError(f"There must be at least 1 round and some time per turn, not {rounds} and {turn_s} s.")
 
 
 def _versions(driver: Driver) -> dict[str, str]:
@@ -244,12 +201,3 @@ def _versions(driver: Driver) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or "unknown processor"
-    names = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown processor")

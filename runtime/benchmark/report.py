@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
-"""The best first."""
-FLOOR_TFLOP_PER_S = 500.0
-"""What a data-centre GPU sustains in half precision; half of it is the aim."""
+"""Engines of a GPU, the fastest first."""
+GPU_TFLOP_PER_S = 500.0
+"""Arithmetic that a data-centre GPU sustains in half precision; half of it is promised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,6 @@ class Result:
     """Median time from one batch of latents to its images on the host."""
     best: bool
     """The batch at which this contender draws most images per second."""
-    share_of_product_rate: float | None
-    """Arithmetic reached, as a share of the matrix-product rate measured on this device; None where none was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +39,6 @@ class Ratio:
     """Median over the rounds."""
     least: float
     most: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProductRate:
-    """The rate of matrix products, measured through an engine."""
-
-    engine: str
-    precision: str
-    device: str
-    gflop_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +66,23 @@ class BenchReport:
     threads: int
     """Of CPU engines."""
     load: float | None
-    """Runnable processes in the minute before it began: near 0 on a quiet machine; None where that is not told."""
+    """Runnable processes in the minute before: near 0 on a quiet machine; None where the system does not say."""
     gpu: str | None
     versions: dict[str, str]
     """Of the packages that draw and of the GPU's driver."""
     gflop_per_image: float
+    """Arithmetic of one image in 10^9 floating-point operations."""
     rounds: int
     results: tuple[Result, ...]
     ratios: tuple[Ratio, ...]
-    product_rates: tuple[ProductRate, ...]
     not_run: tuple[NotRun, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values; `results` is a list of objects."""
+        """Return the report as JSON-able values; `results` is a list of objects."""
         return asdict(self)
 
     def ratio(self, engine: str, precision: str, against: str, against_precision: str, batch: int) -> float | None:
-        """The measured ratio of two contenders, None where they did not meet."""
+        """Return the measured ratio of two contenders, None where they were not measured together."""
         for each in self.ratios:
             pair = (each.engine, each.precision, each.against, each.against_precision, each.batch)
             if pair == (engine, precision, against, against_precision, batch):
@@ -102,21 +90,21 @@ class BenchReport:
         return None
 
 
-def judge(report: BenchReport, resizes: bool, batch: int = 256) -> list[dict[str, Any]]:
-    """Compare a report with what is promised, at one batch size.
+def check_promises(report: BenchReport, resizes: bool, batch: int = 256) -> list[dict[str, Any]]:
+    """Compare a report with the promised speeds, at one batch size.
 
     Args:
         report: of an interleaved run.
         resizes: the generator upsamples by resize + convolution; int8 gains little on transposed convolutions.
-        batch: the batch that is judged.
+        batch: images per call.
 
     Returns:
         objects with `claim`, `found`, `least`, and `holds`, which is None where it was not measured.
     """
     cpu, fp32 = "onnxruntime-cpu", "fp32"
-    wanted: list[tuple[str, float | None, float]] = []
+    promises: list[tuple[str, float | None, float]] = []
     if "cpu" in {row.device for row in report.results} | {each.device for each in report.ratios}:
-        wanted += [
+        promises += [
             ("fp32 ONNX Runtime against torch eager", report.ratio(cpu, fp32, "torch-eager", fp32, batch), 2.0),
             (
                 "fp32 ONNX Runtime against channels_last",
@@ -125,16 +113,16 @@ def judge(report: BenchReport, resizes: bool, batch: int = 256) -> list[dict[str
             ),
         ]
         if resizes:
-            wanted.append(("int8 against fp32 on the CPU", report.ratio(cpu, "int8", cpu, fp32, batch), 2.5))
+            promises.append(("int8 against fp32 on the CPU", report.ratio(cpu, "int8", cpu, fp32, batch), 2.5))
     ran = {row.engine for row in report.results if row.device == "gpu"}
     best = next((engine for engine in GPU_ENGINES if engine in ran), None)
     if best is not None:
         fp16 = report.ratio(best, "fp16", "torch-compile", "fp16", batch)
-        wanted.append((f"fp16 {best} against torch.compile fp16", fp16, 1.5))
+        promises.append((f"fp16 {best} against torch.compile fp16", fp16, 1.5))
         fastest = max(row.images_per_s for row in report.results if row.engine == best)
-        floor = FLOOR_TFLOP_PER_S * 1e3 / report.gflop_per_image
-        wanted.append((f"{best} against {FLOOR_TFLOP_PER_S:g} TFLOP/s of arithmetic", fastest / floor, 0.5))
+        floor = GPU_TFLOP_PER_S * 1e3 / report.gflop_per_image
+        promises.append((f"{best} against {GPU_TFLOP_PER_S:g} TFLOP/s of arithmetic", fastest / floor, 0.5))
     return [
         {"claim": claim, "found": found, "least": least, "holds": None if found is None else found >= least}
-        for claim, found, least in wanted
+        for claim, found, least in promises
     ]

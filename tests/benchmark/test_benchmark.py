@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from tiny_bundle import tiny_graph
 
 from dim.runtime.benchmark.benchmark import benchmark
-from dim.runtime.benchmark.benchmark import benchmark as benchmark_module
-from dim.runtime.benchmark.matmul_rate import ProductSize, flop_per_image, measure_product_rate, product_bundle
-from dim.runtime.benchmark.turns import Batch, Contender
-from dim.runtime.choose_engine import open_engine
+from dim.runtime.benchmark.contenders import Batch, Contender
+from dim.runtime.benchmark.flops import flop_per_image
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError
 from dim.runtime.gpu.driver import Driver, find_driver
 
 NONE = find_driver(fake_driver(missing=True))
-SMALL = ProductSize(rows=8, width=16)
 
 
 class Clock:
@@ -61,11 +58,6 @@ class Worker:
         self.closed = True
 
 
-@pytest.fixture(autouse=True)
-def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_module, "SIZES", {"cpu": SMALL, "gpu": SMALL})
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -89,7 +81,7 @@ def run(bundle: Path, rivals: list[Contender], clock: Clock, **options: Any) -> 
         "engines": [],
         "precisions": ["fp32"],
         "driver": NONE,
-        "sample_s": 0.1,
+        "turn_s": 0.1,
         "find_best": False,
     }
     return benchmark(bundle, rivals=rivals, clock=clock, **{**settings, **options})
@@ -103,7 +95,7 @@ def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
         device="cpu",
         batches=(1, 16),
         rounds=2,
-        sample_s=0.001,
+        turn_s=0.001,
         find_best=False,
         say=said.append,
         progress=lambda *step: steps.append(step),
@@ -111,18 +103,17 @@ def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
     assert [(row.engine, row.precision, row.batch) for row in report.results] == [
         ("onnxruntime-cpu", precision, batch) for precision in ("fp32", "fp16", "int8") for batch in (1, 16)
     ]
-    assert all(row.images_per_s > 0 and row.latency_ms > 0 and row.share_of_product_rate for row in report.results)
+    assert all(row.images_per_s > 0 and row.latency_ms > 0 for row in report.results)
     assert report.ratio("onnxruntime-cpu", "int8", "onnxruntime-cpu", "fp32", 16) is not None
-    assert [rate.device for rate in report.product_rates] == ["cpu"]
     assert said == [] and [done for _, done, _ in steps] == list(range(6)) and steps[0][2] == 6
-    told = json.loads(json.dumps(report.to_dict()))
-    assert {"engine", "precision", "device", "batch", "images_per_s", "latency_ms"} <= told["results"][0].keys()
-    assert told["not_run"] == []
+    described = json.loads(json.dumps(report.to_dict()))
+    assert {"engine", "precision", "device", "batch", "images_per_s", "latency_ms"} <= described["results"][0].keys()
+    assert described["not_run"] == []
 
 
 def test_what_cannot_run_here_is_listed(tiny_bundle: Path) -> None:
     report = benchmark(
-        tiny_bundle, precisions=["fp32"], batches=(1,), rounds=1, sample_s=0.001, find_best=False, driver=NONE
+        tiny_bundle, precisions=["fp32"], batches=(1,), rounds=1, turn_s=0.001, find_best=False, driver=NONE
     )
     listed = {(row.engine, row.batch): row.reason for row in report.not_run}
     assert set(listed) == {("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime-cuda", None)}
@@ -249,21 +240,3 @@ def test_transposed_convolutions_and_transposed_products_are_counted() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     assert flop_per_image(model.SerializeToString()) == 2 * (5 * 7 * 11 + 2 * 4 * 4 * 3 * 2 * 2)
-
-
-def test_the_product_rate(clock: Clock) -> None:
-    with product_bundle(SMALL) as bundle:
-        assert bundle.manifest.precisions == ("fp32", "fp16")
-        engine = open_engine(bundle, engine="onnxruntime-cpu", precision="fp16")
-        real = engine.run
-
-        def timed(latents: Any, labels: Any) -> Any:
-            assert latents.shape == (8, 64)
-            clock.now += 0.5
-            return real(latents, labels)
-
-        engine.run = timed  # type: ignore[method-assign]
-        assert measure_product_rate(engine, SMALL, clock) == pytest.approx(2 * 8 * 16 * 16 * 8 / 0.5)
-        first = bundle.manifest.content_id
-    with product_bundle(SMALL) as again:
-        assert again.manifest.content_id == first

@@ -16,8 +16,6 @@ from fake_machine import ADA, NONE, Machine
 from fake_trt import FakeContext
 
 from dim.runtime.benchmark.benchmark import benchmark
-from dim.runtime.benchmark.benchmark import benchmark as benchmark_module
-from dim.runtime.benchmark.matmul_rate import ProductSize
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt.ship import build_engines
 
@@ -39,12 +37,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: ModuleType)
     machine = Machine(tmp_path, monkeypatch)
     for name in ("dim.runtime.choose_engine", "dim.runtime.inspection.verify_engines", "gpu_check"):
         monkeypatch.setattr(f"{name}.find_driver", lambda: machine.driver)
-    small = ProductSize(rows=8, width=16)
-    monkeypatch.setattr(benchmark_module, "SIZES", {"cpu": small, "gpu": small})
     monkeypatch.setattr(
         script, "build_engines", lambda path, **options: build_engines(path, **options, batch=(1, 8, 16))
     )
-    short = {"rounds": 1, "sample_s": 0.001, "batches": (8,), "find_best": False}
+    short = {"rounds": 1, "turn_s": 0.001, "batches": (8,), "find_best": False}
     monkeypatch.setattr(script, "benchmark", lambda path, **options: benchmark(path, **{**options, **short}))
     monkeypatch.setattr("dim.export.untrained.untrained_bundle", lambda preset, folder, precisions: machine.path)
     yield machine

@@ -105,7 +105,7 @@ def test_in_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     manifest = Manifest(**(vars(load_manifest(path)) | {"distill_config": {"generator": CONFIG}}))
     rivals = torch_rivals(manifest, "cpu", threads=1, variants=VARIANTS[:2])
     report = benchmark(
-        path, device="cpu", batches=(2,), rivals=rivals, rounds=1, sample_s=0.001, find_best=False, threads=1
+        path, device="cpu", batches=(2,), rivals=rivals, rounds=1, turn_s=0.001, find_best=False, threads=1
     )
     assert report.ratio("onnxruntime-cpu", "fp32", "torch-eager", "fp32", 2) is not None
     assert {row.engine for row in report.results} == {"onnxruntime-cpu", *VARIANTS[:2]}

@@ -1,0 +1,232 @@
+"""Measuring contenders in turns at one batch size after another, so that their ratios come from neighbours in time."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dim.runtime.benchmark.contenders import Batch, Contender, ContenderKey, Runner
+from dim.runtime.benchmark.report import NotRun, Ratio, Result
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.errors import DimError, EngineError
+
+PROBED_BATCHES = (16, 128, 512, 2048, 4096)
+"""Batch sizes that are tried once each in the search for an engine's best one."""
+MAX_RUN_S = 10.0
+"""Skip a batch size of which one run takes longer, and say so."""
+MAX_PREDICTED_RUN_S = 60.0
+"""Skip a batch size whose run time, extrapolated from smaller batches, exceeds this."""
+MAX_PROBE_S = 3.0
+"""As MAX_PREDICTED_RUN_S, in the search for the best batch, without a word."""
+
+Clock = Callable[[], float]
+"""Seconds, as `time.perf_counter`."""
+
+
+class Turn(NamedTuple):
+    """What a contender did in one of its turns."""
+
+    images_per_s: float
+    latency_s: float
+
+
+class InterleavedRuns:
+    """The measurements of contenders that take turns; a method per step of a benchmark.
+
+    Args:
+        manifest: of the bundle that is drawn from.
+        contenders: what is measured.
+        rounds: turns of each contender at each batch size.
+        turn_s: seconds that a turn lasts at least.
+        clock: seconds.
+        progress: called with what is measured, how many steps are done, and how many there are.
+        num_batches: how often `compare` will be called.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        contenders: Sequence[Contender],
+        rounds: int,
+        turn_s: float,
+        clock: Clock,
+        progress: Callable[[str, int, int], None],
+        num_batches: int,
+    ) -> None:
+        self.contenders = list(contenders)
+        self.turns: dict[int, dict[ContenderKey, list[Turn]]] = {}
+        """Batch size -> contender -> its turn of each round."""
+        self.probes: dict[ContenderKey, dict[int, Turn]] = {}
+        """Contender -> other batch size -> its only turn, not interleaved."""
+        self.not_run: list[NotRun] = []
+        self._manifest = manifest
+        self._rounds, self._turn_s, self._clock = rounds, turn_s, clock
+        self._progress, self._done = progress, 0
+        self._steps = num_batches * len(self.contenders)
+
+    def compare(self, batch: int) -> None:
+        """Let the contenders take turns at one batch size; those that cannot are listed in `not_run`."""
+        inputs = self._inputs(batch)
+        runners: dict[ContenderKey, tuple[Runner, int]] = {}
+        try:
+            for contender in self.contenders:
+                self._progress(f"{contender.engine} {contender.precision}, batch {batch}", self._done, self._steps)
+                self._done += 1
+                runner = self._open(contender, batch)
+                if runner is not None:
+                    try:
+                        runners[contender.key] = (runner, self._count_runs(runner, inputs))
+                    except DimError as error:
+                        self._skip(contender, batch, str(error))
+                        runner.close()
+            turns = self.turns.setdefault(batch, {key: [] for key in runners})
+            order = list(runners)
+            for number in range(self._rounds):
+                first = number % max(1, len(order))
+                for key in order[first:] + order[:first]:
+                    runner, runs = runners[key]
+                    turns[key].append(self._take_turn(runner, inputs, runs))
+        finally:
+            for runner, _ in runners.values():
+                runner.close()
+
+    def probe_other_batches(self) -> None:
+        """Try `PROBED_BATCHES`, each engine by itself; what takes long is passed over in silence."""
+        for contender in self.contenders:
+            if contender.engine.startswith("torch") or not any(contender.key in turns for turns in self.turns.values()):
+                continue
+            for batch in PROBED_BATCHES:
+                if batch in self.turns or self._predict_run_s(contender, batch) > MAX_PROBE_S:
+                    continue
+                runner = self._open(contender, batch)
+                if runner is None:
+                    continue
+                try:
+                    inputs = self._inputs(batch)
+                    turn = self._take_turn(runner, inputs, self._count_runs(runner, inputs))
+                    self.probes.setdefault(contender.key, {})[batch] = turn
+                except DimError as error:
+                    self._skip(contender, batch, str(error))
+                finally:
+                    runner.close()
+
+    def results(self) -> Iterator[Result]:
+        """Yield one row per contender and batch size; of the probed sizes only the best, if it is best of all."""
+        for contender in self.contenders:
+            key = contender.key
+            rows = {
+                batch: Turn(
+                    statistics.median(turn.images_per_s for turn in turns[key]),
+                    statistics.median(turn.latency_s for turn in turns[key]),
+                )
+                for batch, turns in self.turns.items()
+                if turns.get(key)
+            }
+            if not rows:
+                continue
+            rows |= self.probes.get(key, {})
+            best = max(rows, key=lambda batch: rows[batch].images_per_s)
+            for batch in sorted(rows):
+                if batch not in self.turns and batch != best:
+                    continue
+                yield Result(
+                    engine=contender.engine,
+                    precision=contender.precision,
+                    device=contender.device,
+                    batch=batch,
+                    images_per_s=rows[batch].images_per_s,
+                    latency_ms=rows[batch].latency_s * 1000,
+                    best=batch == best,
+                )
+
+    def ratios(self) -> Iterator[Ratio]:
+        """Yield every engine against every torch contender, and against ONNX Runtime fp32, on its own device."""
+        for batch, turns in self.turns.items():
+            for key in turns:
+                for other in turns:
+                    reference = other[0].startswith("torch") or other[:2] in (
+                        ("onnxruntime-cpu", "fp32"),
+                        ("onnxruntime-cuda", "fp32"),
+                    )
+                    if key == other or key[2] != other[2] or not reference or key[0].startswith("torch"):
+                        continue
+                    rounds = zip(turns[key], turns[other], strict=True)
+                    pairs = [ours.images_per_s / theirs.images_per_s for ours, theirs in rounds]
+                    yield Ratio(
+                        engine=key[0],
+                        precision=key[1],
+                        device=key[2],
+                        against=other[0],
+                        against_precision=other[1],
+                        batch=batch,
+                        ratio=statistics.median(pairs),
+                        least=min(pairs),
+                        most=max(pairs),
+                    )
+
+    def _open(self, contender: Contender, batch: int) -> Runner | None:
+        failed = next((row for row in self.not_run if _key_of(row) == contender.key and row.batch is None), None)
+        if failed is not None:
+            return None
+        expected_s = self._predict_run_s(contender, batch)
+        if expected_s > MAX_PREDICTED_RUN_S:
+            self._skip(contender, batch, f"one run would take about {expected_s:.0f} s")
+            return None
+        try:
+            return contender.open(batch)
+        except DimError as error:
+            # Before anything of it has run, the reason is the contender's; later it is the batch's.
+            self._skip(contender, batch if self._known_turns(contender.key) else None, str(error))
+            return None
+
+    def _predict_run_s(self, contender: Contender, batch: int) -> float:
+        """Seconds of one run at the speed of the batches that were measured; 0 where none was."""
+        return batch / max((turn.images_per_s for turn in self._known_turns(contender.key)), default=float("inf"))
+
+    def _known_turns(self, key: ContenderKey) -> list[Turn]:
+        return [turn for turns in self.turns.values() for turn in turns.get(key, [])]
+
+    def _skip(self, contender: Contender, batch: int | None, reason: str) -> None:
+        engine, precision, device = contender.key
+        self.not_run.append(NotRun(engine=engine, precision=precision, device=device, batch=batch, reason=reason))
+
+    def _inputs(self, batch: int) -> Batch:
+        rng = np.random.default_rng(batch)
+        latents = rng.standard_normal((batch, self._manifest.latent_dim)).astype(np.float32)
+        return latents, np.arange(batch, dtype=np.int64) % self._manifest.num_classes
+
+    def _count_runs(self, runner: Runner, inputs: Batch) -> int:
+        """Warm up, and see how many runs fill a turn.
+
+        Raises:
+            EngineError: one run takes longer than there is patience for.
+        """
+        seconds = []
+        for _ in range(3):
+            start = self._clock()
+            for _ in runner.run_ahead([inputs]):
+                pass
+            seconds.append(self._clock() - start)
+            if len(seconds) == 2 and min(seconds) > MAX_RUN_S:
+                raise EngineError(f"one run takes {min(seconds):.0f} s")
+        return max(1, round(self._turn_s / max(min(seconds), 1e-6)))
+
+    def _take_turn(self, runner: Runner, inputs: Batch, runs: int) -> Turn:
+        start = self._clock()
+        for _ in runner.run_ahead([inputs] * runs):
+            pass
+        throughput_s = self._clock() - start
+        if runs == 1:
+            return Turn(len(inputs[1]) / throughput_s, throughput_s)
+        singles = []
+        for _ in range(min(runs, 5)):
+            start = self._clock()
+            for _ in runner.run_ahead([inputs]):
+                pass
+            singles.append(self._clock() - start)
+        return Turn(runs * len(inputs[1]) / throughput_s, statistics.median(singles))
+
+
+def _key_of(row: NotRun) -> ContenderKey:
+    return (row.engine, row.precision, row.device)
