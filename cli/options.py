@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dim.runtime.engines import names as engines
+
 
 def one_of(*words: str) -> Callable[[str], list[str]]:
     """Return what a shell asks for the words that complete an option's value."""
@@ -16,8 +18,8 @@ def one_of(*words: str) -> Callable[[str], list[str]]:
 
 
 ENGINE_PANEL, OUTPUT_PANEL = "Engine", "Output"
-ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
-"""The names of `dim.runtime.choose_engine.ENGINES` that draw in earnest; importing that here costs as much as NumPy."""
+ENGINES = tuple(name for name in engines.ENGINES if name != "fake")
+"""The engines that draw in earnest."""
 
 BundleOption = Annotated[
     str | None,

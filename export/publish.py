@@ -15,6 +15,7 @@ from dim.runtime.bundle_format.files import check_file, load_manifest, update_bu
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import MANIFEST_NAME
 from dim.runtime.bundle_format.schema import FileRecord
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BundleError, OutputError, ParityError
 from dim.runtime.inspection.preview import draw_rows, grid, png_bytes
 from dim.runtime.inspection.verify import verify
@@ -87,7 +88,7 @@ def finish(path: Path, record: Mapping[str, Any]) -> Manifest:
         ParityError: verification failed; the message says where.
     """
     # Drawn by the exported file itself, so that the picture shows what users will get.
-    with Bundle(path, engine="onnxruntime-cpu", precision="fp32") as bundle:
+    with Bundle(path, EngineOptions(engine="onnxruntime-cpu", precision="fp32")) as bundle:
         picture = grid(draw_rows(bundle))
     scale = max(1, PREVIEW_PX // picture.shape[1])
     extra = {"preview.png": png_bytes(picture, scale), RECORD_NAME: strict_json.indented(dict(record))}

@@ -25,10 +25,11 @@ import numpy as np
 from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.benchmark.report import GPU_ENGINES as BEST_FIRST
 from dim.runtime.benchmark.report import check_promises
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.choose_engine import open_engine
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import DeviceError, DimError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
 from dim.runtime.inspection.doctor import doctor
@@ -300,7 +301,12 @@ def repeats(check: Check, engine: str) -> Any:
         latents, labels = inputs(check, 700)
         for precision in bundle.manifest.precisions:
             for _ in range(2):
-                opened: Any = open_engine(bundle, engine=engine, precision=precision, driver=check.driver)
+                opened: Any = open_engine(
+                    bundle.path,
+                    bundle.manifest,
+                    EngineOptions(engine=engine, precision=precision),
+                    driver=check.driver,
+                )
                 whole = draw(opened, latents, labels)
                 turned = opened.run(latents[: opened.batch][::-1].copy(), labels[: opened.batch][::-1].copy())[::-1]
                 few = opened.run(latents[:3], labels[:3])
@@ -323,7 +329,7 @@ def dlpack(check: Check, engine: str) -> Any:
     if not torch.cuda.is_available():
         raise NotRunHereError("torch sees no CUDA")
     with Bundle(check.bundle) as bundle:
-        opened: Any = open_engine(bundle, engine=engine, driver=check.driver)
+        opened: Any = open_engine(bundle.path, bundle.manifest, EngineOptions(engine=engine), driver=check.driver)
         latents, labels = inputs(check, 300)
         expected = draw(opened, latents, labels)
         for _ in range(20):  # memory is freed and taken again while torch still works on it
@@ -343,7 +349,7 @@ def make_sets(check: Check, folder: Path) -> Any:
     check.working()
     hashes = []
     for name in ("a", "b"):
-        with Bundle(check.bundle, device="gpu") as bundle:
+        with open_bundle(check.bundle, device="gpu") as bundle:
             counts = (50,) * bundle.manifest.num_classes
             generate(bundle, folder / name, counts=counts, format="npz")
             engine = f"{bundle.engine.name}, {bundle.engine.version}, {bundle.engine.reason}"

@@ -26,7 +26,7 @@ from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import FIXED_LATENTS
 from dim.runtime.choose_engine import open_engine
-from dim.runtime.engines.base import Engine, run_ahead
+from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.messages import say_to_log
 from dim.runtime.sampling.latents import as_words, draw_latents
@@ -80,52 +80,41 @@ def open_bundle(
         the bundle; a context manager.
 
     Raises:
+        BadValueError: an option that cannot be, as `EngineOptions`.
         BundleError: no bundle there, not the one that was pinned, or it is altered, malformed or too new.
     """
+    options = EngineOptions(engine=engine, device=device, precision=precision, threads=threads, trust=trust)
     folder, reason = find_bundle(None if path is None else str(path), sha256)
     if path is None:
         say(f"Bundle: {folder}, {reason}.")
-    return Bundle(
-        folder,
-        engine=engine,
-        device=device,
-        precision=precision,
-        threads=threads,
-        trust=trust,
-        fixed_latents=fixed_latents,
-        say=say,
-    )
+    return Bundle(folder, options, fixed_latents=fixed_latents, say=say)
 
 
 class Bundle:
     """An opened bundle. Threads may share it; a pickled or forked one opens its own engine in the other process.
 
     Args:
-        path: the bundle's folder; the rest as `open_bundle`.
+        path: the bundle's folder.
+        options: which engine is wanted; None for the best that works here, in fp32.
+        fixed_latents: use the bundle's optimised latents in fixed sets, where it has some.
+        say: gets one sentence about each choice.
+
+    Raises:
+        BundleError: no bundle there, or it is altered, malformed or too new.
     """
 
     def __init__(
         self,
         path: str | Path,
+        options: EngineOptions | None = None,
         *,
-        engine: str = "auto",
-        device: str = "auto",
-        precision: str | None = None,
-        threads: int | None = None,
-        trust: Sequence[str] = (),
         fixed_latents: bool = True,
         say: Callable[[str], None] = say_to_log,
     ) -> None:
         self.path = Path(path).absolute()
         self.manifest: Manifest = load_manifest(self.path)
         self.fixed_latents = fixed_latents
-        self._options: dict[str, Any] = {
-            "engine": engine,
-            "device": device,
-            "precision": precision,
-            "threads": threads,
-            "trust": tuple(trust),
-        }
+        self.engine_options = options or EngineOptions()
         self._say = say
         self._closed = False
         self._engine: Engine | None = None
@@ -152,8 +141,13 @@ class Bundle:
             if self._closed:
                 raise BundleError(f"The bundle {self.path} was closed; open it again.")
             if self._engine is None:
-                self._engine = open_engine(self, say=self._say, **self._options)
+                self._engine = open_engine(self.path, self.manifest, self.engine_options, say=self._say)
             return self._engine
+
+    @property
+    def opened_engine(self) -> Engine | None:
+        """The engine if one was opened, else None."""
+        return self._engine
 
     def draw_with(self, engine: Engine) -> None:
         """Draw with this engine, which the bundle closes, instead of opening one.
@@ -303,12 +297,12 @@ class Bundle:
         return {
             "path": self.path,
             "manifest_sha256": self.manifest.manifest_sha256,
-            "options": self._options,
+            "options": self.engine_options,
             "fixed_latents": self.fixed_latents,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], fixed_latents=state["fixed_latents"], **state["options"])  # type: ignore[misc]
+        self.__init__(state["path"], state["options"], fixed_latents=state["fixed_latents"])  # type: ignore[misc]
         if self.manifest.manifest_sha256 != state["manifest_sha256"]:
             raise BundleError(f"{self.path} is no longer the bundle that was opened in the other process.")
 

@@ -28,8 +28,8 @@ from dim.evaluation.table import CHART_NAME, draw_chart, write_results
 from dim.networks.classifiers import CLASSIFIER_NAMES, build_classifier
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.choose_engine import ENGINES
 from dim.runtime.cores import usable_cores
+from dim.runtime.engines.names import ENGINES
 from dim.runtime.errors import BadValueError, DeviceError, DimError
 from dim.students.recipes import Recipe, resolve_recipe
 from dim.students.train import choose_precision

@@ -10,7 +10,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from dim.runtime.benchmark.report import BenchReport
 from dim.runtime.bundle_format.files import check_file, load_manifest
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
-from dim.runtime.choose_engine import ENGINES, open_engine
+from dim.runtime.choose_engine import open_engine
 from dim.runtime.cores import processor_name, usable_cores
-from dim.runtime.engines.base import DEVICES, Engine, run_ahead
+from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
+from dim.runtime.engines.names import DEVICES, ENGINES
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
 from dim.version import __version__
@@ -59,7 +59,7 @@ def benchmark(
 
     Args:
         bundle_path: the bundle's folder.
-        engines: names from `dim.runtime.choose_engine.ENGINES`; None for all but the fake one, empty for
+        engines: names from `dim.runtime.engines.names.ENGINES`; None for all but the fake one, empty for
             the rivals alone.
         precisions: "fp32", "fp16", "int8"; None for all that the bundle has.
         device: "auto" for both, "cpu" or "gpu".
@@ -90,17 +90,16 @@ def benchmark(
     driver = driver or find_driver()
     if device == "gpu":
         require_gpu("measure with --device gpu", driver)
-    bundle = _OpenedBundle(path, manifest)
     contenders = [
         Contender(
             engine=name,
             precision=precision,
-            device=ENGINES[name][0],
-            open=_opener(bundle, name, precision, threads, trust, driver, say),
+            device=ENGINES[name],
+            open=_opener(path, manifest, name, precision, threads, trust, driver, say),
         )
         for name in ([name for name in ENGINES if name != "fake"] if engines is None else engines)
         for precision in precisions or manifest.precisions
-        if device in ("auto", ENGINES[name][0])
+        if device in ("auto", ENGINES[name])
     ]
     contenders += [rival for rival in rivals if device in ("auto", rival.device)]
     runs = InterleavedRuns(manifest, contenders, rounds, turn_s, clock, progress, len(batches))
@@ -128,12 +127,6 @@ def benchmark(
     )
 
 
-@dataclass(frozen=True)
-class _OpenedBundle:
-    path: Path
-    manifest: Manifest
-
-
 class _EngineRunner:
     """An engine as a contender: those that can, run ahead."""
 
@@ -148,7 +141,8 @@ class _EngineRunner:
 
 
 def _opener(
-    bundle: _OpenedBundle,
+    path: Path,
+    manifest: Manifest,
     name: str,
     precision: str,
     threads: int | None,
@@ -158,12 +152,10 @@ def _opener(
 ) -> Callable[[int], Runner]:
     def open_at(batch: int) -> Runner:
         engine = open_engine(
-            bundle,
-            engine=name,
-            precision=precision,
-            threads=threads,
-            trust=trust,
-            batch=batch if ENGINES[name][0] == "gpu" else None,
+            path,
+            manifest,
+            EngineOptions(engine=name, precision=precision, threads=threads, trust=trust),
+            batch=batch if ENGINES[name] == "gpu" else None,
             driver=driver,
             say=lambda message: None if message.startswith("Engine: ") else say(message),
         )

@@ -1,6 +1,7 @@
-"""What an engine is, and what an opener of one gets to work with."""
+"""What an engine is, what a caller may ask of one, and what an opener gets to work with."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.engines.names import DEVICES, ENGINES
+from dim.runtime.errors import BadValueError
 from dim.runtime.gpu.driver import Driver
 
-DEVICES = ("auto", "cpu", "gpu")
+_PIN = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class Engine(Protocol):
@@ -67,32 +71,81 @@ def run_ahead(
         yield engine.run(latents, labels)
 
 
-class BundleLike(Protocol):
-    """The part of a bundle that an engine needs."""
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Which engine is wanted. Without arguments: the best that works here, in fp32.
 
-    @property
-    def path(self) -> Path:
-        """The bundle's folder."""
+    Raises:
+        BadValueError: an unknown engine, device or precision, an engine that does not run on the device, a number of
+            threads below 1, or a pin of another form.
+    """
 
-    @property
-    def manifest(self) -> Manifest:
-        """Its manifest."""
+    engine: str = "auto"
+    """"auto", or an engine's name, which is then opened or fails."""
+    device: str = "auto"
+    """"auto", "cpu" or "gpu"; "gpu" fails where there is none, nothing falls back in silence."""
+    precision: str | None = None
+    """"fp32", "fp16" or "int8"; None for fp32, or for whatever a compiled engine that fits has."""
+    threads: int | None = None
+    """Threads of a CPU engine; None for every core this process may use."""
+    trust: Sequence[str] = ()
+    """Each "sha256:..." of a compiled engine that may be loaded though it was built elsewhere; kept as a tuple."""
+
+    def __post_init__(self) -> None:
+        if self.engine != "auto" and self.engine not in ENGINES:
+            raise BadValueError(f"There is no engine {self.engine!r}; there are auto, {', '.join(ENGINES)}.")
+        if self.device not in DEVICES:
+            raise BadValueError(f"There is no device {self.device!r}; there are {', '.join(DEVICES)}.")
+        if self.engine != "auto" and self.device not in ("auto", ENGINES[self.engine]):
+            raise BadValueError(
+                f"The engine {self.engine} runs on the {ENGINES[self.engine]}, not on the {self.device}."
+            )
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise BadValueError(f"There is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}.")
+        if self.threads is not None and self.threads < 1:
+            raise BadValueError(f"The number of threads is {self.threads}; it must be at least 1.")
+        object.__setattr__(self, "trust", tuple(self.trust))
+        parse_pins(self.trust)
+
+
+def parse_pins(trust: Iterable[str]) -> frozenset[str]:
+    """Read the hashes that a user pinned.
+
+    Args:
+        trust: each `sha256:` and 64 lower-case hexadecimal digits.
+
+    Returns:
+        the hashes without their prefix.
+
+    Raises:
+        BadValueError: a value of another form.
+    """
+    hashes = set()
+    for pin in trust:
+        match = _PIN.fullmatch(pin)
+        if match is None:
+            raise BadValueError(
+                f"--trust got {pin!r}; it takes sha256: and the 64 lower-case hexadecimal digits that  sha256sum  "
+                "prints for the .engine file."
+            )
+        hashes.add(match[1])
+    return frozenset(hashes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
     """What an opener gets to work with."""
 
-    bundle: BundleLike
-    precision: str
-    """The precision asked for, fp32 where none was."""
-    any_precision: bool
-    """None was asked for: a prebuilt engine of another precision will do."""
-    trust: frozenset[str]
-    """SHA-256 hashes of plans that the user vouches for."""
-    threads: int | None
-    """Threads of a CPU engine; None for every core this process may use."""
+    path: Path
+    """The bundle's folder."""
+    manifest: Manifest
+    options: EngineOptions
     batch: int | None
     """The padded batch of a GPU engine; None for the engine's own, halved at the start where the GPU is full."""
     driver: Driver
     say: Callable[[str], None] = field(repr=False)
+
+    @property
+    def precision(self) -> str:
+        """The precision asked for, fp32 where none was."""
+        return self.options.precision or "fp32"

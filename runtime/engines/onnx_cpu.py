@@ -104,7 +104,7 @@ class OnnxEngine:
         self.precision = request.precision
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._shape, model, self._rows = read_checked_onnx(request)
-        self._session: Any = CpuSessions(model, request.threads)
+        self._session: Any = CpuSessions(model, request.options.threads)
 
     def run(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Draw images; see `Engine.run`."""

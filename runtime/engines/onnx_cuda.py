@@ -57,7 +57,7 @@ class CudaEngine:
         self.precision = request.precision
         self.version = f"onnxruntime {self._onnxruntime.__version__}"
         self._gpu_index = gpu.index
-        self._latent_dim = request.bundle.manifest.latent_dim
+        self._latent_dim = request.manifest.latent_dim
         self._shape, model, _ = read_checked_onnx(request)
         self._lock = threading.Lock()
         self._session: Any = self._open_session(model)

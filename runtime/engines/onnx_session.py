@@ -97,8 +97,8 @@ def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
     Raises:
         BundleError, GraphError: it is missing, altered, or breaks the graph contract.
     """
-    manifest = request.bundle.manifest
-    model = check_file(request.bundle.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
+    manifest = request.manifest
+    model = check_file(request.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
     rows = check_graph(model, manifest)
     return CheckedOnnx((manifest.height, manifest.width, manifest.channels), model, rows)
 

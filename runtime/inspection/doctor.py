@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.choose_engine import ENGINES
+from dim.runtime.engines.names import ENGINES
 from dim.runtime.engines.onnx_cuda import PROVIDER, built_for_cuda
 from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, driver_too_old, find_driver
@@ -121,7 +121,7 @@ def _try(
     found, needed = _versions(name, driver, packages)
     steps = _steps(name, driver, packages)
     state = partial(EngineState, engine=name, found=found, needed=needed)
-    if ENGINES[name][0] == "gpu" and driver.problem is not None:
+    if ENGINES[name] == "gpu" and driver.problem is not None:
         # No trial: without a driver the libraries' own errors mislead.
         builds = (
             "it builds engines here and cannot run them, because " if _loads(name) and name == "tensorrt-rtx" else ""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dim.runtime.bundle_format.files import load_manifest, write_bundle
 from dim.runtime.bundle_format.manifest import Manifest, SourceInfo
 from dim.runtime.choose_engine import open_engine
-from dim.runtime.engines.base import Engine
+from dim.runtime.engines.base import Engine, EngineOptions
 from dim.runtime.engines.parity import MAX_FP32_LEVELS, max_levels
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Driver
@@ -68,7 +68,7 @@ class SelfTest:
         """Open an engine as `dim generate` would, draw two images and compare them.
 
         Args:
-            name: an engine of `dim.runtime.choose_engine.ENGINES`.
+            name: an engine of `dim.runtime.engines.names.ENGINES`.
             driver: an answer of `find_driver`.
             say: told what is being built.
 
@@ -78,7 +78,9 @@ class SelfTest:
         Raises:
             as `open_engine`; EngineError: the images are wrong.
         """
-        engine: Engine = open_engine(self, engine=name, precision="fp32", driver=driver, say=say)
+        engine: Engine = open_engine(
+            self.path, self.manifest, EngineOptions(engine=name, precision="fp32"), driver=driver, say=say
+        )
         try:
             images = engine.run(LATENTS, LABELS)
             levels = max_levels(images, answer())

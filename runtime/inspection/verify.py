@@ -14,7 +14,7 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines import parity
-from dim.runtime.engines.base import Engine
+from dim.runtime.engines.base import Engine, EngineOptions
 from dim.runtime.errors import BundleError, EngineError, GraphError
 from dim.runtime.inspection.verify_engines import verify_engines
 from dim.runtime.sampling.latents import draw_latents, order_slice
@@ -153,7 +153,11 @@ class _Checks:
         for precision in manifest.precisions:
             name = onnx_name(precision)
             try:
-                engine = open_engine(self, engine="onnxruntime-cpu", precision=precision, threads=self._threads)
+                engine = open_engine(
+                    self.path,
+                    self.manifest,
+                    EngineOptions(engine="onnxruntime-cpu", precision=precision, threads=self._threads),
+                )
                 images = _draw(engine, latents, labels, BATCHES[-1])
                 reference = images if reference is None else reference
                 ok, found, allowed = parity.agrees(precision, images, reference)

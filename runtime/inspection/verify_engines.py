@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.engines.base import parse_pins
 from dim.runtime.errors import BundleError, DeviceError, EngineError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
 from dim.runtime.trt.library import load_library
 from dim.runtime.trt.self_test import Samples, check_plan, draw_samples
 from dim.runtime.trt.ship import cannot_run
 from dim.runtime.trt.store import EngineFile, engines_in_bundle, onnx_sha256
-from dim.runtime.trt.trust import distrusted, parse_pins
+from dim.runtime.trt.trust import distrusted
 
 AddRow = Callable[[str, str, bool, str, str], None]
 """Takes subject, check, whether it passed, what was found, what is allowed."""

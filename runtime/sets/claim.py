@@ -91,21 +91,12 @@ def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]
     if found is None:
         yield bundle.engine
         return
-    wanted, options = found.plan.engine, bundle._options
-    chosen = bundle._engine
+    wanted, chosen = found.plan.engine, bundle.opened_engine
     if chosen is not None and engine_info(chosen) == wanted:
         yield chosen
         return
-    engine = open_engine(
-        bundle,
-        engine=wanted.name,
-        device=wanted.device,
-        precision=wanted.precision,
-        batch=wanted.batch,
-        trust=options["trust"],
-        threads=options["threads"],
-        say=say,
-    )
+    options = replace(bundle.engine_options, engine=wanted.name, device=wanted.device, precision=wanted.precision)
+    engine = open_engine(bundle.path, bundle.manifest, options, batch=wanted.batch, say=say)
     try:
         yield engine
     finally:

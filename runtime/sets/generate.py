@@ -187,7 +187,7 @@ def parts_of(plan: Plan, shard: tuple[int, int]) -> range:
 def drawing(bundle: Bundle, engine: Engine, plan: Plan) -> Draw:
     """Return the function that draws images of a plan, and scores them where it has a teacher."""
     use = "fixed" if plan.fixed_latents else "stream"
-    score = open_teacher(bundle, bundle._options["threads"]) if plan.soft_labels else None
+    score = open_teacher(bundle, bundle.engine_options.threads) if plan.soft_labels else None
 
     def draw(
         labels: NDArray[np.int64], indices: NDArray[np.int64]

@@ -21,6 +21,7 @@ import numpy as np
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import check_file, load_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
 from dim.runtime.sets.claim import check_url, continued, engine_for, find_set, opened_store
@@ -64,7 +65,7 @@ class BundleParcel:
 
     path: str
     manifest_sha256: str
-    options: Mapping[str, Any]
+    options: EngineOptions
     fixed_latents: bool
     files: Mapping[str, bytes]
 
@@ -77,8 +78,8 @@ class BundleParcel:
             seen = False
         if not seen:
             path = self._unpack()
-        options = dict(self.options) | {"threads": self.options["threads"] or threads}
-        return Bundle(path, fixed_latents=self.fixed_latents, **options)
+        options = replace(self.options, threads=self.options.threads or threads)
+        return Bundle(path, options, fixed_latents=self.fixed_latents)
 
     def _unpack(self) -> Path:
         path = cache_dir() / "bundles" / f"{self.manifest_sha256}.dim"
@@ -101,7 +102,7 @@ def pack_bundle(bundle: Bundle) -> BundleParcel:
     return BundleParcel(
         path=str(bundle.path),
         manifest_sha256=bundle.manifest.manifest_sha256,
-        options=dict(bundle._options),
+        options=bundle.engine_options,
         fixed_latents=bundle.fixed_latents,
         files=files,
     )
@@ -195,7 +196,7 @@ def generate_on_ray(
         store.check_place()
         ray = _start_ray()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = share_cluster(nodes, bundle._options["device"], num_workers)
+        share = share_cluster(nodes, bundle.engine_options.device, num_workers)
         threads = max(1, int(share.cpus))
         say(
             f"Ray: {share.workers} worker{'s' * (share.workers != 1)} with "

@@ -101,16 +101,16 @@ def make_wish(
         encoder=encoder_here(format, soft_labels),
         engine=_NO_ENGINE,
     )
-    options = bundle._options
+    options = bundle.engine_options
     wish = Wish(
         plan=plan,
         shard=check_shard(shard),
         shard_images=shard_images,
         shard_bytes=shard_bytes,
         engine={
-            "name": options["engine"] if options["engine"] != "auto" else None,
-            "device": options["device"] if options["device"] != "auto" else None,
-            "precision": options["precision"],
+            "name": options.engine if options.engine != "auto" else None,
+            "device": options.device if options.device != "auto" else None,
+            "precision": options.precision,
         },
     )
     # The batch that rounds the default is not known yet; this checks the caller's own sizes.

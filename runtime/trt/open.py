@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from dim.runtime.bundle_format.names import PRECISIONS
-from dim.runtime.engines.base import EngineRequest
+from dim.runtime.engines.base import EngineRequest, parse_pins
 from dim.runtime.errors import DeviceError, EngineError
 from dim.runtime.gpu.driver import driver_too_old, require_gpu
 from dim.runtime.trt.build import DEFAULT_BATCH, BuildOptions, Progress
@@ -49,8 +49,8 @@ def open_plan(request: EngineRequest, format: str) -> PlanEngine:
         raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")
     found = _find(request, library)
     if found is None:
-        sha256 = onnx_sha256(request.bundle.manifest, request.precision)
-        assert sha256 is not None, "choose_precision looked"
+        sha256 = onnx_sha256(request.manifest, request.precision)
+        assert sha256 is not None, "open_engine looked"
         with build_lock(sha256):
             found = _find(request, library, quiet=True)  # another process may have built it meanwhile
             if found is None:
@@ -62,12 +62,11 @@ def open_plan(request: EngineRequest, format: str) -> PlanEngine:
 
 def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> EngineFile | None:
     """Look for an engine that fits: the bundle's before the cache's, fp32 before the others."""
-    bundle = request.bundle
-    in_bundle, problems = engines_in_bundle(bundle.path, bundle.manifest)
+    in_bundle, problems = engines_in_bundle(request.path, request.manifest)
     if problems and not quiet:
         request.say(" ".join(problems))
-    for precision in PRECISIONS if request.any_precision else (request.precision,):
-        sha256 = onnx_sha256(bundle.manifest, precision)
+    for precision in PRECISIONS if request.options.precision is None else (request.precision,):
+        sha256 = onnx_sha256(request.manifest, precision)
         if sha256 is None:
             continue
         for file in [*in_bundle, *engines_in_cache(sha256)]:
@@ -78,7 +77,7 @@ def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> E
                 sidecar, gpu=request.driver.gpus[0], library_version=library.version, onnx_sha256=sha256
             ) or _outside(sidecar.batch, request.batch)
             if reason is None:
-                reason = distrusted(sidecar.engine_sha256, request.trust) or _damaged(request, file)
+                reason = distrusted(sidecar.engine_sha256, parse_pins(request.options.trust)) or _damaged(request, file)
             if reason is None:
                 return file
             if file.in_bundle and not quiet:
@@ -97,7 +96,7 @@ def _damaged(request: EngineRequest, file: EngineFile) -> str | None:
     if file.in_bundle:
         return None
     try:
-        file.read(request.bundle.path, request.bundle.manifest)
+        file.read(request.path, request.manifest)
     except EngineError as error:
         request.say(f"{error} It is built again.")
         return "it is damaged"
@@ -109,8 +108,8 @@ def _build(request: EngineRequest, library: TrtLibrary) -> EngineFile:
     if request.batch is not None and request.batch > batch[2]:
         batch = (1, request.batch, request.batch)
     plan, sidecar = build_engine(
-        request.bundle.path,
-        request.bundle.manifest,
+        request.path,
+        request.manifest,
         library,
         request.precision,
         BuildOptions(batch=batch),
@@ -135,10 +134,10 @@ def _now_and_then(say: Callable[[str], None]) -> Progress:
 
 
 def _open(request: EngineRequest, library: TrtLibrary, file: EngineFile, reason: str) -> PlanEngine:
-    manifest = request.bundle.manifest
+    manifest = request.manifest
     engine = PlanEngine(
         library,
-        file.read(request.bundle.path, manifest),
+        file.read(request.path, manifest),
         file.sidecar,
         manifest,
         batch=request.batch,

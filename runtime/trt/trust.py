@@ -4,38 +4,9 @@ Built here: the plan's SHA-256 stands in the user's private cache, written there
 gave the hash on the command line (`--trust sha256:...`). Everything else is rebuilt from the ONNX file.
 """
 
-import re
-from collections.abc import Iterable
-
-from dim.runtime.errors import BadValueError
 from dim.runtime.storage.private_cache import recall, remember
 
 _KIND = "built-engines"
-_PIN = re.compile(r"sha256:([0-9a-f]{64})")
-
-
-def parse_pins(trust: Iterable[str]) -> frozenset[str]:
-    """Read the hashes that a user pinned.
-
-    Args:
-        trust: each `sha256:` and 64 lower-case hexadecimal digits.
-
-    Returns:
-        the hashes without their prefix.
-
-    Raises:
-        BadValueError: a value of another form.
-    """
-    hashes = set()
-    for pin in trust:
-        match = _PIN.fullmatch(pin)
-        if match is None:
-            raise BadValueError(
-                f"--trust got {pin!r}; it takes sha256: and the 64 lower-case hexadecimal digits that  sha256sum  "
-                "prints for the .engine file."
-            )
-        hashes.add(match[1])
-    return frozenset(hashes)
 
 
 def remember_built(sha256: str) -> None:

@@ -20,8 +20,7 @@ from tiny_bundle import build_tiny_bundle
 
 import dim.runtime
 from dim.runtime import bundle as bundle_module
-from dim.runtime import open_bundle
-from dim.runtime.bundle import Bundle, rows_per_run
+from dim.runtime.bundle import Bundle, open_bundle, rows_per_run
 from dim.runtime.bundle_format.files import update_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.engines.fake import FakeEngine
@@ -282,7 +281,7 @@ def test_an_engine_that_can_runs_ahead(tiny_bundle: Path, monkeypatch: pytest.Mo
             sizes.append(len(labels))
             yield self.run(latents, labels)
 
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         labels, indices = index_major_order((40, 40, 20))
         expected = bundle.sample(labels, indices)
         monkeypatch.setattr(FakeEngine, "run_ahead", run_ahead, raising=False)

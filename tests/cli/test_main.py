@@ -17,7 +17,7 @@ from dim.cli import inspect as inspect_command
 from dim.cli import main as main_module
 from dim.cli import options
 from dim.cli.main import app
-from dim.runtime import choose_engine as engine
+from dim.runtime.engines import names as engine
 from dim.runtime.errors import BundleError
 from dim.runtime.set_formats import plan
 from dim.version import __version__

@@ -11,7 +11,7 @@ from typing import Any
 import fake_trt
 import numpy as np
 import pytest
-from fake_machine import ADA, NONE, TURING, Machine, Opened
+from fake_machine import ADA, NONE, TURING, Machine
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
@@ -290,8 +290,8 @@ def test_workers_that_start_together_build_once(machine: Machine) -> None:
     engines: list[Any] = []
 
     def start() -> None:
-        bundle = Opened(machine.path, load_manifest(machine.path))
-        engines.append(open_engine(bundle, driver=ADA, say=lambda message: None))
+        manifest = load_manifest(machine.path)
+        engines.append(open_engine(machine.path, manifest, driver=ADA, say=lambda message: None))
 
     threads = [threading.Thread(target=start) for _ in range(3)]
     for thread in threads:

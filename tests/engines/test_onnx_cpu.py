@@ -13,9 +13,11 @@ import pytest
 
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.choose_engine import ENGINES, open_engine
+from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines import onnx_cpu as cpu_sessions
 from dim.runtime.engines import onnx_session as engine_onnx
+from dim.runtime.engines.base import Engine, EngineOptions
+from dim.runtime.engines.names import ENGINES
 from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import BadValueError, BundleError, EngineError, GraphError, MissingExtraError
 from dim.runtime.sampling.latents import draw_latents
@@ -32,6 +34,10 @@ def bundle(tiny_bundle: Path) -> Opened:
     return Opened(tiny_bundle, load_manifest(tiny_bundle))
 
 
+def opened(bundle: Opened, say: Callable[[str], None] = lambda line: None, **options: Any) -> Engine:
+    return open_engine(bundle.path, bundle.manifest, EngineOptions(**options), say=say)
+
+
 def samples(n: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(n) % 3
     return draw_latents(7, labels, np.arange(n) // 3, 16, 1.0), labels
@@ -43,7 +49,7 @@ def samples(n: int) -> tuple[np.ndarray, np.ndarray]:
     ids=str,
 )
 def test_every_row_depends_on_itself_alone(bundle: Opened, options: dict[str, Any]) -> None:
-    engine = open_engine(bundle, **({"engine": "onnxruntime-cpu"} | options))
+    engine = opened(bundle, **({"engine": "onnxruntime-cpu"} | options))
     latents, labels = samples(40)
     whole = engine.run(latents, labels)
     assert whole.shape == (40, 8, 8, 1) and whole.dtype == np.uint8
@@ -60,42 +66,42 @@ def test_every_row_depends_on_itself_alone(bundle: Opened, options: dict[str, An
 
 def test_threads_do_not_show(bundle: Opened) -> None:
     latents, labels = samples(33)
-    drawn = [open_engine(bundle, engine="onnxruntime-cpu", threads=n).run(latents, labels) for n in (1, 2, 4)]
+    drawn = [opened(bundle, engine="onnxruntime-cpu", threads=n).run(latents, labels) for n in (1, 2, 4)]
     assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
 
 
 def test_many_images_are_spread_over_the_threads_in_pieces(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     latents, labels = samples(150)
-    expected = open_engine(bundle, engine="onnxruntime-cpu", threads=1).run(latents, labels)
-    opened: list[tuple[int, list[int]]] = []
+    expected = opened(bundle, engine="onnxruntime-cpu", threads=1).run(latents, labels)
+    sessions: list[tuple[int, list[int]]] = []
 
     def watched(model: bytes, threads: int | None = None) -> Any:
         session = open_cpu_session(model, threads)
         sizes: list[int] = []
-        opened.append((threads or 0, sizes))
+        sessions.append((threads or 0, sizes))
         run = lambda names, feeds: sizes.append(len(feeds["labels"])) or session.run(names, feeds)  # noqa: E731
         return SimpleNamespace(run=run)
 
     monkeypatch.setattr(cpu_sessions, "open_cpu_session", watched)
-    engine = open_engine(bundle, engine="onnxruntime-cpu", threads=2)
+    engine = opened(bundle, engine="onnxruntime-cpu", threads=2)
     assert np.array_equal(engine.run(latents[:31], labels[:31]), expected[:31])
-    assert opened == [(2, [31])]
+    assert sessions == [(2, [31])]
     for _ in range(2):
         assert np.array_equal(engine.run(latents, labels), expected)
-    assert [threads for threads, _ in opened] == [2, 1]
-    assert sorted(opened[1][1]) == sorted([19] * 14 + [17] * 2)  # an eighth of 150, rounded up
+    assert [threads for threads, _ in sessions] == [2, 1]
+    assert sorted(sessions[1][1]) == sorted([19] * 14 + [17] * 2)  # an eighth of 150, rounded up
 
 
 def test_what_fails_in_a_piece_fails_the_run(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession([], lambda feeds: (_ for _ in ()).throw(RuntimeError("out of memory")))
     monkeypatch.setattr(cpu_sessions, "open_cpu_session", lambda model, threads: session)
     with pytest.raises(EngineError, match="onnxruntime-cpu failed while drawing 64 images: out of memory$"):
-        open_engine(bundle, engine="onnxruntime-cpu", threads=2).run(*samples(64))
+        opened(bundle, engine="onnxruntime-cpu", threads=2).run(*samples(64))
 
 
 def test_an_engine_says_what_it_is(bundle: Opened) -> None:
     said: list[str] = []
-    engine = open_engine(bundle, engine="onnxruntime-cpu", precision="int8", say=said.append)
+    engine = opened(bundle, engine="onnxruntime-cpu", precision="int8", say=said.append)
     assert (engine.name, engine.device, engine.precision, engine.batch) == ("onnxruntime-cpu", "cpu", "int8", None)
     assert engine.version == f"onnxruntime {onnxruntime.__version__}"
     assert said == ["Engine: onnxruntime-cpu on the cpu, int8, as asked."]
@@ -103,7 +109,7 @@ def test_an_engine_says_what_it_is(bundle: Opened) -> None:
 
 def test_the_cpu_is_chosen_and_said(bundle: Opened) -> None:
     said: list[str] = []
-    assert open_engine(bundle, device="cpu", say=said.append).name == "onnxruntime-cpu"
+    assert opened(bundle, device="cpu", say=said.append).name == "onnxruntime-cpu"
     assert len(said) == 1 and "onnxruntime-cpu" in said[0]
 
 
@@ -120,7 +126,7 @@ def test_the_cpu_is_chosen_and_said(bundle: Opened) -> None:
 )
 def test_impossible_choices_are_refused(bundle: Opened, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadValueError, match=message):
-        open_engine(bundle, **options)
+        opened(bundle, **options)
 
 
 def test_a_missing_precision_says_which_there_are(tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_a_missing_precision_says_which_there_are(tmp_path: Path) -> None:
 
     path = build_tiny_bundle(tmp_path / "a.dim")
     with pytest.raises(BundleError, match=r"has no generator.fp16.onnx; it has fp32\."):
-        open_engine(Opened(path, load_manifest(path)), device="cpu", precision="fp16")
+        opened(Opened(path, load_manifest(path)), device="cpu", precision="fp16")
 
 
 def test_a_missing_library_names_the_install_line(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +147,7 @@ def test_a_missing_library_names_the_install_line(bundle: Opened, monkeypatch: p
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError) as missing:
-        open_engine(bundle, engine="onnxruntime-cpu")
+        opened(bundle, engine="onnxruntime-cpu")
     assert str(missing.value) == (
         "The package 'onnxruntime' is not installed and is needed to run ONNX files on the CPU: "
         "run  pip install 'dim-distill[cpu]'"
@@ -181,11 +187,11 @@ def test_a_wrong_answer_is_an_error(
     session = FakeSession(["CPUExecutionProvider"], answer)
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **options: session)
     with pytest.raises(EngineError, match=message):
-        open_engine(bundle, engine="onnxruntime-cpu").run(*samples(2))
+        opened(bundle, engine="onnxruntime-cpu").run(*samples(2))
 
 
 def test_a_closed_engine_says_so(bundle: Opened) -> None:
-    engine = open_engine(bundle, engine="onnxruntime-cpu")
+    engine = opened(bundle, engine="onnxruntime-cpu")
     engine.close()
     with pytest.raises(EngineError, match="was closed"):
         engine.run(*samples(1))
@@ -197,7 +203,7 @@ def test_a_graph_outside_the_contract_never_reaches_the_engine(
     other = Opened(tiny_bundle, Manifest(**(vars(bundle.manifest) | {"height": 9})))
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **options: pytest.fail("the engine saw it"))
     with pytest.raises(GraphError, match="images of the ONNX file is UINT8"):
-        open_engine(other, engine="onnxruntime-cpu")
+        opened(other, engine="onnxruntime-cpu")
 
 
 def test_cores_are_those_this_process_may_use() -> None:

@@ -16,7 +16,7 @@ from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines import onnx_cuda as engine_cuda
-from dim.runtime.engines.base import Engine
+from dim.runtime.engines.base import Engine, EngineOptions
 from dim.runtime.engines.onnx_cuda import CudaEngine
 from dim.runtime.errors import BadValueError, DeviceError, EngineError
 from dim.runtime.gpu.driver import Driver, find_driver
@@ -125,7 +125,9 @@ def bundle(tiny_bundle: Path) -> Opened:
 
 
 def opened(bundle: Opened, **options: Any) -> Engine:
-    return open_engine(bundle, engine="onnxruntime-cuda", **{"driver": DRIVER, **options})
+    others = {name: options.pop(name) for name in ("batch", "driver", "say") if name in options}
+    wanted = EngineOptions(**{"engine": "onnxruntime-cuda", **options})
+    return open_engine(bundle.path, bundle.manifest, wanted, **{"driver": DRIVER, **others})
 
 
 def rows(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -134,7 +136,7 @@ def rows(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def expected(bundle: Opened, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return open_engine(bundle, engine="onnxruntime-cpu").run(latents, labels)
+    return open_engine(bundle.path, bundle.manifest, EngineOptions(engine="onnxruntime-cpu")).run(latents, labels)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 21])

@@ -31,7 +31,7 @@ from dim.export.export_run import export_run
 from dim.export.publish import kept_from
 from dim.export.run_files import Classifier, newest_run, read_classifiers, read_run
 from dim.runs.checkpoint import read_tensors, write_tensors
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.names import CANONICAL_ONNX
@@ -84,7 +84,7 @@ def test_a_bundle_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_preview_is_drawn_by_the_exported_file(tmp_path: Path) -> None:
     bundle = export_run(make_run(tmp_path / "run"))
-    with Bundle(bundle, engine="onnxruntime-cpu", precision="fp32") as opened:
+    with open_bundle(bundle, engine="onnxruntime-cpu", precision="fp32") as opened:
         first = opened.sample([2], [5])[0]
     with Image.open(bundle / "preview.png") as picture:
         scale = picture.size[0] // (12 * 14 + 2)

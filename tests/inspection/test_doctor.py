@@ -13,6 +13,7 @@ from fake_gpu import FakeGpu, fake_driver
 from fake_trt import FakeContext, FakeTrt
 
 from dim.runtime.choose_engine import open_engine
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.inspection import doctor as doctor_module
 from dim.runtime.inspection import self_test as selftest
@@ -66,7 +67,7 @@ def test_the_self_test_is_a_bundle_that_any_engine_takes() -> None:
     pytest.importorskip("tensorrt_rtx")
     with selftest.SelfTest() as test:
         assert test.run("onnxruntime-cpu", NONE).startswith("onnxruntime ")
-        engine = open_engine(test, engine="onnxruntime-cpu")
+        engine = open_engine(test.path, test.manifest, EngineOptions(engine="onnxruntime-cpu"))
         np.testing.assert_array_equal(engine.run(selftest.LATENTS, selftest.LABELS), selftest.answer())
         assert build_engines(test.path, format="rtx", into="cache", batch=(1, 2, 4))
         path = test.path

@@ -19,7 +19,7 @@ from set_tools import identities, tree
 from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.sets.generate import generate
 
@@ -98,7 +98,7 @@ class Case:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     path = tmp_path_factory.mktemp("bundle") / "b.dim"
     build_tiny_bundle(path, extra_files={"teacher.onnx": teacher_graph()})
-    with Bundle(path, engine="fake", threads=1) as opened:
+    with open_bundle(path, engine="fake", threads=1) as opened:
         yield opened
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from set_tools import identities, tree
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.sets.generate import generate
 
@@ -26,10 +26,10 @@ def check_nothing_partial(out: Path, expected: dict[str, bytes]) -> None:
 
 SCRIPT = """
 import sys
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.sets.generate import generate
 bundle, out, format = sys.argv[1:4]
-generate(Bundle(bundle, engine="fake"), out, counts=(4000, 2000, 1000), format=format,
+generate(open_bundle(bundle, engine="fake"), out, counts=(4000, 2000, 1000), format=format,
          progress=lambda *state: print(*state, flush=True))
 """
 
@@ -41,7 +41,7 @@ def test_kills_at_random_moments(tiny_bundle: Path, fast: Path, format: str, sig
     moments = random.Random(seed)
     print("seed", seed)
     command = [sys.executable, "-c", SCRIPT, str(tiny_bundle)]
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         generate(bundle, fast / "one", counts=(4000, 2000, 1000), format=format)
     expected, out = tree(fast / "one"), fast / "set"
     for _ in range(3):
@@ -53,7 +53,7 @@ def test_kills_at_random_moments(tiny_bundle: Path, fast: Path, format: str, sig
         process.communicate()
         check_nothing_partial(out, expected)
     before = identities(out)
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         assert generate(bundle, out, counts=(4000, 2000, 1000), format=format).complete
     assert tree(out) == expected
     after = identities(out)
@@ -68,7 +68,7 @@ def test_a_mount_that_goes_away(tiny_bundle: Path, tmp_path: Path) -> None:
             out.rename(gone)
             out.mkdir()
 
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         with pytest.raises(OutputError, match="went away or stopped working while the set was written"):
             generate(bundle, out, counts=(900, 60, 3), progress=unmount)
         assert list(out.iterdir()) == []
@@ -88,7 +88,7 @@ def test_an_npz_goes_on_inside_the_file(tiny_bundle: Path, tmp_path: Path, monke
         if done >= 1500:
             raise KeyboardInterrupt
 
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         with pytest.raises(KeyboardInterrupt):
             generate(bundle, tmp_path / "set", counts=(3000, 1000, 0), format="npz", progress=interrupt)
         partial = next((tmp_path / "set/.dim/partial").glob("*.npz"))

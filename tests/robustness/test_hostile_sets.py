@@ -11,7 +11,7 @@ import pytest
 import yaml
 from set_tools import tree
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.part import FileEntry, PartRecord
@@ -27,7 +27,7 @@ COUNTS = (3, 2, 0)
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         yield opened
 
 
@@ -179,7 +179,7 @@ def test_the_largest_set_fits_its_own_limits(bundle: Bundle, tmp_path: Path) -> 
 @pytest.mark.parametrize("format", ["imagefolder", "parquet"])
 def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, format: str) -> None:
     evil = 'x\n---\nconfigs: [{"config_name": "evil", "data_files": "https://evil/*.py"}]\n<script>alert(1)</script>'
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         source = replace(opened.manifest.source, name=evil, licence=evil, note=evil)
         opened.manifest = replace(opened.manifest, name="a: [b", licence=evil, source=source)
         generate(opened, tmp_path, counts=COUNTS, format=format)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from set_tools import tree
 
-from dim.runtime.bundle import Bundle, open_bundle
+from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.sampling.latents import order_slice
 from dim.runtime.sets.generate import generate
@@ -92,7 +92,7 @@ def _generate_in_child(path: str, out: str, shard: tuple[int, int], started: Any
             go_on.wait(120)
 
     try:
-        summary = generate(Bundle(path, engine="fake"), out, counts=(300, 300, 300), shard=shard, progress=wait)
+        summary = generate(open_bundle(path, engine="fake"), out, counts=(300, 300, 300), shard=shard, progress=wait)
         answers.put(("written", summary.images_drawn))
     except OutputError as error:
         answers.put(("refused", str(error)))
@@ -117,7 +117,7 @@ def test_two_processes_want_the_same_shard(tiny_bundle: Path, tmp_path: Path) ->
     for child in (first, second):
         child.join(60)
         assert child.exitcode == 0
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         assert generate(bundle, out, counts=(300, 300, 300)).images_drawn == 0
         generate(bundle, tmp_path / "alone", counts=(300, 300, 300))
     assert tree(out) == tree(tmp_path / "alone")
@@ -131,7 +131,7 @@ def test_two_threads_want_the_same_shard(tiny_bundle: Path, tmp_path: Path) -> N
             inside.set()
             go_on.wait(60)
 
-    with Bundle(tiny_bundle, engine="fake") as bundle, ThreadPoolExecutor(1) as pool:
+    with open_bundle(tiny_bundle, engine="fake") as bundle, ThreadPoolExecutor(1) as pool:
         first = pool.submit(generate, bundle, out, counts=COUNTS, progress=wait)
         assert inside.wait(60)
         with pytest.raises(OutputError, match="is being written by another process"):

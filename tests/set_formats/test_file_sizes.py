@@ -11,7 +11,7 @@ from set_tools import tree
 from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BadValueError
 from dim.runtime.set_formats import file_sizes as part_bytes
 from dim.runtime.set_formats.file_sizes import images_within, largest_file_bytes
@@ -86,7 +86,7 @@ def test_as_many_images_as_the_limit_lets_in(format: str) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     path = tmp_path_factory.mktemp("bundle") / "b.dim"
     build_tiny_bundle(path, extra_files={"teacher.onnx": teacher_graph()})
-    with Bundle(path, engine="fake", threads=1) as opened:
+    with open_bundle(path, engine="fake", threads=1) as opened:
         yield opened
 
 

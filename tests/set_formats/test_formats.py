@@ -13,7 +13,7 @@ from PIL import Image
 from set_tools import tree
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.webdataset import tar_entry
 from dim.runtime.sets.card import looks_like_a_split
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     # `train` and `test` are names of classes (CIFAR-100 has a class `train`), and words for splits to Hugging Face.
     path = build_tiny_bundle(tmp_path_factory.mktemp("bundle") / "b.dim", classes=("train", "test", "cat"), channels=3)
-    with Bundle(path, engine="fake") as opened:
+    with open_bundle(path, engine="fake") as opened:
         yield opened
 
 
@@ -109,7 +109,7 @@ def test_imagefolder_of_plain_classes_through_the_packaged_reader(tiny_bundle: P
     import datasets
 
     said: list[str] = []
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         generate(bundle, tmp_path / "set", counts=COUNTS, say=said.append)
         loaded = datasets.load_dataset(
             "imagefolder", data_dir=str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "hf")

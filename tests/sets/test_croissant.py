@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.sets.card import MAX_CLASSES_LISTED, dataset_card
@@ -32,7 +32,7 @@ def test_mlcroissant_validates_and_reads(
 
     if sharded and format == "imagefolder":
         sharded = False
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         generate(bundle, tmp_path / "set", counts=COUNTS, format=format, shard_images=5 if sharded else None)
         dataset = mlcroissant.Dataset(jsonld=str(tmp_path / "set" / "croissant.json"))
         assert dataset.metadata.ctx.conforms_to.value == "http://mlcommons.org/croissant/1.1"
@@ -60,7 +60,7 @@ def pixels(image: Any) -> bytes:
 
 
 def test_card_names_what_is_there(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         generate(bundle, tmp_path / "set", counts=COUNTS, seed=3, format="webdataset", shard_images=5)
         card = (tmp_path / "set" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc0-1.0\n")
@@ -74,7 +74,7 @@ def test_card_names_what_is_there(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_card_of_many_classes_and_of_names_that_would_be_markup(tmp_path: Path) -> None:
     classes = ("a|b*c", *(f"class {k}" for k in range(MAX_CLASSES_LISTED + 9)))
     path = build_tiny_bundle(tmp_path / "b.dim", classes=classes)
-    with Bundle(path, engine="fake") as bundle:
+    with open_bundle(path, engine="fake") as bundle:
         generate(bundle, tmp_path / "set", counts=[1] * len(classes), format="npz")
         found = read_set(LocalStore(tmp_path / "set"))
         assert found is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from set_tools import tree
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.sets.dry_run import estimate_set
@@ -18,7 +18,7 @@ from dim.runtime.storage.local_store import Free, LocalStore
 
 @pytest.fixture
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         yield opened
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from set_tools import identities, tree
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.engines.fake import FakeEngine
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.sampling.latents import index_major_order
@@ -29,7 +29,7 @@ FORMATS = ("imagefolder", "npz", "npy")
 
 @pytest.fixture
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         yield opened
 
 
@@ -280,16 +280,16 @@ def test_a_second_writer_of_a_shard_is_refused(bundle: Bundle, tmp_path: Path) -
 
 
 def test_the_engine_of_the_plan_is_kept(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Bundle(tiny_bundle, engine="fake") as fake:
+    with open_bundle(tiny_bundle, engine="fake") as fake:
         generate(fake, tmp_path / "set", counts=MANY, shard=(0, 2))
-    with Bundle(tiny_bundle, engine="onnxruntime-cpu") as other:
+    with open_bundle(tiny_bundle, engine="onnxruntime-cpu") as other:
         with pytest.raises(OutputError, match="engine name fake instead of onnxruntime-cpu"):
             generate(other, tmp_path / "set", counts=MANY, shard=(1, 2))
     said: list[str] = []
     with Bundle(tiny_bundle) as automatic:
         summary = generate(automatic, tmp_path / "set", counts=MANY, shard=(1, 2), say=said.append)
     assert summary.complete and summary.engine == "fake (fake 1, cpu, fp32)"
-    with Bundle(tiny_bundle, engine="fake") as fake:
+    with open_bundle(tiny_bundle, engine="fake") as fake:
         generate(fake, tmp_path / "one", counts=MANY)
     assert tree(tmp_path / "one") == tree(tmp_path / "set")
 
@@ -323,7 +323,7 @@ def test_another_engine_or_encoder_is_refused_and_begins_anew_only_on_request(
 
 
 def test_real_engine(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Bundle(tiny_bundle, engine="onnxruntime-cpu", threads=1) as bundle:
+    with open_bundle(tiny_bundle, engine="onnxruntime-cpu", threads=1) as bundle:
         generate(bundle, tmp_path / "set", counts=(3, 3, 3), format="npz")
         labels, indices = index_major_order((3, 3, 3))
         images = np.load(tmp_path / "set" / "train.npz")["images"]
@@ -331,7 +331,7 @@ def test_real_engine(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_padded_engine_draws_in_its_batch(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         generate(bundle, tmp_path / "free", counts=COUNTS, format="npz")
         sizes: list[int] = []
         run = FakeEngine.run
@@ -376,7 +376,7 @@ def test_bad_values_leave_nothing_behind(bundle: Bundle, tmp_path: Path, argumen
 
 def test_class_names_that_cannot_be_folders(tmp_path: Path) -> None:
     path = build_tiny_bundle(tmp_path / "b.dim", classes=("T-shirt/top", "bag"))
-    with Bundle(path, engine="fake") as bundle:
+    with open_bundle(path, engine="fake") as bundle:
         with pytest.raises(BadValueError, match="The class 'T-shirt/top' cannot be the name of a folder"):
             generate(bundle, tmp_path / "set", counts=(1, 1))
         generate(bundle, tmp_path / "npz", counts=(1, 1), format="npz")

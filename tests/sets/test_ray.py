@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ray_program import COUNTS, PARQUET
 from set_tools import tree
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BadValueError, MissingExtraError
 from dim.runtime.sets import ray as ray_generate
 from dim.runtime.sets.generate import generate
@@ -25,7 +25,7 @@ from dim.runtime.sets.ray import Share, check_workers, generate_on_ray, pack_bun
 
 @pytest.fixture
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         yield opened
 
 
@@ -35,7 +35,7 @@ def on_ray(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("ray")
     (folder / "foreign" / "one").mkdir(parents=True)
     (folder / "foreign" / "one" / "00000003.png").write_bytes(b"mine")
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         generate(bundle, folder / "mixed", shard=(0, 3), **PARQUET)
     program = Path(__file__).parents[1] / "support" / "ray_program.py"
     command = [sys.executable, str(program), str(tiny_bundle), str(folder)]

@@ -11,7 +11,7 @@ from set_tools import tree
 from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BundleError, EngineError
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.plan import FORMATS
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     folder = tmp_path_factory.mktemp("teacher")
     path = build_tiny_bundle(folder / "b.dim", extra_files={"teacher.onnx": teacher_graph()})
-    with Bundle(path, engine="fake", threads=1) as opened:
+    with open_bundle(path, engine="fake", threads=1) as opened:
         yield opened
 
 
@@ -79,7 +79,7 @@ def test_soft_labels_resume_to_the_same_bytes(bundle: Bundle, tmp_path: Path, fo
 
 
 def test_a_bundle_without_a_teacher(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Bundle(tiny_bundle, engine="fake") as bundle:
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
         with pytest.raises(BundleError, match="has no teacher.onnx to make soft labels; leave them out"):
             generate(bundle, tmp_path / "set", counts=COUNTS, soft_labels=True)
     assert not (tmp_path / "set").exists()
@@ -87,7 +87,7 @@ def test_a_bundle_without_a_teacher(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_logits_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = build_tiny_bundle(tmp_path / "b.dim", extra_files={"teacher.onnx": teacher_graph(scale=1e4)})
-    with Bundle(path, engine="fake", threads=1) as bundle:
+    with open_bundle(path, engine="fake", threads=1) as bundle:
         with pytest.raises(EngineError, match=r"gave logits that are not finite as float16: run  dim verify"):
             generate(bundle, tmp_path / "set", counts=COUNTS, soft_labels=True)
 

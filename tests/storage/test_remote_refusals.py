@@ -15,7 +15,7 @@ from cli_tools import dim, one_line
 from s3_tools import objects
 from set_tools import tree
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.fetch import fetch_bundle
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.set_formats import part as writers_part
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         yield opened
 
 

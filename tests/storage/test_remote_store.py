@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture
 def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
-    with Bundle(tiny_bundle, engine="fake") as opened:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
         yield opened
 
 
@@ -200,7 +200,10 @@ def test_a_bundle_is_fetched_once_and_draws_the_same(tiny_bundle: Path, web: Any
     path = fetch_bundle(f"{url}/tiny.dim/", say=said.append)
     assert tree(path) == tree(tiny_bundle)
     assert said[0].startswith(f"Fetching tiny from {url}/tiny.dim: ") and len(asked) == len(tree(tiny_bundle))
-    with Bundle(path, engine="onnxruntime-cpu", threads=1) as fetched, Bundle(tiny_bundle, threads=1) as original:
+    with (
+        open_bundle(path, engine="onnxruntime-cpu", threads=1) as fetched,
+        open_bundle(tiny_bundle, threads=1) as original,
+    ):
         assert np.array_equal(fetched.sample([1], [2]), original.sample([1], [2]))
     asked.clear()
     assert fetch_bundle(f"{url}/tiny.dim", say=said.append) == path

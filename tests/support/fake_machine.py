@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from fake_trt import FakeTrt
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines import onnx_cuda as engine_cuda
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import MissingExtraError
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.storage.private_cache import cache_dir
@@ -27,12 +26,6 @@ from dim.runtime.trt.ship import build_engines
 ADA = find_driver(fake_driver())
 TURING = find_driver(fake_driver(name="NVIDIA T4", capability=(7, 5)))
 NONE = find_driver(fake_driver(missing=True))
-
-
-@dataclass(frozen=True)
-class Opened:
-    path: Path
-    manifest: Manifest
 
 
 class Machine:
@@ -74,8 +67,11 @@ class Machine:
 
     def open(self, **options: Any) -> Any:
         self.said.clear()
-        bundle = Opened(self.path, load_manifest(self.path))
-        return open_engine(bundle, say=self.said.append, **{"driver": self.driver, **options})
+        others = {name: options.pop(name) for name in ("batch", "driver") if name in options}
+        manifest = load_manifest(self.path)
+        return open_engine(
+            self.path, manifest, EngineOptions(**options), say=self.said.append, **{"driver": self.driver, **others}
+        )
 
     def build(self, format: str = "trt", **options: Any) -> list[Path]:
         self.said.clear()

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import DimError
 from dim.runtime.sets.ray import generate_on_ray
 
@@ -51,7 +51,7 @@ def main(bundle_path: str, folder: str) -> None:
             os.kill(pids[0], signal.SIGKILL)
 
     out = Path(folder)
-    with Bundle(bundle_path, engine="fake") as bundle:
+    with open_bundle(bundle_path, engine="fake") as bundle:
         two = generate_on_ray(bundle, out / "two", counts=COUNTS, num_workers=2, say=said.append, progress=kill_one)
         again = generate_on_ray(bundle, out / "two", counts=COUNTS, say=said.append)
         mixed = generate_on_ray(bundle, out / "mixed", num_workers=1, **PARQUET)

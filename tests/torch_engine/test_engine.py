@@ -16,7 +16,7 @@ from tiny_bundle import build_tiny_bundle
 
 import dim.torch_engine.engine
 from dim.export.export_run import export_run
-from dim.runtime.bundle import Bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.files import update_bundle
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.errors import BundleError, EngineError
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def drawn(path: Path, precision: str, engine: TorchEngine | None, count: int = 70) -> np.ndarray:
-    with Bundle(path, engine="onnxruntime-cpu", precision=precision, threads=1) as bundle:
+    with open_bundle(path, engine="onnxruntime-cpu", precision=precision, threads=1) as bundle:
         labels = np.arange(count) % len(bundle.classes)
         if engine is not None:
             bundle.draw_with(engine)
@@ -141,7 +141,7 @@ def test_inputs_that_are_left_out_keep_the_others_in_their_places() -> None:
 
 def test_a_bundle_draws_with_one_engine() -> None:
     path = find_bundle(None)[0]
-    with Bundle(path, engine="onnxruntime-cpu") as bundle:
+    with open_bundle(path, engine="onnxruntime-cpu") as bundle:
         bundle.sample([0], [0])
         with pytest.raises(BundleError, match="draws with another engine; open it again"):
             bundle.draw_with(TorchEngine(bundle, "fp32", CPU))

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.errors import BadValueError, DeviceError, EngineError, MissingExtraError
+from dim.runtime.gpu import memory as cuda_memory
 from dim.runtime.gpu.driver import find_driver
-from dim.runtime.gpu.driver import memory as cuda_memory
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt.build import BuildOptions, build_plan, check_target

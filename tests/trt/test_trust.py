@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dim.runtime.engines.base import parse_pins
 from dim.runtime.errors import BadValueError
-from dim.runtime.trt.trust import distrusted, parse_pins, remember_built
+from dim.runtime.trt.trust import distrusted, remember_built
 
 
 @pytest.fixture
