@@ -16,6 +16,7 @@ from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect,
 from dim.runtime.errors import DimError, printable
 from dim.version import __version__
 
+MACHINES = ("x86_64", "aarch64")
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -126,6 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: what follows `dim`; the process's own when None.
     """
+    _check_platform()
     given = list(sys.argv[1:] if arguments is None else arguments)
     with_traceback = "--traceback" in given
     try:
@@ -149,6 +151,14 @@ def main(arguments: list[str] | None = None) -> None:
         if with_traceback:
             raise
         _fail(f"An error of dim itself, {type(error).__name__}: {error}  Run it again with --traceback to see where.")
+
+
+def _check_platform() -> None:
+    """Refuse other systems, whose locks and processes differ; on Linux, name a processor that was not tried."""
+    if sys.platform != "linux":
+        _fail(f"dim runs on Linux, x86-64 or aarch64, and this is {sys.platform}: use a Linux machine or a container.")
+    if (machine := os.uname().machine) not in MACHINES:
+        typer.echo(f"dim was not tried on {machine}, only on {' and '.join(MACHINES)}.", err=True)
 
 
 def _describe(error: OSError) -> str:

@@ -59,6 +59,21 @@ def test_version() -> None:
     assert dim("--version").out == f"dim {__version__}\n"
 
 
+def test_another_system_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module.sys, "platform", "darwin")
+    assert one_line(dim("--version")) == (
+        "dim runs on Linux, x86-64 or aarch64, and this is darwin: use a Linux machine or a container."
+    )
+
+
+def test_another_processor_is_named_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = os.uname()
+    monkeypatch.setattr(main_module.os, "uname", lambda: os.uname_result((*known[:4], "riscv64")))
+    ran = dim("--version")
+    assert (ran.code, ran.out) == (0, f"dim {__version__}\n")
+    assert ran.err == "dim was not tried on riscv64, only on x86_64 and aarch64.\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
