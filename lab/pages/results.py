@@ -99,10 +99,7 @@ def bundles() -> list[Path]:
 
 def _by_best() -> set[str]:
     """Return the datasets of which this repository has a bundle by the preset `best` as it is, nothing changed."""
-    lines = [
-        (m.source.name, reproducing_command(m.distill_config) or "")
-        for m in map(load_manifest, [*SHIPPED.parent.glob("*.dim"), *(ROOT / "bundles").glob("*.dim")])
-    ]
+    lines = [(m.source.name, reproducing_command(m.distill_config) or "") for m in map(load_manifest, bundles())]
     return {name for name, line in lines if " --preset best " in line and " --set " not in line}
 
 

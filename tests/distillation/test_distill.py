@@ -94,7 +94,7 @@ NOTHING_CHOSEN = {**STAGE1_ALONE, "deployment.latent_stds": (), "deployment.fixe
 @pytest.fixture
 def quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a checkpoint's time; here a picture is what would be drawn."""
-    for module in ("session", "stage1_source"):
+    for module in ("distillation.session", "runs.take_over"):
         monkeypatch.setattr(f"dim.{module}.draw_curves", lambda metrics, path: path.write_bytes(metrics.read_bytes()))
 
 

@@ -368,7 +368,7 @@ GONE = {
         ["'paper loss=out/mnist-"],
     ),
     "export out/mnist-stage1 ": ("mnist-stage1", ["1 alone=out/mnist"], ["'no matching=out/mnist"]),
-    "distill_speed.py --preset paper": ("speed", [], ["distill.py --preset best"]),
+    "distill_speed.py --preset paper": ("speed", [], ["distill_speed.py --preset best"]),
     "mnist .*--holdout": ("ablation-mnist", [], ["cifar10 .*--holdout"]),
 }
 
