@@ -30,7 +30,7 @@ from dim.export.run_files import Classifier, Run, newest_run, read_classifiers, 
 from dim.export.teacher import teacher_to_onnx
 from dim.runtime.bundle_format.files import write_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
-from dim.runtime.bundle_format.manifest import SourceInfo, compute_content_id, onnx_name
+from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo, compute_content_id, onnx_name
 from dim.runtime.bundle_format.names import FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import BadValueError, RunError
@@ -202,26 +202,28 @@ def _publish(
     with staged(destination) as path:
         write_bundle(
             path,
-            files={**kept.files, **files},
-            name=name,
-            created_by=f"dim {__version__}",
-            classes=run.classes,
-            height=int(data["image_px"]),
-            width=int(data["image_px"]),
-            channels=int(data["channels"]),
-            latent_dim=run.latent_dim,
-            latent_std=run.latent_std,
-            source=SourceInfo(
-                name=data["name"],
-                class_counts=tuple(data["class_counts"]),
-                mean=tuple(data["mean"]),
-                std=tuple(data["std"]),
-                licence=data["licence"],
-                note=data["note"],
+            BundleDescription(
+                name=name,
+                created_by=f"dim {__version__}",
+                classes=run.classes,
+                height=int(data["image_px"]),
+                width=int(data["image_px"]),
+                channels=int(data["channels"]),
+                latent_dim=run.latent_dim,
+                latent_std=run.latent_std,
+                source=SourceInfo(
+                    name=data["name"],
+                    class_counts=tuple(data["class_counts"]),
+                    mean=tuple(data["mean"]),
+                    std=tuple(data["std"]),
+                    licence=data["licence"],
+                    note=data["note"],
+                ),
+                distill_config=run.config,
+                licence=data["licence"] if licence is None else licence,
+                accuracy=kept.accuracy,
             ),
-            distill_config=run.config,
-            licence=data["licence"] if licence is None else licence,
-            accuracy=kept.accuracy,
+            {**kept.files, **files},
         )
         finish(path, merged_record(record, kept.record))
     say(f"Bundle: {destination}")

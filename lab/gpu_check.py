@@ -205,14 +205,8 @@ def copy_bundle(source: Path, folder: Path) -> Path:
 
     manifest = load_manifest(source)
     names = [name for name in manifest.files if not name.endswith((".engine", ".engine.json"))]
-    kept = ("name", "created_by", "classes", "height", "width", "channels", "latent_dim", "latent_std", "source")
-    write_bundle(
-        folder / "copy.dim",
-        files={name: check_file(source, manifest, name) for name in names},
-        distill_config=manifest.distill_config,
-        licence=manifest.licence,
-        **{name: getattr(manifest, name) for name in kept},
-    )
+    files = {name: check_file(source, manifest, name) for name in names}
+    write_bundle(folder / "copy.dim", replace(manifest.description, accuracy=()), files)
     return folder / "copy.dim"
 
 

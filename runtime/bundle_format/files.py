@@ -11,10 +11,11 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.bundle_format.manifest import Manifest, SourceInfo, create_manifest, from_json, to_json
+from dim.runtime.bundle_format.manifest import BundleDescription, Manifest, create_manifest, from_json, to_json
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.bundle_format.schema import MAX_FILE_BYTES, FileRecord, check_path
 from dim.runtime.errors import BundleError, OutputError
@@ -131,28 +132,17 @@ def unlisted_files(bundle_path: Path, manifest: Manifest) -> list[str]:
 
 def write_bundle(
     destination: Path,
-    *,
+    description: BundleDescription,
     files: Mapping[str, bytes | Path],
-    name: str,
-    created_by: str,
-    classes: Sequence[str],
-    height: int,
-    width: int,
-    channels: int,
-    latent_dim: int,
-    latent_std: float,
-    source: SourceInfo,
-    distill_config: Mapping[str, Any],
-    licence: str,
-    accuracy: Sequence[Mapping[str, Any]] = (),
+    *,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle; the destination holds a complete one or stays as it was.
 
     Args:
         destination: the bundle's folder, usually NAME.dim.
+        description: what its manifest says beside the files.
         files: relative path -> content, or a file to copy; `generator.fp32.onnx` must be there, the manifest must not.
-        name: the bundle's name; this and the following as the fields of `Manifest`.
         overwrite: replace a bundle that is already there.
 
     Returns:
@@ -170,21 +160,7 @@ def write_bundle(
             raise OutputError(f"{destination} exists and is not a bundle, so it is not replaced: choose another place.")
     with _new_folder(destination) as folder:
         records = {path: _place(folder, path, content) for path, content in files.items()}
-        manifest = create_manifest(
-            name=name,
-            created_by=created_by,
-            classes=classes,
-            height=height,
-            width=width,
-            channels=channels,
-            latent_dim=latent_dim,
-            latent_std=latent_std,
-            source=source,
-            distill_config=distill_config,
-            licence=licence,
-            files=records,
-            accuracy=accuracy,
-        )
+        manifest = create_manifest(description, records)
         write_synced(folder / MANIFEST_NAME, to_json(manifest))
     return manifest
 
@@ -224,13 +200,8 @@ def update_bundle(
                 _check_size(path, name, descriptor, record)
             _link_or_copy(path / name, folder / name)
         records = kept | {name: _place(folder, name, content) for name, content in new.items()}
-        fields = {
-            key: value
-            for key, value in vars(manifest).items()
-            if key not in ("files", "accuracy", "content_id", "manifest_sha256", "format_version", "sampling_version")
-        }
-        rows = manifest.accuracy if accuracy is None else accuracy
-        updated = create_manifest(**fields, files=records, accuracy=rows)
+        rows = manifest.accuracy if accuracy is None else tuple(accuracy)
+        updated = create_manifest(replace(manifest.description, accuracy=rows), records)
         write_synced(folder / MANIFEST_NAME, to_json(updated))
         if load_manifest(path).manifest_sha256 != manifest.manifest_sha256:
             raise BundleError(f"{path} was changed by another process meanwhile: run the command again.")

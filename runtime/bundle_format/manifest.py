@@ -7,7 +7,7 @@ adding an engine, a precision or a measurement does not change it.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dim.runtime.bundle_format.names import (
@@ -56,12 +56,8 @@ class SourceInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """Everything that `manifest.json` says; checked on construction, so an instance is always valid.
-
-    Raises:
-        BundleError: a field has the wrong type, is out of range or contradicts another.
-    """
+class BundleDescription:
+    """What a bundle says about itself beside its files; checked when a `Manifest` is made of it."""
 
     name: str
     created_by: str
@@ -77,9 +73,19 @@ class Manifest:
     source: SourceInfo
     distill_config: Mapping[str, Any]
     """The run's resolved configuration."""
-    accuracy: tuple[Mapping[str, Any], ...]
-    """Rows of `dim eval`, each with its protocol; empty when nothing was measured."""
     licence: str
+    accuracy: tuple[Mapping[str, Any], ...] = ()
+    """Rows of `dim eval`, each with its protocol; empty when nothing was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(BundleDescription):
+    """Everything that `manifest.json` says; checked on construction, so an instance is always valid.
+
+    Raises:
+        BundleError: a field has the wrong type, is out of range or contradicts another.
+    """
+
     files: Mapping[str, FileRecord]
     """Relative path with forward slashes -> record; `manifest.json` itself is not listed."""
     content_id: str
@@ -91,6 +97,11 @@ class Manifest:
         _check_fields(self)
         if self.content_id != compute_content_id(self.classes, self.latent_dim, self.latent_std, self.files):
             raise BundleError("The manifest's content_id does not match its classes, sampling block and files.")
+
+    @property
+    def description(self) -> BundleDescription:
+        """The manifest without its files and hashes."""
+        return BundleDescription(**{field.name: getattr(self, field.name) for field in fields(BundleDescription)})
 
     @property
     def num_classes(self) -> int:
@@ -181,26 +192,12 @@ def compute_content_id(
     return hashlib.sha256(strict_json.canonical(identity)).hexdigest()
 
 
-def create_manifest(
-    *,
-    name: str,
-    created_by: str,
-    classes: Sequence[str],
-    height: int,
-    width: int,
-    channels: int,
-    latent_dim: int,
-    latent_std: float,
-    source: SourceInfo,
-    distill_config: Mapping[str, Any],
-    licence: str,
-    files: Mapping[str, FileRecord],
-    accuracy: Sequence[Mapping[str, Any]] = (),
-) -> Manifest:
+def create_manifest(description: BundleDescription, files: Mapping[str, FileRecord]) -> Manifest:
     """Make a manifest with both of its hashes.
 
     Args:
-        name: the bundle's name; the rest as the fields of `Manifest`.
+        description: of the bundle.
+        files: relative path -> record; `generator.fp32.onnx` must be among them.
 
     Returns:
         a checked manifest.
@@ -210,25 +207,14 @@ def create_manifest(
     """
     if CANONICAL_ONNX not in files:
         raise BundleError(f"A bundle needs the file {CANONICAL_ONNX}; only {sorted(files)} were given.")
-    fields: dict[str, Any] = {
-        "name": name,
-        "created_by": created_by,
-        "classes": tuple(classes),
-        "height": height,
-        "width": width,
-        "channels": channels,
-        "latent_dim": latent_dim,
-        "latent_std": float(latent_std),
-        "source": source,
-        "distill_config": dict(distill_config),
-        "accuracy": tuple(accuracy),
-        "licence": licence,
+    d = description
+    own: dict[str, Any] = {
         "files": dict(files),
-        "content_id": compute_content_id(classes, latent_dim, float(latent_std), files),
+        "content_id": compute_content_id(d.classes, d.latent_dim, d.latent_std, files),
     }
-    block = _to_block(fields | {"format_version": FORMAT_VERSION, "sampling_version": SAMPLING_VERSION})
+    block = _to_block(vars(d) | own | {"format_version": FORMAT_VERSION, "sampling_version": SAMPLING_VERSION})
     strict_json.check_plain(block, "the manifest")
-    return Manifest(**fields, manifest_sha256=_own_hash(block))
+    return Manifest(**vars(d), **own, manifest_sha256=_own_hash(block))
 
 
 def to_json(manifest: Manifest) -> bytes:

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dim.runtime.bundle_format.manifest import Manifest, SourceInfo, create_manifest, from_json, to_json
+from dim.runtime.bundle_format.manifest import (
+    BundleDescription,
+    Manifest,
+    SourceInfo,
+    create_manifest,
+    from_json,
+    to_json,
+)
 from dim.runtime.bundle_format.names import MAX_MANIFEST_BYTES
 from dim.runtime.bundle_format.schema import MAX_CLASSES, FileRecord
 from dim.runtime.errors import BundleError
@@ -84,7 +91,9 @@ def make(**changes: Any) -> Manifest:
         "licence": "CC0-1.0",
         "files": {"generator.fp32.onnx": RECORD},
     }
-    return create_manifest(**(fields | changes))
+    fields |= changes
+    files = fields.pop("files")
+    return create_manifest(BundleDescription(**fields), files)
 
 
 def altered(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -135,9 +144,9 @@ def test_any_manifest_survives_the_round_trip(
         name="x", class_counts=(1,) * len(classes), mean=(0.1,) * channels, std=(1.0,) * channels, licence="", note=""
     )
     manifest = make(
-        classes=classes,
+        classes=tuple(classes),
         distill_config=config,
-        accuracy=accuracy,
+        accuracy=tuple(accuracy),
         latent_std=latent_std,
         channels=channels,
         source=source,

@@ -40,7 +40,14 @@ from dim.data.tar import parse_tar
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import generator_contract, parse_onnx
 from dim.runtime.bundle_format.graph_rules import check_model
-from dim.runtime.bundle_format.manifest import Manifest, SourceInfo, create_manifest, from_json, to_json
+from dim.runtime.bundle_format.manifest import (
+    BundleDescription,
+    Manifest,
+    SourceInfo,
+    create_manifest,
+    from_json,
+    to_json,
+)
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import DimError
 from dim.runtime.set_formats.table import part_format
@@ -68,8 +75,7 @@ def _file(data: bytes, name: str = "input") -> Iterator[Path]:
 @cache
 def _manifest() -> Manifest:
     """The manifest whose contract the corpus' graphs and latents keep (that of tests/support/tiny_bundle.py)."""
-    return create_manifest(
-        files={"generator.fp32.onnx": FileRecord(sha256="0" * 64, size_bytes=1)},
+    description = BundleDescription(
         name="tiny",
         created_by="dim fuzz",
         classes=("zero", "one", "two"),
@@ -82,6 +88,7 @@ def _manifest() -> Manifest:
         distill_config={},
         licence="x",
     )
+    return create_manifest(description, {"generator.fp32.onnx": FileRecord(sha256="0" * 64, size_bytes=1)})
 
 
 def idx(data: bytes) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dim.data.load import load_data
 from dim.runtime.bundle_format.files import write_bundle
-from dim.runtime.bundle_format.manifest import SourceInfo
+from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo
 
 _LATENT_DIM = 24
 
@@ -55,24 +55,26 @@ def build_digits_bundle(path: Path) -> Path:
     onnx.checker.check_model(model, full_check=True)
     write_bundle(
         path,
-        files={"generator.fp32.onnx": model.SerializeToString(deterministic=True)},
-        name="gaussian-digits",
-        created_by="dim test",
-        classes=data.classes,
-        height=8,
-        width=8,
-        channels=1,
-        latent_dim=_LATENT_DIM,
-        latent_std=1.0,
-        source=SourceInfo(
-            name="digits",
-            class_counts=tuple(int(count) for count in data.class_counts),
-            mean=tuple(data.mean),
-            std=tuple(data.std),
+        BundleDescription(
+            name="gaussian-digits",
+            created_by="dim test",
+            classes=tuple(data.classes),
+            height=8,
+            width=8,
+            channels=1,
+            latent_dim=_LATENT_DIM,
+            latent_std=1.0,
+            source=SourceInfo(
+                name="digits",
+                class_counts=tuple(int(count) for count in data.class_counts),
+                mean=tuple(data.mean),
+                std=tuple(data.std),
+                licence=data.licence,
+                note=data.note,
+            ),
+            distill_config={"preset": "gaussian"},
             licence=data.licence,
-            note=data.note,
         ),
-        distill_config={"preset": "gaussian"},
-        licence=data.licence,
+        {"generator.fp32.onnx": model.SerializeToString(deterministic=True)},
     )
     return path

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dim.runtime.bundle_format.files import write_bundle
-from dim.runtime.bundle_format.manifest import SourceInfo
+from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo
 
 _CHANNELS_INSIDE = 6
 
@@ -117,24 +117,26 @@ def build_tiny_bundle(
     }
     write_bundle(
         Path(path),
-        files={**files, "README.md": b"# tiny\n", **(extra_files or {})},
-        name="tiny",
-        created_by="dim test",
-        classes=classes,
-        height=image_px,
-        width=image_px,
-        channels=channels,
-        latent_dim=latent_dim,
-        latent_std=latent_std,
-        source=SourceInfo(
+        BundleDescription(
             name="tiny",
-            class_counts=tuple(10 * (label + 1) for label in range(len(classes))),
-            mean=(0.5,) * channels,
-            std=(0.25,) * channels,
+            created_by="dim test",
+            classes=classes,
+            height=image_px,
+            width=image_px,
+            channels=channels,
+            latent_dim=latent_dim,
+            latent_std=latent_std,
+            source=SourceInfo(
+                name="tiny",
+                class_counts=tuple(10 * (label + 1) for label in range(len(classes))),
+                mean=(0.5,) * channels,
+                std=(0.25,) * channels,
+                licence="CC0-1.0",
+                note="drawn from a random generator",
+            ),
+            distill_config={"preset": "none", **(distill_config or {})},
             licence="CC0-1.0",
-            note="drawn from a random generator",
         ),
-        distill_config={"preset": "none", **(distill_config or {})},
-        licence="CC0-1.0",
+        {**files, "README.md": b"# tiny\n", **(extra_files or {})},
     )
     return Path(path)
