@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from dim.augment import parse_policy
 from dim.runtime.errors import BadValueError
+from dim.runtime.storage.records import from_plain, to_plain
 
 
 def _between(owner: object, name: str, low: float, high: float) -> None:
@@ -321,36 +322,13 @@ class DistillConfig:
 
 def to_dict(config: DistillConfig) -> dict[str, Any]:
     """The configuration as JSON-able values, tuples as lists."""
-    return asdict(config, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs})
+    return to_plain(config)
 
 
-_NESTED: Mapping[str, type] = {
-    "generator": GeneratorConfig,
-    "discriminator": DiscriminatorConfig,
-    "stage1": StageConfig,
-    "stage2": StageConfig,
-    "adversarial": AdversarialConfig,
-    "pool": PoolConfig,
-    "matching": MatchingConfig,
-    "deployment": DeploymentConfig,
-}
-
-
-def from_dict(values: Mapping[str, Any], cls: type = DistillConfig) -> Any:
-    """The inverse of `to_dict`.
+def from_dict(values: Mapping[str, Any]) -> DistillConfig:
+    """The inverse of `to_dict`; fields that are missing have their defaults.
 
     Raises:
-        BadValueError: an unknown or missing field, or a value out of range.
+        BadValueError: a field is unknown, missing without a default, of another type or out of range.
     """
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(values) - known):
-        raise BadValueError(f"{cls.__name__} has no field named {unknown[0]!r}.")
-    arguments = {}
-    for key, value in values.items():
-        if key in _NESTED and isinstance(value, Mapping):
-            value = from_dict(value, _NESTED[key])
-        arguments[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise BadValueError(f"{cls.__name__}: {error}") from None
+    return from_plain(DistillConfig, values, "The configuration", error=BadValueError, defaults=True)

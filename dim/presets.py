@@ -211,8 +211,7 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
         overrides = {"matching.weight": PAPER_WEIGHT, **overrides}
     for path, value in overrides.items():
         _override(values, path, value)
-    config: DistillConfig = from_dict(values)
-    return config
+    return from_dict(values)
 
 
 def _override(values: dict[str, Any], path: str, value: Any) -> None:

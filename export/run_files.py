@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dim.networks.classifiers import build_classifier
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.runs.checkpoint import read_tensors
 from dim.runtime.errors import BundleError, RunError
 from dim.runtime.storage import strict_json
@@ -122,7 +122,7 @@ def read_run(path: Path) -> Run:
     config = _read_config(path / CONFIG)
     if not (path / GENERATOR).is_file():
         raise _unfinished(path)
-    generator = _load_network(path / GENERATOR, lambda: build_generator(config["generator"]))
+    generator = _load_network(path / GENERATOR, lambda: generator_from_dict(config["generator"]))
     latents, latent_std = _read_latents(path, config), _read_latent_std(path, config)
     return Run(path=path, config=config, generator=generator, latents=latents, latent_std=latent_std)
 

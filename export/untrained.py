@@ -12,7 +12,7 @@ import torch
 from dim.export.graph.half import to_half
 from dim.export.graph.int8 import to_int8
 from dim.export.graph.trace import generator_to_onnx
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.presets import preset as find_preset
 from dim.runtime.bundle_format.files import write_bundle
 from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo, onnx_name
@@ -41,7 +41,7 @@ def untrained_bundle(preset: str, folder: Path, precisions: Sequence[str] = PREC
     data: Any = SimpleNamespace(name="cifar10", classes=tuple("0123456789"), class_counts=CLASS_COUNTS, height=32)
     config = {**vars(find_preset(preset, data=data).generator), "num_classes": 10, "image_px": 32, "channels": 3}
     torch.manual_seed(0)
-    files = {onnx_name("fp32"): generator_to_onnx(build_generator(config))}
+    files = {onnx_name("fp32"): generator_to_onnx(generator_from_dict(config))}
     canonical = files[onnx_name("fp32")]
     if "fp16" in precisions:
         files[onnx_name("fp16")] = to_half(canonical)

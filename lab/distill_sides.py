@@ -22,8 +22,9 @@ from dim.execution.device_data import DeviceData
 from dim.execution.distributed import World
 from dim.networks.classifiers import build_classifier
 from dim.networks.discriminator import ProjectionDiscriminator, build_discriminator
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.runs.checkpoint import CheckpointFolder
+from dim.runs.record import DataRecord, RunRecord
 from lab.published_recipe import PublishedRecipe, TwoHeads
 
 NUM_CLASSES, PER_CLASS = 10, 2000
@@ -110,11 +111,23 @@ class Ours:
         # A classifier's steps cost the same at every age, so a few of them tell what all of them cost.
         config = replace(config, pool=replace(config.pool, ages=(4 + (self.warm_up and self.warm_up + LEAST_REPLAYS),)))
         channels = shape["channels"]
-        self.record = {**shape, "classes": range(NUM_CLASSES), "mean": [0.5] * channels, "std": [0.3] * channels}
+        about = DataRecord(
+            name="noise",
+            classes=tuple(map(str, range(NUM_CLASSES))),
+            class_counts=(PER_CLASS,) * NUM_CLASSES,
+            mean=(0.5,) * channels,
+            std=(0.3,) * channels,
+            image_px=shape["image_px"],
+            channels=channels,
+            licence="",
+            note="",
+            fingerprint="",
+        )
+        record = RunRecord(config=config, data=about)
         self.session = CapturingSession(
             run_dir=folder,
-            config=config,
-            game=Game(config, {**asdict(config.generator), **shape}, data, World()),
+            record=record,
+            game=Game(config, record.data.images, data, World()),
             world=World(),
             checkpoints=CheckpointFolder(folder, ""),
             say=lambda line: None,
@@ -171,7 +184,7 @@ class Ours:
             last = self.clock.now()
 
         self.session.progress, self.session.run_dir = lap, self.folder / str(number)
-        pool = prepare_pool(self.session, self.record)
+        pool = prepare_pool(self.session)
         assert pool is not None  # there is no time limit
         # The first lap of each contains the building of the network.
         whole = (0.0, 0.0)
@@ -198,7 +211,7 @@ class Theirs:
         size = replace(config.discriminator, group_size=1)
         critic = build_discriminator(size, **shape)
         self.recipe = PublishedRecipe(
-            build_generator({**asdict(config.generator), **shape}),
+            generator_from_dict({**asdict(config.generator), **shape}),
             TwoHeads(critic, NUM_CLASSES) if isinstance(critic, ProjectionDiscriminator) else critic,
             [
                 build_classifier(name, NUM_CLASSES, shape["channels"], shape["image_px"], config.pool.width or None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dim.distillation.losses import MIN_SPREAD
-from dim.distillation.pool import KeptPool, PoolMember, classifier_shape, new_member
+from dim.distillation.pool import KeptPool, PoolMember, new_member
 from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.refinement import JUDGES, UNTRAINED, Refinement
 from dim.distillation.session import Progress, Session
@@ -44,7 +44,7 @@ those images typical that make a good small set; features averaged over the map 
 BATCH = 500
 
 
-def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str, Any]) -> bool:
+def choose_deployment(session: Session, pool: KeptPool) -> bool:
     """Choose the deployed `latent_std` and the latents of fixed sets; write `deployment.json` and `latents.npz`.
 
     Args:
@@ -52,7 +52,6 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
         pool: the kept pool; the oldest snapshot of each architecture judges the spread, and every snapshot of the
             ConvNet-3, where there is one, the latents; those of `dim.distillation.refinement.JUDGES` what they are
             moved to.
-        data_record: the run's record of its data.
 
     Returns:
         False if the time limit stopped it; what was measured, chosen and refined so far is kept.
@@ -83,7 +82,7 @@ def choose_deployment(session: Session, pool: KeptPool, data_record: Mapping[str
             return False
         if config.refine_steps:
             asked = [member for member in pool.members if member.name in JUDGES]
-            refined_KMZ = _refine(session, network, asked, latents_KMZ, data_record)
+            refined_KMZ = _refine(session, network, asked, latents_KMZ)
             if refined_KMZ is None:
                 return False
             latents_KMZ = refined_KMZ
@@ -99,11 +98,10 @@ def _refine(
     network: nn.Module,
     members: Sequence[PoolMember],
     latents_KMZ: Tensor,
-    data_record: Mapping[str, Any],
 ) -> Tensor | None:
     """The latents of fixed sets, the first of every class moved; None if the time limit stopped it."""
-    shape = classifier_shape(data_record, session.config.pool.width)
-    untrained = [new_member(session, HERDING_JUDGE, shape, "refinement", i).eval() for i in range(UNTRAINED)]
+    width = session.config.pool.width
+    untrained = [new_member(session, HERDING_JUDGE, width, "refinement", i).eval() for i in range(UNTRAINED)]
     for module in (network, *members, *untrained):
         module.requires_grad_(False)
     refinement = Refinement(
@@ -118,7 +116,7 @@ def _refine(
         cross_entropy=session.config.deployment.refine_cross_entropy,
         draws=session.config.deployment.refine_draws,
         learners=session.config.deployment.refine_learners,
-        fresh=lambda number: new_member(session, HERDING_JUDGE, shape, "refinement learner", number),
+        fresh=lambda number: new_member(session, HERDING_JUDGE, width, "refinement learner", number),
     )
     finished = train_in_pieces(
         session,

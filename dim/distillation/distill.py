@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dim.config import DistillConfig, to_dict
+from dim.config import DistillConfig
 from dim.data.holdout import holdout_mask
 from dim.data.load import ImageSet
 from dim.distillation.choices import choose_deployment
@@ -33,23 +32,9 @@ from dim.execution.threads import cpu_threads
 from dim.networks.classifiers import build_classifier
 from dim.runs.checkpoint import CheckpointFolder, write_json, write_tensors
 from dim.runs.folder import explained, held, unfinished
+from dim.runs.record import DataRecord, RunRecord, read_run_record
 from dim.runs.take_over import find_stage1, take_over
 from dim.runtime.errors import BadValueError, DeviceError, RunError
-from dim.version import __version__
-
-INDECISIVE = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile", "graphs")
-"""Fields of a run's record that do not change what it produces, so that a resumed run may change them; compiled code
-rounds differently, as another device or number of threads does, and a graph replays what it recorded."""
-LATER = {
-    "teacher": "",
-    "teacher_width": 0,
-    "teacher_steps": 2000,
-    "refine_steps": 0,
-    "refine_cross_entropy": 0.0,
-    "refine_draws": 1,
-    "refine_learners": 0,
-}
-"""Fields of `deployment` that came later, with the values that change nothing: older runs go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +121,7 @@ def distill(
         _check_fit(config, data, world)
         compiler_for(config, torch_device, world)  # so that a missing compiler is told before anything is made
         record = describe_run(config, data)
-        folder, final = CheckpointFolder(run_dir / "checkpoints", fingerprint_of(record)), "generator.safetensors"
+        folder, final = CheckpointFolder(run_dir / "checkpoints", record.fingerprint()), "generator.safetensors"
         if world.is_main:
             begun = (run_dir / final).exists() or not folder.is_empty
             source = None if from_stage1 is None or begun else find_stage1(from_stage1, record)
@@ -149,10 +134,10 @@ def distill(
             say(f"{run_dir} is finished already.")
             return Outcome(run_dir=run_dir, finished=True)
         device_data, holdout = _on_device(config, data, torch_device)
-        game = Game(config, record["generator"], device_data, world)
+        game = Game(config, record.data.images, device_data, world)
         session = Session(
             run_dir=run_dir,
-            config=config,
+            record=record,
             game=game,
             world=world,
             checkpoints=folder,
@@ -173,29 +158,29 @@ def distill(
         elif world.is_main:
             session.metrics_path.unlink(missing_ok=True)
         with compiling_explained(torch_device):
-            finished = _run_stages(session, record["data"])
+            finished = _run_stages(session)
         world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
         say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")
     return Outcome(run_dir=run_dir, finished=finished)
 
 
-def _run_stages(session: Session, data_record: dict[str, Any]) -> bool:
+def _run_stages(session: Session) -> bool:
     run_dir, game = session.run_dir, session.game
     if session.resumed is None or session.resumed.stage == "stage1":
         if not train_gan(session):
             return False
         if session.world.is_main:
             _write_generator(run_dir / "generator-stage1.safetensors", game.deployed_generator())
-    pool = build_pool(session, data_record) if wants_pool(session.config) else None
+    pool = build_pool(session) if wants_pool(session.config) else None
     if (pool is None and wants_pool(session.config)) or not match(session, pool):
         return False
     finished = True
     if session.world.is_main:
         if isinstance(pool, KeptPool) and session.config.wants_choices:
-            finished = choose_deployment(session, pool, data_record)
+            finished = choose_deployment(session, pool)
         if finished and session.config.deployment.teacher:
-            finished = train_teacher(session, data_record)
+            finished = train_teacher(session)
     if session.world.agree(not finished, game.device):
         return False
     if session.world.is_main:
@@ -216,47 +201,24 @@ def _on_device(config: DistillConfig, data: ImageSet, device: torch.device) -> t
     )
 
 
-def describe_run(config: DistillConfig, data: ImageSet) -> dict[str, Any]:
-    """The content of a run's `config.json`: configuration, data and the generator's shape."""
-    values = to_dict(config)
-    generator = asdict(config.generator) | {
-        "num_classes": len(data.classes),
-        "image_px": data.height,
-        "channels": data.channels,
-    }
-    if not config.generator.mirrored:
-        del generator["mirrored"]  # as in runs of versions that did not know it
-    return {
-        **values,
-        "format_version": 1,
-        "dim_version": __version__,
-        "generator": generator,
-        "data": {
-            "name": data.name,
-            "classes": list(data.classes),
-            "class_counts": list(data.class_counts),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "image_px": data.height,
-            "channels": data.channels,
-            "licence": data.licence,
-            "note": data.note,
-            "fingerprint": data.fingerprint(),
-            "split_seed": data.split_seed,
-        },
-    }
-
-
-def fingerprint_of(record: dict[str, Any]) -> str:
-    """SHA-256 of what decides a run's result: the record without versions, notes, and how often it reports."""
-    return hashlib.sha256(json.dumps(_decisive(record), sort_keys=True).encode()).hexdigest()
-
-
-def _decisive(record: dict[str, Any]) -> dict[str, Any]:
-    decisive = {k: v for k, v in record.items() if k not in INDECISIVE}
-    decisive["deployment"] = {k: v for k, v in record["deployment"].items() if LATER.get(k) != v}
-    decisive["data"] = {k: v for k, v in record["data"].items() if k not in ("note", "licence", "split_seed")}
-    return decisive
+def describe_run(config: DistillConfig, data: ImageSet) -> RunRecord:
+    """The record of a run: its configuration, and its data without the images."""
+    return RunRecord(
+        config=config,
+        data=DataRecord(
+            name=data.name,
+            classes=data.classes,
+            class_counts=data.class_counts,
+            mean=data.mean,
+            std=data.std,
+            image_px=data.height,
+            channels=data.channels,
+            licence=data.licence,
+            note=data.note,
+            fingerprint=data.fingerprint(),
+            split_seed=data.split_seed,
+        ),
+    )
 
 
 def _check_fit(config: DistillConfig, data: ImageSet, world: World) -> None:
@@ -293,7 +255,7 @@ def _check_fit(config: DistillConfig, data: ImageSet, world: World) -> None:
             )
 
 
-def _prepare(run_dir: Path, record: dict[str, Any], resume: bool) -> None:
+def _prepare(run_dir: Path, record: RunRecord, resume: bool) -> None:
     """Make the run directory, or check that it holds the same run."""
     config_path = run_dir / "config.json"
     if run_dir.exists() and not run_dir.is_dir():
@@ -302,10 +264,10 @@ def _prepare(run_dir: Path, record: dict[str, Any], resume: bool) -> None:
         if not resume:
             raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
         try:
-            old = json.loads(config_path.read_bytes())
-            before, now = _decisive(old), _decisive(record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise RunError(f"{config_path} is damaged: choose another --out.") from None
+            old = read_run_record(run_dir)
+        except RunError:
+            raise RunError(f"{config_path} is damaged or of another version of dim: choose another --out.") from None
+        before, now = old.fields_that_affect_weights(), record.fields_that_affect_weights()
         if before != now:
             differing = sorted(k for k in before | now if before.get(k) != now.get(k))
             raise RunError(
@@ -319,7 +281,7 @@ def _prepare(run_dir: Path, record: dict[str, Any], resume: bool) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"Cannot make {run_dir}: {error.strerror}.") from error
-    write_json(config_path, record)
+    write_json(config_path, record.to_dict())
 
 
 def _write_generator(path: Path, network: nn.Module) -> None:
@@ -367,4 +329,4 @@ class TensorBoardLog:
             self._writer.close()
 
 
-__all__ = ["Outcome", "choose_device", "describe_run", "distill", "fingerprint_of"]
+__all__ = ["Outcome", "choose_device", "describe_run", "distill"]

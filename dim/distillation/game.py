@@ -24,6 +24,7 @@ from dim.execution.distributed import World
 from dim.networks.batch_norm import refresh_statistics
 from dim.networks.discriminator import build_discriminator
 from dim.networks.generator import build_generator
+from dim.runs.record import ImageSpec
 
 PENALTY_WEIGHT = 10.0
 """Weight of WGAN-GP's gradient penalty (arXiv 1704.00028), as published."""
@@ -49,21 +50,19 @@ class Game:
 
     Args:
         config: of the distillation.
-        generator_shape: keyword arguments of `build_generator`.
+        images: what the networks draw and see.
         data: real images.
         world: this process among all.
     """
 
-    def __init__(
-        self, config: DistillConfig, generator_shape: dict[str, object], data: DeviceData, world: World
-    ) -> None:
+    def __init__(self, config: DistillConfig, images: ImageSpec, data: DeviceData, world: World) -> None:
         self.config, self.data, self.world, self.device = config, data, world, data.device
         self.amp_dtype = amp_dtype(config.autocast, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(config.seed, "networks"))
-            generator = build_generator(generator_shape)
-            image_shape = {k: int(generator_shape[k]) for k in ("num_classes", "image_px", "channels")}  # type: ignore[call-overload]
-            discriminator = build_discriminator(config.discriminator, **image_shape)
+            sizes = {"num_classes": images.num_classes, "image_px": images.image_px, "channels": images.channels}
+            generator = build_generator(config.generator, **sizes)
+            discriminator = build_discriminator(config.discriminator, **sizes)
         layout = torch.channels_last
         self.generator = generator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(self.device, memory_format=layout)  # type: ignore[call-overload]

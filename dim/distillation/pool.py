@@ -30,9 +30,12 @@ from dim.execution.device_data import seed_of, to_signed
 from dim.networks.batch_norm import span_processes
 from dim.networks.classifiers import build_classifier
 from dim.runs.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
+from dim.runs.record import ImageSpec
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 """SGD of the published recipe."""
+MIN_STD = 1e-3
+"""Floor of the standard deviation that pixels in [0, 1] are divided by: a channel may be constant."""
 
 
 class PoolMember(nn.Module):
@@ -40,20 +43,22 @@ class PoolMember(nn.Module):
 
     Args:
         name: an architecture of `build_classifier`.
-        shape: `num_classes`, `channels`, `image_px`, `width`, and per-channel `mean` and `std` of [0, 1] pixels.
+        images: that it sees.
+        width: channels of its first layer; 0 takes the architecture's own default.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, shape: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, images: ImageSpec, width: int) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.images, self.width = name, images, width
         self.classifier = build_classifier(
-            name, shape["num_classes"], shape["channels"], shape["image_px"], width=shape["width"] or None
+            name, images.num_classes, images.channels, images.image_px, width=width or None
         )
-        self.register_buffer("mean", torch.tensor(shape["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(shape["std"]).view(1, -1, 1, 1), persistent=False)
+        self.std_values = [max(value, MIN_STD) for value in images.std]
+        self.register_buffer("mean", torch.tensor(images.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.std_values).view(1, -1, 1, 1), persistent=False)
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
         """-1..1 to zero mean and unit deviation."""
@@ -64,24 +69,24 @@ class PoolMember(nn.Module):
         features = self.classifier.features(normalised_NCHW.contiguous(memory_format=self.classifier.memory_format))
         return features, self.classifier.head(features)
 
+    def describe(self) -> dict[str, Any]:
+        """What `dim.export` needs to build it again, as JSON-able values."""
+        return {
+            "arch": self.name,
+            "num_classes": self.images.num_classes,
+            "channels": self.images.channels,
+            "image_px": self.images.image_px,
+            "width": self.width,
+            "mean": list(self.images.mean),
+            "std": self.std_values,
+        }
 
-def classifier_shape(data_record: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """What `PoolMember` asks for, from a run's record of its data; a `width` of 0 is each architecture's own."""
-    return {
-        "num_classes": len(data_record["classes"]),
-        "channels": data_record["channels"],
-        "image_px": data_record["image_px"],
-        "width": width,
-        "mean": list(data_record["mean"]),
-        "std": [max(value, 1e-3) for value in data_record["std"]],
-    }
 
-
-def new_member(session: Session, name: str, shape: Mapping[str, Any], *seed: int | str) -> PoolMember:
+def new_member(session: Session, name: str, width: int, *seed: int | str) -> PoolMember:
     """A classifier with fresh weights on the device, which the run's seed and `seed` decide."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(session.config.seed, *seed))
-        member = PoolMember(name, shape)
+        member = PoolMember(name, session.images, width)
     layout = member.classifier.memory_format
     return member.to(session.game.device, memory_format=layout)  # type: ignore[no-any-return, call-overload]
 
@@ -127,7 +132,7 @@ class KeptPool:
         return (steps - step) / len(self.members)
 
 
-def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | None:
+def prepare_pool(session: Session) -> KeptPool | None:
     """Train the pool, or read it from the run directory, where every finished architecture is kept.
 
     Under `torchrun` the processes share the architectures out, train side by side, and send each other the results.
@@ -140,14 +145,13 @@ def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool |
         DivergedError: a classifier's loss is not finite.
     """
     config, world = session.config.pool, session.world
-    shape = classifier_shape(data_record, config.width)
     folder = session.run_dir / "checkpoints"
     snapshots = [
-        [new_member(session, name, shape, "pool", number) for _ in config.ages]
+        [new_member(session, name, config.width, "pool", number) for _ in config.ages]
         for number, name in enumerate(config.architectures)
     ]
     members = [member for of_one in snapshots for member in of_one]
-    if _is_written(session.run_dir, members, shape):
+    if _is_written(session.run_dir, members):
         _load_snapshots(members, read_tensors(session.run_dir / "pool.safetensors"))
     else:
         finished = all(
@@ -159,7 +163,7 @@ def prepare_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool |
         for number, of_one in enumerate(snapshots):
             _broadcast(of_one, number % world.size, world.size)
         if world.is_main:
-            write_classifiers(session.run_dir, "pool", members, shape)
+            write_classifiers(session.run_dir, "pool", members)
     if world.is_main:
         for number in range(len(snapshots)):  # the same tensors again
             (folder / f"pool-{number}.safetensors").unlink(missing_ok=True)
@@ -247,20 +251,17 @@ def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
                 dist.broadcast(tensor, source)
 
 
-def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember], shape: Mapping[str, Any]) -> None:
+def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember]) -> None:
     """Write classifiers as `<kind>.safetensors`, keys `<i>.<name>`, and what they are as `<kind>.json`."""
     write_tensors(run_dir / f"{kind}.safetensors", _named(members))
-    write_json(run_dir / f"{kind}.json", _described(members, shape))
+    write_json(run_dir / f"{kind}.json", [member.describe() for member in members])
 
 
-def _described(members: list[PoolMember], shape: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"arch": member.name, **shape} for member in members]
-
-
-def _is_written(run_dir: Path, members: list[PoolMember], shape: Mapping[str, Any]) -> bool:
+def _is_written(run_dir: Path, members: list[PoolMember]) -> bool:
     """Whether an earlier call wrote this pool; its description comes last."""
     try:
-        return bool(json.loads((run_dir / "pool.json").read_bytes()) == _described(members, shape))
+        written = json.loads((run_dir / "pool.json").read_bytes())
+        return bool(written == [member.describe() for member in members])
     except (FileNotFoundError, ValueError):
         return False
 
@@ -271,9 +272,8 @@ class FreshPool:
     Its weights and momentum ride in the session's checkpoints.
     """
 
-    def __init__(self, session: Session, data_record: Mapping[str, Any]) -> None:
+    def __init__(self, session: Session) -> None:
         self.session, self.config = session, session.config.pool
-        self.shape = classifier_shape(data_record, self.config.width)
         self.epoch = -1
         self.is_new = False
         """Whether the last call of `member_for` began with another classifier."""
@@ -313,7 +313,7 @@ class FreshPool:
         names = self.config.architectures
         name = names[seed_of(self.session.config.seed, "fresh choice", epoch) % len(names)]
         self.epoch = epoch
-        self.member = new_member(self.session, name, self.shape, "fresh", epoch)
+        self.member = new_member(self.session, name, self.config.width, "fresh", epoch)
         self.norms = span_processes(self.member)
         self.optimiser = _optimiser(self.member, self.config)
         self.steps = self.session.game.graphed_steps()
@@ -334,4 +334,4 @@ class FreshPool:
             # Resumed after the last step, so that no step has started it.
             self._start((self.session.config.stage2.steps - 1) // self.config.epoch_steps)
             self._restore(self.session.extra)
-        write_classifiers(self.session.run_dir, "pool", [self.member], self.shape)
+        write_classifiers(self.session.run_dir, "pool", [self.member])

@@ -21,6 +21,7 @@ from dim.execution.device_data import DeviceData, step_generator
 from dim.execution.distributed import World
 from dim.runs.checkpoint import Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
 from dim.runs.curves import draw_curves
+from dim.runs.record import ImageSpec, RunRecord
 from dim.runtime.errors import DivergedError
 
 COLLAPSE_LOSS = 0.01
@@ -65,7 +66,7 @@ class Session:
     """One call of `distill`: the run's folder, its game, and what the caller wants to hear."""
 
     run_dir: Path
-    config: DistillConfig
+    record: RunRecord
     game: Game
     world: World
     checkpoints: CheckpointFolder
@@ -86,6 +87,16 @@ class Session:
     """Consecutive log lines, up to the last one, whose discriminator loss is below `COLLAPSE_LOSS`."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=COLLAPSE_LINES))
     """The discriminator's loss in the last log lines of this stage."""
+
+    @property
+    def config(self) -> DistillConfig:
+        """All settings."""
+        return self.record.config
+
+    @property
+    def images(self) -> ImageSpec:
+        """Number of classes, size and statistics of the images."""
+        return self.record.data.images
 
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.

@@ -6,7 +6,6 @@ The game of stage 1 goes on; the generator's loss gains a matching term.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +21,17 @@ def wants_pool(config: DistillConfig) -> bool:
     return (config.matching.loss != "none" and config.stage2.steps > 0) or config.wants_choices
 
 
-def build_pool(session: Session, data_record: Mapping[str, Any]) -> KeptPool | FreshPool | None:
+def build_pool(session: Session) -> KeptPool | FreshPool | None:
     """The pool that the configuration asks for.
 
     Args:
         session: after stage 1.
-        data_record: the run's record of its data.
 
     Returns:
         The pool; None if the time limit stopped its preparation.
     """
     fresh = session.config.pool.kind == "fresh"
-    return FreshPool(session, data_record) if fresh else prepare_pool(session, data_record)
+    return FreshPool(session) if fresh else prepare_pool(session)
 
 
 def matched_group_size(config: DistillConfig) -> int:

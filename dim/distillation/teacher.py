@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dim.distillation.pool import PoolMember, classifier_shape, write_classifiers
+from dim.distillation.pool import new_member, write_classifiers
 from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.session import Progress, Session
 from dim.execution.cuda_graphs import recordable_rate, set_rate
@@ -20,7 +19,7 @@ from dim.students.train import Normalizer, prepare
 FILES = ("teacher.safetensors", "teacher.json")
 
 
-def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
+def train_teacher(session: Session) -> bool:
     """Train the teacher on the real training images by the students' default recipe, in batches of balanced classes.
 
     Writes `teacher.safetensors` and `teacher.json`, which the export turns into `teacher.onnx`. The first process does
@@ -28,7 +27,6 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
 
     Args:
         session: of the run; `config.deployment` names the architecture.
-        data_record: the run's record of its data.
 
     Returns:
         False if the time limit stopped it; a checkpoint was made.
@@ -40,12 +38,8 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
     if all((session.run_dir / name).exists() for name in FILES):
         path.unlink(missing_ok=True)
         return True
-    recipe = resolve_recipe("default", data_record["name"])
-    shape = classifier_shape(data_record, config.teacher_width)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(session.config.seed, "teacher"))
-        teacher = PoolMember(config.teacher, shape)
-    teacher = teacher.to(game.device, memory_format=teacher.classifier.memory_format)  # type: ignore[call-overload]
+    recipe = resolve_recipe("default", session.record.data.name)
+    teacher = new_member(session, config.teacher, config.teacher_width, "teacher")
     steps = game.graphed_steps()
     optimiser = torch.optim.SGD(
         teacher.parameters(),
@@ -54,7 +48,7 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    normalise = Normalizer(shape["mean"], shape["std"], game.device)
+    normalise = Normalizer(session.images.mean, teacher.std_values, game.device)
 
     def learn(generator: torch.Generator) -> Mapping[str, Tensor]:
         labels = game.data.draw_labels(recipe.batch_size, 1, generator)
@@ -79,7 +73,7 @@ def train_teacher(session: Session, data_record: Mapping[str, Any]) -> bool:
         session, teacher, optimiser, step, config.teacher_steps, what="The teacher", path=path, report=report
     ):
         return False
-    write_classifiers(session.run_dir, "teacher", [teacher], shape)
+    write_classifiers(session.run_dir, "teacher", [teacher])
     path.unlink(missing_ok=True)
     session.say(f"Trained a teacher for soft labels, {config.teacher}, on real images.")
     return True

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dim.config import GeneratorConfig
 from dim.networks.batch_norm import BatchNorm, ClassBatchNorm
 from dim.networks.published import PaperGenerator
 
@@ -136,19 +137,51 @@ class _Block(nn.Module):
         return output
 
 
-def build_generator(config: Mapping[str, Any]) -> nn.Module:
-    """The generator that a run's `config.json` describes under `generator`.
+Generator = ResizeGenerator | PaperGenerator
+"""`(latents_NZ, labels_N) -> images_NCHW`, with `latent_dim`, `num_classes`, `image_px` and `channels`."""
+
+
+def build_generator(config: GeneratorConfig, *, num_classes: int, image_px: int, channels: int) -> Generator:
+    """Build a generator with fresh weights from torch's global random state.
 
     Args:
-        config: `kind`, `latent_dim`, `num_classes`, `image_px`, `channels`; for `resize` also `width`, `max_width` and
-            `conditioning`, and `mirrored`, which runs of earlier versions lack.
+        config: kind and widths.
+        num_classes: K.
+        image_px: H = W; 8 to 128, of the kind `paper` a multiple of 8, or 28.
+        channels: C, 1 or 3.
 
-    Returns:
-        A module `(latents_NZ, labels_N) -> images_NCHW` with the attributes `latent_dim`, `num_classes`, `image_px`
-        and `channels`.
+    Raises:
+        ValueError: the published generator cannot draw such images, or has no latent beside the labels.
     """
-    values = dict(config)
-    kind = values.pop("kind")
-    if kind == "paper":
-        return PaperGenerator(**{k: values[k] for k in ("latent_dim", "num_classes", "image_px", "channels", "width")})
-    return ResizeGenerator(**values)
+    if config.kind == "paper":
+        return PaperGenerator(
+            latent_dim=config.latent_dim,
+            num_classes=num_classes,
+            image_px=image_px,
+            channels=channels,
+            width=config.width,
+        )
+    return ResizeGenerator(
+        latent_dim=config.latent_dim,
+        num_classes=num_classes,
+        image_px=image_px,
+        channels=channels,
+        width=config.width,
+        max_width=config.max_width,
+        conditioning=config.conditioning,
+        mirrored=config.mirrored,
+    )
+
+
+def generator_from_dict(values: Mapping[str, Any]) -> Generator:
+    """Build the generator that a run's `config.json` or a bundle's manifest describes under `generator`.
+
+    Args:
+        values: the fields of `GeneratorConfig`, with `num_classes`, `image_px` and `channels`.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field is missing, unknown or out of range.
+    """
+    config = dict(values)
+    sizes = {name: int(config.pop(name)) for name in ("num_classes", "image_px", "channels")}
+    return build_generator(GeneratorConfig(**config), **sizes)

@@ -6,11 +6,9 @@ not train it twice: on the CPU the result is that of a run from scratch, bit for
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dim.runs.checkpoint import (
     DAMAGE,
@@ -22,11 +20,12 @@ from dim.runs.checkpoint import (
     write_tensors,
 )
 from dim.runs.curves import draw_curves
+from dim.runs.record import RunRecord, read_run_record
 from dim.runtime.errors import BadValueError, RunError
 
-DECISIVE = ("seed", "latent_std", "autocast", "generator", "discriminator", "stage1")
-"""Fields of a run's record that decide its stage 1, beside the data and what is held out of them."""
-POOL = ("pool.safetensors", "pool.json")
+STAGE1_FIELDS = ("seed", "latent_std", "autocast", "generator", "discriminator", "stage1")
+"""Fields of the configuration that decide stage 1, beside the data and what is held out of them."""
+POOL_FILES = ("pool.safetensors", "pool.json")
 """The files of a finished pool, the last one written last."""
 
 
@@ -41,7 +40,7 @@ class Stage1Source:
     """Whether its pool is the one that the other run would train."""
 
 
-def find_stage1(source: Path, record: Mapping[str, Any]) -> Stage1Source:
+def find_stage1(source: Path, record: RunRecord) -> Stage1Source:
     """Find the stage 1 that a run would train in another run.
 
     Args:
@@ -52,17 +51,19 @@ def find_stage1(source: Path, record: Mapping[str, Any]) -> Stage1Source:
         BadValueError: the run has no stage 1.
         RunError: the other is missing or damaged, of other data or another configuration, or has not finished stage 1.
     """
-    steps = record["stage1"]["steps"]
+    steps = record.config.stage1.steps
     if not steps:
         raise BadValueError(f"stage1.steps is 0, so there is no stage 1 to take from {source}.")
     config_path = source / "config.json"
     if not config_path.exists():
         raise RunError(f"There is no run at {source} to take stage 1 from: it has no config.json.")
     try:
-        other = json.loads(config_path.read_bytes())
-        _check_same(source, other, record)
-    except DAMAGE:
-        raise RunError(f"{config_path} is damaged: take stage 1 from another run.") from None
+        other = read_run_record(source)
+    except RunError:
+        raise RunError(
+            f"{config_path} is damaged or of another version of dim: take stage 1 from another run."
+        ) from None
+    _check_same(source, other, record)
     path = source / "checkpoints" / f"stage1-{steps:08d}.json"
     if not path.exists() and (source / "generator-stage1.safetensors").exists():
         raise RunError(f"{source} has lost the end of its stage 1, {path.name}: take it from another run, or train it.")
@@ -72,20 +73,20 @@ def find_stage1(source: Path, record: Mapping[str, Any]) -> Stage1Source:
         checkpoint = read_checkpoint(path)
     except DAMAGE as error:
         raise RunError(f"{path} is damaged ({error}): take stage 1 from another run, or train it.") from None
-    same_pool = record["pool"]["kind"] == "kept" and other.get("pool") == record["pool"]
-    has_pool = same_pool and all((source / name).exists() for name in POOL)
+    same_pool = record.config.pool.kind == "kept" and other.config.pool == record.config.pool
+    has_pool = same_pool and all((source / name).exists() for name in POOL_FILES)
     return Stage1Source(run_dir=source, checkpoint=checkpoint, has_pool=has_pool)
 
 
-def _check_same(source: Path, other: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    theirs, ours = (str(r["data"]["fingerprint"])[:12] for r in (other, record))
-    if other["data"]["fingerprint"] != record["data"]["fingerprint"]:
+def _check_same(source: Path, other: RunRecord, record: RunRecord) -> None:
+    theirs, ours = other.data.fingerprint, record.data.fingerprint
+    if theirs != ours:
         raise RunError(
-            f"{source} was distilled from other data (SHA-256 {theirs}, here {ours}): "
+            f"{source} was distilled from other data (SHA-256 {theirs[:12]}, here {ours[:12]}): "
             "take stage 1 from a run of the same images."
         )
-    differing = [name for name in DECISIVE if other[name] != record[name]]
-    if _held_out(other) != _held_out(record):
+    differing = [name for name in STAGE1_FIELDS if getattr(other.config, name) != getattr(record.config, name)]
+    if _holdout_fraction(other) != _holdout_fraction(record):
         differing.append("deployment.holdout")
     if differing:
         raise RunError(
@@ -94,10 +95,10 @@ def _check_same(source: Path, other: Mapping[str, Any], record: Mapping[str, Any
         )
 
 
-def _held_out(record: Mapping[str, Any]) -> float:
-    """The part of the training images that nothing is trained on: none where no spread is chosen."""
-    deployment = record["deployment"]
-    return float(deployment["holdout"]) if len(deployment["latent_stds"]) > 1 else 0.0
+def _holdout_fraction(record: RunRecord) -> float:
+    """The part of the training images that nothing is trained on: none where no latent std is chosen."""
+    deployment = record.config.deployment
+    return deployment.holdout if len(deployment.latent_stds) > 1 else 0.0
 
 
 def take_over(
@@ -117,8 +118,8 @@ def take_over(
     """
     with_pool = pool and source.has_pool
     if with_pool:
-        write_tensors(run_dir / POOL[0], read_tensors(source.run_dir / POOL[0]))
-        write_atomically(run_dir / POOL[1], (source.run_dir / POOL[1]).read_bytes())
+        write_tensors(run_dir / POOL_FILES[0], read_tensors(source.run_dir / POOL_FILES[0]))
+        write_atomically(run_dir / POOL_FILES[1], (source.run_dir / POOL_FILES[1]).read_bytes())
     end, metrics = source.checkpoint, source.run_dir / "metrics.jsonl"
     lines = metrics.read_bytes()[: end.metrics_bytes] if metrics.exists() else b""
     write_atomically(run_dir / "metrics.jsonl", lines)

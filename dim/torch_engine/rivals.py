@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.runtime.benchmark.contenders import Batch, Contender
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.engines.onnx_session import first_line
@@ -85,7 +85,7 @@ class TorchRunner:
     """One PyTorch contender at one batch size; a `Runner`.
 
     Args:
-        config: the arguments of `build_generator`.
+        config: the arguments of `generator_from_dict`.
         variant: one of VARIANTS.
         precision: "fp32", or "fp16" for half precision inside.
         device: "cpu" or "gpu".
@@ -103,7 +103,7 @@ class TorchRunner:
         self._threads = threads
         self._name = variant
         # TF32 stays off, as in every fp32 engine here.
-        module = Pixels(build_generator(config).eval(), precision == "fp16").to(self._device)
+        module = Pixels(generator_from_dict(config).eval(), precision == "fp16").to(self._device)
         if variant == "torch-channels-last":
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._draw: Callable[[Tensor, Tensor], Tensor] = module

@@ -17,14 +17,16 @@ from small_images import make_images
 
 from dim.augment import augment
 from dim.config import DeploymentConfig
+from dim.data.load import ImageSet
 from dim.distillation.choices import Judge, class_weights, herd
-from dim.distillation.distill import distill
+from dim.distillation.distill import describe_run, distill
 from dim.distillation.pool import PoolMember
 from dim.distillation.refinement import LEARNER_STEPS, UNTRAINED, Refinement, _Learners, _moments, _Target, _target
 from dim.distillation.session import Session
 from dim.execution.device_data import DeviceData, to_signed
 from dim.networks.classifiers import build_classifier
 from dim.presets import preset
+from dim.runs.record import ImageSpec
 from dim.runtime.errors import BadValueError, DivergedError
 
 
@@ -113,13 +115,16 @@ def canvas(latents_NZ: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
     return torch.tanh(latents_NZ).reshape(-1, 1, 8, 8)
 
 
+def spec_of(data: ImageSet) -> ImageSpec:
+    return describe_run(quick(), data).data.images
+
+
 def judges() -> list[PoolMember]:
     """Four ConvNets that were never trained."""
     data, members = make_images(), []
-    shape = {"num_classes": 3, "channels": 1, "image_px": 8, "width": 16, "mean": data.mean, "std": data.std}
     for seed in range(4):
         torch.manual_seed(seed)
-        members.append(PoolMember("convnet3", shape).eval().requires_grad_(False))
+        members.append(PoolMember("convnet3", spec_of(data), 16).eval().requires_grad_(False))
     return members
 
 
@@ -245,10 +250,7 @@ def test_two_draws_leave_out_what_lies_between_them(monkeypatch: pytest.MonkeyPa
 def new_learner(number: int) -> PoolMember:
     data = make_images()
     torch.manual_seed(number)
-    return PoolMember(
-        "convnet3",
-        {"num_classes": 3, "channels": 1, "image_px": 8, "width": 8, "mean": data.mean, "std": data.std},
-    )
+    return PoolMember("convnet3", spec_of(data), 8)
 
 
 def test_learners_learn_the_set_and_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:

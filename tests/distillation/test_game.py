@@ -1,6 +1,5 @@
 """The game's step: how often the discriminator is taught, and when it is penalised."""
 
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from quick_runs import quick
 from small_images import make_images
 
+from dim.distillation.distill import describe_run
 from dim.distillation.game import Draws, Game
 from dim.distillation.session import Session
 from dim.execution.device_data import DeviceData
@@ -19,9 +19,8 @@ CPU = torch.device("cpu")
 
 def make_game(**changes: object) -> Game:
     config, data = quick(**{f"stage1.adversarial.{k}": v for k, v in changes.items()}), make_images()
-    shape = {"num_classes": len(data.classes), "image_px": data.height, "channels": data.channels}
     on_device = DeviceData(data.train_images, data.train_labels, len(data.classes), CPU)
-    return Game(config, {**asdict(config.generator), **shape}, on_device, World())
+    return Game(config, describe_run(config, data).data.images, on_device, World())
 
 
 @pytest.mark.parametrize(
@@ -66,9 +65,7 @@ def test_every_step_of_the_discriminator_has_images_of_its_own(monkeypatch: pyte
 def test_losses_of_a_checkpoint_go_back_to_the_device_that_the_next_ones_are_on() -> None:
     game: Any = make_game()
     create: Any = Session
-    session = create(
-        run_dir=None, config=game.config, game=game, world=World(), checkpoints=None, say=print, progress=print
-    )
+    session = create(run_dir=None, record=None, game=game, world=World(), checkpoints=None, say=print, progress=print)
     session.unlogged = {"discriminator_loss": [torch.tensor(1.0), torch.tensor(2.0)]}
     tensors = session.tensors()
     session.unlogged = {}

@@ -8,14 +8,15 @@ from torch import nn
 
 from dim.config import POOL
 from dim.distillation.pool import PoolMember, fold_batch_norms
+from dim.runs.record import ImageSpec
 
-SHAPE = {"num_classes": 4, "channels": 3, "image_px": 12, "width": 4, "mean": [0.4] * 3, "std": [0.3] * 3}
+SPEC = ImageSpec(num_classes=4, image_px=12, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3)
 
 
 @pytest.mark.parametrize("name", [*POOL, "vgg11", "densenet", "mlp"])
 def test_folding_batch_norms_changes_nothing_but_the_time(name: str) -> None:
     torch.manual_seed(0)
-    member = PoolMember(name, SHAPE)
+    member = PoolMember(name, SPEC, 4)
     images = torch.rand(8, 3, 12, 12) * 2 - 1
     for module in member.modules():
         if isinstance(module, nn.BatchNorm2d):

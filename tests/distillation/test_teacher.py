@@ -10,7 +10,7 @@ import pytest
 from quick_runs import Stop, quick, same, stop_at
 from small_images import make_images
 
-from dim.distillation.distill import distill, fingerprint_of
+from dim.distillation.distill import distill
 from dim.evaluation.evaluate import evaluate
 from dim.export.export_run import export_run
 from dim.runs.checkpoint import read_tensors
@@ -83,19 +83,3 @@ def test_an_unknown_classifier_is_told_before_anything_is_made(tmp_path: Path) -
         with pytest.raises(BadValueError, match="Unknown classifier 'resnet9'"):
             distill(quick(**{field: value}), make_images(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_was_begun_before_there_were_teachers_and_refining_goes_on(run_dir: Path) -> None:
-    record = json.loads((run_dir / "config.json").read_text())
-    later = {
-        "teacher": "",
-        "teacher_width": 0,
-        "teacher_steps": 2000,
-        "refine_steps": 0,
-        "refine_cross_entropy": 0.0,
-        "refine_draws": 1,
-        "refine_learners": 0,
-    }
-    plain = {**record, "deployment": {**record["deployment"], **later}}
-    old = {k: v for k, v in plain["deployment"].items() if k not in later}
-    assert fingerprint_of({**record, "deployment": old}) == fingerprint_of(plain) != fingerprint_of(record)

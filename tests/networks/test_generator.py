@@ -11,7 +11,7 @@ from torch import nn
 from dim.config import DiscriminatorConfig, GeneratorConfig
 from dim.data.load import load_data
 from dim.networks.discriminator import build_discriminator
-from dim.networks.generator import build_generator, resolutions
+from dim.networks.generator import generator_from_dict, resolutions
 from dim.networks.published import PaperDiscriminator, PaperGenerator
 from dim.presets import preset
 from dim.runtime.errors import BadValueError
@@ -23,7 +23,7 @@ RESIZE = {"kind": "resize", "latent_dim": 12, "width": 4, "max_width": 8, "condi
 @pytest.mark.parametrize("conditioning, channels", [("input", 1), ("norm", 3)])
 def test_every_size_comes_out(image_px: int, conditioning: str, channels: int) -> None:
     shape = {"num_classes": 5, "image_px": image_px, "channels": channels}
-    generator = build_generator({**RESIZE, **shape, "conditioning": conditioning})
+    generator = generator_from_dict({**RESIZE, **shape, "conditioning": conditioning})
     labels = torch.arange(4).repeat_interleave(2)
     images = generator(torch.randn(8, 12), labels)
     assert images.shape == (8, channels, image_px, image_px)
@@ -53,7 +53,7 @@ def test_the_published_parameter_counts() -> None:
 
 def test_the_published_pair_is_as_wide_as_it_is_configured() -> None:
     shape = {"num_classes": 10, "image_px": 32, "channels": 3}
-    generator = build_generator({**asdict(GeneratorConfig(kind="paper", latent_dim=100, width=8)), **shape})
+    generator = generator_from_dict({**asdict(GeneratorConfig(kind="paper", latent_dim=100, width=8)), **shape})
     discriminator = build_discriminator(DiscriminatorConfig(kind="paper", width=4), **shape)
     assert {m.out_channels for m in generator.modules() if isinstance(m, nn.Conv2d)} == {8, 3}
     assert {m.out_channels for m in discriminator.modules() if isinstance(m, nn.Conv2d)} == {4}
@@ -86,7 +86,7 @@ def test_the_published_generator_ignores_the_latents_that_the_label_replaces() -
 def test_labels_and_latents_both_matter(conditioning: str) -> None:
     torch.manual_seed(0)
     shape = {"num_classes": 3, "image_px": 8, "channels": 1}
-    generator = build_generator({**RESIZE, **shape, "conditioning": conditioning}).eval()
+    generator = generator_from_dict({**RESIZE, **shape, "conditioning": conditioning}).eval()
     latents = torch.randn(1, 12)
     with torch.no_grad():
         a = generator(latents, torch.tensor([0]))
@@ -97,7 +97,7 @@ def test_labels_and_latents_both_matter(conditioning: str) -> None:
 def test_the_last_latent_mirrors_and_the_others_learn_through_it() -> None:
     torch.manual_seed(0)
     shape = {"num_classes": 3, "image_px": 8, "channels": 3}
-    generator = build_generator({**RESIZE, **shape, "mirrored": True}).eval()
+    generator = generator_from_dict({**RESIZE, **shape, "mirrored": True}).eval()
     latents = torch.randn(6, RESIZE["latent_dim"], requires_grad=True)
     labels = torch.arange(6) % 3
     images, as_drawn = generator(latents, labels), generator.draw(latents, labels)

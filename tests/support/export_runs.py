@@ -16,14 +16,14 @@ from dim.export import export_run
 from dim.export.graph.trace import generator_to_onnx
 from dim.networks.batch_norm import ClassBatchNorm
 from dim.networks.classifiers import build_classifier
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.runs.checkpoint import write_tensors
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def generator_config(**changes: Any) -> dict[str, Any]:
-    """What `build_generator` takes, for 12x12 colour images of four classes."""
+    """What `generator_from_dict` takes, for 12x12 colour images of four classes."""
     config = {
         "kind": "resize",
         "latent_dim": 16,
@@ -40,7 +40,7 @@ def generator_config(**changes: Any) -> dict[str, Any]:
 def make_generator(config: dict[str, Any], seed: int = 0) -> nn.Module:
     """A random generator in evaluation mode, its norms off their initial values."""
     torch.manual_seed(seed)
-    generator = build_generator(config).train()
+    generator = generator_from_dict(config).train()
     for module in generator.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None

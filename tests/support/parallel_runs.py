@@ -21,7 +21,7 @@ from dim.distillation.distill import distill
 from dim.distillation.game import Game
 from dim.execution.distributed import process_group
 from dim.networks.batch_norm import BatchNorm
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.presets import preset
 from dim.runs.checkpoint import read_tensors
 
@@ -161,7 +161,7 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 def images(run: Path) -> torch.Tensor:
     """What the finished generator draws from fixed latents."""
     record = json.loads((run / "config.json").read_text())
-    generator = build_generator(record["generator"])
+    generator = generator_from_dict(record["generator"])
     generator.load_state_dict(read_tensors(run / "generator.safetensors"))
     latents = torch.randn(12, record["generator"]["latent_dim"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

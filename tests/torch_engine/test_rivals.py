@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_bundle import build_tiny_bundle
 
-from dim.networks.generator import build_generator
+from dim.networks.generator import generator_from_dict
 from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
@@ -42,7 +42,7 @@ def test_a_variant_draws_what_the_generator_draws(variant: str) -> None:
     torch.manual_seed(0)
     runner = TorchRunner(CONFIG, variant, "fp32", "cpu", 1, 5)
     torch.manual_seed(0)
-    generator = build_generator(CONFIG).eval()
+    generator = generator_from_dict(CONFIG).eval()
     latents, labels = batch(5)
     images = list(runner.run_ahead([(latents, labels), (latents[::-1].copy(), labels[::-1].copy())]))
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def test_a_variant_draws_what_the_generator_draws(variant: str) -> None:
 
 
 def test_half_precision_inside() -> None:
-    pixels = Pixels(build_generator(CONFIG).eval(), half=True)
+    pixels = Pixels(generator_from_dict(CONFIG).eval(), half=True)
     assert {each.dtype for each in pixels.parameters()} == {torch.float16}
 
 

@@ -1,0 +1,155 @@
+"""What a run is made from: configuration and data, as objects and as the run's `config.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dim.config import DistillConfig, GeneratorConfig
+from dim.runtime.errors import RunError
+from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
+from dim.version import __version__
+
+CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+"""Version of `config.json`."""
+MAX_CONFIG_BYTES = 8 * 2**20
+"""A larger `config.json` is refused."""
+
+Block = TypeVar("Block", bound=DistillConfig | GeneratorConfig)
+
+FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile", "graphs")
+"""Fields of `config.json` that a resumed run may change. Compiled code rounds differently, as another device or number
+of threads does; a CUDA graph replays what it recorded."""
+DATA_FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = ("note", "licence", "split_seed")
+"""The same of its block `data`, whose fingerprint covers the images of the split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What networks must know of the images that they draw or see."""
+
+    num_classes: int
+    """K."""
+    image_px: int
+    """Side of the square images in pixels, 8 to 128."""
+    channels: int
+    """1 for grey, 3 for colour."""
+    mean: tuple[float, ...]
+    """Mean of every channel over the training images, pixels scaled to [0, 1]."""
+    std: tuple[float, ...]
+    """Standard deviation of every channel, pixels scaled to [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The dataset of a run, without its images."""
+
+    name: str
+    """As `load_data` knows it, or a folder's name."""
+    classes: tuple[str, ...]
+    """Class names in the order of their labels."""
+    class_counts: tuple[int, ...]
+    """Training images of every class."""
+    mean: tuple[float, ...]
+    """See `ImageSpec`."""
+    std: tuple[float, ...]
+    """See `ImageSpec`."""
+    image_px: int
+    """Side of the square images in pixels."""
+    channels: int
+    """1 for grey, 3 for colour."""
+    licence: str
+    """Of the dataset."""
+    note: str
+    """How it was read, for people."""
+    fingerprint: str
+    """SHA-256 over all images and labels."""
+    split_seed: int | None = None
+    """Seed that cut the test split; None where the dataset has one of its own."""
+
+    @property
+    def images(self) -> ImageSpec:
+        """Number of classes, size and statistics of the images."""
+        return ImageSpec(
+            num_classes=len(self.classes),
+            image_px=self.image_px,
+            channels=self.channels,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Configuration and data of a run: the content of its `config.json`."""
+
+    config: DistillConfig
+    """All settings."""
+    data: DataRecord
+    """The dataset."""
+    dim_version: str = __version__
+    """Version of dim that began the run."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`: the configuration, with the size of the images in its block `generator`."""
+        values, spec = to_plain(self.config), self.data.images
+        values["generator"] |= {"num_classes": spec.num_classes, "image_px": spec.image_px, "channels": spec.channels}
+        values |= {"format_version": FORMAT_VERSION, "dim_version": self.dim_version, "data": to_plain(self.data)}
+        return values
+
+    def fields_that_affect_weights(self) -> dict[str, Any]:
+        """The record without versions, notes, and how often the run reports: what decides its result."""
+        values = {k: v for k, v in self.to_dict().items() if k not in FIELDS_WITHOUT_EFFECT_ON_WEIGHTS}
+        data = values["data"].items()
+        values["data"] = {k: v for k, v in data if k not in DATA_FIELDS_WITHOUT_EFFECT_ON_WEIGHTS}
+        return values
+
+    def fingerprint(self) -> str:
+        """SHA-256 of `fields_that_affect_weights`, in hexadecimal; checkpoints carry it."""
+        return hashlib.sha256(json.dumps(self.fields_that_affect_weights(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GeneratorBlock(GeneratorConfig):
+    num_classes: int
+    image_px: int
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ConfigFile(DistillConfig):
+    """`config.json` as it is written, without its `format_version`."""
+
+    generator: _GeneratorBlock
+    data: DataRecord
+    dim_version: str
+
+
+def read_run_record(run_dir: Path) -> RunRecord:
+    """Read the `config.json` of a run directory; fields that are missing have their defaults.
+
+    Raises:
+        RunError: it is missing, damaged, was altered, or is of a version of dim that knows other fields.
+    """
+    path = run_dir / CONFIG_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+    how: Any = {"error": RunError, "advice": "it was not written by this dim distill, or was altered"}
+    block = parse_versioned(content, str(path), version=FORMAT_VERSION, max_bytes=MAX_CONFIG_BYTES, **how)
+    file = from_plain(_ConfigFile, block, str(path), defaults=True, **how)
+    drawn, spec = file.generator, file.data.images
+    if (drawn.num_classes, drawn.image_px, drawn.channels) != (spec.num_classes, spec.image_px, spec.channels):
+        raise RunError(f"{path} contradicts itself: its generator and its data differ in classes or image size.")
+    config = _narrow(DistillConfig, file, generator=_narrow(GeneratorConfig, drawn))
+    return RunRecord(config=config, data=file.data, dim_version=file.dim_version)
+
+
+def _narrow(kind: type[Block], record: Block, **changes: Any) -> Block:
+    """A dataclass from the fields of one that inherits from it."""
+    return kind(**{field.name: getattr(record, field.name) for field in fields(kind)} | changes)
