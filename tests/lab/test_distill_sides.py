@@ -116,7 +116,7 @@ def test_both_sides_have_networks_of_one_size(
     assert [p.shape for p in game.generator.parameters()] == [p.shape for p in recipe.generator.parameters()]
     ours_widths, theirs_widths = widths(game.discriminator), widths(recipe.critic)
     assert theirs_widths == ours_widths + ([10] if preset == "tiny" else [])  # the class head
-    members = sides.prepare_pool(ours.session, ours.record).members
+    members = sides.prepare_pool(ours.session).members
     assert [widths(member) for member in members] == [widths(classifier) for classifier in recipe.classifiers]
 
 
