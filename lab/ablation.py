@@ -13,7 +13,7 @@ takes (the processor's, or the wall's on a GPU), its networks and losses as publ
 earlier one ended; seeds are the outer loop, so an early end leaves whole columns. A variant that trains stage 1 and the
 pool as "everything" does takes them over, which gives what a run from scratch would, bit for bit on a CPU; their
 seconds count as if it had not. `results.json` holds all that was measured. With `--equal-seconds` it only works out how
-long the published recipe may be, for `lab/reproduce.sh`.
+long the published recipe may be, for `lab/reproduce.py`.
 """
 
 import argparse

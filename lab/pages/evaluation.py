@@ -53,7 +53,7 @@ CONTROLS = {
     "no matching": "stage 2 without matching",
     "stage 1 alone": "the stage-1 GAN, no stage 2",
 }
-"""Bundles that `lab/reproduce.sh` compares with, by the names it gives them, and what the page calls them."""
+"""Bundles that `lab/reproduce.py` compares with, by the names it gives them, and what the page calls them."""
 MODES = {
     "fixed": "`fixed`: one set, the files that `dim generate --ipc N` writes, the same for every seed up to as "
     "many images per class as the bundle has fixed latents. Real: as many random real images, others for every seed.",

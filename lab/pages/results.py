@@ -88,7 +88,9 @@ def write_method(page: str, reports: Sequence[dict[str, Any]]) -> str:
     _, after = rest.split(end, 1)
     texts = ["\n".join(ablation_text(report)) for report in reports]
     if not any(report["preset"] == "best" and "stage1.steps" not in report["changed"] for report in reports):
-        texts.append(f"The preset `best` in full length: {NOT_RUN}. `ABLATION=full lab/reproduce.sh` runs it so.")
+        texts.append(
+            f"The preset `best` in full length: {NOT_RUN}. `python -m lab.reproduce --ablation full` runs it so."
+        )
     return before + begin + "\n\n" + "\n\n".join(texts) + "\n\n" + end + after
 
 

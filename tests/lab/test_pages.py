@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lab.pages.distilling import ABLATION_MARKS
-from lab.pages.evaluation import evaluation_sections
+from lab.pages.evaluation import CONTROLS, evaluation_sections
+from lab.reproduce import RIVALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,9 +142,7 @@ def test_the_controls_of_the_gpu_script_fill_their_rows(script: ModuleType, tmp_
     page = written(script, tmp_path, a=results(row(), *rows))
     assert "| convnet3 | the preset `paper`, equal time | not run | 50.00 ± 0.25 |" in page
     assert "| convnet3 | the stage-1 GAN, no stage 2 | not run | 53.00 ± 0.25 |" in page
-    reproduce = (ROOT / "lab" / "reproduce.sh").read_text()
-    for name in ("paper", "paper loss", "no matching", "stage 1 alone"):
-        assert f'--compare "{name}=$' in reproduce
+    assert {words for words, _ in RIVALS.values()} | {"paper"} == set(CONTROLS)
 
 
 def test_the_commands_of_a_dataset_that_was_not_run_measure_the_bundle_they_make(
@@ -414,7 +413,10 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     )
     assert "| no average |" not in method  # two tables, of what was run
     assert "| real images |" not in method and " Real images: 81.0 in `fixed`, 98.5 in `stream`.\n" in method
-    assert "\n\nNot run: no average; no R1.\n\nThe preset `best` in full length: not run. `ABLATION=full " in method
+    assert (
+        "\n\nNot run: no average; no R1.\n\nThe preset `best` in full length: not run. `python -m lab.reproduce --ablation full"
+        in method
+    )
     assert method.endswith("\n\nAfter.\n")
     assert script.main(["--lab", str(tmp_path), "--check"]) == 0
     (tmp_path / "results" / "ablation-mnist.json").write_text(json.dumps(ablation | {"split": "hold-out"}))

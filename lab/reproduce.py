@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""Distil and measure every dataset of lab/all-results.md: a list of commands, the most valuable ones first.
+
+    python -m lab.reproduce                                        # everything, as on a GPU: days
+    python -m lab.reproduce --out out --data mnist --preset small  # one dataset, with the preset for a CPU
+    python -m lab.reproduce --time-limit 9m                        # begin nothing after nine minutes
+    python -m lab.reproduce --list                                 # print the commands and run none
+
+What is done is not done again: run the same line after an interruption. A command runs again when it reads otherwise
+now, or when one that it needs has run since. What fails is left out, with what needs it, and is tried again by the next
+call. `OUT/results/*.json` are for lab/results/. Exit codes: 0 all is done, 1 something failed, 75 there is more to do.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dim.cli.parsing import parse_duration
+
+PROGRAMS = {"dim": [sys.executable, "-m", "dim.cli.main"], "python": [sys.executable]}
+DATASETS = ("cifar10", "mnist", "svhn", "fashion-mnist", "cifar100")
+SIZES = "10,50,1"
+FURTHER_NETWORKS = "resnet10,resnet18-half,resnet10-half,resnetap10-half,vgg11,densenet,mlp"
+RIVALS = {
+    "stage1": ("stage 1 alone", "--matching-steps 0"),
+    "paper-loss": ("paper loss", "--matching-loss paper"),
+    "unmatched": ("no matching", "--matching-loss none"),
+}
+"""Generators with our stage 1 and another stage 2: their names in tables, and the options of `dim distill`."""
+UNFINISHED, INTERRUPTED, TERMINATED = 75, 130, 143
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, as one types it; a word `@PATH` stands for the words in that file."""
+
+    name: str
+    line: str
+    needs: tuple[str, ...] = ()
+    """Names of stages before it."""
+    stdout: Path | None = None
+    """A file for what it prints."""
+
+
+def list_stages(options: argparse.Namespace, gpus: int) -> list[Stage]:
+    """List every command in the order to run: what each dataset's bundle is worth, speeds, rivals, the ablation."""
+    names = {data: re.sub(r"[^\w.-]+", "-", Path(data).name) for data in options.data}
+    stages = [stage for data, name in names.items() for stage in _list_main(options, data, name)]
+    if gpus:
+        stages += _list_speeds(f"{options.out}/results", gpus)
+    stages += [stage for data, name in names.items() for stage in _list_rivals(options, data, name)]
+    if options.ablation != "no":
+        full = " --full" * (options.ablation == "full")
+        line = f"python -m lab.ablation --preset {options.preset} --holdout --device auto{full}"
+        stages += [
+            Stage(f"ablation-{name}", f"{line} --data {shlex.quote(data)} --out {options.out}/ablation-{name}")
+            for data, name in names.items()
+        ]
+    return stages
+
+
+def _list_main(options: argparse.Namespace, data: str, name: str) -> list[Stage]:
+    """What is promised: the bundle, three sizes, two networks; then other recipes, the whole split, and int8."""
+    ours = f"--preset {options.preset} {options.distill} --set deployment.teacher=convnet3"
+    stages = [*_distil(options, data, name, ours, "fp32,fp16")]
+    for size in SIZES.split(","):
+        for arch in ("convnet3", "resnet18"):
+            stages.append(_evaluate(options, data, name, f"{arch}-{size}", f"--ipc {size} --arch {arch} --record"))
+    small = f"--ipc {SIZES} --arch convnet3 --mode fixed --recipe"
+    for part, line in {
+        "published": "--ipc 10,50 --arch convnet3,resnet18,resnet18-half --recipe published",
+        "condensation": f"{small} condensation",
+        "condensation-all": f"{small} condensation-all",
+        "whole": "--ipc 10 --mode fixed --arch convnet3,resnet18 --whole-epochs 50",
+    }.items():
+        stages.append(_evaluate(options, data, name, part, line))
+    add = f"dim export {options.out}/{name}/bundle.dim --precision int8"
+    int8 = "--ipc 10 --arch convnet3 --precision int8 --engine onnxruntime-cpu --record"
+    stages.append(Stage(f"{name}-add-int8", add, (f"{name}-bundle",)))
+    return [*stages, _evaluate(options, data, name, "int8", int8, f"{name}-add-int8")]
+
+
+def _list_speeds(results: str, gpus: int) -> list[Stage]:
+    """Distilling against the published recipe on a GPU, and several GPUs against one."""
+    best, speed = "--preset best --image-px 32 --channels 3 --device gpu", "python -m lab.distill_speed"
+    return [
+        Stage("speed", f"{speed} --preset paper --device gpu --out {results}/distill-gpu.json"),
+        Stage("speed-best", f"{speed} {best} --out {results}/distill-gpu-best.json"),
+        Stage("speed-compiled", f"{speed} {best} --compile on --out {results}/distill-gpu-compiled.json"),
+        *[Stage("processes", f"python -m lab.processes {best} --out {results}/processes-gpu.json")] * (gpus > 1),
+    ]
+
+
+def _list_rivals(options: argparse.Namespace, data: str, name: str) -> list[Stage]:
+    """The published recipe in as many seconds, our stage 1 with another stage 2; soft labels, sizes, networks."""
+    out, paper = options.out, f"{name}-paper"
+    fit = f"python -m lab.ablation --data {shlex.quote(data)} --out {out}/{paper}-timing --device auto"
+    fit += f" --equal-seconds @{out}/done/{name}.seconds"
+    stages = [Stage(f"{paper}-options", fit, (name,), stdout=out / f"{paper}.options")]
+    stages += _distil(options, data, paper, f"--preset paper @{out}/{paper}.options", "fp32", f"{paper}-options")
+    compared = {paper: "paper"}
+    for suffix, (words, changes) in RIVALS.items():
+        line = f"--from-stage1 {out}/{name} --preset {options.preset} {options.distill} {changes}"
+        stages += _distil(options, data, f"{name}-{suffix}", line, "fp32", name)
+        compared[f"{name}-{suffix}"] = words
+    for rival, words in compared.items():
+        line = f"--ipc {SIZES} --arch convnet3 --compare {shlex.quote(f'{words}={out}/{rival}/bundle.dim')}"
+        stages.append(_evaluate(options, data, name, f"against-{rival}", line, f"{rival}-bundle"))
+    for part, line in {
+        "soft": f"--ipc {SIZES} --arch convnet3 --soft",
+        "ratios": "--ipc 100,500 --arch convnet3",
+        "networks": f"--ipc 10 --arch {FURTHER_NETWORKS}",
+    }.items():
+        stages.append(_evaluate(options, data, name, part, line))
+    return stages
+
+
+def _distil(options: argparse.Namespace, data: str, name: str, line: str, precisions: str, *needs: str) -> list[Stage]:
+    run = f"{options.out}/{name}"
+    return [
+        Stage(name, f"dim distill --data {shlex.quote(data)} --out {run} --resume {line}", needs),
+        Stage(
+            f"{name}-bundle", f"dim export {run} --out {run}/bundle.dim --overwrite --precision {precisions}", (name,)
+        ),
+    ]
+
+
+def _evaluate(options: argparse.Namespace, data: str, name: str, part: str, line: str, *needs: str) -> Stage:
+    """One line of the evaluation; the first one of a dataset chooses the recipe that the others use."""
+    first, recipe = f"{name}-convnet3-10", options.recipe
+    if recipe == "holdout" and f"{name}-{part}" != first:
+        recipe, needs = f"{options.out}/eval-{name}/recipe/recipe.json", (first, *needs)
+    common = (
+        f"dim eval --bundle {options.out}/{name}/bundle.dim --data {shlex.quote(data)} --out {options.out}/eval-{name}"
+    )
+    common += f" --preset full --recipe {recipe} --seeds {options.seeds} {options.evaluate}"
+    return Stage(f"{name}-{part}", f"{common} {line}", (f"{name}-bundle", *needs))
+
+
+def run_stages(stages: Sequence[Stage], out: Path, limit_s: float, run: Callable[..., int]) -> int:
+    """Run what is not done; return the exit code.
+
+    Args:
+        stages: in order.
+        out: the folder of everything. `done/NAME` marks a stage that is done, `done/NAME.seconds` adds up its time.
+        limit_s: nothing begins after so many seconds.
+        run: runs words with standard output in a file or None, and returns the exit code: `run_command`.
+    """
+    began, missing = time.monotonic(), []
+    for folder in ("done", "results"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if lost := [name for name in stage.needs if name in missing]:
+            _say(f"{stage.name} is left out: it needs {', '.join(lost)}.")
+            missing.append(stage.name)
+        elif not _is_done(stage, out):
+            left_s = limit_s - (time.monotonic() - began)
+            if left_s <= 0:
+                _say("The time limit is over and there is more to do. Run the same line again to go on.")
+                return UNFINISHED
+            code = _run_stage(stage, out, left_s, run)
+            if code in (2, UNFINISHED, INTERRUPTED, TERMINATED):
+                return code
+            if code:
+                _say(f"{stage.name} failed with exit code {code}; everything else goes on.")
+                missing.append(stage.name)
+            else:
+                (out / "done" / stage.name).write_text(_mark(stage, out))
+    if missing:
+        _say(f"All else is done. These failed or need what failed: {', '.join(missing)}.")
+        return 1
+    _say(f"All is done: copy {out}/results/*.json to lab/results/ and run  python -m lab.pages.results")
+    return 0
+
+
+def _mark(stage: Stage, out: Path) -> str:
+    return stage.line.replace(f"{out}/", "") + "\n"  # still true where the folder has moved
+
+
+def _is_done(stage: Stage, out: Path) -> bool:
+    """Whether a stage's mark has its command, and nothing that it needs was marked later."""
+    mark, times = out / "done" / stage.name, [(out / "done" / name).stat().st_mtime_ns for name in stage.needs]
+    return mark.exists() and mark.read_text() == _mark(stage, out) and mark.stat().st_mtime_ns >= max(times, default=0)
+
+
+def _run_stage(stage: Stage, out: Path, left_s: float, run: Callable[..., int]) -> int:
+    """Run a command; return its exit code, or `UNFINISHED` where it stopped before its end."""
+    parts = shlex.split(stage.line)
+    words = [each for part in parts for each in (Path(part[1:]).read_text().split() if part[:1] == "@" else [part])]
+    folder = Path(words[words.index("--out") + 1]) if "--out" in words else out
+    made, kind = folder / "results.json", words[1]
+    if kind in ("distill", "eval") and left_s < float("inf"):
+        words += ["--time-limit", f"{max(1, int(left_s))}s"]
+    if kind == "eval":
+        made.unlink(missing_ok=True)  # of another line
+    seconds, began = out / "done" / f"{stage.name}.seconds", time.monotonic()
+    before = int(seconds.read_text()) if seconds.exists() else 0
+    _say(stage.line)
+    try:
+        code = run([*PROGRAMS[words[0]], *words[1:]], stage.stdout)
+    finally:
+        seconds.write_text(f"{before + round(time.monotonic() - began)}\n")
+    if not code and kind == "distill" and not (folder / "generator.safetensors").exists():
+        code = UNFINISHED
+    if not code and kind == "eval" and not (made.exists() and json.loads(made.read_bytes())["finished"]):
+        code = UNFINISHED
+    if not code and made.exists() and (kind == "eval" or "--holdout" in words):
+        shutil.copy(made, out / "results" / f"{stage.name}.json")
+    if code == UNFINISHED:
+        _say(f"{stage.name} is not finished. Run the same line again to go on.")
+    return code
+
+
+def run_command(words: Sequence[str], stdout: Path | None) -> int:
+    """Run a program to its end; return its exit code."""
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE if stdout else None, text=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if stdout and not done.returncode:
+        stdout.write_text(done.stdout)
+    return done.returncode
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run or list the commands; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("reproduce"))
+    parser.add_argument("--data", nargs="+", default=DATASETS, help="as for dim distill --data")
+    parser.add_argument("--preset", default="best", help="best (for a GPU) or small")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipe", default="holdout", help="of the students: holdout, a name or a recipe.json")
+    parser.add_argument("--distill", default="", help='more options of dim distill, as "--steps 8000"')
+    parser.add_argument("--evaluate", default="", help='more options of dim eval, as "--epochs 100 --engine torch"')
+    parser.add_argument("--ablation", choices=("no", "short", "full"), default="no")
+    parser.add_argument("--time-limit", help="begin nothing after this time: 90s, 9m or 1h30m")
+    parser.add_argument("--list", action="store_true", help="print the commands and run none")
+    options = parser.parse_args(arguments)
+    if shlex.quote(str(options.out)) != str(options.out):
+        parser.error("--out takes a path without blanks and quotes")
+    gpus = 0
+    if shutil.which("nvidia-smi"):
+        gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.count("GPU ")
+    stages = list_stages(options, gpus)
+    if options.list:
+        print("\n".join(stage.line for stage in stages))
+        return 0
+    limit_s = parse_duration(options.time_limit) if options.time_limit else float("inf")
+    return run_stages(stages, options.out, limit_s, run_command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
