@@ -30,7 +30,14 @@ from dim.export.run_files import Classifier, Run, newest_run, read_classifiers, 
 from dim.export.teacher import teacher_to_onnx
 from dim.runtime.bundle_format.files import write_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
-from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo, compute_content_id, onnx_name
+from dim.runtime.bundle_format.manifest import (
+    BundleDescription,
+    ImageShape,
+    SamplingInfo,
+    SourceInfo,
+    compute_content_id,
+    onnx_name,
+)
 from dim.runtime.bundle_format.names import FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import BadValueError, RunError
@@ -196,7 +203,8 @@ def _publish(
 ) -> None:
     """Build the bundle under a temporary name, look at it, and let it take its place."""
     hashes = {path: FileRecord(sha256=sha256(data).hexdigest(), size_bytes=len(data)) for path, data in files.items()}
-    content_id = compute_content_id(run.classes, run.latent_dim, run.latent_std, hashes)
+    sampling = SamplingInfo(latent_dim=run.latent_dim, latent_std=float(run.latent_std))
+    content_id = compute_content_id(run.classes, sampling, hashes)
     kept = kept_from(destination, content_id, hashes, say)
     data = run.data
     with staged(destination) as path:
@@ -206,11 +214,10 @@ def _publish(
                 name=name,
                 created_by=f"dim {__version__}",
                 classes=run.classes,
-                height=int(data["image_px"]),
-                width=int(data["image_px"]),
-                channels=int(data["channels"]),
-                latent_dim=run.latent_dim,
-                latent_std=run.latent_std,
+                image=ImageShape(
+                    height=int(data["image_px"]), width=int(data["image_px"]), channels=int(data["channels"])
+                ),
+                sampling=sampling,
                 source=SourceInfo(
                     name=data["name"],
                     class_counts=tuple(data["class_counts"]),

@@ -15,7 +15,7 @@ from dim.export.graph.trace import generator_to_onnx
 from dim.networks.generator import generator_from_dict
 from dim.presets import preset as find_preset
 from dim.runtime.bundle_format.files import write_bundle
-from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo, onnx_name
+from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, SamplingInfo, SourceInfo, onnx_name
 from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.sampling.latents import draw_latents, order_slice
 
@@ -58,11 +58,8 @@ def untrained_bundle(preset: str, folder: Path, precisions: Sequence[str] = PREC
             name=preset,
             created_by="untrained, for benchmarks",
             classes=data.classes,
-            height=32,
-            width=32,
-            channels=3,
-            latent_dim=config["latent_dim"],
-            latent_std=1.0,
+            image=ImageShape(height=32, width=32, channels=3),
+            sampling=SamplingInfo(latent_dim=config["latent_dim"], latent_std=1.0),
             source=SourceInfo(
                 name="none", class_counts=CLASS_COUNTS, mean=half, std=half, licence="", note="random weights"
             ),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.bundle_format.manifest import Manifest, from_json
+from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.errors import BundleError, DimError, OutputError
 from dim.runtime.messages import say_to_log
@@ -55,7 +55,7 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
         return path
     data = b"".join(_read(f"{url}/{MANIFEST_NAME}", MAX_MANIFEST_BYTES, pinned is not None))
     try:
-        manifest = from_json(data)
+        manifest = parse_manifest(data)
     except BundleError as error:
         raise BundleError(f"There is no bundle at {url}: {error}") from None
     check_pin(manifest, pinned, url)

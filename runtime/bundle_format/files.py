@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.bundle_format.manifest import BundleDescription, Manifest, create_manifest, from_json, to_json
+from dim.runtime.bundle_format.manifest import BundleDescription, Manifest, create_manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.bundle_format.schema import MAX_FILE_BYTES, FileRecord, check_path
 from dim.runtime.errors import BundleError, OutputError
@@ -72,7 +72,7 @@ def load_manifest(path: Path) -> Manifest:
         # One byte more than allowed is read, so that a longer file is refused and not cut.
         data = _read(descriptor, min(os.fstat(descriptor).st_size, MAX_MANIFEST_BYTES + 1))
     try:
-        return from_json(data)
+        return parse_manifest(data)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
 
@@ -131,17 +131,13 @@ def unlisted_files(bundle_path: Path, manifest: Manifest) -> list[str]:
 
 
 def write_bundle(
-    destination: Path,
-    description: BundleDescription,
-    files: Mapping[str, bytes | Path],
-    *,
-    overwrite: bool = False,
+    destination: Path, description: BundleDescription, files: Mapping[str, bytes | Path], *, overwrite: bool = False
 ) -> Manifest:
     """Write a bundle; the destination holds a complete one or stays as it was.
 
     Args:
         destination: the bundle's folder, usually NAME.dim.
-        description: what its manifest says beside the files.
+        description: what its manifest says about it.
         files: relative path -> content, or a file to copy; `generator.fp32.onnx` must be there, the manifest must not.
         overwrite: replace a bundle that is already there.
 
@@ -161,7 +157,7 @@ def write_bundle(
     with _new_folder(destination) as folder:
         records = {path: _place(folder, path, content) for path, content in files.items()}
         manifest = create_manifest(description, records)
-        write_synced(folder / MANIFEST_NAME, to_json(manifest))
+        write_synced(folder / MANIFEST_NAME, manifest.to_json())
     return manifest
 
 
@@ -202,7 +198,7 @@ def update_bundle(
         records = kept | {name: _place(folder, name, content) for name, content in new.items()}
         rows = manifest.accuracy if accuracy is None else tuple(accuracy)
         updated = create_manifest(replace(manifest.description, accuracy=rows), records)
-        write_synced(folder / MANIFEST_NAME, to_json(updated))
+        write_synced(folder / MANIFEST_NAME, updated.to_json())
         if load_manifest(path).manifest_sha256 != manifest.manifest_sha256:
             raise BundleError(f"{path} was changed by another process meanwhile: run the command again.")
     return updated

@@ -1,9 +1,8 @@
-"""What a manifest may say: the format's names and limits, and the check of every field.
+"""What a manifest may say: the format's limits, and the checks of single fields.
 
 The limits bound the memory that a hostile bundle can make a reader spend; a file beyond them is refused first.
 """
 
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, MANIFEST_NAME
 from dim.runtime.errors import BundleError
+from dim.runtime.storage.records import FieldError
 
 MAX_FILES = 1024
 MAX_FILE_BYTES = 4 * 2**30
@@ -35,31 +35,6 @@ class FileRecord:
     size_bytes: int
 
 
-def wrong(field: str, value: object, expected: str) -> BundleError:
-    """Make the error of a field: what it is, what it must be."""
-    return BundleError(f"The manifest's field {field} is {str(value)[:80]!r}; it must be {expected}.")
-
-
-def check_keys(block: object, where: str, keys: str) -> None:
-    """Check that a JSON object has exactly the given keys.
-
-    Args:
-        block: the object.
-        where: its place in the manifest, as a prefix ("source.").
-        keys: the names, separated by spaces.
-
-    Raises:
-        BundleError: not an object, a key missing, or one too many.
-    """
-    if not isinstance(block, dict):
-        raise wrong(where.rstrip("."), block, "an object")
-    expected = set(keys.split())
-    for missing in sorted(expected - block.keys()):
-        raise BundleError(f"The manifest lacks the field {where}{missing}.")
-    for unknown in sorted(block.keys() - expected):
-        raise BundleError(f"The manifest has the unknown field {where}{unknown[:80]}.")
-
-
 def check_files(files: Mapping[str, FileRecord]) -> None:
     if len(files) > MAX_FILES:
         raise BundleError(f"The manifest lists {len(files):,} files; at most {MAX_FILES:,} are read.")
@@ -72,7 +47,7 @@ def check_files(files: Mapping[str, FileRecord]) -> None:
         if other != path:
             raise BundleError(f"The manifest lists {other!r} and {path!r}, which are one file on some file systems.")
         check_sha256(f"files[{path!r}].sha256", record.sha256)
-        check_int(f"files[{path!r}].size_bytes", record.size_bytes, 0, MAX_FILE_BYTES)
+        check_range(f"files[{path!r}].size_bytes", record.size_bytes, 0, MAX_FILE_BYTES)
     for path in files:
         parents = path.casefold().split("/")[:-1]
         for depth in range(1, len(parents) + 1):
@@ -110,49 +85,47 @@ def check_classes(classes: Sequence[str]) -> None:
     for name in classes:
         check_text("classes", name, MAX_CLASS_NAME_CHARS)
         if unicodedata.normalize("NFC", name) != name:
-            raise wrong("classes", name, "text in Unicode's composed form (NFC)")
+            raise FieldError("classes", name, "text in Unicode's composed form (NFC)")
     name, times = Counter(classes).most_common(1)[0]
     if times > 1:
         raise BundleError(f"The manifest lists the class {name!r} twice.")
 
 
-def check_text(field: str, value: object, max_chars: int, may_be_empty: bool = False) -> None:
-    if not isinstance(value, str) or len(value) > max_chars or not (value.strip() or may_be_empty):
-        raise wrong(field, value, f"text of {0 if may_be_empty else 1} to {max_chars:,} letters")
+def check_text(field: str, value: str, max_chars: int, may_be_empty: bool = False) -> None:
+    if len(value) > max_chars or not (value.strip() or may_be_empty):
+        raise FieldError(field, value, f"text of {0 if may_be_empty else 1} to {max_chars:,} letters")
     allowed_control = "\n\t" if max_chars > MAX_CLASS_NAME_CHARS else ""
     # Control and format letters in a name would reach people's terminals and file systems.
     if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in allowed_control for letter in value):
-        raise wrong(field, value, "text without control characters")
+        raise FieldError(field, value, "text without control characters")
 
 
-def check_letters(field: str, value: object) -> None:
+def check_printable(field: str, value: object) -> None:
     """Check that no text in plain data holds control characters, which would act on a terminal."""
     if isinstance(value, str):
         if not value.isprintable() and any(
             unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in value
         ):
-            raise wrong(field, value, "without control characters in its text")
+            raise FieldError(field, value, "without control characters in its text")
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            check_letters(field, key)
-            check_letters(field, item)
+            check_printable(field, key)
+            check_printable(field, item)
     elif isinstance(value, list | tuple):
         for item in value:
-            check_letters(field, item)
+            check_printable(field, item)
 
 
-def check_int(field: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise wrong(field, value, f"an integer from {low:,} to {high:,}")
-
-
-def check_number(field: str, value: object, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise wrong(field, value, f"a number from {low:g} to {high:g}")
+def check_range(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise wrong(field, value, f"a number from {low:g} to {high:g}")
+        kind = "an integer" if isinstance(low, int) else "a number"
+        raise FieldError(field, value, f"{kind} from {_write_limit(low)} to {_write_limit(high)}")
 
 
-def check_sha256(field: str, value: object) -> None:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise wrong(field, value, "64 lower-case hexadecimal digits")
+def _write_limit(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
+
+
+def check_sha256(field: str, value: str) -> None:
+    if not _SHA256.fullmatch(value):
+        raise FieldError(field, value, "64 lower-case hexadecimal digits")

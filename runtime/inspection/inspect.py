@@ -5,7 +5,8 @@ from typing import Any
 
 from dim.runtime.bundle_format.files import check_file, load_manifest
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
-from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
+from dim.runtime.bundle_format.names import FIXED_LATENTS, FORMAT_VERSION, TEACHER_ONNX
+from dim.runtime.storage.records import to_plain
 
 
 def describe(bundle_path: str | Path) -> dict[str, Any]:
@@ -30,36 +31,25 @@ def describe(bundle_path: str | Path) -> dict[str, Any]:
     if FIXED_LATENTS in manifest.files:
         data = check_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
         optimised = read_fixed_latents(data, manifest).shape[1]
-    source = manifest.source
     return {
         "path": str(path),
         "name": manifest.name,
         "content_id": manifest.content_id,
         "manifest_sha256": manifest.manifest_sha256,
-        "format_version": manifest.format_version,
-        "sampling_version": manifest.sampling_version,
+        "format_version": FORMAT_VERSION,
+        "sampling_version": manifest.sampling.sampling_version,
         "created_by": manifest.created_by,
         "licence": manifest.licence,
         "classes": list(manifest.classes),
-        "image": {"height": manifest.height, "width": manifest.width, "channels": manifest.channels},
+        "image": to_plain(manifest.image),
         "latent_dim": manifest.latent_dim,
         "latent_std": manifest.latent_std,
-        "source": {
-            "name": source.name,
-            "class_counts": list(source.class_counts),
-            "mean": list(source.mean),
-            "std": list(source.std),
-            "licence": source.licence,
-            "note": source.note,
-        },
+        "source": to_plain(manifest.source),
         "precisions": list(manifest.precisions),
         "engines": sorted(name for name in manifest.files if name.endswith(".engine")),
         "teacher": TEACHER_ONNX in manifest.files,
         "fixed_latents": optimised,
-        "files": [
-            {"path": name, "size_bytes": record.size_bytes, "sha256": record.sha256}
-            for name, record in sorted(manifest.files.items())
-        ],
+        "files": [{"path": name, **to_plain(record)} for name, record in sorted(manifest.files.items())],
         "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
         "accuracy": [dict(row) for row in manifest.accuracy],
         "distill_config": dict(manifest.distill_config),

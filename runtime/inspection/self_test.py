@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.files import load_manifest, write_bundle
-from dim.runtime.bundle_format.manifest import BundleDescription, Manifest, SourceInfo
+from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, Manifest, SamplingInfo, SourceInfo
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine, EngineOptions
 from dim.runtime.engines.parity import MAX_FP32_LEVELS, max_levels
@@ -47,11 +47,8 @@ class SelfTest:
                 name="selftest",
                 created_by="dim doctor",
                 classes=("a", "b"),
-                height=4,
-                width=4,
-                channels=1,
-                latent_dim=4,
-                latent_std=1.0,
+                image=ImageShape(height=4, width=4, channels=1),
+                sampling=SamplingInfo(latent_dim=4, latent_std=1.0),
                 source=SourceInfo(name="", class_counts=(0, 0), mean=(0.5,), std=(0.5,), licence="", note=""),
                 distill_config={},
                 licence="",

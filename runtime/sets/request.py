@@ -86,7 +86,7 @@ def make_wish(
     plan = Plan(
         bundle=manifest.name,
         content_id=manifest.content_id,
-        sampling_version=manifest.sampling_version,
+        sampling_version=manifest.sampling.sampling_version,
         seed=seed,
         start=start,
         fixed_latents=bundle.fixed_latents and FIXED_LATENTS in manifest.files,

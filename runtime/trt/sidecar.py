@@ -6,19 +6,20 @@ The plan itself stays raw, byte for byte what the library wrote, so that the ven
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from dim.runtime.bundle_format.names import PRECISIONS
-from dim.runtime.errors import BundleError, EngineError
+from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Gpu
 from dim.runtime.storage import strict_json
+from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, to_plain
 
 FORMATS = ("trt", "rtx")
 FORMAT_VERSION = 1
 MAX_SIDECAR_BYTES = 64 * 1024
+MAX_TEXT_CHARS = 200
 
 # What the builder was told about GPUs other than its own.
 HARDWARE_MODES = ("gpu", "same_compute_capability", "ampere_plus", "compute_capabilities")
@@ -29,7 +30,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What one compiled engine covers."""
+    """What one compiled engine covers.
+
+    Raises:
+        FieldError: a field is out of range.
+    """
 
     format: str
     """`trt` (TensorRT) or `rtx` (TensorRT for RTX)."""
@@ -60,6 +65,24 @@ class Sidecar:
     checked: bool
     """Parity with the ONNX file was checked on a GPU before the engine was published."""
 
+    def __post_init__(self) -> None:
+        for name, known in (("format", FORMATS), ("precision", PRECISIONS), ("hardware", HARDWARE_MODES)):
+            if getattr(self, name) not in known:
+                raise FieldError(name, getattr(self, name), f"one of {', '.join(known)}")
+        for name in ("onnx_sha256", "engine_sha256"):
+            if not _SHA256.fullmatch(getattr(self, name)):
+                raise FieldError(name, getattr(self, name), "64 lower-case hexadecimal digits")
+        for name in ("library_version", "machine", "created_by", *(("gpu",) if self.gpu else ())):
+            text = getattr(self, name)
+            if not 0 < len(text) <= MAX_TEXT_CHARS or not text.isprintable():
+                raise FieldError(name, text, f"1 to {MAX_TEXT_CHARS} printable letters")
+        if self.engine_bytes < 1:
+            raise FieldError("engine_bytes", self.engine_bytes, "at least 1")
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise FieldError("batch", self.batch, "least, optimum and most in rising order, at least 1")
+        if not all(0 <= number < 100 for pair in self.compute_capabilities for number in pair):
+            raise FieldError("compute_capabilities", self.compute_capabilities, "pairs of numbers below 100")
+
     @property
     def file_name(self) -> str:
         """Name of the plan, `generator.<precision>.<trt|rtx>.<target>.engine`."""
@@ -72,7 +95,7 @@ class Sidecar:
 
     def to_json(self) -> bytes:
         """Serialise as indented UTF-8 JSON with sorted keys and a newline at the end."""
-        return strict_json.indented({"format_version": FORMAT_VERSION, **asdict(self)})
+        return strict_json.indented({"format_version": FORMAT_VERSION, **to_plain(self)})
 
 
 def engine_name(precision: str, format: str, target: str) -> str:
@@ -168,8 +191,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def read_sidecar(data: bytes, name: str) -> Sidecar:
-    """Read and check a sidecar.
+def parse_sidecar(data: bytes, name: str) -> Sidecar:
+    """Parse and check a sidecar.
 
     Args:
         data: the file's bytes.
@@ -178,73 +201,8 @@ def read_sidecar(data: bytes, name: str) -> Sidecar:
     Raises:
         EngineError: not JSON, of a newer format, or a field is missing, unknown or out of range.
     """
-    try:
-        payload = strict_json.parse(data, f"The sidecar {name}", MAX_SIDECAR_BYTES)
-    except BundleError as error:
-        raise EngineError(str(error)) from error
-    if not isinstance(payload, dict):
-        raise EngineError(f"The sidecar {name} does not hold a JSON object: build the engine again with  dim export")
-    version = payload.pop("format_version", None)
-    if type(version) is int and version > FORMAT_VERSION:
-        raise EngineError(
-            f"The sidecar {name} has format version {version} and was made by a newer dim; this one reads version "
-            f"{FORMAT_VERSION}: run  pip install --upgrade dim-distill"
-        )
-    problem = "format_version" if type(version) is not int or version != FORMAT_VERSION else _first_bad_field(payload)
-    if problem is not None:
-        raise EngineError(f"The sidecar {name} has no valid '{problem}': build the engine again with  dim export")
-    payload["batch"] = tuple(payload["batch"])
-    payload["compute_capabilities"] = tuple((pair[0], pair[1]) for pair in payload["compute_capabilities"])
-    return Sidecar(**payload)
-
-
-def _first_bad_field(payload: Mapping[str, Any]) -> str | None:
-    known = {field.name for field in fields(Sidecar)}
-    for name in sorted(known | payload.keys()):
-        if name not in known or name not in payload or not _valid(name, payload[name]):
-            return name
-    return None
-
-
-def _valid(name: str, value: Any) -> bool:
-    match name:
-        case "format":
-            return value in FORMATS
-        case "precision":
-            return value in PRECISIONS
-        case "hardware":
-            return value in HARDWARE_MODES
-        case "onnx_sha256" | "engine_sha256":
-            return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-        case "engine_bytes":
-            return _count(value)
-        case "batch":
-            return _counts(value, 3) and value[0] <= value[1] <= value[2]
-        case "compute_capabilities":
-            return isinstance(value, list) and all(_capability(pair) for pair in value)
-        case "version_compatible" | "checked":
-            return isinstance(value, bool)
-        case "gpu":
-            return value in (None, "") or _text(value)
-        case _:
-            return _text(value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _counts(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length and all(_count(item) for item in value)
-
-
-def _capability(pair: Any) -> bool:
-    return (
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 100 for item in pair)
+    where, advice = f"The sidecar {name}", "build the engine again with  dim export"
+    block = parse_versioned(
+        data, where, version=FORMAT_VERSION, max_bytes=MAX_SIDECAR_BYTES, error=EngineError, advice=advice
     )
+    return from_plain(Sidecar, block, where, error=EngineError, advice=advice)

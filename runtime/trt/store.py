@@ -12,7 +12,7 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.errors import BundleError, DimError, EngineError
 from dim.runtime.storage.atomic import replace_file
 from dim.runtime.storage.private_cache import cache_dir
-from dim.runtime.trt.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_engine_name, read_sidecar, sidecar_name
+from dim.runtime.trt.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_engine_name, parse_sidecar, sidecar_name
 from dim.runtime.trt.trust import remember_built
 
 MAX_ENGINE_BYTES = 2**30
@@ -74,7 +74,7 @@ def engines_in_bundle(bundle_path: Path, manifest: Manifest) -> tuple[list[Engin
             continue
         try:
             data = check_file(bundle_path, manifest, sidecar_name(name), max_bytes=MAX_SIDECAR_BYTES)
-            sidecar = read_sidecar(data, sidecar_name(name))
+            sidecar = parse_sidecar(data, sidecar_name(name))
             if (sidecar.precision, sidecar.format, sidecar.target) != parsed:
                 raise EngineError(f"The sidecar {sidecar_name(name)} is that of {sidecar.file_name}.")
         except (BundleError, EngineError) as error:
@@ -93,7 +93,7 @@ def engines_in_cache(onnx_sha256: str) -> list[EngineFile]:
     found = []
     for path in sidecars:
         try:
-            sidecar = read_sidecar(path.read_bytes(), path.name)
+            sidecar = parse_sidecar(path.read_bytes(), path.name)
         except (OSError, EngineError):
             continue
         found.append(EngineFile(path=path.with_suffix(""), sidecar=sidecar, in_bundle=False))

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dim.runtime.bundle_format.manifest import (
     BundleDescription,
+    ImageShape,
     Manifest,
+    SamplingInfo,
     SourceInfo,
     create_manifest,
-    from_json,
-    to_json,
+    parse_manifest,
 )
 from dim.runtime.bundle_format.names import MAX_MANIFEST_BYTES
 from dim.runtime.bundle_format.schema import MAX_CLASSES, FileRecord
@@ -81,24 +82,19 @@ def make(**changes: Any) -> Manifest:
         "name": "pets",
         "created_by": "dim 0.1.0",
         "classes": ("cat", "naïve"),
-        "height": 8,
-        "width": 9,
-        "channels": 1,
-        "latent_dim": 16,
-        "latent_std": 1.25,
+        "image": ImageShape(height=8, width=9, channels=1),
+        "sampling": SamplingInfo(latent_dim=16, latent_std=1.25),
         "source": SourceInfo(name="pets", class_counts=(5, 6), mean=(0.5,), std=(0.25,), licence="", note=""),
         "distill_config": {"seed": 1},
         "licence": "CC0-1.0",
-        "files": {"generator.fp32.onnx": RECORD},
     }
-    fields |= changes
-    files = fields.pop("files")
-    return create_manifest(BundleDescription(**fields), files)
+    files = changes.pop("files", {"generator.fp32.onnx": RECORD})
+    return create_manifest(BundleDescription(**(fields | changes)), files)
 
 
 def altered(change: Callable[[dict[str, Any]], object]) -> bytes:
     """A manifest with one change and its own hash put right again, as somebody could write it on purpose."""
-    block = json.loads(to_json(make()))
+    block = json.loads(make().to_json())
     del block["manifest_sha256"]
     change(block)
     block["manifest_sha256"] = hashlib.sha256(strict_json.canonical(block)).hexdigest()
@@ -107,13 +103,13 @@ def altered(change: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_golden_bytes() -> None:
     manifest = make()
-    assert to_json(manifest).decode() == GOLDEN.replace("SELF", manifest.manifest_sha256)
+    assert manifest.to_json().decode() == GOLDEN.replace("SELF", manifest.manifest_sha256)
     assert manifest.manifest_sha256 == "18fe5bd1a7aa5ebfe41267ed19a92e1c1a46b2933329847ef07e80c753bed3c9"
 
 
 def test_round_trip() -> None:
     manifest = make(accuracy=({"ipc": 10, "mean": 71.25, "note": None},), distill_config={"a": {"b": [1, 2.5, "ü"]}})
-    assert from_json(to_json(manifest)) == manifest
+    assert parse_manifest(manifest.to_json()) == manifest
 
 
 plain = st.recursive(
@@ -147,12 +143,12 @@ def test_any_manifest_survives_the_round_trip(
         classes=tuple(classes),
         distill_config=config,
         accuracy=tuple(accuracy),
-        latent_std=latent_std,
-        channels=channels,
+        sampling=SamplingInfo(latent_dim=16, latent_std=latent_std),
+        image=ImageShape(height=8, width=9, channels=channels),
         source=source,
     )
-    assert from_json(to_json(manifest)) == manifest
-    assert from_json(strict_json.canonical(json.loads(to_json(manifest)))) == manifest
+    assert parse_manifest(manifest.to_json()) == manifest
+    assert parse_manifest(strict_json.canonical(json.loads(manifest.to_json()))) == manifest
 
 
 def test_content_id_is_the_hash_of_what_draws() -> None:
@@ -172,25 +168,25 @@ def test_content_id_ignores_what_does_not_draw() -> None:
         make(files={"generator.fp32.onnx": other}),
         make(files={"generator.fp32.onnx": RECORD, "latents.npz": RECORD}),
         make(classes=("naïve", "cat")),
-        make(latent_std=1.0),
-        make(latent_dim=17),
+        make(sampling=SamplingInfo(latent_dim=16, latent_std=1.0)),
+        make(sampling=SamplingInfo(latent_dim=17, latent_std=1.25)),
     ]
     assert len({manifest.content_id for manifest in changed} | {base}) == 6
 
 
 def test_newer_format_says_so() -> None:
     with pytest.raises(BundleError) as refused:
-        from_json(b'{"format_version": 2, "engines": [{"anything": 1}]}')
+        parse_manifest(b'{"format_version": 2, "engines": [{"anything": 1}]}')
     assert str(refused.value) == (
-        "The bundle has format version 2 and was made by a newer dim; this one reads version 1: "
+        "The manifest has format version 2 and was made by a newer dim; this one reads version 1: "
         "run  pip install --upgrade dim-distill"
     )
 
 
 def test_an_altered_value_is_noticed() -> None:
-    data = to_json(make()).replace(b'"seed": 1', b'"seed": 2')
+    data = make().to_json().replace(b'"seed": 1', b'"seed": 2')
     with pytest.raises(BundleError, match="was altered: its contents do not match its manifest_sha256"):
-        from_json(data)
+        parse_manifest(data)
 
 
 def set_at(*path: Any) -> Callable[[dict[str, Any]], object]:
@@ -212,52 +208,55 @@ def set_at(*path: Any) -> Callable[[dict[str, Any]], object]:
         (set_at("surprise", 1), "unknown field surprise"),
         (set_at("sampling", "surprise", 1), "unknown field sampling.surprise"),
         (set_at("files", "generator.fp32.onnx", "mode", 1), "unknown field files"),
-        (set_at("format_version", 0), "format_version is '0'"),
-        (set_at("format_version", True), "format_version is 'True'"),
-        (set_at("format_version", "1"), "format_version is '1'"),
-        (set_at("image", 3), "field image is '3'; it must be an object"),
-        (set_at("image", "height", 0), "image.height is '0'; it must be an integer from 1 to 1,024"),
-        (set_at("image", "height", True), "image.height is 'True'"),
-        (set_at("image", "height", 8.0), "image.height is '8.0'"),
-        (set_at("image", "channels", 2), "image.channels is '2'; it must be 1 or 3"),
-        (set_at("sampling", "sampling_version", 2), "sampling.sampling_version is '2'"),
-        (set_at("sampling", "latent_dim", 10**6), "sampling.latent_dim"),
-        (set_at("sampling", "latent_std", 0), "sampling.latent_std"),
-        (set_at("sampling", "latent_std", "1"), "sampling.latent_std"),
+        (set_at("format_version", 0), "format_version is 0; it must be 1"),
+        (set_at("format_version", True), "format_version is True; it must be 1"),
+        (set_at("format_version", "1"), "format_version is '1'; it must be 1"),
+        (set_at("image", 3), "field image is 3; it must be an object"),
+        (set_at("image", "height", 0), "image.height is 0; it must be an integer from 1 to 1,024"),
+        (set_at("image", "height", True), "image.height is True; it must be an integer"),
+        (set_at("image", "height", 8.0), "image.height is 8.0; it must be an integer"),
+        (set_at("image", "channels", 2), "image.channels is 2; it must be 1 or 3"),
+        (set_at("sampling", "sampling_version", 2), "sampling.sampling_version is 2; it must be 1"),
+        (
+            set_at("sampling", "latent_dim", 10**6),
+            "sampling.latent_dim is 1000000; it must be an integer from 1 to 4,096",
+        ),
+        (set_at("sampling", "latent_std", 0), "sampling.latent_std is 0; it must be a number from 1e-06 to 1000"),
+        (set_at("sampling", "latent_std", "1"), "sampling.latent_std is '1'; it must be a number"),
         (set_at("classes", []), "0 classes"),
-        (set_at("classes", {"cat": 1}), "field classes is .* a list"),
+        (set_at("classes", {"cat": 1}), "field classes is .*; it must be a list"),
         (set_at("classes", ["cat", "cat"]), "lists the class 'cat' twice"),
-        (set_at("classes", ["cat", 5]), "field classes is '5'"),
+        (set_at("classes", ["cat", 5]), r"field classes\[1\] is 5; it must be text"),
         (set_at("classes", ["cat", " "]), "field classes is ' '"),
         (set_at("classes", ["cat", "a\nb"]), "without control characters"),
         (set_at("classes", ["cat", "a\x1b[2J"]), "without control characters"),
         (set_at("classes", ["cat", "e\u0301"]), "composed form"),
         (set_at("classes", [str(i) for i in range(MAX_CLASSES + 1)]), "65,537 classes"),
         (set_at("source", "class_counts", [1]), "source.class_counts"),
-        (set_at("source", "class_counts", [1, -1]), "source.class_counts"),
+        (set_at("source", "class_counts", [1, -1]), "source.class_counts is -1; it must be an integer from 0"),
         (set_at("source", "mean", [0.5, 0.5]), "source.mean"),
-        (set_at("source", "std", ["0.5"]), "source.std"),
-        (set_at("source", "name", ["a"]), "source.name"),
+        (set_at("source", "std", ["0.5"]), r"source.std\[0\] is '0.5'; it must be a number"),
+        (set_at("source", "name", ["a"]), r"source.name is \['a'\]; it must be text"),
         (set_at("name", ""), "field name is ''"),
         (set_at("licence", "x" * 20_001), "field licence"),
-        (set_at("distill_config", []), "field distill_config"),
-        (set_at("accuracy", [1]), "field accuracy"),
-        (set_at("accuracy", {}), "field accuracy"),
-        (set_at("files", []), "field files"),
+        (set_at("distill_config", []), r"field distill_config is \[\]; it must be an object"),
+        (set_at("accuracy", [1]), r"field accuracy\[0\] is 1; it must be an object"),
+        (set_at("accuracy", {}), "field accuracy is {}; it must be a list"),
+        (set_at("files", []), r"field files is \[\]; it must be an object"),
         (set_at("files", {}), "does not list generator.fp32.onnx"),
         (set_at("files", "generator.fp32.onnx", {"sha256": "AB" * 32, "size_bytes": 3}), "hexadecimal"),
         (set_at("files", "generator.fp32.onnx", "size_bytes", 2**33), "size_bytes"),
         (set_at("content_id", "ab" * 32), "content_id does not match"),
         (set_at("files", "generator.fp32.onnx", "sha256", "cd" * 32), "content_id does not match"),
-        (set_at("distill_config", "note", "\x1b[2J"), "distill_config is '.*without control characters in its text"),
-        (set_at("accuracy", [{"mode": ["\x9b2J"]}]), "accuracy is '.*without control characters in its text"),
-        (set_at("accuracy", [{"\x07": 1}]), "accuracy is '.*without control characters in its text"),
+        (set_at("distill_config", "note", "\x1b[2J"), "distill_config is .*without control characters in its text"),
+        (set_at("accuracy", [{"mode": ["\x9b2J"]}]), "accuracy is .*without control characters in its text"),
+        (set_at("accuracy", [{"\x07": 1}]), "accuracy is .*without control characters in its text"),
         (set_at("distill_config", "deep", json.loads("[" * 20 + "]" * 20)), "deeper than 16"),
     ],
 )
 def test_hostile_fields_are_refused(change: Callable[[dict[str, Any]], object], message: str) -> None:
     with pytest.raises(BundleError, match=message):
-        from_json(altered(change))
+        parse_manifest(altered(change))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +270,7 @@ def test_hostile_fields_are_refused(change: Callable[[dict[str, Any]], object], 
 def test_paths_that_leave_the_bundle_are_refused(path: str) -> None:
     record = {"sha256": "ab" * 32, "size_bytes": 3}
     with pytest.raises(BundleError, match="must be relative, with forward slashes, and stay inside"):
-        from_json(altered(set_at("files", path, record)))
+        parse_manifest(altered(set_at("files", path, record)))
 
 
 @pytest.mark.parametrize("other", ["Generator.fp32.onnx", "GENERATOR.FP32.ONNX"])
@@ -290,8 +289,9 @@ def test_a_file_that_is_also_a_folder_is_refused() -> None:
     [
         (b"", "is not UTF-8 JSON"),
         (b"\xff\xfe{}", "is not UTF-8 JSON"),
-        (b"[]", "has no format_version"),
-        (b"null", "has no format_version"),
+        (b"[]", r"^The manifest is \[\]; it must be an object\.$"),
+        (b"null", r"^The manifest is None; it must be an object\.$"),
+        (b"{}", r"^The manifest lacks the field format_version\.$"),
         (b'{"a": 1, "a": 2}', "the key 'a' twice"),
         (b'{"a": {"b": 1, "b": 1}}', "the key 'b' twice"),
         (b'{"a": NaN}', "the number NaN"),
@@ -309,23 +309,23 @@ def test_a_file_that_is_also_a_folder_is_refused() -> None:
 )
 def test_json_that_readers_disagree_about_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(BundleError, match=message):
-        from_json(data)
+        parse_manifest(data)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with pytest.raises(BundleError):
-        from_json(data)
+        parse_manifest(data)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300)
 @given(st.data())
 def test_any_changed_byte_is_refused_or_means_the_same(data: st.DataObject) -> None:
     manifest = make()
-    written = bytearray(to_json(manifest))
+    written = bytearray(manifest.to_json())
     written[data.draw(st.integers(0, len(written) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        assert from_json(bytes(written)) == manifest
+        assert parse_manifest(bytes(written)) == manifest
     except BundleError:
         pass
 

@@ -21,7 +21,7 @@ from dim.runtime.gpu.driver import Driver
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt import ship as build_engines_module
 from dim.runtime.trt.ship import build_engines
-from dim.runtime.trt.sidecar import read_sidecar
+from dim.runtime.trt.sidecar import parse_sidecar
 from dim.runtime.trt.store import engines_in_bundle, engines_in_cache
 
 
@@ -202,7 +202,7 @@ def test_an_altered_engine_of_the_bundle_is_an_error(machine: Machine) -> None:
 def test_a_bundle_whose_sidecar_is_of_another_engine(machine: Machine) -> None:
     machine.install("trt")
     (path,) = machine.build(precisions=["fp32"])
-    sidecar = read_sidecar((machine.path / f"{path.name}.json").read_bytes(), "x")
+    sidecar = parse_sidecar((machine.path / f"{path.name}.json").read_bytes(), "x")
     update_bundle(machine.path, add_files={f"{path.name}.json": replace(sidecar, precision="fp16").to_json()})
     machine.open()
     assert machine.said[0] == (
@@ -213,7 +213,7 @@ def test_a_bundle_whose_sidecar_is_of_another_engine(machine: Machine) -> None:
 def test_a_sidecar_that_lies_about_the_plan(machine: Machine) -> None:
     machine.install("trt")
     (path,) = machine.build(precisions=["fp32"])
-    sidecar = read_sidecar((machine.path / f"{path.name}.json").read_bytes(), "x")
+    sidecar = parse_sidecar((machine.path / f"{path.name}.json").read_bytes(), "x")
     lie = replace(sidecar, engine_bytes=sidecar.engine_bytes + 1)
     update_bundle(machine.path, add_files={f"{path.name}.json": lie.to_json()})
     with pytest.raises(EngineError, match="is truncated or altered: it has"):

@@ -2,7 +2,7 @@
 
 import builtins
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.bundle_format.manifest import ImageShape, Manifest
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines import onnx_cpu as cpu_sessions
 from dim.runtime.engines import onnx_session as engine_onnx
@@ -200,7 +200,7 @@ def test_a_closed_engine_says_so(bundle: Opened) -> None:
 def test_a_graph_outside_the_contract_never_reaches_the_engine(
     tiny_bundle: Path, bundle: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Opened(tiny_bundle, Manifest(**(vars(bundle.manifest) | {"height": 9})))
+    other = Opened(tiny_bundle, replace(bundle.manifest, image=ImageShape(height=9, width=8, channels=1)))
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **options: pytest.fail("the engine saw it"))
     with pytest.raises(GraphError, match="images of the ONNX file is UINT8"):
         opened(other, engine="onnxruntime-cpu")

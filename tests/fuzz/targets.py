@@ -42,11 +42,12 @@ from dim.runtime.bundle_format.graph_contract import generator_contract, parse_o
 from dim.runtime.bundle_format.graph_rules import check_model
 from dim.runtime.bundle_format.manifest import (
     BundleDescription,
+    ImageShape,
     Manifest,
+    SamplingInfo,
     SourceInfo,
     create_manifest,
-    from_json,
-    to_json,
+    parse_manifest,
 )
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import DimError
@@ -79,11 +80,8 @@ def _manifest() -> Manifest:
         name="tiny",
         created_by="dim fuzz",
         classes=("zero", "one", "two"),
-        height=8,
-        width=8,
-        channels=1,
-        latent_dim=16,
-        latent_std=1.0,
+        image=ImageShape(height=8, width=8, channels=1),
+        sampling=SamplingInfo(latent_dim=16, latent_std=1.0),
         source=SourceInfo(name="x", class_counts=(1, 1, 1), mean=(0.5,), std=(0.5,), licence="x", note="x"),
         distill_config={},
         licence="x",
@@ -176,8 +174,8 @@ def image(data: bytes) -> None:
 
 def manifest(data: bytes) -> None:
     """A bundle's manifest: what is accepted is written back and read as the same."""
-    found = from_json(data)
-    assert from_json(to_json(found)) == found
+    found = parse_manifest(data)
+    assert parse_manifest(found.to_json()) == found
 
 
 def graph(data: bytes) -> None:

@@ -18,7 +18,7 @@ from dim.runtime.gpu.driver import Driver
 from dim.runtime.inspection.verify import verify
 from dim.runtime.inspection.verify_engines import verify_engines
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt.sidecar import read_sidecar
+from dim.runtime.trt.sidecar import parse_sidecar
 
 NAME = "generator.fp32.trt.sm89.engine"
 
@@ -114,14 +114,14 @@ def test_a_stale_engine_fails(machine: Machine) -> None:
 
 
 def test_a_sidecar_that_lies_fails(machine: Machine) -> None:
-    sidecar = read_sidecar((machine.path / f"{NAME}.json").read_bytes(), "x")
+    sidecar = parse_sidecar((machine.path / f"{NAME}.json").read_bytes(), "x")
     lie = replace(sidecar, engine_bytes=1)
     update_bundle(machine.path, add_files={f"{NAME}.json": lie.to_json()})
     ((_, check, ok, found, _),) = checked(machine)
     assert (check, ok) == ("plan", False) and "is truncated or altered" in found
     update_bundle(machine.path, add_files={f"{NAME}.json": b"{}"})
     ((subject, check, ok, found, _),) = checked(machine)
-    assert (subject, check, ok) == ("engines", "sidecar", False) and "no valid 'format_version'" in found
+    assert (subject, check, ok) == ("engines", "sidecar", False) and "lacks the field format_version: build" in found
 
 
 def test_verify_includes_the_engines(machine: Machine) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dim.data.load import load_data
 from dim.runtime.bundle_format.files import write_bundle
-from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo
+from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, SamplingInfo, SourceInfo
 
 _LATENT_DIM = 24
 
@@ -59,11 +59,8 @@ def build_digits_bundle(path: Path) -> Path:
             name="gaussian-digits",
             created_by="dim test",
             classes=tuple(data.classes),
-            height=8,
-            width=8,
-            channels=1,
-            latent_dim=_LATENT_DIM,
-            latent_std=1.0,
+            image=ImageShape(height=8, width=8, channels=1),
+            sampling=SamplingInfo(latent_dim=_LATENT_DIM, latent_std=1.0),
             source=SourceInfo(
                 name="digits",
                 class_counts=tuple(int(count) for count in data.class_counts),

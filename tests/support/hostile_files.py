@@ -26,10 +26,10 @@ from dim.data.pickle import read_pickle
 from dim.data.tar import parse_tar
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
-from dim.runtime.bundle_format.manifest import from_json
+from dim.runtime.bundle_format.manifest import parse_manifest
 from dim.runtime.errors import DimError
 from dim.runtime.sets.journal import SetFile
-from dim.runtime.trt.sidecar import read_sidecar
+from dim.runtime.trt.sidecar import parse_sidecar
 
 FOLDER = Path(sys.argv[1])
 MANIFEST = load_manifest(build_tiny_bundle(FOLDER / "tiny.dim"))
@@ -105,11 +105,11 @@ CASES: dict[str, tuple[int, Callable[[], object]]] = {
     "tar with a size of 2^60": (16, lambda: read_tar(tar_of_huge_member())),
     "zip, a member of 64 MiB": (16, lambda: read_entries(BOMB)),
     "png of 8192 x 16384": (16, lambda: decode_image(png_of(8192, 16384), "f", size=8, channels=3)),
-    "manifest of many objects": (256, lambda: from_json(objects(2**19 - 1))),
-    "manifest of long text": (256, lambda: from_json(LONG_TEXT)),
-    "sidecar of many objects": (16, lambda: read_sidecar(objects(20_000), "f")),
+    "manifest of many objects": (256, lambda: parse_manifest(objects(2**19 - 1))),
+    "manifest of long text": (256, lambda: parse_manifest(LONG_TEXT)),
+    "sidecar of many objects": (16, lambda: parse_sidecar(objects(20_000), "f")),
     "dataset.json of many objects": (600, lambda: SetFile.from_json(objects(2**21 - 1), "f")),
-    "json of many brackets": (16, lambda: from_json(b"[" * 2**20)),
+    "json of many brackets": (16, lambda: parse_manifest(b"[" * 2**20)),
     "latents, a bomb": (16, lambda: read_fixed_latents(LATENTS, MANIFEST)),
 }
 """MiB that it may cost, and the reading of it."""

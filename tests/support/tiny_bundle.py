@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dim.runtime.bundle_format.files import write_bundle
-from dim.runtime.bundle_format.manifest import BundleDescription, SourceInfo
+from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, SamplingInfo, SourceInfo
 
 _CHANNELS_INSIDE = 6
 
@@ -121,11 +121,8 @@ def build_tiny_bundle(
             name="tiny",
             created_by="dim test",
             classes=classes,
-            height=image_px,
-            width=image_px,
-            channels=channels,
-            latent_dim=latent_dim,
-            latent_std=latent_std,
+            image=ImageShape(height=image_px, width=image_px, channels=channels),
+            sampling=SamplingInfo(latent_dim=latent_dim, latent_std=latent_std),
             source=SourceInfo(
                 name="tiny",
                 class_counts=tuple(10 * (label + 1) for label in range(len(classes))),
