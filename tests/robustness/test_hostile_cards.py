@@ -12,6 +12,7 @@ from dim.export.card import RECORD_NAME, model_card, read_record, reproducing_co
 from dim.export.publish import merged_record
 from dim.runtime.bundle_format.files import check_file, load_manifest
 from dim.runtime.bundle_format.locate import SHIPPED
+from dim.runtime.bundle_format.manifest import create_manifest
 from dim.runtime.errors import BundleError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fuzz"))
@@ -47,7 +48,8 @@ def test_any_configuration_gives_a_card() -> None:
         assert inner is not None
         try:
             config, accuracy = json.loads(inner)
-            changed = replace(manifest, distill_config=config, accuracy=tuple(accuracy))
+            info = replace(manifest.info, distill_config=config, accuracy=tuple(accuracy))
+            changed = create_manifest(info, manifest.files)
         except (BundleError, ValueError, TypeError):
             continue
         taken += 1
