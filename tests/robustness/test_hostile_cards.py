@@ -48,8 +48,8 @@ def test_any_configuration_gives_a_card() -> None:
         assert inner is not None
         try:
             config, accuracy = json.loads(inner)
-            info = replace(manifest.info, distill_config=config, accuracy=tuple(accuracy))
-            changed = create_manifest(info, manifest.files)
+            description = replace(manifest.description, distill_config=config, accuracy=tuple(accuracy))
+            changed = create_manifest(description, manifest.files)
         except (BundleError, ValueError, TypeError):
             continue
         taken += 1
