@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.bundles import choose_bundle
-from dim.cli.options import BundleOption, DeviceOption, JsonOption, Sha256Option, ThreadsOption, TrustOption
+from dim.cli.options import (
+    BundleOption,
+    DeviceOption,
+    JsonOption,
+    Sha256Option,
+    ThreadsOption,
+    TrustOption,
+    choose_bundle,
+)
 from dim.cli.parsing import parse_numbers, parse_words
 from dim.cli.terminal import print_json, print_table, say
 from dim.runtime.errors import RunError

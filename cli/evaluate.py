@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.bundles import choose_bundle
-from dim.cli.options import ENGINE_PANEL, ENGINES, BundleOption, JsonOption, PrecisionOption, Sha256Option, one_of
+from dim.cli.options import (
+    ENGINE_PANEL,
+    ENGINES,
+    BundleOption,
+    JsonOption,
+    PrecisionOption,
+    Sha256Option,
+    choose_bundle,
+    one_of,
+)
 from dim.cli.parsing import parse_duration, parse_numbers, parse_words
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
 from dim.runtime.errors import BadValueError

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.bundles import choose_bundle
 from dim.cli.options import (
     OUTPUT_PANEL,
     BundleOption,
@@ -17,6 +16,7 @@ from dim.cli.options import (
     Sha256Option,
     ThreadsOption,
     TrustOption,
+    choose_bundle,
     one_of,
 )
 from dim.cli.terminal import in_time, in_units, print_json, say

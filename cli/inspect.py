@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.bundles import choose_bundle
-from dim.cli.options import JsonOption, Sha256Option
+from dim.cli.options import JsonOption, Sha256Option, choose_bundle
 from dim.cli.terminal import in_units, print_json, print_table
 
 if TYPE_CHECKING:

@@ -1,10 +1,12 @@
 """Options that several commands share, spelled and explained once."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dim.cli.terminal import say
 from dim.runtime.engines import names as engines
 
 
@@ -25,7 +27,7 @@ BundleOption = Annotated[
     str | None,
     typer.Option(
         "--bundle",
-        help="The bundle, a folder or a URL; else $DIM_BUNDLE, the newest *.dim here or under runs/, or the one that "
+        help="The bundle: a path with a slash or .dim, a URL, or the name mnist; else $DIM_BUNDLE, else mnist, which "
         "comes with dim.",
     ),
 ]
@@ -76,3 +78,20 @@ TrustOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT_PANEL)
 ]
+
+
+def choose_bundle(wanted: str | None, sha256: str | None = None) -> Path:
+    """Find the bundle, print which one it is and why, and return its folder.
+
+    Args:
+        wanted: what `--bundle` or the argument says; None for the default bundle.
+        sha256: the `manifest_sha256` that it must have; None for any.
+
+    Raises:
+        BundleError: there is none, or it is not the one that was pinned.
+    """
+    from dim.runtime.bundle_format.locate import find_bundle
+
+    path, reason = find_bundle(wanted, sha256, say)
+    say(f"Bundle: {path}, {reason}.")
+    return path

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dim.cli.bundles import choose_bundle
-from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption
+from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption, choose_bundle
 from dim.cli.terminal import print_json, print_table
 
 

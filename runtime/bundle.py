@@ -51,7 +51,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def open_bundle(
-    path: str | Path | None = None,
+    name_or_path: str | Path | None = None,
     *,
     sha256: str | None = None,
     engine: str = "auto",
@@ -65,8 +65,9 @@ def open_bundle(
     """Open a bundle; the engine starts at the first image.
 
     Args:
-        path: the bundle's folder, or a URL (`https://`, `s3://`) from which it is fetched into the private cache; None
-            for the default bundle (`$DIM_BUNDLE`, the newest here, the shipped one).
+        name_or_path: the name of a bundle that comes with the package ("mnist"); the path of a folder, with a slash or
+            ending in `.dim`; or a URL (`https://`, `s3://`), fetched into the private cache. None for `$DIM_BUNDLE`,
+            else "mnist".
         sha256: the `manifest_sha256` that is expected; None for any bundle.
         engine: "auto", or an engine's name.
         device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
@@ -84,8 +85,8 @@ def open_bundle(
         BundleError: no bundle there, not the one that was pinned, or it is altered, malformed or too new.
     """
     options = EngineOptions(engine=engine, device=device, precision=precision, threads=threads, trust=trust)
-    folder, reason = find_bundle(None if path is None else str(path), sha256)
-    if path is None:
+    folder, reason = find_bundle(name_or_path, sha256)
+    if name_or_path is None:
         say(f"Bundle: {folder}, {reason}.")
     return Bundle(folder, options, fixed_latents=fixed_latents, say=say)
 

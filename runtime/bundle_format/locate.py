@@ -1,4 +1,4 @@
-"""Which bundle is meant when nobody names one."""
+"""Which bundle is meant: by a path, a URL or a name, and when nobody names one."""
 
 import os
 from collections.abc import Callable
@@ -9,15 +9,19 @@ from dim.runtime.errors import BundleError
 from dim.runtime.messages import say_to_log
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "mnist.dim"
+"""The bundle that comes with the package, and the default."""
 
 
 def find_bundle(
-    explicit: str | None = None, sha256: str | None = None, say: Callable[[str], None] = say_to_log
+    wanted: str | Path | None = None, sha256: str | None = None, say: Callable[[str], None] = say_to_log
 ) -> tuple[Path, str]:
-    """Find the bundle: the one named, else `$DIM_BUNDLE`, else the newest here or under `runs/`, else the shipped.
+    """Find a bundle: the one wanted, else that of `$DIM_BUNDLE`, else the one that comes with the package.
+
+    What lies in the current folder never matters.
 
     Args:
-        explicit: a path or a URL that the user gave, or None; a bundle from a URL is fetched into the private cache.
+        wanted: a path, which has a slash, ends in `.dim` or begins with a dot; a URL, which has `://` and is fetched
+            into the private cache; or the name of a bundle that comes with the package. A `Path` is always a path.
         sha256: the `manifest_sha256` that is expected, or None for any.
         say: gets one sentence about what is fetched.
 
@@ -27,7 +31,10 @@ def find_bundle(
     Raises:
         BundleError: there is none, or it is not the one that was pinned.
     """
-    path, reason = _find(explicit, sha256, say)
+    reason = "as named"
+    if wanted is None and (wanted := os.environ.get("DIM_BUNDLE") or None) is not None:
+        reason = "from $DIM_BUNDLE"
+    path, reason = _shipped() if wanted is None else _find(wanted, reason, sha256, say)
     if sha256 is not None:
         from dim.runtime.bundle_format.fetch import check_pin
         from dim.runtime.bundle_format.files import load_manifest
@@ -36,29 +43,41 @@ def find_bundle(
     return path, reason
 
 
-def _find(explicit: str | None, sha256: str | None, say: Callable[[str], None]) -> tuple[Path, str]:
-    if explicit is not None:
-        return _named(explicit, "as named", sha256, say)
-    if named := os.environ.get("DIM_BUNDLE"):
-        return _named(named, "from $DIM_BUNDLE", sha256, say)
-    here = [path for pattern in ("*.dim", "runs/*.dim", "runs/*/*.dim") for path in Path().glob(pattern)]
-    bundles = [path for path in here if (path / MANIFEST_NAME).is_file()]
-    if bundles:
-        return max(bundles, key=lambda path: ((path / MANIFEST_NAME).stat().st_mtime_ns, str(path))), "the newest here"
+def list_names() -> dict[str, Path]:
+    """List the bundles that come with the package: name -> folder."""
+    return {path.stem: path for path in sorted(SHIPPED.parent.glob("*.dim")) if (path / MANIFEST_NAME).is_file()}
+
+
+def _shipped() -> tuple[Path, str]:
     if (SHIPPED / MANIFEST_NAME).is_file():
         return SHIPPED, "the one that comes with dim"
     raise BundleError(
-        "There is no bundle: none is named, $DIM_BUNDLE is not set, no *.dim lies here or under runs/, and none came "
-        "with this installation; pass --bundle PATH or make one with dim distill and dim export."
+        "There is no bundle: none is named, $DIM_BUNDLE is not set, and none came with this installation; pass "
+        "--bundle PATH or make one with dim distill and dim export."
     )
 
 
-def _named(name: str, reason: str, sha256: str | None, say: Callable[[str], None]) -> tuple[Path, str]:
-    if "://" not in name:
-        return _existing(Path(name), reason)
-    from dim.runtime.bundle_format.fetch import fetch_bundle
+def _find(wanted: str | Path, reason: str, sha256: str | None, say: Callable[[str], None]) -> tuple[Path, str]:
+    if isinstance(wanted, Path) or _is_path(wanted):
+        return _existing(Path(wanted).expanduser(), reason)
+    if "://" in wanted:
+        from dim.runtime.bundle_format.fetch import fetch_bundle
 
-    return fetch_bundle(name, sha256=sha256, say=say), f"from {name}"
+        return fetch_bundle(wanted, sha256=sha256, say=say), f"from {wanted}"
+    names = list_names()
+    if wanted not in names:
+        raise BundleError(
+            f"There is no bundle named {wanted!r} ({reason}); the names are: {', '.join(names) or 'none'}. A path has "
+            f"a slash or ends in .dim: write ./{wanted} for a folder here."
+        )
+    return names[wanted], f"{wanted} as it comes with dim"
+
+
+def _is_path(wanted: str) -> bool:
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return "://" not in wanted and (
+        any(separator in wanted for separator in separators) or wanted.startswith(".") or wanted.endswith(".dim")
+    )
 
 
 def _existing(path: Path, reason: str) -> tuple[Path, str]:

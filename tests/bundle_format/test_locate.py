@@ -1,6 +1,5 @@
-"""Which bundle is meant: the one named, the environment's, the newest here, the shipped one."""
+"""Which bundle is meant: a path, a URL, a name; else that of the environment, else the shipped one."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -18,10 +17,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locate, "SHIPPED", tmp_path / "elsewhere" / "mnist.dim")
 
 
-def place(tiny_bundle: Path, path: str, age_s: int) -> Path:
+def place(tiny_bundle: Path, path: str) -> Path:
     shutil.copytree(tiny_bundle, path)
-    manifest = Path(path) / "manifest.json"
-    os.utime(manifest, (10**9 - age_s, 10**9 - age_s))
     return Path(path)
 
 
@@ -29,27 +26,59 @@ def test_the_order_of_choice(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BundleError) as refused:
         find_bundle()
     assert str(refused.value) == (
-        "There is no bundle: none is named, $DIM_BUNDLE is not set, no *.dim lies here or under runs/, and none came "
-        "with this installation; pass --bundle PATH or make one with dim distill and dim export."
+        "There is no bundle: none is named, $DIM_BUNDLE is not set, and none came with this installation; pass "
+        "--bundle PATH or make one with dim distill and dim export."
     )
-    shipped = place(tiny_bundle, "elsewhere/mnist.dim", 1)
+    shipped = place(tiny_bundle, "elsewhere/mnist.dim")
     monkeypatch.setattr(locate, "SHIPPED", shipped)
     assert find_bundle() == (shipped, "the one that comes with dim")
-    old = place(tiny_bundle, "old.dim", 900)
-    assert find_bundle() == (old, "the newest here")
-    newer = place(tiny_bundle, "runs/cifar10/cifar10.dim", 500)
-    assert find_bundle() == (newer, "the newest here")
-    newest = place(tiny_bundle, "runs/newest.dim", 100)
-    assert find_bundle() == (newest, "the newest here")
-    monkeypatch.setenv("DIM_BUNDLE", str(old))
-    assert find_bundle() == (old, "from $DIM_BUNDLE")
-    assert find_bundle("runs/newest.dim") == (newest, "as named")
+    other = place(tiny_bundle, "runs/other.dim")
+    monkeypatch.setenv("DIM_BUNDLE", str(other))
+    assert find_bundle() == (other, "from $DIM_BUNDLE")
+    named = place(tiny_bundle, "runs/named.dim")
+    assert find_bundle("runs/named.dim") == (named, "as named")
+    monkeypatch.setenv("DIM_BUNDLE", "")
+    assert find_bundle() == (shipped, "the one that comes with dim")
 
 
-def test_a_folder_that_is_no_bundle_is_not_found(tiny_bundle: Path) -> None:
-    Path("empty.dim").mkdir()
-    good = place(tiny_bundle, "good.dim", 900)
-    assert find_bundle()[0] == good
+def test_the_default_does_not_depend_on_the_folder(tiny_bundle: Path) -> None:
+    shipped = place(tiny_bundle, "elsewhere/mnist.dim")
+    for path in ("here.dim", "mnist.dim", "mnist", "runs/mnist.dim", "runs/digits/digits.dim"):
+        place(tiny_bundle, path)
+    assert find_bundle()[0].samefile(shipped)
+    assert find_bundle("mnist")[0].samefile(shipped)
+
+
+def test_a_name_means_a_shipped_bundle_and_nothing_else(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = place(tiny_bundle, "elsewhere/mnist.dim")
+    place(tiny_bundle, "elsewhere/letters.dim")
+    place(tiny_bundle, "mine")
+    monkeypatch.setattr(locate, "SHIPPED", shipped)
+    assert find_bundle("mnist") == (shipped, "mnist as it comes with dim")
+    with pytest.raises(BundleError) as refused:
+        find_bundle("mine")
+    assert str(refused.value) == (
+        "There is no bundle named 'mine' (as named); the names are: letters, mnist. A path has a slash or ends in "
+        ".dim: write ./mine for a folder here."
+    )
+    monkeypatch.setenv("DIM_BUNDLE", "mnist")
+    assert find_bundle()[0] == shipped
+    monkeypatch.setenv("DIM_BUNDLE", "mine")
+    with pytest.raises(BundleError, match=r"There is no bundle named 'mine' \(from \$DIM_BUNDLE\)"):
+        find_bundle()
+
+
+def test_a_path_has_a_slash_or_ends_in_dim_or_begins_with_a_dot(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tiny_bundle, "plain")
+    place(tiny_bundle, "mine.dim")
+    for wanted in ("./plain", "plain/", "mine.dim", "./mine.dim", str(tmp_path / "plain"), Path("plain")):
+        assert find_bundle(wanted) == (Path(wanted), "as named")
+    monkeypatch.chdir("plain")
+    assert find_bundle(".") == (Path("."), "as named")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_bundle("~/plain")[0] == tmp_path / "plain"
 
 
 def test_a_named_bundle_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +95,8 @@ def test_a_named_bundle_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIM_BUNDLE", "gone.dim")
     with pytest.raises(BundleError, match=r"There is no bundle at gone.dim \(from \$DIM_BUNDLE\): it does not exist"):
         find_bundle()
+
+
+def test_the_shipped_bundle_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert list(locate.list_names()) == ["mnist"]

@@ -9,6 +9,7 @@ from cli_tools import dim, one_line
 from PIL import Image
 
 from dim.cli.inspect import columns_that_fit
+from dim.runtime.bundle_format.locate import SHIPPED
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.inspection.verify import VerifyReport, VerifyRow
 
@@ -42,7 +43,8 @@ def test_inspect_json_draws_nothing_but_the_facts(tiny_bundle: Path) -> None:
 def test_the_default_bundle_is_said_first(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_bundle, tmp_path / "mine.dim")
-    assert dim("inspect").err == "Bundle: mine.dim, the newest here.\n"
+    assert dim("inspect").err == f"Bundle: {SHIPPED}, the one that comes with dim.\n"
+    assert dim("inspect", "mnist").err == f"Bundle: {SHIPPED}, mnist as it comes with dim.\n"
     monkeypatch.setenv("DIM_BUNDLE", str(tiny_bundle))
     assert dim("inspect").err == f"Bundle: {tiny_bundle}, from $DIM_BUNDLE.\n"
 

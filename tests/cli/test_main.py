@@ -116,7 +116,7 @@ def test_traceback_shows_where_it_came_from(tmp_path: Path, place: str) -> None:
     ],
 )
 def test_every_kind_of_error_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
-    def fail(explicit: str | None, sha256: str | None) -> Path:
+    def fail(wanted: str | None, sha256: str | None) -> Path:
         raise error
 
     monkeypatch.setattr(inspect_command, "choose_bundle", fail)
@@ -124,7 +124,7 @@ def test_every_kind_of_error_is_one_line(monkeypatch: pytest.MonkeyPatch, error:
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(explicit: str | None, sha256: str | None) -> Path:
+    def interrupt(wanted: str | None, sha256: str | None) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inspect_command, "choose_bundle", interrupt)
