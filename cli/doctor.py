@@ -17,9 +17,9 @@ def doctor(as_json: JsonOption = False) -> None:
 
     Example:  [bold]dim doctor[/bold]
     """
-    from dim.runtime.inspection.doctor import doctor as examine
+    from dim.runtime.inspection.doctor import examine_machine
 
-    report = examine(say=say)
+    report = examine_machine(say=say)
     if as_json:
         print_json(report.to_dict())
         return

@@ -117,7 +117,7 @@ def _compile(
     version_compatible: bool,
 ) -> list[Path]:
     from dim.cli.bars import Bars
-    from dim.runtime.trt.ship import build_engines
+    from dim.runtime.trt.build import build_engines
 
     with Bars() as bars:
         return build_engines(

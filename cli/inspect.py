@@ -34,20 +34,20 @@ def inspect(
 
     Example:  [bold]dim inspect runs/digits/digits.dim[/bold]
     """
-    from dim.runtime.inspection.inspect import describe
-    from dim.runtime.inspection.preview import grid, terminal_shows_pictures, to_ansi, write_png
+    from dim.runtime.inspection.inspect import inspect as inspect_bundle
+    from dim.runtime.inspection.preview import can_show_pictures, make_grid, render_ansi, write_png
 
     path = choose_bundle(bundle, sha256)
-    facts = describe(path)
-    in_terminal = not as_json and not no_preview and terminal_shows_pictures(sys.stdout)
+    facts = inspect_bundle(path)
+    in_terminal = not as_json and not no_preview and can_show_pictures(sys.stdout)
     images = _draw(path) if png is not None or in_terminal else None
     if png is not None and images is not None:
-        picture = grid(images)
+        picture = make_grid(images)
         write_png(png, picture, scale=-(-_PNG_WIDTH_PX // picture.shape[1]))
     print_json(facts) if as_json else _print_facts(facts)
     if in_terminal and images is not None:
         letters = shutil.get_terminal_size().columns
-        print(to_ansi(grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
+        print(render_ansi(make_grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ from dim.export.card import read_record
 from dim.export.graph.half import to_half
 from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
 from dim.export.publish import finish, merged_record, staged, still_measured
-from dim.runtime.bundle_format.files import check_file, copy_bundle, load_manifest, update_bundle
+from dim.runtime.bundle_format.files import copy_bundle, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, PRECISIONS
 from dim.runtime.errors import BadValueError, MissingExtraError, RunError
-from dim.runtime.trt.store import onnx_sha256
+from dim.runtime.trt.store import find_onnx_sha256
 
 Say = Callable[[str], None]
 
@@ -55,7 +55,7 @@ def add_precisions(
     wanted = [p for p in PRECISIONS if p in precisions and p != "fp32"]
     if not wanted:
         return bundle_path
-    canonical = check_file(bundle_path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
+    canonical = read_checked_file(bundle_path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
     check_graph(canonical, manifest)
     latents, labels = draw_samples(manifest.num_classes, manifest.latent_dim, manifest.latent_std, seed=PARITY_SEED)
     expected = draw_with_onnx(canonical, latents, labels)
@@ -71,7 +71,7 @@ def add_precisions(
         if source is not None:
             record["int8_acceptance"] = source.judged(model, say)
         files[onnx_name(precision)] = model
-        if onnx_sha256(manifest, precision) != hashlib.sha256(model).hexdigest():
+        if find_onnx_sha256(manifest, precision) != hashlib.sha256(model).hexdigest():
             changed.add(onnx_name(precision))
     merged = merged_record(record, read_record(bundle_path, manifest))
     with staged(bundle_path) as path:

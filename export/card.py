@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.errors import BadValueError
@@ -93,7 +93,7 @@ def read_record(bundle_path: Path, manifest: Manifest) -> dict[str, Any]:
     """Read `export.json` of a bundle; empty where there is none, or none that an export wrote."""
     if RECORD_NAME not in manifest.files:
         return {}
-    data = check_file(bundle_path, manifest, RECORD_NAME, max_bytes=MAX_RECORD_BYTES)
+    data = read_checked_file(bundle_path, manifest, RECORD_NAME, max_bytes=MAX_RECORD_BYTES)
     record = strict_json.parse(data, RECORD_NAME, MAX_RECORD_BYTES)
     return record if _is_record(record) else {}
 

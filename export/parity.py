@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.engines import parity
+from dim.runtime.engines import image_checks
 from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import ParityError
 from dim.runtime.sampling.latents import draw_latents, order_slice
@@ -134,18 +134,18 @@ def check_worth(images: Images, labels: Labels, classes: Sequence[str]) -> None:
     Raises:
         ParityError: blank images, or a class that shows one image again and again.
     """
-    blank = parity.share_of_blank(images)
+    blank = image_checks.blank_fraction(images)
     if blank > 0.5:
         raise ParityError(
             f"{blank:.0%} of the generator's images are of one single colour: its training broke down, so there is "
             "nothing to export."
         )
     for label, name in enumerate(classes):
-        spread = parity.spread_levels(images[labels == label])
-        if spread < parity.MIN_SPREAD_LEVELS:
+        spread = image_checks.measure_std_levels(images[labels == label])
+        if spread < image_checks.MIN_STD_LEVELS:
             raise ParityError(
                 f"The class {name!r} collapsed: its images are on average {spread:.2g} of 255 levels apart, at least "
-                f"{parity.MIN_SPREAD_LEVELS:g} is expected; distil again with another seed or more steps."
+                f"{image_checks.MIN_STD_LEVELS:g} is expected; distil again with another seed or more steps."
             )
 
 
@@ -170,16 +170,16 @@ def check_precision(
     """
     session = open_cpu_session(model)
     images = _run(session, latents, labels, BATCHES[-1])
-    psnr = parity.psnr_db(images, expected)
+    psnr = image_checks.psnr_db(images, expected)
     agreement = Agreement(
         precision=precision,
         reference=reference,
         images=len(images),
-        max_levels=parity.max_levels(images, expected),
+        max_levels=image_checks.max_levels(images, expected),
         psnr_db=round(psnr, 2) if np.isfinite(psnr) else None,
-        changed_share=parity.share_changed(images, expected),
+        changed_share=image_checks.changed_fraction(images, expected),
     )
-    ok, found, allowed = parity.agrees(precision, images, expected)
+    ok, found, allowed = image_checks.compare_precision(precision, images, expected)
     if not ok:
         raise ParityError(
             f"The {precision} file does not draw what {reference} draws: {found}, {allowed} is allowed "
@@ -187,16 +187,16 @@ def check_precision(
         )
     for batch in BATCHES[:-1]:
         rows = slice(0, 3 * batch)
-        levels = parity.max_levels(_run(session, latents[rows], labels[rows], batch), images[rows])
-        if levels > parity.MAX_FP32_LEVELS:
+        levels = image_checks.max_levels(_run(session, latents[rows], labels[rows], batch), images[rows])
+        if levels > image_checks.MAX_FP32_LEVELS:
             raise ParityError(
                 f"The {precision} file draws other images at batch {batch} than at batch {BATCHES[-1]}: {levels} of "
-                f"255 levels apart, at most {parity.MAX_FP32_LEVELS} is allowed; nothing was published."
+                f"255 levels apart, at most {image_checks.MAX_FP32_LEVELS} is allowed; nothing was published."
             )
     same = _run(session, latents[:1].repeat(BATCHES[-1], axis=0), labels[:1].repeat(BATCHES[-1]), BATCHES[-1])
     if (same != same[:1]).any():
         raise ParityError(
             f"The {precision} file draws different images for identical rows of one batch, up to "
-            f"{parity.max_levels(same, same[:1].repeat(len(same), axis=0))} levels; nothing was published."
+            f"{image_checks.max_levels(same, same[:1].repeat(len(same), axis=0))} levels; nothing was published."
         )
     return agreement

@@ -11,13 +11,13 @@ from typing import Any
 
 from dim.export.card import RECORD_NAME, model_card, read_record
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import MANIFEST_NAME
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BundleError, OutputError, ParityError
-from dim.runtime.inspection.preview import draw_rows, grid, png_bytes
+from dim.runtime.inspection.preview import draw_rows, encode_png, make_grid
 from dim.runtime.inspection.verify import verify
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.atomic import replace_folder, temporary_sibling
@@ -89,9 +89,9 @@ def finish(path: Path, record: Mapping[str, Any]) -> Manifest:
     """
     # Drawn by the exported file itself, so that the picture shows what users will get.
     with Bundle(path, EngineOptions(engine="onnxruntime-cpu", precision="fp32")) as bundle:
-        picture = grid(draw_rows(bundle))
+        picture = make_grid(draw_rows(bundle))
     scale = max(1, PREVIEW_PX // picture.shape[1])
-    extra = {"preview.png": png_bytes(picture, scale), RECORD_NAME: strict_json.indented(dict(record))}
+    extra = {"preview.png": encode_png(picture, scale), RECORD_NAME: strict_json.indented(dict(record))}
     manifest = update_bundle(path, add_files=extra)
     manifest = update_bundle(path, readme=model_card(manifest, record))
     failed = [row for row in verify(path).rows if not row.ok]
@@ -138,7 +138,7 @@ def kept_from(destination: Path, content_id: str, new: Mapping[str, FileRecord],
         changed = {n for n, r in new.items() if n in manifest.files and manifest.files[n] != r}
         # generator.<precision>.onnx and what is built from it, generator.<precision>.<engine>.<target>.engine and .json
         names = [n for n in manifest.files if n.startswith("generator.") and onnx_name(n.split(".")[1]) not in changed]
-        files = {name: check_file(destination, manifest, name, max_bytes=MAX_ENGINE_BYTES) for name in names}
+        files = {name: read_checked_file(destination, manifest, name, max_bytes=MAX_ENGINE_BYTES) for name in names}
         return Kept(accuracy=still_measured(manifest, changed), files=files, record=read_record(destination, manifest))
     except BundleError as error:
         say(f"The bundle that is replaced is damaged, so nothing of it is kept: {error}")

@@ -32,13 +32,13 @@ from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import DeviceError, DimError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
-from dim.runtime.inspection.doctor import doctor
+from dim.runtime.inspection.doctor import examine_machine
 from dim.runtime.inspection.self_test import SelfTest
 from dim.runtime.inspection.verify_engines import verify_engines
 from dim.runtime.sets.generate import generate
-from dim.runtime.trt.ship import build_engines
-from dim.runtime.trt.sidecar import uncovered
-from dim.runtime.trt.store import engines_in_bundle
+from dim.runtime.trt.build import build_engines
+from dim.runtime.trt.sidecar import reason_engine_does_not_fit
+from dim.runtime.trt.store import list_bundle_engines
 from dim.version import __version__
 
 LIMIT_S = 580
@@ -201,11 +201,11 @@ def all_steps(folder: Path) -> list[Step]:
 
 def copy_bundle(source: Path, folder: Path) -> Path:
     """Copy a bundle without engines that others built, so that nothing is written into the source."""
-    from dim.runtime.bundle_format.files import check_file, write_bundle
+    from dim.runtime.bundle_format.files import read_checked_file, write_bundle
 
     manifest = load_manifest(source)
     names = [name for name in manifest.files if not name.endswith((".engine", ".engine.json"))]
-    files = {name: check_file(source, manifest, name) for name in names}
+    files = {name: read_checked_file(source, manifest, name) for name in names}
     write_bundle(folder / "copy.dim", replace(manifest.description, accuracy=()), files)
     return folder / "copy.dim"
 
@@ -228,7 +228,7 @@ def accepts(check: Check, engine: str) -> Any:
 
 def examine(check: Check) -> Any:
     """Ask the doctor, whose answer goes with the results."""
-    return doctor(check.driver).to_dict()
+    return examine_machine(check.driver).to_dict()
 
 
 def build(check: Check, engine: str, format: str) -> Any:
@@ -253,7 +253,7 @@ def build(check: Check, engine: str, format: str) -> Any:
 
 def refusals(check: Check) -> Any:
     """An engine whose sidecar names another GPU, version or ONNX file is refused with its reason."""
-    files, _ = engines_in_bundle(check.bundle, load_manifest(check.bundle))
+    files, _ = list_bundle_engines(check.bundle, load_manifest(check.bundle))
     if not files:
         raise NotRunHereError("no engine was built here")
     gpu, told = check.driver.gpus[0], {}
@@ -264,7 +264,9 @@ def refusals(check: Check) -> Any:
             "onnx": replace(file.sidecar, onnx_sha256="0" * 64),
         }.items():
             version = file.sidecar.library_version
-            reason = uncovered(other, gpu=gpu, library_version=version, onnx_sha256=file.sidecar.onnx_sha256)
+            reason = reason_engine_does_not_fit(
+                other, gpu=gpu, library_version=version, onnx_sha256=file.sidecar.onnx_sha256
+            )
             if reason is None:
                 raise RuntimeError(f"an engine of another {name} was not refused")
             told[name] = reason

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.bundle_format.manifest import Manifest
@@ -332,7 +332,7 @@ class Bundle:
             return None
         with self._lock:
             if self._optimised is None:
-                data = check_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
+                data = read_checked_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
                 self._optimised = read_fixed_latents(data, self.manifest)
             return self._optimised
 

@@ -18,9 +18,9 @@ from dim.runtime.messages import say_to_log
 
 
 def _open_plan(format: str, request: EngineRequest) -> Engine:
-    from dim.runtime.trt.open import open_plan
+    from dim.runtime.trt.open import open_trt_engine
 
-    return open_plan(request, format)
+    return open_trt_engine(request, format)
 
 
 def _open_onnx_cuda(request: EngineRequest) -> Engine:

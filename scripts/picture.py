@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dim.runtime import open_bundle
 from dim.runtime.bundle_format.locate import SHIPPED
-from dim.runtime.inspection.preview import grid
+from dim.runtime.inspection.preview import make_grid
 
 STEPS = (
     ("labelled images", "60,000 of MNIST, 47 MB"),
@@ -34,7 +34,7 @@ def draw_pipeline() -> None:
     top, bottom = figure.subplots(2, 1, height_ratios=(1, 3.1))
     draw_steps(top, size)
     shape = (rows, COLUMNS, *images.shape[1:])
-    bottom.imshow(grid(images.reshape(shape)), cmap="gray", interpolation="lanczos")
+    bottom.imshow(make_grid(images.reshape(shape)), cmap="gray", interpolation="lanczos")
     bottom.set_title("Drawn by the bundle that comes with dim: one row per class", fontsize=10)
     bottom.axis("off")
     figure.savefig(Path(__file__).parents[1] / "docs" / "pipeline.png", dpi=110, metadata={"Software": None})

@@ -136,7 +136,7 @@ class Session:
             else:
                 self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=0.0, losses={}))
             if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
-                self.write_grid(f"{stage}-{done:06d}")
+                self.write_make_grid(f"{stage}-{done:06d}")
             late = self._is_late(done)
             if done % self.config.checkpoint_steps == 0 or last or late:
                 self.save(stage, done)
@@ -279,9 +279,9 @@ class Session:
         self.log(stage, step, losses)
 
     @torch.no_grad()
-    def write_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:
+    def write_make_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:
         """A PNG of samples of the moving average, one row per class (the first twenty), the same latents every time."""
-        from dim.runtime.inspection.preview import grid, write_png
+        from dim.runtime.inspection.preview import make_grid, write_png
 
         network = self.game.deployed_generator(batches=4)
         rows = min(self.game.data.num_classes, max_rows)
@@ -294,4 +294,4 @@ class Session:
         images_RCHWC = pixels.cpu().numpy().reshape(rows, columns, *pixels.shape[1:])
         folder = self.run_dir / "grids"
         folder.mkdir(exist_ok=True)
-        write_png(folder / f"{name}.png", grid(images_RCHWC))
+        write_png(folder / f"{name}.png", make_grid(images_RCHWC))

@@ -8,7 +8,7 @@ from dim.data.image_set import ImageSet
 from dim.evaluation.cells import Cell
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, TEACHER_ONNX
-from dim.runtime.trt.store import onnx_sha256
+from dim.runtime.trt.store import find_onnx_sha256
 from dim.students.recipes import Recipe
 
 MODES = ("fixed", "stream")
@@ -81,7 +81,7 @@ def plan_cells(
     # Every source: (source, name, content id, most images per class).
     drawn = [("bundle", f"{name}{shown}", manifest.content_id, 0) for name, manifest in bundles]
     # Where a bundle has no such file, opening its engine will say so.
-    files = {manifest.content_id: onnx_sha256(manifest, engine_precision) or "" for _, manifest in bundles}
+    files = {manifest.content_id: find_onnx_sha256(manifest, engine_precision) or "" for _, manifest in bundles}
     kinds = ("hard", "soft") if teacher else ("hard",)
     real = {(labels, mode): [("real", "real", "", 0)] if controls else [] for labels in kinds for mode in MODES}
     for labels in kinds if controls and bundles else ():

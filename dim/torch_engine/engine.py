@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import onnx_name
 from dim.runtime.engines.onnx_session import first_line
@@ -48,7 +48,7 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle, precision: str, device: torch.device) -> None:
         manifest = bundle.manifest
-        model = check_file(bundle.path, manifest, onnx_name(precision), max_bytes=MAX_ONNX_BYTES)
+        model = read_checked_file(bundle.path, manifest, onnx_name(precision), max_bytes=MAX_ONNX_BYTES)
         rows = check_graph(model, manifest)
         self.reason, self.precision = "", precision
         self.device = "gpu" if device.type == "cuda" else "cpu"

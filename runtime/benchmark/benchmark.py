@@ -20,7 +20,7 @@ from dim.runtime.benchmark.contenders import Batch, Contender, Runner
 from dim.runtime.benchmark.flops import flop_per_image
 from dim.runtime.benchmark.interleaved import Clock, InterleavedRuns
 from dim.runtime.benchmark.report import BenchReport
-from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.choose_engine import open_engine
@@ -107,7 +107,7 @@ def benchmark(
         runs.compare(batch)
     if find_best:
         runs.probe_other_batches()
-    flop = flop_per_image(check_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
+    flop = flop_per_image(read_checked_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
     return BenchReport(
         bundle=str(path),
         content_id=manifest.content_id,

@@ -77,7 +77,7 @@ def load_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path}: {error}") from None
 
 
-def check_file(bundle_path: Path, manifest: Manifest, name: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+def read_checked_file(bundle_path: Path, manifest: Manifest, name: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Read a file of a bundle once and return its bytes if they have the recorded size and hash.
 
     Args:
@@ -109,7 +109,7 @@ def check_file_hash(bundle_path: Path, manifest: Manifest, name: str) -> None:
         name: the file's path as the manifest lists it.
 
     Raises:
-        BundleError: as `check_file`.
+        BundleError: as `read_checked_file`.
     """
     record = _record(bundle_path, manifest, name, MAX_FILE_BYTES)
     digest, left = hashlib.sha256(), record.size_bytes
@@ -121,7 +121,7 @@ def check_file_hash(bundle_path: Path, manifest: Manifest, name: str) -> None:
     _check_hash(bundle_path, name, digest.hexdigest(), record)
 
 
-def unlisted_files(bundle_path: Path, manifest: Manifest) -> list[str]:
+def list_unlisted_files(bundle_path: Path, manifest: Manifest) -> list[str]:
     """List what lies in a bundle's folder and is not in its manifest, as sorted relative paths."""
     found: list[str] = []
     for folder, subfolders, names in os.walk(bundle_path):

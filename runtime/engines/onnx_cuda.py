@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dim.runtime.engines.base import EngineRequest
 from dim.runtime.engines.onnx_session import first_line, import_onnxruntime, read_checked_onnx
 from dim.runtime.errors import BadValueError, DeviceError, EngineError
-from dim.runtime.gpu.driver import driver_too_old, require_gpu
+from dim.runtime.gpu.driver import reason_driver_too_old, require_gpu
 
 _WARNINGS, _SILENT = 2, 4  # ONNX Runtime's log levels: its default, and errors that kill the process
 
@@ -48,9 +48,9 @@ class CudaEngine:
     def __init__(self, request: EngineRequest) -> None:
         self._onnxruntime = import_onnxruntime("gpu")
         check_wheel(self._onnxruntime)
-        cuda_major = built_for_cuda(self._onnxruntime)
+        cuda_major = read_cuda_major(self._onnxruntime)
         gpu = require_gpu("run ONNX Runtime on CUDA", request.driver, cuda_major)
-        too_old = driver_too_old(request.driver, cuda_major)
+        too_old = reason_driver_too_old(request.driver, cuda_major)
         if too_old is not None:
             raise DeviceError(f"ONNX Runtime cannot use CUDA here: {too_old}; update the NVIDIA driver.")
         self.reason = ""
@@ -132,7 +132,7 @@ class CudaEngine:
             # Without enable_fallback=0 a failure is printed on stdout and tried again, on the CPU.
             session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         except Exception as error:
-            missing = missing_library(onnxruntime)
+            missing = find_missing_library(onnxruntime)
             if missing is not None:
                 raise DeviceError(
                     f"ONNX Runtime cannot use CUDA here, because {missing} is not found: run  "
@@ -235,13 +235,13 @@ def check_wheel(onnxruntime: Any) -> None:
         )
 
 
-def built_for_cuda(onnxruntime: Any) -> int | None:
+def read_cuda_major(onnxruntime: Any) -> int | None:
     """The CUDA major version that ONNX Runtime was built for, None where it does not say."""
     major = str(getattr(onnxruntime, "cuda_version", "") or "").split(".")[0]
     return int(major) if major.isdigit() else None
 
 
-def missing_library(onnxruntime: Any) -> str | None:
+def find_missing_library(onnxruntime: Any) -> str | None:
     """Name the first CUDA library that ONNX Runtime's provider needs and cannot find, None where it finds all.
 
     ONNX Runtime itself only logs it, and then reports that nodes would run on the CPU.

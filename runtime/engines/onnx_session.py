@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import onnx_name
 from dim.runtime.cores import usable_cores
@@ -98,7 +98,7 @@ def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
         BundleError, GraphError: it is missing, altered, or breaks the graph contract.
     """
     manifest = request.manifest
-    model = check_file(request.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
+    model = read_checked_file(request.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
     rows = check_graph(model, manifest)
     return CheckedOnnx((manifest.height, manifest.width, manifest.channels), model, rows)
 

@@ -100,7 +100,7 @@ def require_gpu(purpose: str, driver: Driver | None = None, cuda_major: int | No
     return found.gpus[0]
 
 
-def driver_too_old(driver: Driver, cuda_major: int | None) -> str | None:
+def reason_driver_too_old(driver: Driver, cuda_major: int | None) -> str | None:
     """Say in one clause why a library built for a CUDA major version cannot run on this driver, or None if it can."""
     if cuda_major is None or driver.cuda is None or driver.cuda[0] >= cuda_major:
         return None

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dim.runtime.engines.names import ENGINES
-from dim.runtime.engines.onnx_cuda import PROVIDER, built_for_cuda
+from dim.runtime.engines.onnx_cuda import PROVIDER, read_cuda_major
 from dim.runtime.errors import DimError
-from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, driver_too_old, find_driver
+from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, find_driver, reason_driver_too_old
 from dim.runtime.inspection.self_test import SelfTest
-from dim.runtime.trt.library import installed_version, load_library, packaged_cuda_major
+from dim.runtime.trt.library import find_cuda_major, find_installed_version, load_library
 from dim.runtime.trt.sidecar import describe_gpu
 from dim.version import __version__
 
@@ -81,7 +81,7 @@ class DoctorReport:
         return asdict(self)
 
 
-def doctor(driver: Driver | None = None, say: Callable[[str], None] = lambda message: None) -> DoctorReport:
+def examine_machine(driver: Driver | None = None, say: Callable[[str], None] = lambda message: None) -> DoctorReport:
     """Look at the machine and try every engine on a tiny bundle with a known answer.
 
     Args:
@@ -110,7 +110,7 @@ def doctor(driver: Driver | None = None, say: Callable[[str], None] = lambda mes
 
 
 @cache
-def onnxruntime_wheels() -> list[str]:
+def list_onnxruntime_wheels() -> list[str]:
     """Installed packages that own the module `onnxruntime`; more than one overwrite each other's files."""
     return sorted(set(metadata.packages_distributions().get("onnxruntime", [])))
 
@@ -189,8 +189,8 @@ def _needed_cuda(name: str, packages: dict[str, str | None]) -> int | None:
             import onnxruntime
         except ImportError:
             return None
-        return built_for_cuda(onnxruntime)
-    return packaged_cuda_major(_EXTRAS[name])
+        return read_cuda_major(onnxruntime)
+    return find_cuda_major(_EXTRAS[name])
 
 
 def _steps(name: str, driver: Driver, packages: dict[str, str | None]) -> list[str]:
@@ -201,11 +201,11 @@ def _steps(name: str, driver: Driver, packages: dict[str, str | None]) -> list[s
         oldest = OLDEST_DRIVER.get(cuda_major or 12, OLDEST_DRIVER[12])
         if driver.problem is not None:
             steps.append(f"install an NVIDIA driver, {oldest} or newer, and check it with  nvidia-smi")
-        elif driver_too_old(driver, cuda_major) is not None:
+        elif reason_driver_too_old(driver, cuda_major) is not None:
             steps.append(f"update the NVIDIA driver to {oldest} or newer")
-    if name == "onnxruntime-cuda" and (packages["onnxruntime-gpu"] is None or len(onnxruntime_wheels()) > 1):
+    if name == "onnxruntime-cuda" and (packages["onnxruntime-gpu"] is None or len(list_onnxruntime_wheels()) > 1):
         steps.append(_change_onnxruntime(extra))
-    elif name == "tensorrt" and installed_version("trt") is not None and not _loads(name):
+    elif name == "tensorrt" and find_installed_version("trt") is not None and not _loads(name):
         steps.append(f"{_reinstall(extra)}  (its libraries come from NVIDIA's own index: docs/install.md)")
     elif any(packages.get(package) is None for package in _NEEDED_PACKAGES[name]) or not _loads(name):
         steps.append(f"pip install 'dim-distill[{extra}]'")
@@ -224,7 +224,7 @@ def _loads(name: str) -> bool:
 
 def _problems(driver: Driver) -> list[tuple[str, str]]:
     problems = []
-    wheels = onnxruntime_wheels()
+    wheels = list_onnxruntime_wheels()
     if len(wheels) > 1:
         extra = "cpu" if driver.problem is not None else "gpu"
         problems.append(
@@ -242,7 +242,7 @@ def _problems(driver: Driver) -> list[tuple[str, str]]:
 
 
 def _change_onnxruntime(extra: str) -> str:
-    wheels = onnxruntime_wheels()
+    wheels = list_onnxruntime_wheels()
     uninstall = f"pip uninstall -y {' '.join(wheels)} && " if wheels else ""
     return f"{uninstall}pip install 'dim-distill[{extra}]'"
 

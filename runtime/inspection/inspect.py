@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.names import FIXED_LATENTS, FORMAT_VERSION, TEACHER_ONNX
 from dim.runtime.storage.records import to_plain
 
 
-def describe(bundle_path: str | Path) -> dict[str, Any]:
+def inspect(bundle_path: str | Path) -> dict[str, Any]:
     """Describe a bundle from its manifest, without an engine.
 
     Args:
@@ -29,7 +29,7 @@ def describe(bundle_path: str | Path) -> dict[str, Any]:
     manifest = load_manifest(path)
     optimised = 0
     if FIXED_LATENTS in manifest.files:
-        data = check_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
+        data = read_checked_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
         optimised = read_fixed_latents(data, manifest).shape[1]
     return {
         "path": str(path),

@@ -34,7 +34,7 @@ def draw_rows(
         use: "fixed" or "stream".
 
     Returns:
-        uint8 [rows, columns, H, W, C], ready for `grid`.
+        uint8 [rows, columns, H, W, C], ready for `make_grid`.
     """
     rows, manifest = min(len(bundle.classes), max_rows), bundle.manifest
     columns = max(1, min(columns, _MAX_BYTES // (rows * manifest.height * manifest.width * manifest.channels)))
@@ -43,7 +43,7 @@ def draw_rows(
     return images.reshape(rows, columns, *images.shape[1:])
 
 
-def grid(images: NDArray[np.uint8], gap_px: int = _GAP_PX) -> NDArray[np.uint8]:
+def make_grid(images: NDArray[np.uint8], gap_px: int = _GAP_PX) -> NDArray[np.uint8]:
     """Lay images out on white paper, in rows and columns.
 
     Args:
@@ -69,7 +69,7 @@ def grid(images: NDArray[np.uint8], gap_px: int = _GAP_PX) -> NDArray[np.uint8]:
     return paper
 
 
-def png_bytes(image: NDArray[np.uint8], scale: int = 1) -> bytes:
+def encode_png(image: NDArray[np.uint8], scale: int = 1) -> bytes:
     """Encode an image as PNG.
 
     Args:
@@ -85,16 +85,16 @@ def png_bytes(image: NDArray[np.uint8], scale: int = 1) -> bytes:
 
 
 def write_png(path: Path, image: NDArray[np.uint8], scale: int = 1) -> None:
-    """Write an image as a PNG file that appears whole or not at all; arguments as `png_bytes`."""
-    replace_file(Path(path), png_bytes(image, scale))
+    """Write an image as a PNG file that appears whole or not at all; arguments as `encode_png`."""
+    replace_file(Path(path), encode_png(image, scale))
 
 
-def terminal_shows_pictures(stream: TextIO) -> bool:
+def can_show_pictures(stream: TextIO) -> bool:
     """Tell whether a stream is a terminal that may be sent colours: no file, no pipe, no `NO_COLOR`, not `dumb`."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def to_ansi(image: NDArray[np.uint8], max_columns: int = 80) -> str:
+def render_ansi(image: NDArray[np.uint8], max_columns: int = 80) -> str:
     """Render an image as half blocks in 24-bit colour: each letter shows two pixels, one above the other.
 
     Args:

@@ -15,7 +15,7 @@ from dim.runtime.bundle_format.files import load_manifest, write_bundle
 from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, Manifest, SamplingInfo, SourceInfo
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine, EngineOptions
-from dim.runtime.engines.parity import MAX_FP32_LEVELS, max_levels
+from dim.runtime.engines.image_checks import MAX_FP32_LEVELS, max_levels
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Driver
 
@@ -53,7 +53,7 @@ class SelfTest:
                 distill_config={},
                 licence="",
             ),
-            {"generator.fp32.onnx": generator()},
+            {"generator.fp32.onnx": unpack_generator()},
         )
         self.manifest: Manifest = load_manifest(self.path)
 
@@ -82,7 +82,7 @@ class SelfTest:
         )
         try:
             images = engine.run(LATENTS, LABELS)
-            levels = max_levels(images, answer())
+            levels = max_levels(images, read_expected_images())
             if levels > MAX_FP32_LEVELS:
                 raise EngineError(f"{engine.name} draws wrong images: {levels} levels from the known answer.")
             return engine.version
@@ -90,11 +90,11 @@ class SelfTest:
             engine.close()
 
 
-def generator() -> bytes:
+def unpack_generator() -> bytes:
     """The ONNX file."""
     return zlib.decompress(base64.b64decode("".join(_GENERATOR)))
 
 
-def answer() -> NDArray[np.uint8]:
+def read_expected_images() -> NDArray[np.uint8]:
     """The images that LATENTS and LABELS give, uint8 [2, 4, 4, 1]."""
     return np.frombuffer(_ANSWER, np.uint8).reshape(2, 4, 4, 1)

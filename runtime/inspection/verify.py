@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.bundle_format.files import check_file, check_file_hash, load_manifest, unlisted_files
+from dim.runtime.bundle_format.files import check_file_hash, list_unlisted_files, load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contract, check_graph, teacher_contract
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.choose_engine import open_engine
-from dim.runtime.engines import parity
+from dim.runtime.engines import image_checks
 from dim.runtime.engines.base import Engine, EngineOptions
 from dim.runtime.errors import BundleError, EngineError, GraphError
 from dim.runtime.inspection.verify_engines import verify_engines
@@ -111,7 +111,7 @@ class _Checks:
         return True
 
     def read(self, name: str, max_bytes: int = MAX_ONNX_BYTES) -> bytes:
-        return check_file(self.path, self.manifest, name, max_bytes=max_bytes)
+        return read_checked_file(self.path, self.manifest, name, max_bytes=max_bytes)
 
     def files(self) -> bool:
         """Hash every file; say what lies there unlisted."""
@@ -120,7 +120,7 @@ class _Checks:
             self.attempt(name, "hash", lambda name=name: check_file_hash(self.path, self.manifest, name))  # type: ignore[misc]
             for name in names
         ]
-        for name in unlisted_files(self.path, self.manifest):
+        for name in list_unlisted_files(self.path, self.manifest):
             self.add(name, "listed", True, "not in the manifest", "ignored")
         return all(whole)
 
@@ -160,7 +160,7 @@ class _Checks:
                 )
                 images = _draw(engine, latents, labels, BATCHES[-1])
                 reference = images if reference is None else reference
-                ok, found, allowed = parity.agrees(precision, images, reference)
+                ok, found, allowed = image_checks.compare_precision(precision, images, reference)
                 if images is not reference:
                     self.add(name, "against fp32", ok, found, allowed)
                 self._batches(name, engine, latents, labels, images)
@@ -183,25 +183,25 @@ class _Checks:
         for batch in BATCHES[:-1]:
             rows = slice(0, _ONE_BY_ONE if batch == 1 else BATCHES[-1])
             again = _draw(engine, latents[rows], labels[rows], batch)
-            levels = parity.max_levels(again, images[rows])
-            self.add(name, f"batch {batch}", levels <= parity.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
+            levels = image_checks.max_levels(again, images[rows])
+            self.add(name, f"batch {batch}", levels <= image_checks.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
         for batch in BATCHES[1:]:
             same = engine.run(latents[:1].repeat(batch, axis=0), labels[:1].repeat(batch))
-            levels = parity.max_levels(same, same[:1].repeat(batch, axis=0))
+            levels = image_checks.max_levels(same, same[:1].repeat(batch, axis=0))
             self.add(name, f"{batch} identical rows", levels == 0, f"{levels} levels", "0")
 
     def _look(self, name: str, labels: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
         """A network that broke draws blank images; a class that collapsed draws one image again and again."""
-        blank = parity.share_of_blank(images)
+        blank = image_checks.blank_fraction(images)
         self.add(name, "blank images", blank <= 0.5, f"{blank:.0%}", "at most 50%")
-        spreads = {int(label): parity.spread_levels(images[labels == label]) for label in np.unique(labels)}
+        spreads = {int(label): image_checks.measure_std_levels(images[labels == label]) for label in np.unique(labels)}
         worst = min(spreads, key=spreads.__getitem__)
         self.add(
             name,
             "spread within a class",
-            spreads[worst] >= parity.MIN_SPREAD_LEVELS,
+            spreads[worst] >= image_checks.MIN_STD_LEVELS,
             f"{spreads[worst]:.1f} levels, least of all in {self.manifest.classes[worst]!r}",
-            f"at least {parity.MIN_SPREAD_LEVELS:g}",
+            f"at least {image_checks.MIN_STD_LEVELS:g}",
         )
 
     def _teacher(self, images: NDArray[np.uint8]) -> None:

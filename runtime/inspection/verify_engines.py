@@ -7,11 +7,11 @@ from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.engines.base import parse_pins
 from dim.runtime.errors import BundleError, DeviceError, EngineError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
+from dim.runtime.trt.build import reason_engine_cannot_run
+from dim.runtime.trt.check_engine import Samples, check_engine, draw_samples
 from dim.runtime.trt.library import load_library
-from dim.runtime.trt.self_test import Samples, check_plan, draw_samples
-from dim.runtime.trt.ship import cannot_run
-from dim.runtime.trt.store import EngineFile, engines_in_bundle, onnx_sha256
-from dim.runtime.trt.trust import distrusted
+from dim.runtime.trt.store import EngineFile, find_onnx_sha256, list_bundle_engines
+from dim.runtime.trt.trust import reason_not_trusted
 
 AddRow = Callable[[str, str, bool, str, str], None]
 """Takes subject, check, whether it passed, what was found, what is allowed."""
@@ -33,13 +33,13 @@ def verify_engines(
         BadValueError: a pin of another form.
     """
     pins = parse_pins(trust)
-    files, problems = engines_in_bundle(bundle_path, manifest)
+    files, problems = list_bundle_engines(bundle_path, manifest)
     for problem in problems:
         add("engines", "sidecar", False, problem, "")
     samples: Samples | None = None
     for file in files:
         name, sidecar = file.path.name, file.sidecar
-        sha256 = onnx_sha256(manifest, sidecar.precision)
+        sha256 = find_onnx_sha256(manifest, sidecar.precision)
         if sha256 != sidecar.onnx_sha256:
             add(name, "built from", False, f"hash {sidecar.onnx_sha256[:12]}", f"hash {str(sha256)[:12]}")
             continue
@@ -49,13 +49,13 @@ def verify_engines(
             add(name, "plan", False, str(error), "")
             continue
         driver = driver or find_driver()
-        reason = _why_not_run(file, driver) or distrusted(sidecar.engine_sha256, pins)
+        reason = _why_not_run(file, driver) or reason_not_trusted(sidecar.engine_sha256, pins)
         if reason is not None:
             add(name, "runs", True, f"not run here: {reason}", "")
             continue
         try:
             samples = samples or draw_samples(bundle_path, manifest)
-            for check in check_plan(load_library(sidecar.format), plan, sidecar, manifest, samples, driver):
+            for check in check_engine(load_library(sidecar.format), plan, sidecar, manifest, samples, driver):
                 add(name, f"batch {check.batch}, {check.check}", check.ok, check.found, check.allowed)
         except (DeviceError, MissingExtraError) as error:
             add(name, "runs", True, f"not run here: {error}", "")
@@ -68,4 +68,4 @@ def _why_not_run(file: EngineFile, driver: Driver) -> str | None:
         library = load_library(file.sidecar.format)
     except (EngineError, MissingExtraError) as error:
         return str(error)
-    return cannot_run(library, file.sidecar, driver)
+    return reason_engine_cannot_run(library, file.sidecar, driver)

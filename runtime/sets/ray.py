@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.names import MANIFEST_NAME
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
@@ -97,7 +97,7 @@ class BundleParcel:
 def pack_bundle(bundle: Bundle) -> BundleParcel:
     """Read a bundle's files, checked, into a parcel."""
     names = [name for name in bundle.manifest.files if not name.endswith(".engine")]
-    files = {name: check_file(bundle.path, bundle.manifest, name) for name in names}
+    files = {name: read_checked_file(bundle.path, bundle.manifest, name) for name in names}
     files[MANIFEST_NAME] = (bundle.path / MANIFEST_NAME).read_bytes()
     return BundleParcel(
         path=str(bundle.path),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.names import TEACHER_ONNX
 from dim.runtime.errors import EngineError, MissingExtraError
 
@@ -43,7 +43,7 @@ def open_teacher(bundle: Bundle, threads: int | None = None) -> Score:
     from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contract, teacher_contract
     from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
 
-    model = check_file(bundle.path, bundle.manifest, TEACHER_ONNX, max_bytes=MAX_ONNX_BYTES)
+    model = read_checked_file(bundle.path, bundle.manifest, TEACHER_ONNX, max_bytes=MAX_ONNX_BYTES)
     rows = check_contract(model, teacher_contract(bundle.manifest))
     session = open_cpu_session(model, threads)
 

@@ -1,267 +1,204 @@
-"""Compile an ONNX file into a TensorRT or TensorRT for RTX plan, through the API that both libraries share.
+"""Build the engines of a bundle: what `dim export --format trt|rtx` does, and what an edge device does for itself.
 
-One path serves `tensorrt` 10.3 and newer, 11, and `tensorrt_rtx`: strongly typed networks, so the precision is the
-file's own and no precision flag exists (11 removed them). TensorRT needs the GPU it builds for; TensorRT for RTX
-builds without one, by default for every GPU of compute capability 8.0 and newer.
+Needs the engine's library and `onnx`, no torch. An engine is checked against the ONNX files before it is published
+wherever it can run; an engine for other GPUs is published with `checked: false`, and `dim verify` checks it there.
 """
 
-import re
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
+from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
+from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import PRECISIONS
-from dim.runtime.errors import BadValueError, DeviceError, EngineError
-from dim.runtime.gpu.driver import Driver, Gpu, driver_too_old, find_driver, require_gpu
-from dim.runtime.trt.library import TrtLibrary
-from dim.runtime.trt.sidecar import library_title
-
-Progress = Callable[[str, float], None]
-"""Told what is being built and which part of it is done, 0..1, never falling."""
-
-DEFAULT_BATCH = (1, 256, 4096)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What a plan is built for.
-
-    Raises:
-        BadValueError: a value is out of range.
-    """
-
-    batch: tuple[int, int, int] = DEFAULT_BATCH
-    """Optimisation profile: least, optimum, most images per call; the optimum becomes the padded batch."""
-    compute_capabilities: tuple[tuple[int, int], ...] = ()
-    """TensorRT for RTX only: the GPUs to build for; none means 8.0 and newer."""
-    hardware_compatible: bool = False
-    """TensorRT only: cover every GPU from Ampere on (on Turing: of the same compute capability)."""
-    version_compatible: bool = False
-    """TensorRT only: cover newer releases of the same major version."""
-
-    def __post_init__(self) -> None:
-        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= 65_536:
-            raise BadValueError(
-                f"--batch got {':'.join(map(str, self.batch))}; it takes least:optimum:most images per call, "
-                f"each 1 to 65536 and none below the one before, as 1:256:4096."
-            )
+from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
+from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old
+from dim.runtime.storage.atomic import replace_file
+from dim.runtime.trt.check_engine import check_built_engine
+from dim.runtime.trt.compile import (
+    DEFAULT_BATCH,
+    BuildOptions,
+    Progress,
+    check_target,
+    compile_plan,
+    hardware_mode,
+    parse_compute_capabilities,
+)
+from dim.runtime.trt.library import TrtLibrary, load_library
+from dim.runtime.trt.sidecar import Sidecar, host_machine, reason_engine_does_not_fit, sidecar_name
+from dim.runtime.trt.store import store_in_cache, timing_cache_path
+from dim.runtime.trt.trust import remember_built
+from dim.version import __version__
 
 
-def parse_compute_capabilities(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Read compute capabilities as users write them: "8.9", "sm89", "SM120".
-
-    Raises:
-        BadValueError: a text of another form.
-    """
-    found = set()
-    for text in texts:
-        match = re.fullmatch(r"(?:sm_?)?(\d{1,2})[._]?(\d)", text.strip().lower())
-        if match is None:
-            raise BadValueError(f"The compute capability {text!r} is not understood; write it as 8.9 or sm89.")
-        found.add((int(match[1]), int(match[2])))
-    return tuple(sorted(found))
-
-
-def check_target(library: TrtLibrary, options: BuildOptions, driver: Driver | None = None) -> Gpu | None:
-    """Check that this library can build on this machine what the options ask for.
+def build_engines(
+    bundle_path: str | Path,
+    *,
+    format: str,
+    precisions: Sequence[str] | None = None,
+    batch: tuple[int, int, int] = DEFAULT_BATCH,
+    compute_capabilities: Sequence[str] = (),
+    hardware_compatible: bool = False,
+    version_compatible: bool = False,
+    into: str = "bundle",
+    say: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda what, part: None,
+) -> list[Path]:
+    """Compile a bundle's ONNX files.
 
     Args:
-        library: the library that will build.
-        options: what to build.
-        driver: an answer of `find_driver`; None asks anew.
+        bundle_path: the bundle's folder.
+        format: `trt` (TensorRT, for this machine's GPU) or `rtx` (TensorRT for RTX, needs no GPU).
+        precisions: which ONNX files; None for all that the bundle has.
+        batch: least, optimum and most images per call; the optimum becomes the padded batch.
+        compute_capabilities: targets of `rtx`, as "8.9" or "sm89"; none for every GPU from 8.0 on.
+        hardware_compatible: `trt` only: cover other GPUs from Ampere on.
+        version_compatible: `trt` only: cover newer releases of the same major version.
+        into: `bundle`, or `cache` for this user's private cache.
+        say: told about each engine.
+        progress: told the share of each build.
 
     Returns:
-        the GPU that takes part in the build, None for TensorRT for RTX, which needs none.
+        the paths of the plans; each has its sidecar beside it.
 
     Raises:
-        BadValueError: an option that this library does not have.
-        DeviceError: TensorRT without a GPU, or with a driver that is too old.
+        BadValueError: an option is out of range or not one of this format.
+        BundleError, GraphError: the bundle or its ONNX file is not in order.
+        MissingExtraError: the library, or `onnx`, is not installed.
+        DeviceError: TensorRT without a GPU.
+        EngineError: the library refuses the file or the build.
+        ParityError: the engine draws other images than the ONNX file; nothing is published.
     """
-    title = library_title(library.format)
-    if library.format == "rtx":
-        for asked, option in (
-            (options.hardware_compatible, "--hardware-compatible"),
-            (options.version_compatible, "--version-compatible"),
-        ):
-            if asked:
-                raise BadValueError(
-                    f"{option} is a mode of TensorRT; {title} has none: its engines cover several GPUs as they are, "
-                    f"and only the version that built them."
-                )
-        _capability_members(library, options.compute_capabilities)
-        return None
-    if options.compute_capabilities:
-        raise BadValueError(
-            f"{title} builds for the GPU of this machine; compute capabilities are chosen with --format rtx, "
-            f"or use --hardware-compatible."
-        )
-    driver = driver or find_driver()
-    purpose = f"build {title} engines (TensorRT for RTX builds without one: --format rtx)"
-    gpu = require_gpu(purpose, driver, library.cuda_major)
-    too_old = driver_too_old(driver, library.cuda_major)
-    if too_old is not None:
-        raise DeviceError(f"{title} {library.version} cannot build here: {too_old}; update the NVIDIA driver.")
-    return gpu
+    if into not in ("bundle", "cache"):
+        raise BadValueError(f"Engines go into the bundle or the cache, not {into!r}.")
+    options = BuildOptions(
+        batch=batch,
+        compute_capabilities=parse_compute_capabilities(compute_capabilities),
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+    )
+    path = Path(bundle_path)
+    manifest = load_manifest(path)
+    chosen = tuple(precisions) if precisions is not None else manifest.precisions
+    for precision in chosen:
+        if precision not in PRECISIONS:
+            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
+        if onnx_name(precision) not in manifest.files:
+            raise BundleError(
+                f"The bundle {path} has no {onnx_name(precision)}; it has {', '.join(manifest.precisions)}: export the "
+                f"run again with  --precision {precision}"
+            )
+    library, driver = load_library(format), find_driver()
+    built = []
+    for precision in chosen:
+        plan, sidecar = build_engine(path, manifest, library, precision, options, driver, say=say, progress=progress)
+        built.append((plan, sidecar))
+    if into == "cache":
+        return [store_in_cache(plan, sidecar).path for plan, sidecar in built]
+    files: dict[str, bytes | Path] = {}
+    for plan, sidecar in built:
+        files |= {sidecar.file_name: plan, sidecar_name(sidecar.file_name): sidecar.to_json()}
+        remember_built(sidecar.engine_sha256)
+    update_bundle(path, add_files=files)
+    return [path / sidecar.file_name for _, sidecar in built]
 
 
-def build_plan(
+def build_engine(
+    bundle_path: Path,
+    manifest: Manifest,
     library: TrtLibrary,
-    onnx_bytes: bytes,
     precision: str,
     options: BuildOptions,
+    driver: Driver,
     *,
-    gpu: Gpu | None,
-    timing_cache: bytes = b"",
+    say: Callable[[str], None],
     progress: Progress = lambda what, part: None,
-) -> tuple[bytes, bytes]:
-    """Compile one ONNX file.
+) -> tuple[bytes, Sidecar]:
+    """Build one engine and check it if this machine can run it.
 
     Args:
-        library: the library that builds.
-        onnx_bytes: a file that keeps the graph contract.
-        precision: the file's precision; fp32 forbids TF32, which rounds products to 10 bits.
-        options: what to build for, checked by `check_target`.
-        gpu: the GPU that `check_target` returned.
-        timing_cache: kernel timings of an earlier build, empty for none; TensorRT for RTX has no such cache.
+        bundle_path: the bundle's folder.
+        manifest: its manifest.
+        library: what builds.
+        precision: of the ONNX file.
+        options: what to build for.
+        driver: an answer of `find_driver`.
+        say: told about the engine.
         progress: told the share done.
 
     Returns:
-        the raw plan, and the timing cache to keep for the next build (empty where the library has none).
+        the plan and its sidecar, not yet kept anywhere.
 
     Raises:
-        EngineError: the library refuses the file or the build.
-        KeyboardInterrupt: pressed during the build.
+        as `build_engines`.
     """
-    if precision not in PRECISIONS:
-        raise BadValueError(f"The precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
-    trt, title = library.module, library_title(library.format)
-    library.drain()
-    builder = trt.Builder(library.logger)
-    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-    parser = trt.OnnxParser(network, library.logger)
-    if not parser.parse(onnx_bytes):
-        problems = "; ".join(parser.get_error(index).desc() for index in range(min(3, parser.num_errors)))
-        library.drain()
-        raise EngineError(f"{title} {library.version} cannot read the {precision} ONNX file: {problems}")
-    config = builder.create_builder_config()
-    config.add_optimization_profile(_make_profile(builder, network, options.batch))
-    _configure(library, config, precision, options, gpu)
-    cache = _attach_timing_cache(library, config, timing_cache)
-    monitor = _make_monitor(trt, f"building {title} {precision}", progress)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.raised is not None:
-        library.drain()
-        raise monitor.raised
-    if plan is None:
-        raise EngineError(f"{title} {library.version} cannot build the {precision} engine: {library.last_words()}")
-    library.drain()
-    return bytes(plan), bytes(cache.serialize()) if cache is not None else b""
+    gpu = check_target(library, options, driver)
+    model = read_checked_file(bundle_path, manifest, onnx_name(precision), max_bytes=MAX_ONNX_BYTES)
+    check_graph(model, manifest)
+    timings = _read_timings(library, gpu)
+    plan, kept = compile_plan(library, model, precision, options, gpu=gpu, timing_cache=timings, progress=progress)
+    _write_timings(library, gpu, kept)
+    sidecar = Sidecar(
+        format=library.format,
+        library_version=library.version,
+        precision=precision,
+        onnx_sha256=hashlib.sha256(model).hexdigest(),
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        engine_bytes=len(plan),
+        batch=options.batch,
+        hardware=hardware_mode(options, gpu),
+        compute_capabilities=(gpu.compute_capability,) if gpu else options.compute_capabilities,
+        gpu=gpu.name if gpu else None,
+        version_compatible=options.version_compatible,
+        machine=host_machine(),
+        created_by=f"dim {__version__}",
+        checked=False,
+    )
+    reason = reason_engine_cannot_run(library, sidecar, driver)
+    size = f"{len(plan) / 1e6:.1f} MB"
+    if reason is None:
+        try:
+            found = check_built_engine(library, plan, sidecar, bundle_path, manifest, driver, say)
+        except DeviceError as error:
+            if library.format == "trt":
+                raise
+            # Built for other GPUs as well; TensorRT for RTX does not take every one of this compute capability.
+            reason = str(error).rstrip(".")
+        else:
+            say(f"Built {sidecar.file_name} ({size}); against fp32 ONNX: {found}.")
+            return plan, replace(sidecar, checked=True)
+    say(f"Built {sidecar.file_name} ({size}); not checked, because {reason}.")
+    return plan, sidecar
 
 
-def _make_profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        inner = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((images, *inner) for images in batch))
-    return profile
+def reason_engine_cannot_run(library: TrtLibrary, sidecar: Sidecar, driver: Driver) -> str | None:
+    """Say in one clause why an engine cannot run on this machine, or None if nothing speaks against it."""
+    if driver.problem is not None:
+        return driver.problem
+    too_old = reason_driver_too_old(driver, library.cuda_major)
+    if too_old is not None:
+        return too_old
+    return reason_engine_does_not_fit(sidecar, gpu=driver.gpus[0], library_version=library.version, onnx_sha256=None)
 
 
-def _configure(library: TrtLibrary, config: Any, precision: str, options: BuildOptions, gpu: Gpu | None) -> None:
-    trt = library.module
-    if precision == "fp32":
-        config.clear_flag(trt.BuilderFlag.TF32)
-    # Lets the execution context ask for memory for the batch it runs, not for the largest of the profile (10.10 on).
-    resize = getattr(getattr(trt, "PreviewFeature", None), "RUNTIME_ACTIVATION_RESIZE_10_10", None)
-    if resize is not None:
-        config.set_preview_feature(resize, True)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        levels = trt.HardwareCompatibilityLevel
-        config.hardware_compatibility_level = getattr(levels, hardware_mode(options, gpu).upper())
-    members = _capability_members(library, options.compute_capabilities)
-    if members:
-        config.num_compute_capabilities = len(members)
-        for index, member in enumerate(members):
-            if not config.set_compute_capability(member, index):
-                raise EngineError(
-                    f"{library_title(library.format)} refuses the target {member}: {library.last_words()}"
-                )
-
-
-def hardware_mode(options: BuildOptions, gpu: Gpu | None) -> str:
-    """Name the GPUs that a build covers, as sidecars write it."""
+def _read_timings(library: TrtLibrary, gpu: Gpu | None) -> bytes:
     if gpu is None:
-        return "compute_capabilities"
-    if not options.hardware_compatible:
-        return "gpu"
-    # AMPERE_PLUS needs an Ampere GPU or newer to build on.
-    return "ampere_plus" if gpu.compute_capability >= (8, 0) else "same_compute_capability"
+        return b""
+    try:
+        return timing_cache_path(library.version, gpu.name).read_bytes()
+    except (OSError, DimError):
+        return b""
 
 
-def _capability_members(library: TrtLibrary, wanted: Sequence[tuple[int, int]]) -> list[Any]:
-    if not wanted:
-        return []
-    known = library.module.ComputeCapability.__members__
-    names = [f"SM{major}{minor}" for major, minor in wanted]
-    for name in names:
-        if name not in known:
-            targets = ", ".join(sorted((each for each in known if each.startswith("SM")), key=lambda sm: int(sm[2:])))
-            raise BadValueError(
-                f"{library_title(library.format)} {library.version} has no target {name.lower()}; "
-                f"it has {targets.lower()}."
-            )
-    return [known[name] for name in names]
-
-
-def _attach_timing_cache(library: TrtLibrary, config: Any, timing_cache: bytes) -> Any:
-    if library.format == "rtx":
-        return None  # no-ops since 1.2, and deprecated: its kernels are chosen on the user's GPU
-    cache = config.create_timing_cache(timing_cache)
-    if cache is None or not config.set_timing_cache(cache, False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
-    return cache
-
-
-def _make_monitor(trt: Any, what: str, progress: Progress) -> Any:
-    """Turn the library's nested phases into one share that never falls."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.raised: BaseException | None = None
-            self._phases: dict[str, list[Any]] = {}  # name -> [parent, steps, done]
-            self._furthest = 0.0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._phases[phase_name] = [parent_phase, max(1, num_steps), 0]
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not cross the library's C++ frames: it is kept, and the build is told to stop.
-            try:
-                if phase_name in self._phases:
-                    self._phases[phase_name][2] = step + 1
-                self._furthest = max(self._furthest, self._share(phase_name))
-                progress(what, self._furthest)
-            except BaseException as error:
-                self.raised = error
-            return self.raised is None
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._phases.pop(phase_name, None)
-
-        def _share(self, phase_name: str) -> float:
-            part, name = 0.0, phase_name
-            for _ in range(len(self._phases)):
-                if name not in self._phases:
-                    break
-                parent, steps, done = self._phases[name]
-                part = min(1.0, (done + part) / steps)
-                name = parent
-            return part
-
-    return Monitor()
+def _write_timings(library: TrtLibrary, gpu: Gpu | None, timings: bytes) -> None:
+    """Keep kernel timings for the next build; without them it only takes longer."""
+    if gpu is None or not timings:
+        return
+    try:
+        path = timing_cache_path(library.version, gpu.name)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        replace_file(path, timings)
+    except (OSError, DimError):
+        return

@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import BadValueError, DeviceError, EngineError
-from dim.runtime.gpu.driver import Driver, driver_too_old, find_driver, require_gpu
+from dim.runtime.gpu.driver import Driver, find_driver, reason_driver_too_old, require_gpu
 from dim.runtime.gpu.memory import BatchSlot, DeviceImages, GpuMemoryError, GpuSession, import_cuda_core
 from dim.runtime.trt.library import TrtLibrary
-from dim.runtime.trt.plan_header import check_tensors, load_plan
+from dim.runtime.trt.load import check_tensors, load_plan
 from dim.runtime.trt.runtime_cache import RuntimeCache
-from dim.runtime.trt.sidecar import Sidecar, library_title, uncovered
+from dim.runtime.trt.sidecar import Sidecar, library_title, reason_engine_does_not_fit
 
 _IN_FLIGHT = 2
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
-class PlanEngine:
+class TrtEngine:
     """One plan on one GPU; an `Engine`.
 
     Args:
@@ -64,10 +64,10 @@ class PlanEngine:
         title = library_title(library.format)
         driver = driver or find_driver()
         gpu = require_gpu(f"run {title} engines", driver, library.cuda_major)
-        too_old = driver_too_old(driver, library.cuda_major)
+        too_old = reason_driver_too_old(driver, library.cuda_major)
         if too_old is not None:
             raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")
-        reason = uncovered(sidecar, gpu=gpu, library_version=library.version, onnx_sha256=None)
+        reason = reason_engine_does_not_fit(sidecar, gpu=gpu, library_version=library.version, onnx_sha256=None)
         if reason is not None:
             raise EngineError(f"The engine {sidecar.file_name} cannot run here: {reason}.")
         least, optimum, most = sidecar.batch
@@ -218,7 +218,7 @@ class PlanEngine:
     def _execute(self) -> None:
         if self._context.execute_async_v3(int(self._gpu.compute.handle)):
             return
-        reason = self._library.last_words()
+        reason = self._library.take_first_error()
         if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
             raise GpuMemoryError(reason)
         raise EngineError(f"{self.name} cannot run the engine: {reason}")
@@ -259,7 +259,7 @@ class PlanEngine:
         else:
             context = self._plan.create_execution_context(user_managed)
         if context is None:
-            raise EngineError(f"{self.name} cannot start the engine: {self._library.last_words()}")
+            raise EngineError(f"{self.name} cannot start the engine: {self._library.take_first_error()}")
         return context
 
     def _find_room(self, wanted: int, least: int, say: Callable[[str], None]) -> int:
@@ -288,7 +288,7 @@ class PlanEngine:
         context, name = self._context, self.name
         for tensor, shape in (("latents", (batch, self._latent_dim)), ("labels", (batch,))):
             if not context.set_input_shape(tensor, shape):
-                raise EngineError(f"{name} refuses {tensor} of shape {shape}: {self._library.last_words()}")
+                raise EngineError(f"{name} refuses {tensor} of shape {shape}: {self._library.take_first_error()}")
         unset = context.infer_shapes()
         if unset:
             raise EngineError(f"{name} leaves the shapes of {', '.join(unset)} open.")
@@ -307,7 +307,7 @@ class PlanEngine:
             ("images", self._device_images),
         ):
             if not context.set_tensor_address(tensor, int(buffer.handle)):
-                raise EngineError(f"{name} refuses the address of {tensor}: {self._library.last_words()}")
+                raise EngineError(f"{name} refuses the address of {tensor}: {self._library.take_first_error()}")
         for _ in range(_IN_FLIGHT):
             self._free.append(self._make_slot(batch))
 

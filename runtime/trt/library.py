@@ -43,7 +43,7 @@ class TrtLibrary:
     @property
     def cuda_major(self) -> int | None:
         """The CUDA major version that the library was built for, None where its package does not say."""
-        return packaged_cuda_major(self.format)
+        return find_cuda_major(self.format)
 
     def drain(self) -> list[str]:
         """Take the errors and warnings logged since the last call, errors first."""
@@ -53,7 +53,7 @@ class TrtLibrary:
         errors = [text for severity, text in taken if "ERROR" in severity]
         return errors + [text for severity, text in taken if "WARNING" in severity]
 
-    def last_words(self) -> str:
+    def take_first_error(self) -> str:
         """The first error logged since the last drain, in one line, for the end of a message."""
         logged = self.drain()
         if not logged:
@@ -97,7 +97,7 @@ def load_library(format: str) -> TrtLibrary:
     return TrtLibrary(format=format, module=module, version=version, logger=logger, messages=messages)
 
 
-def installed_version(format: str) -> str | None:
+def find_installed_version(format: str) -> str | None:
     """Version of an engine library from its package's metadata, without importing it; None where it is absent."""
     for package in (_MODULES[format], _MODULES[format].replace("_", "-")):
         try:
@@ -107,7 +107,7 @@ def installed_version(format: str) -> str | None:
     return None
 
 
-def packaged_cuda_major(format: str) -> int | None:
+def find_cuda_major(format: str) -> int | None:
     """Read the CUDA major version off the name of the library's package, `tensorrt_rtx_cu13_libs`; None if untold."""
     for major in (13, 12):
         for suffix in ("_libs", "_bindings", ""):

@@ -6,26 +6,26 @@ from collections.abc import Callable
 from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.engines.base import EngineRequest, parse_pins
 from dim.runtime.errors import DeviceError, EngineError
-from dim.runtime.gpu.driver import driver_too_old, require_gpu
-from dim.runtime.trt.build import DEFAULT_BATCH, BuildOptions, Progress
-from dim.runtime.trt.engine import PlanEngine
+from dim.runtime.gpu.driver import reason_driver_too_old, require_gpu
+from dim.runtime.trt.build import build_engine
+from dim.runtime.trt.compile import DEFAULT_BATCH, BuildOptions, Progress
+from dim.runtime.trt.engine import TrtEngine
 from dim.runtime.trt.library import TrtLibrary, load_library
-from dim.runtime.trt.ship import build_engine
-from dim.runtime.trt.sidecar import describe_gpu, library_title, uncovered
+from dim.runtime.trt.sidecar import describe_gpu, library_title, reason_engine_does_not_fit
 from dim.runtime.trt.store import (
     EngineFile,
-    build_lock,
-    engines_in_bundle,
-    engines_in_cache,
-    onnx_sha256,
+    find_onnx_sha256,
+    list_bundle_engines,
+    list_cached_engines,
+    lock_builds,
     store_in_cache,
 )
-from dim.runtime.trt.trust import distrusted
+from dim.runtime.trt.trust import reason_not_trusted
 
 _SAY_EVERY_S = 10.0
 
 
-def open_plan(request: EngineRequest, format: str) -> PlanEngine:
+def open_trt_engine(request: EngineRequest, format: str) -> TrtEngine:
     """Open a TensorRT or TensorRT for RTX engine of a bundle.
 
     Args:
@@ -44,14 +44,14 @@ def open_plan(request: EngineRequest, format: str) -> PlanEngine:
     """
     library, title = load_library(format), library_title(format)
     gpu = require_gpu(f"run {title} engines", request.driver, library.cuda_major)
-    too_old = driver_too_old(request.driver, library.cuda_major)
+    too_old = reason_driver_too_old(request.driver, library.cuda_major)
     if too_old is not None:
         raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")
     found = _find(request, library)
     if found is None:
-        sha256 = onnx_sha256(request.manifest, request.precision)
+        sha256 = find_onnx_sha256(request.manifest, request.precision)
         assert sha256 is not None, "open_engine looked"
-        with build_lock(sha256):
+        with lock_builds(sha256):
             found = _find(request, library, quiet=True)  # another process may have built it meanwhile
             if found is None:
                 request.say(f"Building a {title} {request.precision} engine for {describe_gpu(gpu)}, for the cache.")
@@ -62,22 +62,24 @@ def open_plan(request: EngineRequest, format: str) -> PlanEngine:
 
 def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> EngineFile | None:
     """Look for an engine that fits: the bundle's before the cache's, fp32 before the others."""
-    in_bundle, problems = engines_in_bundle(request.path, request.manifest)
+    in_bundle, problems = list_bundle_engines(request.path, request.manifest)
     if problems and not quiet:
         request.say(" ".join(problems))
     for precision in PRECISIONS if request.options.precision is None else (request.precision,):
-        sha256 = onnx_sha256(request.manifest, precision)
+        sha256 = find_onnx_sha256(request.manifest, precision)
         if sha256 is None:
             continue
-        for file in [*in_bundle, *engines_in_cache(sha256)]:
+        for file in [*in_bundle, *list_cached_engines(sha256)]:
             sidecar = file.sidecar
             if (sidecar.format, sidecar.precision) != (library.format, precision):
                 continue
-            reason = uncovered(
+            reason = reason_engine_does_not_fit(
                 sidecar, gpu=request.driver.gpus[0], library_version=library.version, onnx_sha256=sha256
             ) or _outside(sidecar.batch, request.batch)
             if reason is None:
-                reason = distrusted(sidecar.engine_sha256, parse_pins(request.options.trust)) or _damaged(request, file)
+                reason = reason_not_trusted(sidecar.engine_sha256, parse_pins(request.options.trust)) or _damaged(
+                    request, file
+                )
             if reason is None:
                 return file
             if file.in_bundle and not quiet:
@@ -133,9 +135,9 @@ def _now_and_then(say: Callable[[str], None]) -> Progress:
     return progress
 
 
-def _open(request: EngineRequest, library: TrtLibrary, file: EngineFile, reason: str) -> PlanEngine:
+def _open(request: EngineRequest, library: TrtLibrary, file: EngineFile, reason: str) -> TrtEngine:
     manifest = request.manifest
-    engine = PlanEngine(
+    engine = TrtEngine(
         library,
         file.read(request.path, manifest),
         file.sidecar,

@@ -126,7 +126,9 @@ def host_machine() -> str:
     return platform.machine().replace("AMD64", "x86_64").replace("arm64", "aarch64")
 
 
-def uncovered(sidecar: Sidecar, *, gpu: Gpu | None, library_version: str | None, onnx_sha256: str | None) -> str | None:
+def reason_engine_does_not_fit(
+    sidecar: Sidecar, *, gpu: Gpu | None, library_version: str | None, onnx_sha256: str | None
+) -> str | None:
     """Say why an engine does not fit what is here.
 
     Args:

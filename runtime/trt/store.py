@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.errors import BundleError, DimError, EngineError
 from dim.runtime.storage.atomic import replace_file
@@ -41,7 +41,7 @@ class EngineFile:
             EngineError: the plan is not the sidecar's.
         """
         if self.in_bundle:
-            plan = check_file(bundle_path, manifest, self.path.name, max_bytes=MAX_ENGINE_BYTES)
+            plan = read_checked_file(bundle_path, manifest, self.path.name, max_bytes=MAX_ENGINE_BYTES)
         else:
             try:
                 plan = self.path.read_bytes()
@@ -57,7 +57,7 @@ class EngineFile:
         return plan
 
 
-def engines_in_bundle(bundle_path: Path, manifest: Manifest) -> tuple[list[EngineFile], list[str]]:
+def list_bundle_engines(bundle_path: Path, manifest: Manifest) -> tuple[list[EngineFile], list[str]]:
     """List the engines of a bundle.
 
     Args:
@@ -73,7 +73,7 @@ def engines_in_bundle(bundle_path: Path, manifest: Manifest) -> tuple[list[Engin
         if parsed is None or "/" in name:
             continue
         try:
-            data = check_file(bundle_path, manifest, sidecar_name(name), max_bytes=MAX_SIDECAR_BYTES)
+            data = read_checked_file(bundle_path, manifest, sidecar_name(name), max_bytes=MAX_SIDECAR_BYTES)
             sidecar = parse_sidecar(data, sidecar_name(name))
             if (sidecar.precision, sidecar.format, sidecar.target) != parsed:
                 raise EngineError(f"The sidecar {sidecar_name(name)} is that of {sidecar.file_name}.")
@@ -84,7 +84,7 @@ def engines_in_bundle(bundle_path: Path, manifest: Manifest) -> tuple[list[Engin
     return found, problems
 
 
-def engines_in_cache(onnx_sha256: str) -> list[EngineFile]:
+def list_cached_engines(onnx_sha256: str) -> list[EngineFile]:
     """List the engines that this user's cache holds for one ONNX file; damaged entries are passed over."""
     try:
         sidecars = sorted(_folder(onnx_sha256).glob("*.engine.json"))
@@ -100,7 +100,7 @@ def engines_in_cache(onnx_sha256: str) -> list[EngineFile]:
     return found
 
 
-def onnx_sha256(manifest: Manifest, precision: str) -> str | None:
+def find_onnx_sha256(manifest: Manifest, precision: str) -> str | None:
     """Hash of a bundle's ONNX file of one precision, None where it has none."""
     record = manifest.files.get(onnx_name(precision))
     return None if record is None else record.sha256
@@ -126,7 +126,7 @@ def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
 
 
 @contextmanager
-def build_lock(onnx_sha256: str) -> Iterator[None]:
+def lock_builds(onnx_sha256: str) -> Iterator[None]:
     """Let one process at a time build engines from an ONNX file, so that many workers of one node build one engine."""
     folder = _folder(onnx_sha256)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

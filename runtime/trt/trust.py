@@ -14,7 +14,7 @@ def remember_built(sha256: str) -> None:
     remember(_KIND, sha256)
 
 
-def distrusted(sha256: str, pins: frozenset[str]) -> str | None:
+def reason_not_trusted(sha256: str, pins: frozenset[str]) -> str | None:
     """Say in one clause why the plan with this hash must not be loaded, or None if it may be."""
     if sha256 in pins or recall(_KIND, sha256) is not None:
         return None

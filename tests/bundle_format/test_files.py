@@ -13,10 +13,10 @@ from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle_format import files as bundle_files
 from dim.runtime.bundle_format.files import (
-    check_file,
     check_file_hash,
+    list_unlisted_files,
     load_manifest,
-    unlisted_files,
+    read_checked_file,
     update_bundle,
     write_bundle,
 )
@@ -38,17 +38,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read(bundle: Path) -> bytes:
-    return check_file(bundle, load_manifest(bundle), ONNX)
+    return read_checked_file(bundle, load_manifest(bundle), ONNX)
 
 
 def test_reads_what_was_written(bundle: Path) -> None:
     manifest = load_manifest(bundle)
     for name in manifest.files:
-        assert check_file(bundle, manifest, name) == (bundle / name).read_bytes()
+        assert read_checked_file(bundle, manifest, name) == (bundle / name).read_bytes()
         check_file_hash(bundle, manifest, name)
 
 
-@pytest.mark.parametrize("check", [check_file, check_file_hash])
+@pytest.mark.parametrize("check", [read_checked_file, check_file_hash])
 def test_an_altered_file_is_refused(bundle: Path, check: Callable[..., Any]) -> None:
     data = bytearray((bundle / ONNX).read_bytes())
     data[100] ^= 1
@@ -57,7 +57,7 @@ def test_an_altered_file_is_refused(bundle: Path, check: Callable[..., Any]) -> 
         check(bundle, load_manifest(bundle), ONNX)
 
 
-@pytest.mark.parametrize("check", [check_file, check_file_hash])
+@pytest.mark.parametrize("check", [read_checked_file, check_file_hash])
 def test_a_truncated_file_is_refused(bundle: Path, check: Callable[..., Any]) -> None:
     os.truncate(bundle / ONNX, 50)
     with pytest.raises(BundleError, match=r"was altered: it has 50 bytes, the manifest says 7,859"):
@@ -80,11 +80,11 @@ def test_a_link_is_refused(bundle: Path, tmp_path: Path) -> None:
 def test_a_linked_folder_is_refused(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "a.dim", extra_files={"sub/x.txt": b"hello"})
     manifest = load_manifest(bundle)
-    assert check_file(bundle, manifest, "sub/x.txt") == b"hello"
+    assert read_checked_file(bundle, manifest, "sub/x.txt") == b"hello"
     (bundle / "sub").rename(tmp_path / "sub")
     (bundle / "sub").symlink_to(tmp_path / "sub")
     with pytest.raises(BundleError, match="cannot be read"):
-        check_file(bundle, manifest, "sub/x.txt")
+        read_checked_file(bundle, manifest, "sub/x.txt")
 
 
 def test_a_pipe_does_not_hang_the_reader(bundle: Path) -> None:
@@ -103,12 +103,12 @@ def test_a_folder_in_a_files_place_is_refused(bundle: Path) -> None:
 
 def test_a_file_too_large_for_its_use_is_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match="has 7,859 bytes; at most 100 are read"):
-        check_file(bundle, load_manifest(bundle), ONNX, max_bytes=100)
+        read_checked_file(bundle, load_manifest(bundle), ONNX, max_bytes=100)
 
 
 def test_an_unlisted_name_is_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match="has no file ../secret"):
-        check_file(bundle, load_manifest(bundle), "../secret")
+        read_checked_file(bundle, load_manifest(bundle), "../secret")
 
 
 def test_what_is_no_bundle_says_so(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_unlisted_files_are_named(bundle: Path) -> None:
     (bundle / "notes").mkdir()
     (bundle / "notes" / "a.txt").write_text("x")
     (bundle / "link").symlink_to("/etc")
-    assert unlisted_files(bundle, load_manifest(bundle)) == ["link", "notes/a.txt"]
+    assert list_unlisted_files(bundle, load_manifest(bundle)) == ["link", "notes/a.txt"]
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_a_file_can_be_copied_into_a_bundle(tmp_path: Path, bundle: Path) -> Non
     updated = update_bundle(bundle, add_files={"generator.fp32.trt.x.engine": tmp_path / "plan"}, readme="# new\n")
     assert updated == load_manifest(bundle)
     assert updated.content_id == before.content_id and updated.manifest_sha256 != before.manifest_sha256
-    assert check_file(bundle, updated, "generator.fp32.trt.x.engine") == b"plan"
-    assert check_file(bundle, updated, "README.md") == b"# new\n"
+    assert read_checked_file(bundle, updated, "generator.fp32.trt.x.engine") == b"plan"
+    assert read_checked_file(bundle, updated, "README.md") == b"# new\n"
     assert read(bundle)
 
 
@@ -187,7 +187,7 @@ def test_optimised_latents_change_the_identity(bundle: Path) -> None:
     latents = np.arange(3 * 2 * 16, dtype=np.float32).reshape(3, 2, 16)
     updated = update_bundle(bundle, add_files={"latents.npz": write_fixed_latents(latents)})
     assert updated.content_id != before.content_id
-    assert np.array_equal(read_fixed_latents(check_file(bundle, updated, "latents.npz"), updated), latents)
+    assert np.array_equal(read_fixed_latents(read_checked_file(bundle, updated, "latents.npz"), updated), latents)
 
 
 def test_measurements_replace_measurements(bundle: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_fault_at_any_step_leaves_the_old_bundle_or_the_new(
                 steps += 1
         if contents(bundle) != before:
             assert (bundle / "README.md").read_text() == "new"
-            assert all(check_file(bundle, load_manifest(bundle), name) for name in load_manifest(bundle).files)
+            assert all(read_checked_file(bundle, load_manifest(bundle), name) for name in load_manifest(bundle).files)
         assert [path.name for path in folder.iterdir()] == ["b.dim"]
         if taken[0] <= step:
             break

@@ -15,7 +15,7 @@ from tiny_bundle import build_tiny_bundle, tiny_graph
 from dim.runtime import open_bundle
 from dim.runtime.bundle_format import graph_contract as graph
 from dim.runtime.bundle_format import graph_rules as graph_check
-from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import check_contract, check_graph, parse_onnx
 from dim.runtime.bundle_format.graph_rules import GraphContract, check_model
 from dim.runtime.errors import DimError, GraphError
@@ -52,7 +52,7 @@ def constant(model: Any, name: str, value: Any) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_precision_of_a_bundle_passes(tiny_bundle: Path, precision: str) -> None:
     manifest = load_manifest(tiny_bundle)
-    check_graph(check_file(tiny_bundle, manifest, f"generator.{precision}.onnx"), manifest)
+    check_graph(read_checked_file(tiny_bundle, manifest, f"generator.{precision}.onnx"), manifest)
 
 
 def test_shapes_that_an_exporter_computes_inside_pass() -> None:

@@ -26,7 +26,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> list[tuple[str,
 
     monkeypatch.setattr("dim.export.export_run.export_run", record("run", tiny_bundle))
     monkeypatch.setattr("dim.export.add_precisions.add_precisions", record("add", tiny_bundle))
-    monkeypatch.setattr("dim.runtime.trt.ship.build_engines", record("build", []))
+    monkeypatch.setattr("dim.runtime.trt.build.build_engines", record("build", []))
     return made
 
 

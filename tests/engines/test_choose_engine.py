@@ -14,15 +14,15 @@ import pytest
 from fake_machine import ADA, NONE, TURING, Machine
 from tiny_bundle import build_tiny_bundle
 
-from dim.runtime.bundle_format.files import check_file, load_manifest, update_bundle
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, ParityError
 from dim.runtime.gpu.driver import Driver
+from dim.runtime.trt import build as build_engines_module
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt import ship as build_engines_module
-from dim.runtime.trt.ship import build_engines
+from dim.runtime.trt.build import build_engines
 from dim.runtime.trt.sidecar import parse_sidecar
-from dim.runtime.trt.store import engines_in_bundle, engines_in_cache
+from dim.runtime.trt.store import list_bundle_engines, list_cached_engines
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_an_engine_of_another_onnx_file_is_built_again(machine: Machine) -> None
 def test_a_damaged_engine_of_the_cache_is_built_again(machine: Machine, damage: str) -> None:
     machine.install("trt")
     machine.open()
-    (file,) = engines_in_cache(load_manifest(machine.path).files["generator.fp32.onnx"].sha256)
+    (file,) = list_cached_engines(load_manifest(machine.path).files["generator.fp32.onnx"].sha256)
     content = file.path.read_bytes()
     if damage == "gone":
         file.path.unlink()
@@ -279,7 +279,7 @@ def test_a_full_gpu_is_told_and_the_engine_stays(machine: Machine) -> None:
 
 def test_a_driver_that_is_too_old_is_told(machine: Machine) -> None:
     machine.install("trt")
-    machine.patch.setattr(trt_library, "packaged_cuda_major", lambda format: 13)
+    machine.patch.setattr(trt_library, "find_cuda_major", lambda format: 13)
     old = replace(ADA, cuda=(12, 4), version="550.54.14")
     with pytest.raises(DeviceError, match="cannot run here: driver 550.54.14 runs CUDA up to 12.4"):
         machine.open(engine="tensorrt", driver=old)
@@ -310,10 +310,10 @@ def test_building_into_a_bundle(machine: Machine) -> None:
     manifest = load_manifest(machine.path)
     assert [path.name for path in paths] == ["generator.fp32.trt.sm89.engine", "generator.fp16.trt.sm89.engine"]
     assert manifest.content_id == before.content_id
-    found, problems = engines_in_bundle(machine.path, manifest)
+    found, problems = list_bundle_engines(machine.path, manifest)
     assert problems == [] and len(found) == 2 and all(file.sidecar.checked for file in found)
     for file in found:
-        assert check_file(machine.path, manifest, file.path.name) == file.read(machine.path, manifest)
+        assert read_checked_file(machine.path, manifest, file.path.name) == file.read(machine.path, manifest)
         onnx = manifest.files[f"generator.{file.sidecar.precision}.onnx"]
         assert file.sidecar.onnx_sha256 == onnx.sha256
     assert {what for what, _ in shares} == {"building TensorRT fp32", "building TensorRT fp16"}
@@ -340,7 +340,7 @@ def test_building_for_rtx_without_a_gpu(tiny_bundle: Path, tmp_path: Path, monke
         f"generator.{precision}.rtx.sm89-sm120.engine" for precision in ("fp32", "fp16", "int8")
     ]
     assert said[0].endswith("; not checked, because no NVIDIA driver is installed (libcuda.so.1 not found).")
-    found, _ = engines_in_bundle(path, load_manifest(path))
+    found, _ = list_bundle_engines(path, load_manifest(path))
     assert {file.sidecar.compute_capabilities for file in found} == {((8, 9), (12, 0))}
     assert not any(file.sidecar.checked for file in found)
     assert build_engines(path, format="rtx", precisions=["fp32"], into="cache", batch=(1, 4, 8))[0].parent.is_dir()
@@ -351,7 +351,7 @@ def test_a_gpu_that_rtx_does_not_take_can_build_for_others(machine: Machine) -> 
     machine.build("rtx", precisions=["fp32"])
     refusal = "TensorRT for RTX refuses the engine generator.fp32.rtx.sm80plus.engine: it was not built for this GPU"
     assert machine.said == [f"Built generator.fp32.rtx.sm80plus.engine (0.0 MB); not checked, because {refusal}."]
-    found, _ = engines_in_bundle(machine.path, load_manifest(machine.path))
+    found, _ = list_bundle_engines(machine.path, load_manifest(machine.path))
     assert not found[0].sidecar.checked
     engine = machine.open()
     assert engine.name == "onnxruntime-cpu" and f"tensorrt-rtx: {refusal}" in engine.reason

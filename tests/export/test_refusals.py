@@ -206,7 +206,7 @@ def test_a_failure_at_any_step_leaves_nothing_behind(
 
 
 def test_a_bundle_that_fails_its_verification_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.runtime.engines.parity.MIN_SPREAD_LEVELS", 1.0)
+    monkeypatch.setattr("dim.runtime.engines.image_checks.MIN_STD_LEVELS", 1.0)
     monkeypatch.setattr(module, "check_worth", lambda *args: None)
     run = make_run(tmp_path / "run")
     damage("collapsed")(run)

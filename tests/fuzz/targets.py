@@ -53,7 +53,7 @@ from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import DimError
 from dim.runtime.set_formats.table import part_format
 from dim.runtime.sets.journal import SetFile
-from dim.runtime.trt.sidecar import read_sidecar
+from dim.runtime.trt.sidecar import parse_sidecar
 
 MAX_READ_BYTES = 2**22
 """What a target reads of one member; the readers' own limits are tested elsewhere."""
@@ -185,8 +185,8 @@ def graph(data: bytes) -> None:
 
 def sidecar(data: bytes) -> None:
     """The sidecar of a compiled engine."""
-    found = read_sidecar(data, "f")
-    assert read_sidecar(found.to_json(), "f") == found
+    found = parse_sidecar(data, "f")
+    assert parse_sidecar(found.to_json(), "f") == found
     assert PurePosixPath(found.file_name).name == found.file_name
 
 

@@ -4,7 +4,7 @@ import pytest
 from fake_gpu import fake_driver
 
 from dim.runtime.errors import DeviceError
-from dim.runtime.gpu.driver import Driver, Gpu, driver_too_old, find_driver, require_gpu
+from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old, require_gpu
 
 
 def test_a_working_driver() -> None:
@@ -59,6 +59,9 @@ def test_this_machine_answers() -> None:
 
 def test_a_driver_that_is_too_old() -> None:
     old = find_driver(fake_driver(cuda=(12, 4), version="550.54.14"))
-    assert driver_too_old(old, 12) is None
-    assert driver_too_old(old, None) is None
-    assert driver_too_old(old, 13) == "driver 550.54.14 runs CUDA up to 12.4, CUDA 13 needs driver 580.65.06 or newer"
+    assert reason_driver_too_old(old, 12) is None
+    assert reason_driver_too_old(old, None) is None
+    assert (
+        reason_driver_too_old(old, 13)
+        == "driver 550.54.14 runs CUDA up to 12.4, CUDA 13 needs driver 580.65.06 or newer"
+    )

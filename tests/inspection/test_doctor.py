@@ -17,11 +17,11 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.inspection import doctor as doctor_module
 from dim.runtime.inspection import self_test as selftest
-from dim.runtime.inspection.doctor import DoctorReport, EngineState, doctor
+from dim.runtime.inspection.doctor import DoctorReport, EngineState
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt import open as open_plan
-from dim.runtime.trt.ship import build_engines
+from dim.runtime.trt.build import build_engines
 
 ADA = find_driver(fake_driver())
 NONE = find_driver(fake_driver(missing=True))
@@ -39,8 +39,8 @@ def patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Mo
 def install(patch: pytest.MonkeyPatch, packages: dict[str, str], wheels: list[str] | None = None) -> None:
     """Pretend that these packages, and no others of the doctor's list, are installed."""
     patch.setattr(doctor_module, "_version", lambda name: packages.get(name))
-    patch.setattr(doctor_module, "installed_version", lambda format: packages.get("tensorrt"))
-    patch.setattr(doctor_module, "onnxruntime_wheels", lambda: wheels or [])
+    patch.setattr(doctor_module, "find_installed_version", lambda format: packages.get("tensorrt"))
+    patch.setattr(doctor_module, "list_onnxruntime_wheels", lambda: wheels or [])
     for module, package in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
         if package not in packages:
             patch.setitem(sys.modules, module, None)
@@ -60,7 +60,7 @@ def test_the_known_answer_is_right() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     hidden = np.maximum(np.einsum("nhwij,kij->nkhw", windows, kernels), 0)
     images = np.round(np.tanh(hidden[:, 0] - hidden[:, 1] / 2) * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(images[..., None], selftest.answer())
+    np.testing.assert_array_equal(images[..., None], selftest.read_expected_images())
 
 
 def test_the_self_test_is_a_bundle_that_any_engine_takes() -> None:
@@ -68,14 +68,14 @@ def test_the_self_test_is_a_bundle_that_any_engine_takes() -> None:
     with selftest.SelfTest() as test:
         assert test.run("onnxruntime-cpu", NONE).startswith("onnxruntime ")
         engine = open_engine(test.path, test.manifest, EngineOptions(engine="onnxruntime-cpu"))
-        np.testing.assert_array_equal(engine.run(selftest.LATENTS, selftest.LABELS), selftest.answer())
+        np.testing.assert_array_equal(engine.run(selftest.LATENTS, selftest.LABELS), selftest.read_expected_images())
         assert build_engines(test.path, format="rtx", into="cache", batch=(1, 2, 4))
         path = test.path
     assert not path.exists()
 
 
 def test_this_machine(patch: pytest.MonkeyPatch) -> None:
-    report = doctor()
+    report = examine_machine()
     cpu = state(report, "onnxruntime-cpu")
     assert cpu.works and cpu.fix is None and cpu.reason.startswith("onnxruntime ")
     assert report.recommended is not None
@@ -85,7 +85,7 @@ def test_this_machine(patch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_driver(patch: pytest.MonkeyPatch) -> None:
     install(patch, {"onnxruntime": "1.32.0", "onnx": "1.23.2"}, ["onnxruntime"])
-    report = doctor(NONE)
+    report = examine_machine(NONE)
     assert report.recommended == "onnxruntime-cpu" and report.problems == ()
     trt = state(report, "tensorrt")
     assert (trt.works, trt.reason) == (False, "no NVIDIA driver is installed (libcuda.so.1 not found)")
@@ -111,7 +111,7 @@ def test_without_a_driver(patch: pytest.MonkeyPatch) -> None:
 
 def test_rtx_without_a_driver_still_builds(patch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
-    rtx = state(doctor(NONE), "tensorrt-rtx")
+    rtx = state(examine_machine(NONE), "tensorrt-rtx")
     assert rtx.reason.startswith("it builds engines here and cannot run them, because no NVIDIA driver is installed")
     assert rtx.needed["driver"] == "580.65.06 or newer"
 
@@ -124,8 +124,8 @@ def test_an_engine_that_works_was_run(patch: pytest.MonkeyPatch, format: str) ->
     install(patch, {"onnxruntime": "1.32.0", "onnx": "1.23.2", name: version, "cuda-core": "1.2.2"}, ["onnxruntime"])
     patch.setitem(sys.modules, module, FakeTrt(gpu, format, version))
     patch.setattr(engine_trt, "import_cuda_core", lambda extra: gpu.core)
-    patch.setattr(trt_library, "packaged_cuda_major", lambda format: 12)
-    report = doctor(ADA)
+    patch.setattr(trt_library, "find_cuda_major", lambda format: 12)
+    report = examine_machine(ADA)
     works = state(report, name)
     assert works.works and works.fix is None and works.reason.startswith(f"{name} {version} plan ")
     assert report.recommended == name
@@ -149,7 +149,7 @@ def test_an_engine_that_draws_wrong_images_does_not_work(patch: pytest.MonkeyPat
         self.at("images", np.uint8)[...] //= 2
 
     patch.setattr(FakeContext, "compute", wrong)
-    trt = state(doctor(ADA), "tensorrt")
+    trt = state(examine_machine(ADA), "tensorrt")
     assert not trt.works and "was built and is not published" in trt.reason
     assert trt.fix == "pip install --force-reinstall 'dim-distill[trt]'"
 
@@ -158,8 +158,8 @@ def test_a_driver_that_is_too_old(patch: pytest.MonkeyPatch) -> None:
     install(patch, {"tensorrt": "10.9.0.34", "cuda-core": "1.2.2", "cuda-bindings": "13.0.0", "onnx": "1.23.2"})
     patch.setitem(sys.modules, "tensorrt", FakeTrt(FakeGpu()))
     for module in (doctor_module, trt_library):
-        patch.setattr(module, "packaged_cuda_major", lambda format: 13)
-    trt = state(doctor(replace(ADA, cuda=(12, 4), version="550.54.14")), "tensorrt")
+        patch.setattr(module, "find_cuda_major", lambda format: 13)
+    trt = state(examine_machine(replace(ADA, cuda=(12, 4), version="550.54.14")), "tensorrt")
     assert "driver 550.54.14 runs CUDA up to 12.4, CUDA 13 needs driver 580.65.06 or newer" in trt.reason
     assert trt.fix == "update the NVIDIA driver to 580.65.06 or newer"
     assert trt.found["cuda of the driver"] == "12.4" and trt.needed["cuda of the driver"] == "13.0 or newer"
@@ -168,7 +168,7 @@ def test_a_driver_that_is_too_old(patch: pytest.MonkeyPatch) -> None:
 def test_the_placeholder_of_tensorrt(patch: pytest.MonkeyPatch) -> None:
     install(patch, {"tensorrt": "10.9.0.34", "cuda-core": "1.2.2", "cuda-bindings": "13.0.0", "onnx": "1.23.2"})
     patch.setitem(sys.modules, "tensorrt", None)
-    trt = state(doctor(ADA), "tensorrt")
+    trt = state(examine_machine(ADA), "tensorrt")
     assert trt.fix == (
         "pip install --force-reinstall 'dim-distill[trt]'  (its libraries come from NVIDIA's own index: "
         "docs/install.md)"
@@ -178,7 +178,7 @@ def test_the_placeholder_of_tensorrt(patch: pytest.MonkeyPatch) -> None:
 def test_both_wheels_of_onnxruntime(patch: pytest.MonkeyPatch) -> None:
     both = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1", "onnx": "1.23.2"}
     install(patch, both, ["onnxruntime", "onnxruntime-gpu"])
-    report = doctor(ADA)
+    report = examine_machine(ADA)
     assert report.problems == (
         (
             "onnxruntime and onnxruntime-gpu are both installed and both own the module onnxruntime: whichever came "
@@ -189,7 +189,7 @@ def test_both_wheels_of_onnxruntime(patch: pytest.MonkeyPatch) -> None:
     cuda = state(report, "onnxruntime-cuda")
     assert cuda.found["onnxruntime-gpu"] == "1.31.1" and cuda.needed["cudnn"].startswith("9")
     assert cuda.fix == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'dim-distill[gpu]'"
-    assert doctor(NONE).problems[0][1].endswith("pip install 'dim-distill[cpu]'")
+    assert examine_machine(NONE).problems[0][1].endswith("pip install 'dim-distill[cpu]'")
 
 
 def test_a_library_that_breaks_in_its_own_way_is_a_row(patch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_a_library_that_breaks_in_its_own_way_is_a_row(patch: pytest.MonkeyPatch
         raise ValueError("numpy.core.multiarray\nfailed to import")
 
     patch.setattr(selftest, "open_engine", burst)
-    cpu = state(doctor(NONE), "onnxruntime-cpu")
+    cpu = state(examine_machine(NONE), "onnxruntime-cpu")
     assert (cpu.works, cpu.reason) == (False, "ValueError: numpy.core.multiarray failed to import")
     assert cpu.fix == "pip install --force-reinstall 'dim-distill[cpu]'"
 
@@ -205,11 +205,11 @@ def test_a_library_that_breaks_in_its_own_way_is_a_row(patch: pytest.MonkeyPatch
 def test_nothing_at_all_is_installed(patch: pytest.MonkeyPatch) -> None:
     install(patch, {})
     patch.setitem(sys.modules, "onnxruntime", None)
-    report = doctor(NONE)
+    report = examine_machine(NONE)
     assert report.recommended is None
     assert state(report, "onnxruntime-cpu").fix == "pip install 'dim-distill[cpu]'"
     assert report.packages == NOTHING
 
 
 def test_the_wheels_are_found_by_the_module_they_own() -> None:
-    assert doctor_module.onnxruntime_wheels() == ["onnxruntime"]
+    assert doctor_module.list_onnxruntime_wheels() == ["onnxruntime"]

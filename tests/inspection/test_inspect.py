@@ -11,7 +11,7 @@ from tiny_bundle import build_tiny_bundle
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.errors import BundleError
-from dim.runtime.inspection.inspect import describe
+from dim.runtime.inspection.inspect import inspect
 
 
 def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
     extra = {"latents.npz": latents, "teacher.onnx": b"x", "generator.fp32.trt.sm89.engine": b"plan"}
     path = build_tiny_bundle(tmp_path / "a.dim", precisions=("fp32", "fp16"), extra_files=extra)
     manifest = load_manifest(path)
-    described = describe(path)
+    described = inspect(path)
     assert json.loads(json.dumps(described)) == described
     files = described.pop("files")
     assert [file["path"] for file in files] == sorted(manifest.files)
@@ -55,7 +55,7 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
 
 
 def test_a_plain_bundle_has_nothing_extra(tiny_bundle: Path) -> None:
-    described = describe(tiny_bundle)
+    described = inspect(tiny_bundle)
     assert (described["engines"], described["teacher"], described["fixed_latents"]) == ([], False, 0)
 
 
@@ -64,4 +64,4 @@ def test_altered_latents_are_not_described(tmp_path: Path) -> None:
     path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"latents.npz": latents})
     os.truncate(path / "latents.npz", 10)
     with pytest.raises(BundleError, match="was altered"):
-        describe(path)
+        inspect(path)

@@ -9,33 +9,33 @@ from PIL import Image
 
 from dim.runtime import open_bundle
 from dim.runtime.errors import BadValueError
-from dim.runtime.inspection.preview import draw_rows, grid, png_bytes, terminal_shows_pictures, to_ansi, write_png
+from dim.runtime.inspection.preview import can_show_pictures, draw_rows, encode_png, make_grid, render_ansi, write_png
 
 
 def test_a_grid_holds_every_image_in_its_place() -> None:
     images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5, 1)
-    paper = grid(images)
+    paper = make_grid(images)
     assert paper.shape == (2 + 2 * 6, 2 + 3 * 7, 3) and paper.dtype == np.uint8
     for row in range(2):
         for column in range(3):
             part = paper[2 + row * 6 :, 2 + column * 7 :][:4, :5]
             assert np.array_equal(part, images[row, column].repeat(3, axis=2))
     assert (paper[:2] == 255).all() and (paper[:, -2:] == 255).all()
-    assert grid(images, gap_px=0).shape == (8, 15, 3)
+    assert make_grid(images, gap_px=0).shape == (8, 15, 3)
 
 
 def test_colours_stay() -> None:
     images = np.zeros((1, 1, 2, 2, 3), np.uint8)
     images[..., 1] = 200
-    assert grid(images)[2, 2].tolist() == [0, 200, 0]
+    assert make_grid(images)[2, 2].tolist() == [0, 200, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2, 2, 2), (1, 2, 2, 1), (0, 1, 2, 2, 1), (1, 0, 2, 2, 1)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(BadValueError, match="they must be uint8"):
-        grid(np.zeros(shape, np.uint8))
+        make_grid(np.zeros(shape, np.uint8))
     with pytest.raises(BadValueError, match="they must be uint8"):
-        grid(np.zeros((1, 1, 2, 2, 1), np.float32))
+        make_grid(np.zeros((1, 1, 2, 2, 1), np.float32))
 
 
 def test_rows_are_classes_and_columns_indices(tiny_bundle: Path) -> None:
@@ -51,13 +51,13 @@ def test_a_png_holds_the_pixels(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", image, scale=2)
     with Image.open(tmp_path / "a.png") as read:
         assert np.array_equal(np.asarray(read), image.repeat(2, axis=0).repeat(2, axis=1))
-    assert png_bytes(image) == png_bytes(image)
+    assert encode_png(image) == encode_png(image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_two_rows_of_pixels_make_a_line_of_letters() -> None:
     image = np.array([[[1, 2, 3], [1, 2, 3]], [[4, 5, 6], [4, 5, 6]], [[7, 8, 9], [0, 0, 0]]], np.uint8)
-    assert to_ansi(image).split("\n") == [
+    assert render_ansi(image).split("\n") == [
         "\x1b[38;2;1;2;3;48;2;4;5;6m▀▀\x1b[0m",
         "\x1b[38;2;7;8;9;48;2;7;8;9m▀\x1b[38;2;0;0;0;48;2;0;0;0m▀\x1b[0m",
     ]
@@ -66,9 +66,9 @@ def test_two_rows_of_pixels_make_a_line_of_letters() -> None:
 def test_a_wide_image_is_shrunk_by_averaging() -> None:
     image = np.zeros((4, 200, 3), np.uint8)
     image[::2] = 100
-    lines = to_ansi(image, max_columns=100).split("\n")
+    lines = render_ansi(image, max_columns=100).split("\n")
     assert lines == ["\x1b[38;2;50;50;50;48;2;50;50;50m" + "▀" * 100 + "\x1b[0m"]
-    assert all(line.count("▀") <= 30 for line in to_ansi(image, max_columns=30).split("\n"))
+    assert all(line.count("▀") <= 30 for line in render_ansi(image, max_columns=30).split("\n"))
 
 
 def test_what_is_no_image_is_refused() -> None:
@@ -78,7 +78,7 @@ def test_what_is_no_image_is_refused() -> None:
         (np.zeros((2, 2, 3), np.uint8), 0),
     ):
         with pytest.raises(BadValueError, match="it must be uint8"):
-            to_ansi(image, columns)
+            render_ansi(image, columns)
 
 
 class Terminal(io.StringIO):
@@ -89,10 +89,10 @@ class Terminal(io.StringIO):
 def test_pictures_go_to_colour_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert terminal_shows_pictures(Terminal())
-    assert not terminal_shows_pictures(io.StringIO())
+    assert can_show_pictures(Terminal())
+    assert not can_show_pictures(io.StringIO())
     monkeypatch.setenv("TERM", "dumb")
-    assert not terminal_shows_pictures(Terminal())
+    assert not can_show_pictures(Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not terminal_shows_pictures(Terminal())
+    assert not can_show_pictures(Terminal())

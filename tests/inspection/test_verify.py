@@ -12,7 +12,7 @@ from tiny_bundle import build_tiny_bundle, tiny_graph
 
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
-from dim.runtime.engines import parity
+from dim.runtime.engines import image_checks
 from dim.runtime.engines.onnx_cpu import OnnxEngine
 from dim.runtime.errors import BundleError
 from dim.runtime.inspection import verify as verify_module
@@ -181,9 +181,17 @@ def test_no_bundle_is_an_error(tmp_path: Path) -> None:
 def test_large_images_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images, others = (rng.integers(0, 256, (6, 9, 7, 3)).astype(np.uint8) for _ in range(2))
-    whole = parity.max_levels(images, others), parity.psnr_db(images, others), parity.spread_levels(images)
-    monkeypatch.setattr(parity, "_PIECE", 10)
-    pieces = parity.max_levels(images, others), parity.psnr_db(images, others), parity.spread_levels(images)
+    whole = (
+        image_checks.max_levels(images, others),
+        image_checks.psnr_db(images, others),
+        image_checks.measure_std_levels(images),
+    )
+    monkeypatch.setattr(image_checks, "_PIECE", 10)
+    pieces = (
+        image_checks.max_levels(images, others),
+        image_checks.psnr_db(images, others),
+        image_checks.measure_std_levels(images),
+    )
     signed = images.astype(float)
     faced = [min((i, i[:, ::-1]), key=lambda other: np.abs(other - signed[0]).sum()) for i in signed]
     assert pieces == pytest.approx(whole) and whole[2] == pytest.approx(np.std(faced, axis=0).mean())
@@ -194,27 +202,30 @@ def test_large_images_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyP
 
 def test_parity_measures() -> None:
     black, grey = np.zeros((4, 2, 2, 1), np.uint8), np.full((4, 2, 2, 1), 255, np.uint8)
-    assert parity.max_levels(black, grey) == 255 and parity.max_levels(black[:0], grey[:0]) == 0
-    assert parity.psnr_db(black, grey) == 0.0 and parity.psnr_db(black, black) == np.inf
-    assert parity.agrees("fp32", black, black) == (True, "0 levels", "at most 1 level")
+    assert image_checks.max_levels(black, grey) == 255 and image_checks.max_levels(black[:0], grey[:0]) == 0
+    assert image_checks.psnr_db(black, grey) == 0.0 and image_checks.psnr_db(black, black) == np.inf
+    assert image_checks.compare_precision("fp32", black, black) == (True, "0 levels", "at most 1 level")
     rest = "levels, 42.1 dB, 100.00% of pixels differ"
-    assert parity.agrees("fp32", black, black + np.uint8(1)) == (
+    assert image_checks.compare_precision("fp32", black, black + np.uint8(1)) == (
         True,
         "1 levels, 48.1 dB, 100.00% of pixels differ",
         "at most 1 level",
     )
-    assert parity.agrees("fp32", black, black + np.uint8(2)) == (False, f"2 {rest}", "at most 1 level")
-    assert parity.agrees("fp16", black, black + np.uint8(2)) == (False, f"2 {rest}", "at least 45 dB")
-    assert parity.agrees("int8", black, black + np.uint8(2)) == (True, f"2 {rest}", "at least 30 dB")
-    assert parity.share_changed(black, np.concatenate([grey[:1], black[1:]])) == 0.25
+    assert image_checks.compare_precision("fp32", black, black + np.uint8(2)) == (False, f"2 {rest}", "at most 1 level")
+    assert image_checks.compare_precision("fp16", black, black + np.uint8(2)) == (False, f"2 {rest}", "at least 45 dB")
+    assert image_checks.compare_precision("int8", black, black + np.uint8(2)) == (True, f"2 {rest}", "at least 30 dB")
+    assert image_checks.changed_fraction(black, np.concatenate([grey[:1], black[1:]])) == 0.25
     one_colour = np.zeros((2, 2, 2, 3), np.uint8)
     one_colour[0, ..., 1], one_colour[1, 0, 0, 0] = 9, 1
-    assert parity.share_of_blank(one_colour) == 0.5 and parity.share_of_blank(one_colour[:0]) == 0.0
-    assert parity.spread_levels(black) == 0.0 and parity.spread_levels(np.concatenate([black, grey])) == 127.5
+    assert image_checks.blank_fraction(one_colour) == 0.5 and image_checks.blank_fraction(one_colour[:0]) == 0.0
+    assert (
+        image_checks.measure_std_levels(black) == 0.0
+        and image_checks.measure_std_levels(np.concatenate([black, grey])) == 127.5
+    )
 
 
 def test_an_image_and_its_mirror_image_again_and_again_have_no_spread() -> None:
     image, other = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
     collapsed = np.stack([image, image[:, ::-1], image[:, ::-1], image])
-    assert collapsed.std(axis=0).mean() > 30 and parity.spread_levels(collapsed) == 0.0
-    assert parity.spread_levels(np.concatenate([collapsed, other[None]])) > 10
+    assert collapsed.std(axis=0).mean() > 30 and image_checks.measure_std_levels(collapsed) == 0.0
+    assert image_checks.measure_std_levels(np.concatenate([collapsed, other[None]])) > 10

@@ -17,7 +17,7 @@ from fake_trt import FakeContext
 
 from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt.ship import build_engines
+from dim.runtime.trt.build import build_engines
 
 ROOT = Path(__file__).resolve().parents[2]
 

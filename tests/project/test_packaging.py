@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from dim.runtime.bundle_format.files import check_file_hash, load_manifest, unlisted_files
+from dim.runtime.bundle_format.files import check_file_hash, list_unlisted_files, load_manifest
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -123,4 +123,4 @@ def test_the_hashes_of_the_shipped_bundles_are_recorded() -> None:
         assert f"`{manifest.manifest_sha256}`" in page and f"`{manifest.content_id}`" in page
         for name in manifest.files:
             check_file_hash(folder, manifest, name)
-        assert unlisted_files(folder, manifest) == []
+        assert list_unlisted_files(folder, manifest) == []

@@ -10,7 +10,7 @@ from tiny_bundle import build_tiny_bundle
 
 from dim.export.card import RECORD_NAME, model_card, read_record, reproducing_command
 from dim.export.publish import merged_record
-from dim.runtime.bundle_format.files import check_file, load_manifest
+from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.locate import SHIPPED
 from dim.runtime.bundle_format.manifest import create_manifest
 from dim.runtime.errors import BundleError
@@ -23,7 +23,7 @@ MUTATIONS = 400
 
 
 def test_any_record_gives_a_card(tmp_path: Path) -> None:
-    whole = check_file(SHIPPED, load_manifest(SHIPPED), RECORD_NAME)
+    whole = read_checked_file(SHIPPED, load_manifest(SHIPPED), RECORD_NAME)
     taken = 0
     for seed in range(MUTATIONS):
         changed = mutate_json(whole, seed)

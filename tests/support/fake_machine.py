@@ -17,11 +17,11 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import MissingExtraError
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.trt import build as build_engines_module
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt import open as open_plan
-from dim.runtime.trt import ship as build_engines_module
-from dim.runtime.trt.ship import build_engines
+from dim.runtime.trt.build import build_engines
 
 ADA = find_driver(fake_driver())
 TURING = find_driver(fake_driver(name="NVIDIA T4", capability=(7, 5)))

@@ -11,9 +11,9 @@ from fake_trt import FakeTrt
 
 from dim.runtime.errors import BadValueError, DeviceError, EngineError, MissingExtraError
 from dim.runtime.gpu.driver import find_driver
-from dim.runtime.trt import build as build_trt
+from dim.runtime.trt import compile as build_trt
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt.build import BuildOptions, build_plan, check_target, parse_compute_capabilities
+from dim.runtime.trt.compile import BuildOptions, check_target, compile_plan, parse_compute_capabilities
 from dim.runtime.trt.library import TrtLibrary, load_library
 
 pytest.importorskip("tensorrt_rtx")
@@ -46,7 +46,7 @@ def onnx_file(bundle: Path, precision: str = "fp32") -> bytes:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_precision_builds_without_a_gpu(library: TrtLibrary, tiny_bundle: Path, precision: str) -> None:
     shares: list[float] = []
-    plan, timing = build_plan(
+    plan, timing = compile_plan(
         library,
         onnx_file(tiny_bundle, precision),
         precision,
@@ -61,7 +61,7 @@ def test_every_precision_builds_without_a_gpu(library: TrtLibrary, tiny_bundle: 
 
 def test_targets(library: TrtLibrary, tiny_bundle: Path) -> None:
     options = BuildOptions(batch=(1, 2, 4), compute_capabilities=((8, 6), (12, 0)))
-    plan, _ = build_plan(library, onnx_file(tiny_bundle), "fp32", options, gpu=check_target(library, options))
+    plan, _ = compile_plan(library, onnx_file(tiny_bundle), "fp32", options, gpu=check_target(library, options))
     assert len(plan) > 1000
     unknown = BuildOptions(compute_capabilities=((9, 0),))
     with pytest.raises(BadValueError) as refused:
@@ -74,14 +74,14 @@ def test_targets(library: TrtLibrary, tiny_bundle: Path) -> None:
 def test_what_the_library_cannot_build_is_told_in_its_words(library: TrtLibrary, tiny_bundle: Path) -> None:
     options = BuildOptions(batch=(1, 2, 4), compute_capabilities=((7, 5),))
     with pytest.raises(EngineError) as refused:
-        build_plan(library, onnx_file(tiny_bundle), "fp32", options, gpu=None)
+        compile_plan(library, onnx_file(tiny_bundle), "fp32", options, gpu=None)
     assert str(refused.value).startswith(f"TensorRT for RTX {library.version} cannot build the fp32 engine: ")
     assert "Turing" in str(refused.value)
 
 
 def test_bytes_that_are_no_onnx_file(library: TrtLibrary) -> None:
     with pytest.raises(EngineError, match="cannot read the fp32 ONNX file: .*Failed to parse the ONNX model"):
-        build_plan(library, b"no protobuf at all", "fp32", SMALL, gpu=None)
+        compile_plan(library, b"no protobuf at all", "fp32", SMALL, gpu=None)
 
 
 def test_control_c_during_a_build_stops_it(library: TrtLibrary, tiny_bundle: Path) -> None:
@@ -89,7 +89,7 @@ def test_control_c_during_a_build_stops_it(library: TrtLibrary, tiny_bundle: Pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_plan(library, onnx_file(tiny_bundle), "fp32", SMALL, gpu=None, progress=interrupt)
+        compile_plan(library, onnx_file(tiny_bundle), "fp32", SMALL, gpu=None, progress=interrupt)
 
 
 def test_modes_that_only_tensorrt_has(library: TrtLibrary) -> None:
@@ -135,7 +135,7 @@ def test_tensorrt_is_asked_for_the_same(
     options = BuildOptions(batch=(1, 4, 8), hardware_compatible=True, version_compatible=True)
     gpu = check_target(library, options, driver)
     shares: list[float] = []
-    plan, timing = build_plan(
+    plan, timing = compile_plan(
         library,
         onnx_file(tiny_bundle),
         "fp32",
@@ -168,14 +168,14 @@ class LooselyChecked:
 def test_only_fp32_forbids_tf32(fake: Callable[..., tuple[FakeTrt, TrtLibrary]], tiny_bundle: Path) -> None:
     module, library = fake()
     gpu = check_target(library, SMALL, find_driver(fake_driver()))
-    build_plan(library, onnx_file(tiny_bundle, "fp16"), "fp16", SMALL, gpu=gpu)
+    compile_plan(library, onnx_file(tiny_bundle, "fp16"), "fp16", SMALL, gpu=gpu)
     assert module.configs[0].flags == {"TF32"}
 
 
 def test_a_damaged_timing_cache_is_replaced(fake: Callable[..., tuple[FakeTrt, TrtLibrary]], tiny_bundle: Path) -> None:
     _, library = fake()
     gpu = check_target(library, SMALL, find_driver(fake_driver()))
-    _, timing = build_plan(library, onnx_file(tiny_bundle), "fp32", SMALL, gpu=gpu, timing_cache=b"damaged")
+    _, timing = compile_plan(library, onnx_file(tiny_bundle), "fp32", SMALL, gpu=gpu, timing_cache=b"damaged")
     assert timing == b"+timed"
 
 
@@ -185,7 +185,7 @@ def test_a_failed_build_is_told_by_its_first_error(
     module, library = fake()
     module.refuse_plan = "Error Code 10: Internal Error (Could not find any implementation)"
     with pytest.raises(EngineError) as refused:
-        build_plan(library, onnx_file(tiny_bundle), "fp32", SMALL, gpu=None)
+        compile_plan(library, onnx_file(tiny_bundle), "fp32", SMALL, gpu=None)
     assert str(refused.value) == (
         "TensorRT 10.9.0.34 cannot build the fp32 engine: Error Code 10: Internal Error (Could not find any "
         "implementation)"
@@ -213,7 +213,7 @@ def test_tensorrt_on_an_old_driver(
     fake: Callable[..., tuple[FakeTrt, TrtLibrary]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, library = fake()
-    monkeypatch.setattr(trt_library, "packaged_cuda_major", lambda format: 13)
+    monkeypatch.setattr(trt_library, "find_cuda_major", lambda format: 13)
     with pytest.raises(DeviceError) as refused:
         check_target(library, SMALL, find_driver(fake_driver(cuda=(12, 4), version="550.54.14")))
     assert str(refused.value) == (
@@ -245,12 +245,12 @@ def test_unknown_names(library: TrtLibrary) -> None:
     with pytest.raises(BadValueError, match="'onnx' is unknown"):
         load_library("onnx")
     with pytest.raises(BadValueError, match="'bf16' is unknown"):
-        build_plan(library, b"", "bf16", SMALL, gpu=None)
+        compile_plan(library, b"", "bf16", SMALL, gpu=None)
 
 
 def test_what_the_package_says_of_cuda() -> None:
-    assert trt_library.packaged_cuda_major("rtx") == 13
-    assert trt_library.installed_version("rtx") == load_library("rtx").version
+    assert trt_library.find_cuda_major("rtx") == 13
+    assert trt_library.find_installed_version("rtx") == load_library("rtx").version
 
 
 def test_the_logger_of_a_module_lives_for_ever() -> None:

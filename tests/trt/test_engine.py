@@ -23,12 +23,12 @@ from dim.runtime.gpu import memory as cuda_memory
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt.build import BuildOptions, build_plan, check_target
-from dim.runtime.trt.engine import PlanEngine
+from dim.runtime.trt.compile import BuildOptions, check_target, compile_plan
+from dim.runtime.trt.engine import TrtEngine
 from dim.runtime.trt.sidecar import Sidecar, host_machine
 
 DRIVER = find_driver(fake_driver())
-Open = Callable[..., PlanEngine]
+Open = Callable[..., TrtEngine]
 
 
 class Machine:
@@ -49,7 +49,7 @@ class Machine:
         options = BuildOptions(batch=batch)
         gpu = check_target(library, options, DRIVER)
         model = (self.bundle / f"generator.{precision}.onnx").read_bytes()
-        plan, _ = build_plan(library, model, precision, options, gpu=gpu)
+        plan, _ = compile_plan(library, model, precision, options, gpu=gpu)
         sidecar = Sidecar(
             format=format,
             library_version=library.version,
@@ -68,9 +68,9 @@ class Machine:
         )
         return library, plan, sidecar
 
-    def open(self, format: str = "trt", *, batch: int | None = None, **building: Any) -> PlanEngine:
+    def open(self, format: str = "trt", *, batch: int | None = None, **building: Any) -> TrtEngine:
         library, plan, sidecar = self.build(format, **building)
-        return PlanEngine(library, plan, sidecar, self.manifest, batch=batch, driver=DRIVER, say=self.said.append)
+        return TrtEngine(library, plan, sidecar, self.manifest, batch=batch, driver=DRIVER, say=self.said.append)
 
 
 @pytest.fixture
@@ -376,7 +376,7 @@ def test_an_engine_for_another_gpu(machine: Machine) -> None:
     library, plan, sidecar = machine.build()
     other = find_driver(fake_driver(name="NVIDIA T4", capability=(7, 5)))
     with pytest.raises(EngineError) as refused:
-        PlanEngine(library, plan, sidecar, machine.manifest, driver=other)
+        TrtEngine(library, plan, sidecar, machine.manifest, driver=other)
     assert str(refused.value) == (
         "The engine generator.fp32.trt.sm89.engine cannot run here: it was built for NVIDIA Fake 4090 (compute "
         "capability 8.9) and this GPU is NVIDIA T4 (compute capability 7.5)."
@@ -387,13 +387,13 @@ def test_an_engine_of_another_tensorrt(machine: Machine) -> None:
     library, plan, sidecar = machine.build()
     newer = replace(library, version="10.14.1.48")
     with pytest.raises(EngineError, match="it was built by TensorRT 10.9.0.34 and 10.14.1.48 is installed"):
-        PlanEngine(newer, plan, sidecar, machine.manifest, driver=DRIVER)
+        TrtEngine(newer, plan, sidecar, machine.manifest, driver=DRIVER)
 
 
 def test_a_version_compatible_plan_may_run_the_runtime_inside_it(machine: Machine) -> None:
     library, plan, sidecar = machine.build()
     machine.modules["trt"].__version__ = "10.14.1.48"
-    engine = PlanEngine(
+    engine = TrtEngine(
         replace(library, version="10.14.1.48"),
         plan,
         replace(sidecar, version_compatible=True),
@@ -406,7 +406,7 @@ def test_a_version_compatible_plan_may_run_the_runtime_inside_it(machine: Machin
 def test_a_plan_that_tensorrt_cannot_read(machine: Machine) -> None:
     library, plan, sidecar = machine.build()
     with pytest.raises(EngineError) as refused:
-        PlanEngine(library, b"\x00" + plan, sidecar, machine.manifest, driver=DRIVER)
+        TrtEngine(library, b"\x00" + plan, sidecar, machine.manifest, driver=DRIVER)
     assert str(refused.value) == (
         "TensorRT 10.9.0.34 cannot load generator.fp32.trt.sm89.engine: Magic tag does not match"
     )
@@ -437,7 +437,7 @@ def test_an_engine_of_another_bundle(machine: Machine) -> None:
     library, plan, sidecar = machine.build()
     other = replace_size(machine.manifest)
     with pytest.raises(EngineError, match=r"generator.fp32.trt.sm89.engine is not of this bundle: it has images"):
-        PlanEngine(library, plan, sidecar, other, driver=DRIVER)
+        TrtEngine(library, plan, sidecar, other, driver=DRIVER)
 
 
 def replace_size(manifest: Any) -> Any:
@@ -450,17 +450,17 @@ def replace_size(manifest: Any) -> Any:
 def test_a_sidecar_that_promises_other_batches(machine: Machine) -> None:
     library, plan, sidecar = machine.build()
     with pytest.raises(EngineError, match=r"says batches of \(1, 8, 99\) and the engine takes \(1, 8, 16\)"):
-        PlanEngine(library, plan, replace(sidecar, batch=(1, 8, 99)), machine.manifest, driver=DRIVER)
+        TrtEngine(library, plan, replace(sidecar, batch=(1, 8, 99)), machine.manifest, driver=DRIVER)
 
 
 def test_no_gpu_and_an_old_driver(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     library, plan, sidecar = machine.build()
     with pytest.raises(DeviceError, match="A GPU is needed to run TensorRT engines and no NVIDIA driver is installed"):
-        PlanEngine(library, plan, sidecar, machine.manifest, driver=find_driver(fake_driver(missing=True)))
-    monkeypatch.setattr(trt_library, "packaged_cuda_major", lambda format: 13)
+        TrtEngine(library, plan, sidecar, machine.manifest, driver=find_driver(fake_driver(missing=True)))
+    monkeypatch.setattr(trt_library, "find_cuda_major", lambda format: 13)
     old = find_driver(fake_driver(cuda=(12, 4), version="550.54.14"))
     with pytest.raises(DeviceError, match=r"cannot run here: driver 550.54.14 runs CUDA up to 12.4"):
-        PlanEngine(library, plan, sidecar, machine.manifest, driver=old)
+        TrtEngine(library, plan, sidecar, machine.manifest, driver=old)
 
 
 def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch) -> None:

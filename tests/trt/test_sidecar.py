@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Gpu
 from dim.runtime.trt import sidecar as sidecar_module
-from dim.runtime.trt.sidecar import Sidecar, engine_name, parse_engine_name, parse_sidecar, uncovered
+from dim.runtime.trt.sidecar import Sidecar, engine_name, parse_engine_name, parse_sidecar, reason_engine_does_not_fit
 
 ADA = Gpu(index=0, name="NVIDIA RTX 4090", compute_capability=(8, 9), memory_bytes=24 * 2**30)
 TURING = Gpu(index=0, name="NVIDIA T4", compute_capability=(7, 5), memory_bytes=16 * 2**30)
@@ -35,7 +35,7 @@ BUILT = Sidecar(
 
 def why_not(sidecar: Sidecar, **here: Any) -> str | None:
     known: dict[str, Any] = {"gpu": ADA, "library_version": "10.9.0.34", "onnx_sha256": "a" * 64}
-    return uncovered(sidecar, **{**known, **here})
+    return reason_engine_does_not_fit(sidecar, **{**known, **here})
 
 
 def test_names() -> None:

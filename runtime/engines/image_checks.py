@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 MAX_FP32_LEVELS = 1
 MIN_PSNR_DB = {"fp16": 45.0, "int8": 30.0}
-MIN_SPREAD_LEVELS = 1.0
+MIN_STD_LEVELS = 1.0
 """Mean over the pixels of the standard deviation within a class; below it the class draws one image again and again."""
 
 
@@ -34,7 +34,7 @@ def psnr_db(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
     return math.inf if total == 0 else 10 * math.log10(255**2 * images.size / total)
 
 
-def agrees(precision: str, images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> tuple[bool, str, str]:
+def compare_precision(precision: str, images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> tuple[bool, str, str]:
     """Judge a precision's images against those of fp32.
 
     Args:
@@ -48,18 +48,18 @@ def agrees(precision: str, images: NDArray[np.uint8], reference: NDArray[np.uint
     levels, psnr = max_levels(images, reference), psnr_db(images, reference)
     found = f"{levels} levels"
     if levels:
-        found += f", {psnr:.1f} dB, {share_changed(images, reference):.2%} of pixels differ"
+        found += f", {psnr:.1f} dB, {changed_fraction(images, reference):.2%} of pixels differ"
     if precision == "fp32":
         return levels <= MAX_FP32_LEVELS, found, f"at most {MAX_FP32_LEVELS} level"
     return psnr >= MIN_PSNR_DB[precision], found, f"at least {MIN_PSNR_DB[precision]:g} dB"
 
 
-def share_changed(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+def changed_fraction(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
     """Return the share of pixel values that differ at all, 0 to 1."""
     return sum(int(np.count_nonzero(a != b)) for a, b in _pieces(images, others)) / max(1, images.size)
 
 
-def share_of_blank(images: NDArray[np.uint8]) -> float:
+def blank_fraction(images: NDArray[np.uint8]) -> float:
     """Return the share of images [N, H, W, C] of one single colour, as a stuck or NaN network draws them."""
     if len(images) == 0:
         return 0.0
@@ -67,7 +67,7 @@ def share_of_blank(images: NDArray[np.uint8]) -> float:
     return float(one_colour_NC.all(axis=1).mean())
 
 
-def spread_levels(images: NDArray[np.uint8]) -> float:
+def measure_std_levels(images: NDArray[np.uint8]) -> float:
     """Return the spread within one class's images [N, H, W, C]: the mean over the pixels of their deviation.
 
     An image counts as its mirror image where that is nearer to the first one: a generator that mirrors, and draws one
@@ -75,13 +75,13 @@ def spread_levels(images: NDArray[np.uint8]) -> float:
     """
     if images.size == 0:
         return 0.0
-    flat = np.stack([_faced(image, images[0]) for image in images]).reshape(len(images), -1)
+    flat = np.stack([align_flip(image, images[0]) for image in images]).reshape(len(images), -1)
     step = max(1, _PIECE // len(images))
     columns = (flat[:, start : start + step].astype(np.float64) for start in range(0, flat.shape[1], step))
     return float(sum(part.std(axis=0).sum() for part in columns) / flat.shape[1])
 
 
-def _faced(image: NDArray[np.uint8], first: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def align_flip(image: NDArray[np.uint8], first: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """An image, or its mirror image if that is nearer to `first`."""
     target, mirrored = first.astype(np.int16), image[:, ::-1]
     off = [int(np.abs(other.astype(np.int16) - target).sum(dtype=np.int64)) for other in (image, mirrored)]

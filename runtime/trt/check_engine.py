@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.bundle_format.files import check_file
+from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
-from dim.runtime.engines import parity
+from dim.runtime.engines import image_checks
 from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
 from dim.runtime.errors import MissingExtraError, ParityError
 from dim.runtime.gpu.driver import Driver
 from dim.runtime.gpu.memory import GpuMemoryError
 from dim.runtime.sampling.latents import draw_latents, order_slice
-from dim.runtime.trt.engine import PlanEngine
+from dim.runtime.trt.engine import TrtEngine
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.sidecar import Sidecar
 
@@ -60,7 +60,7 @@ def draw_samples(bundle_path: Path, manifest: Manifest) -> Samples:
     Raises:
         BundleError, GraphError: the ONNX file is missing, altered or breaks the contract.
     """
-    model = check_file(bundle_path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES)
+    model = read_checked_file(bundle_path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES)
     limit = check_graph(model, manifest)
     try:
         session, rows = open_cpu_session(model, None), _ROWS
@@ -75,23 +75,23 @@ def draw_samples(bundle_path: Path, manifest: Manifest) -> Samples:
     return Samples(latents=latents, labels=labels, images=np.asarray(images, np.uint8))
 
 
-def check_batch(engine: PlanEngine, samples: Samples, batch: int) -> list[BatchCheck]:
+def check_batch(engine: TrtEngine, samples: Samples, batch: int) -> list[BatchCheck]:
     """Run one full batch and compare it with the samples and with itself."""
     # At most half of the batch is distinct, so that there is always something to compare within it.
     distinct = max(1, min(len(samples.labels), batch // 2))
     rows = np.arange(batch) % distinct
     images = engine.run(samples.latents[rows], samples.labels[rows])
-    ok, found, allowed = parity.agrees(engine.precision, images[:distinct], samples.images[:distinct])
+    ok, found, allowed = image_checks.compare_precision(engine.precision, images[:distinct], samples.images[:distinct])
     checks = [BatchCheck(batch=batch, check="against fp32", found=found, allowed=allowed, ok=ok)]
     if batch > distinct:
-        levels = parity.max_levels(images[distinct:], images[rows[distinct:]])
+        levels = image_checks.max_levels(images[distinct:], images[rows[distinct:]])
         checks.append(
             BatchCheck(batch=batch, check="identical rows", found=f"{levels} levels", allowed="0", ok=levels == 0)
         )
     return checks
 
 
-def check_plan(
+def check_engine(
     library: TrtLibrary,
     plan: bytes,
     sidecar: Sidecar,
@@ -113,12 +113,12 @@ def check_plan(
         what each batch size showed; sizes that the GPU has no room for are passed and say so, except the least.
 
     Raises:
-        as `PlanEngine`.
+        as `TrtEngine`.
     """
     checks: list[BatchCheck] = []
     for batch in dict.fromkeys(sidecar.batch):
         try:
-            engine = PlanEngine(library, plan, sidecar, manifest, batch=batch, driver=driver)
+            engine = TrtEngine(library, plan, sidecar, manifest, batch=batch, driver=driver)
         except GpuMemoryError:
             if batch == sidecar.batch[0]:
                 raise
@@ -131,7 +131,7 @@ def check_plan(
     return checks
 
 
-def check_plan_engine(
+def check_built_engine(
     library: TrtLibrary,
     plan: bytes,
     sidecar: Sidecar,
@@ -148,7 +148,7 @@ def check_plan_engine(
     Raises:
         ParityError: it draws other images than the ONNX file, or differs between identical rows.
     """
-    checks = check_plan(library, plan, sidecar, manifest, draw_samples(bundle_path, manifest), driver)
+    checks = check_engine(library, plan, sidecar, manifest, draw_samples(bundle_path, manifest), driver)
     for check in checks:
         if not check.ok:
             raise ParityError(

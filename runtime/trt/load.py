@@ -49,7 +49,7 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> tuple[Any, 
             raise kind(f"{title} refuses the engine {sidecar.file_name}: {_told(trt, int(reasons))}.")
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
-        raise EngineError(f"{title} {library.version} cannot load {sidecar.file_name}: {library.last_words()}")
+        raise EngineError(f"{title} {library.version} cannot load {sidecar.file_name}: {library.take_first_error()}")
     return runtime, loaded
 
 
