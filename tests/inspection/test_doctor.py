@@ -17,7 +17,7 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.inspection import doctor as doctor_module
 from dim.runtime.inspection import self_test as selftest
-from dim.runtime.inspection.doctor import DoctorReport, EngineState
+from dim.runtime.inspection.doctor import DoctorReport, EngineState, examine_machine
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt import open as open_plan
