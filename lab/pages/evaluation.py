@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dim.evaluation.table import (
-    NOT_RUN,
     PUBLISHED_EPOCHS,
     Row,
     columns_of,
@@ -24,18 +23,16 @@ from dim.evaluation.table import (
 from dim.students.recipes import CONDENSATION, PUBLISHED
 from lab.pages.quotes import Setting, quote_abstract, quote_sets
 
-DATASETS = {
+TITLES = {
     "mnist": "MNIST",
     "fashion-mnist": "FashionMNIST",
     "svhn": "SVHN",
     "cifar10": "CIFAR-10",
     "cifar10-jpeg": "CIFAR-10 (JPEG)",
+    "cifar10-jpeg-4": "CIFAR-10 (JPEG), four classes",
     "cifar100": "CIFAR-100",
 }
-"""Datasets that are to be measured in full, by the name that `load_data` gives them: what is missing is listed."""
-OTHER_TITLES = {"cifar10-jpeg-4": "CIFAR-10 (JPEG), four classes"}
-SOURCES = {"cifar10-jpeg": "cifar10-jpeg.tar.xz"}
-"""What `--data` takes where it is not the dataset's name."""
+"""By the name that `load_data` gives a dataset; in the order of the page, others after them."""
 NETWORKS = (
     "convnet3",
     "resnet18",
@@ -53,16 +50,15 @@ CONTROLS = {
     "no matching": "stage 2 without matching",
     "stage 1 alone": "the stage-1 GAN, no stage 2",
 }
-"""Bundles that `lab/reproduce.py` compares with, by the names it gives them, and what the page calls them."""
+"""What the page calls the bundles that `lab/reproduce.py` compares with, by the names it gives them."""
 MODES = {
     "fixed": "`fixed`: one set, the files that `dim generate --ipc N` writes, the same for every seed up to as "
     "many images per class as the bundle has fixed latents. Real: as many random real images, others for every seed.",
     "stream": "`stream`: N fresh images per class in every epoch. Real: real images for as many steps, the ceiling.",
 }
 SOFT = "Soft labels of the bundle's teacher, for generated and real images alike; not to be compared with hard labels:"
-IPCS = (1, 10, 50, 100, 500)
 NAMED = (PUBLISHED.name, CONDENSATION.name)
-"""Recipes of other people's students, which no hold-out chose."""
+"""Recipes of other papers, which no hold-out chose."""
 
 Described = Mapping[str, Any]
 
@@ -73,7 +69,7 @@ class Chart:
 
     stem: str
     kind: str
-    """`sizes`: accuracy over images per class; `networks`: what networks learn, side by side."""
+    """`sizes`: accuracy over images per class; `networks`: networks side by side."""
     rows: tuple[Row, ...]
 
 
@@ -85,24 +81,21 @@ class Section:
     charts: tuple[Chart, ...] = ()
 
 
-def evaluation_sections(found: Sequence[tuple[str, Described]], by_best: Collection[str] = ()) -> list[Section]:
-    """Write a section per dataset, those first that are to be measured in full.
+def evaluation_sections(found: Sequence[tuple[str, Described]]) -> list[Section]:
+    """Write a section per dataset that was measured.
 
     Args:
         found: stems and contents of the `results.json` files.
-        by_best: datasets of which a bundle was made by the preset `best` as it is.
 
     Raises:
         ValueError: two files measure one thing and disagree.
     """
-    groups: dict[str, dict[str, list[tuple[str, Described]]]] = {name: {} for name in DATASETS}
+    groups: dict[str, dict[str, list[tuple[str, Described]]]] = {name: {} for name in TITLES}
     for stem, described in found:
         data = described["data"]
         groups.setdefault(data["name"], {}).setdefault(data["fingerprint"], []).append((stem, described))
     sections = []
     for name, by_fingerprint in groups.items():
-        if not by_fingerprint:
-            sections.append(_unmeasured(name))
         # Two groups of one size need more than the size to be told apart.
         sizes = Counter(_size(files[0][1]["data"]) for files in by_fingerprint.values())
         for fingerprint, files in sorted(by_fingerprint.items(), key=lambda item: _pixels(item[1][0][1]["data"])):
@@ -110,14 +103,9 @@ def evaluation_sections(found: Sequence[tuple[str, Described]], by_best: Collect
             mark = f" ({fingerprint[:8]})" if sizes[size] > 1 else ""
             suffix = f"-{size}" if len(by_fingerprint) > 1 else ""
             suffix += f"-{fingerprint[:8]}" if mark else ""
-            missing = name in DATASETS and name not in by_best
-            notes = [f"- By `best` as it is: {NOT_RUN}. `{_command(name)}`"] * missing
-            sections.append(_measured(name, f"{_title(name)}, {size}{mark}", files, _slug(name + suffix), notes))
+            title = f"{TITLES.get(name, name)}, {size}{mark}"
+            sections.append(_measured(name, title, files, _slug(name + suffix)))
     return sections
-
-
-def _title(name: str) -> str:
-    return DATASETS.get(name) or OTHER_TITLES.get(name, name)
 
 
 def _size(data: Described) -> str:
@@ -132,21 +120,6 @@ def _pixels(data: Described) -> tuple[int, int, str]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-")
-
-
-def _command(name: str) -> str:
-    data, run = SOURCES.get(name, name), f"runs/{name}"
-    return (
-        f"dim distill --data {data} --preset best --out {run} && dim export {run} && "
-        f"dim eval --bundle {run}/{name}.dim --data {data} --preset full --recipe holdout"
-    )
-
-
-def _unmeasured(name: str) -> Section:
-    quote = (
-        [*quote_abstract(name, (), None), "", *quote_sets(name, ()), ""] if name in ("cifar10", "cifar10-jpeg") else []
-    )
-    return Section(lines=(f"## {_title(name)}", "", *quote, f"{NOT_RUN.capitalize()}. `{_command(name)}`", ""))
 
 
 def join_rows(files: Sequence[tuple[str, Described]]) -> list[Row]:
@@ -198,36 +171,30 @@ def setting_of(row: Row) -> Setting:
     return row["recipe"], row["epochs"], row["precision"]
 
 
-def _measured(
-    name: str, title: str, files: Sequence[tuple[str, Described]], slug: str, notes: Sequence[str]
-) -> Section:
+def _measured(name: str, title: str, files: Sequence[tuple[str, Described]], slug: str) -> Section:
     """Write everything about one dataset."""
     rows = join_rows(files)
     whole = [row for row in rows if row["source"] == "whole"]
     drawn = [row for row in rows if row["source"] != "whole"]
     counts = Counter(setting_of(row) for row in drawn)
     full = [one for one in counts if one[1] == PUBLISHED_EPOCHS and one[0] not in NAMED]
-    # What is still to be run is listed in the table that has the most of it, whatever recipe the hold-out chose.
-    main = max(full or ([] if name in DATASETS else counts), key=lambda one: counts[one], default=None)
+    main = max(full or counts, key=lambda one: counts[one], default=None)
     lines = [f"## {title}", "", *_sources(files)]
     lines += [
         f"- The whole training split, {network_name(row['arch'], row['width'])}, {row['epochs']} epochs, "
         f"{row['recipe']} recipe: {format_accuracy(row)} %."
         for row in whole
-    ] or [f"- The whole training split: {NOT_RUN}."]
-    lines += [*notes, ""]
+    ]
+    lines.append("")
     if name in ("cifar10", "cifar10-jpeg"):
-        lines += [*quote_abstract(name, drawn, main), "", *quote_sets(name, drawn), ""]
+        lines += [*quote_abstract(name, drawn), "", *quote_sets(name, drawn), ""]
     charts: list[Chart] = []
-    planned_alone = [("recipe chosen on the hold-out", PUBLISHED_EPOCHS, "")] if name in DATASETS and not main else []
-    for setting in planned_alone + sorted(counts, key=lambda one: (one != main, -one[1], one)):
+    for setting in sorted(counts, key=lambda one: (one != main, -one[1], one)):
         here = [row for row in drawn if setting_of(row) == setting]
-        planned = name in DATASETS and setting in (main, *planned_alone)
         lines += [f"### {title}: {_words(setting)}", ""]
         for mode, meaning in MODES.items():
-            of_mode = [row for row in here if row["mode"] == mode]
-            if of_mode or planned:
-                lines += [meaning, "", *matrix(of_mode, planned, mode), ""]
+            if of_mode := [row for row in here if row["mode"] == mode]:
+                lines += [meaning, "", *matrix(of_mode), ""]
         stem = slug if setting == main else _slug(f"{slug}-{'-'.join(map(str, setting))}")
         for chart, text in _charts(here, stem):
             charts.append(chart)
@@ -239,8 +206,6 @@ def _measured(
 
 def _words(setting: Setting) -> str:
     recipe, epochs, precision = setting
-    if not precision:
-        return f"{recipe}, {epochs:,} epochs"
     shortened = "" if epochs == PUBLISHED_EPOCHS else f", a shortened protocol ({PUBLISHED_EPOCHS:,} in full)"
     return f"{recipe} recipe, {epochs:,} epochs, students in {precision}{shortened}"
 
@@ -257,65 +222,29 @@ def _sources(files: Sequence[tuple[str, Described]]) -> list[str]:
     return [f"- Data ({', '.join(stems)}): {source}" for source, stems in sources.items()]
 
 
-def matrix(rows: Sequence[Row], planned: bool, mode: str) -> list[str]:
-    """Write the tables of one mode, hard labels and then soft ones: a line per network and kind of images.
-
-    Args:
-        rows: of one setting and mode.
-        planned: whether to list what is to be run and was not.
-        mode: `fixed` or `stream`.
-    """
+def matrix(rows: Sequence[Row]) -> list[str]:
+    """Write the tables of one setting and mode: hard labels, then soft ones; a line per network and kind of images."""
     lines = []
-    ipcs = sorted({*(IPCS if planned else ()), *(row["ipc"] for row in rows)})
     for labels in ("hard", "soft"):
         here = [row for row in rows if row["labels"] == labels]
-        if not here and not planned:
+        ipcs = sorted({row["ipc"] for row in here})
+        if not here:
             continue
         lines += ["", SOFT, ""] if labels == "soft" else []
         lines += [
             f"| network | trained on | {' | '.join(f'IPC {ipc}' for ipc in ipcs)} |",
             "|---|---|" + "---:|" * len(ipcs),
         ]
-        for (arch, width), subjects in _lines(here, planned, mode, labels).items():
-            for subject in subjects:
-                cells = {
-                    row["ipc"]: format_accuracy(row)
-                    for row in here
-                    if (row["arch"], row["width"], row["subject"]) == (arch, width, subject)
-                }
+        networks = {(row["arch"], row["width"]) for row in here}
+        for arch, width in sorted(networks, key=lambda one: (_order(one[0]), one[1] or 0)):
+            of_network = [row for row in here if (row["arch"], row["width"]) == (arch, width)]
+            subjects = [subject for _, subject in columns_of(of_network)]
+            for subject in sorted(subjects, key=lambda one: one != "generated"):
+                cells = {row["ipc"]: format_accuracy(row) for row in of_network if row["subject"] == subject}
                 name = subject if labels == "hard" else f"{subject}, soft labels"
-                texts = " | ".join(cells.get(ipc, NOT_RUN) for ipc in ipcs)
+                texts = " | ".join(cells.get(ipc, "") for ipc in ipcs)
                 lines.append(f"| {network_name(arch, width)} | {name} | {texts} |")
-    return lines if planned else [*lines, *_left_out(rows)]
-
-
-def _left_out(rows: Sequence[Row]) -> list[str]:
-    """Name the sizes, networks and labels of a full evaluation that a table has no cell for."""
-    ipcs = [str(ipc) for ipc in IPCS if ipc not in {row["ipc"] for row in rows}]
-    networks = [arch for arch in NETWORKS if arch not in {row["arch"] for row in rows}]
-    parts = [f"IPC {', '.join(ipcs)}"] * bool(ipcs) + [", ".join(networks)] * bool(networks)
-    parts += ["soft labels"] * all(row["labels"] == "hard" for row in rows)
-    return ["", f"{NOT_RUN.capitalize()} by this recipe and length: {'; '.join(parts)}."] if parts else []
-
-
-def _lines(rows: Sequence[Row], planned: bool, mode: str, labels: str) -> dict[tuple[str, int | None], list[str]]:
-    """List networks, and what each was or is to be trained on."""
-    found: dict[tuple[str, int | None], list[str]] = {}
-    for row in rows:
-        found.setdefault((row["arch"], row["width"]), [])
-    for network, subjects in found.items():
-        here = [row for row in rows if (row["arch"], row["width"]) == network]
-        subjects += sorted((subject for _, subject in columns_of(here)), key=lambda subject: subject != "generated")
-    measured = set(found)
-    if planned:
-        for arch in NETWORKS if labels == "hard" else NETWORKS[:1]:
-            wanted = ["generated"]
-            if arch == NETWORKS[0]:
-                wanted += ["real", *(["real, equal bytes"] if mode == "stream" else [])]
-                wanted += CONTROLS.values() if labels == "hard" else ()
-            there = found.setdefault((arch, None), [])
-            there += [one for one in wanted if not any(f"{has} (".startswith(f"{one} (") for has in there)]
-    return dict(sorted(found.items(), key=lambda item: (_order(item[0][0]), item[0] not in measured, item[0][1] or 0)))
+    return lines
 
 
 def _order(arch: str) -> int:
@@ -341,9 +270,9 @@ def _charts(rows: Sequence[Row], stem: str) -> list[tuple[Chart, str]]:
 
 
 def _beside_real(rows: Sequence[Row]) -> list[Row]:
-    """Of one mode: the bundle that taught the most networks, and the real images."""
-    taught = Counter((row["subject"], row["content_id"]) for row in rows if row["source"] == "bundle")
-    best = taught.most_common(1)[0][0] if taught else None
+    """Of one mode: the bundle that most networks were trained on, and the real images."""
+    trained = Counter((row["subject"], row["content_id"]) for row in rows if row["source"] == "bundle")
+    best = trained.most_common(1)[0][0] if trained else None
     name = best[0].removesuffix(f" ({best[1][:8]})") if best else ""  # another mode may have other latents
     return [
         row | {"subject": name} if row["source"] == "bundle" else row

@@ -17,10 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dim.evaluation.table import NOT_RUN, PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
-from dim.export.card import reproducing_command
-from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.bundle_format.locate import SHIPPED
+from dim.evaluation.table import PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
 from dim.runtime.storage.atomic import replace_file
 from dim.torch_engine.chart import draw_bench_chart
 from lab.pages.distilling import ABLATION_MARKS, ablation_text, distill_section, processes_section
@@ -29,33 +26,24 @@ from lab.pages.evaluation import evaluation_sections
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HEAD = f"""# Results
+HEAD = f"""# All results
 
-Written by `python -m lab.pages.results` from `lab/results/*.json`; do not edit.
+Written by `python -m lab.pages.results` from `lab/results/*.json`; do not edit. Only what was measured is here.
 
-Test accuracy in percent, mean ± deviation over seeds, of classifiers trained from scratch on generated images, beside
-classifiers trained on real images by the same recipe for the same number of steps. The test split is used once per
-student, after the last step. The deviation is that of students, and of the images they are shown where those depend on
-the seed; every row has one generator, and what another distillation would give is not in it. The full protocol is
-{PUBLISHED_EPOCHS:,} epochs of N images per class, batch 64 (256 by the recipes `condensation` and `condensation-all`);
-a table with fewer epochs says so. What has not been measured says "{NOT_RUN}"; "-" under "s per student" means that the
-student was suspended meanwhile.
+Test accuracy in percent, mean ± standard deviation over seeds, of classifiers trained from scratch on generated images,
+beside classifiers trained on real images with the same recipe and number of steps. Every row has one generator. The
+test split is used once per student, after the last step. The full protocol is {PUBLISHED_EPOCHS:,} epochs of N images
+per class with batch 64 (256 with the recipes `condensation` and `condensation-all`); a table with fewer epochs says so.
+"-" under "s per student": the student was suspended meanwhile.
 
-Digits behind "generated" begin a bundle's content id, where a table's file has rows of more than one. The bundles of
-MNIST and of all CIFAR-10 (JPEG) had their latents of small fixed sets refined (method.md, "The first latents of a fixed
-set") after most of their rows of `stream` were measured; refining changes nothing in `stream`. Of CIFAR-10 (JPEG),
-54731742 lies in this repository. 934011cc is it before its last refining, and draws the same images in `stream`.
-Before that it mirrored nothing (method.md, "What is shown of both"): c112e132 was not refined yet, cedc71d4 and
-0a5150c5 are after the first and second pass, both by ConvNets alone, 4675479d after the third, by ResNets as well;
-the fourth to seventh, which gave cf43d675, ask for the class too, and for the last two some networks learned from the
-set meanwhile. Of its four classes, 3fbfee26 lies in this repository; 87631039 had been shown shifted images and mirrors
-nothing.
+Eight digits behind "generated" begin a bundle's content id, where a file has rows of more than one. Bundles of one
+dataset differ in the refinement of their fixed latents, which changes nothing in `stream`, and in horizontal flips:
+c112e132, cedc71d4, 0a5150c5 and 4675479d of CIFAR-10 (JPEG) and 87631039 of its four classes do not flip. 54731742 and
+3fbfee26 lie in this repository.
 
-"Real, equal bytes" are as many real images as fit into the generator's file, in its precision; with soft labels, into
-that and the teacher's, each image with its logits. They are priced as raw uint8 pixels, as a set in memory or in an NPZ
-file. As PNG files the same bytes would hold 2.9 times as many images of MNIST and 1.5 times as many of CIFAR-10 (means
-over 5,000 and 3,000 images, file names and blocks of the disk not counted), so this control is smaller than a packed
-set of the same size could be.
+"Real, equal bytes" are as many real images, as raw uint8 pixels, as fit into the generator's file; with soft labels,
+into that and the teacher's, each image with its logits. PNG files of the same bytes would hold 2.9 times as many images
+of MNIST and 1.5 times as many of CIFAR-10.
 """
 
 
@@ -81,28 +69,13 @@ def read_benchmarks(folder: Path, prefix: str, field: str) -> dict[str, dict[str
     return found
 
 
-def write_method(page: str, reports: Sequence[dict[str, Any]]) -> str:
-    """Put the ablations between their marks into the page about the method."""
+def write_ablations(page: str, reports: Sequence[dict[str, Any]]) -> str:
+    """Put the tables of ablations between their marks into a page."""
     begin, end = ABLATION_MARKS
-    before, rest = page.split(begin, 1)
-    _, after = rest.split(end, 1)
-    texts = ["\n".join(ablation_text(report)) for report in reports]
-    if not any(report["preset"] == "best" and "stage1.steps" not in report["changed"] for report in reports):
-        texts.append(
-            f"The preset `best` in full length: {NOT_RUN}. `python -m lab.reproduce --ablation full` runs it so."
-        )
-    return before + begin + "\n\n" + "\n\n".join(texts) + "\n\n" + end + after
-
-
-def bundles() -> list[Path]:
-    """List the bundles of this repository."""
-    return [*SHIPPED.parent.glob("*.dim"), *(ROOT / "bundles").glob("*.dim")]
-
-
-def _by_best() -> set[str]:
-    """Return the datasets of which this repository has a bundle by the preset `best` as it is, nothing changed."""
-    lines = [(m.source.name, reproducing_command(m.distill_config) or "") for m in map(load_manifest, bundles())]
-    return {name for name, line in lines if " --preset best " in line and " --set " not in line}
+    before, after = page.split(begin, 1)[0], page.split(end, 1)[1]
+    return (
+        before + begin + "\n\n" + "\n\n".join("\n".join(ablation_text(each)) for each in reports) + "\n\n" + end + after
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,15 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     benchmarks += processes_section(read_benchmarks(folder, "processes", "processes"))
     benchmarks += engines_section(cpu, read_benchmarks(folder, "gpu", "steps"))
     try:
-        sections = evaluation_sections(found, _by_best())
+        sections = evaluation_sections(found)
     except ValueError as error:
         sys.exit(str(error))
     lines = [HEAD, *(line for section in sections for line in section.lines), *benchmarks]
     texts = {page: "\n".join(lines).rstrip() + "\n"}
-    method = options.lab / "ablations.md"
-    if method.exists():
+    page_of_ablations = options.lab / "ablations.md"
+    if page_of_ablations.exists():
         ablations = list(read_benchmarks(folder, "ablation", "variants").values())
-        texts[method] = write_method(method.read_text(encoding="utf-8"), ablations)
+        texts[page_of_ablations] = write_ablations(page_of_ablations.read_text(encoding="utf-8"), ablations)
     if options.check:
         stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
         for path in stale:
