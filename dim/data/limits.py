@@ -40,7 +40,7 @@ MAX_MEMBERS = 2_000_000
 """Members of one archive, or entries below one folder."""
 
 MAX_UNPACKED_BYTES = 2**40
-"""Bytes that come out of one compressed archive, read or skipped."""
+"""Bytes that the members of one archive unpack to, read or skipped."""
 
 MAX_PATH_DEPTH = 16
 """Folders above a file inside an archive or a class folder."""
@@ -51,14 +51,14 @@ MAX_PATH_BYTES = 4096
 MAX_CLASS_NAME_BYTES = 200
 """Bytes of one class name, which becomes a folder's name when sets are written."""
 
+MAX_HEADER_BYTES = 16 * 2**10
+"""Bytes of all headers of one member of a tar archive together (a path of 4,096 bytes needs 6,144)."""
+
 MAX_DECODER_BYTES = 256 * 2**20
 """Memory that an xz stream may ask of its decoder (`xz -9` asks for 65 MB)."""
 
 MAX_ARRAY_DIMS = 4
-"""Dimensions of one array in an IDX, NPZ or MATLAB file."""
+"""Dimensions of one array in an IDX or NPZ file."""
 
 MAX_CIFAR_BATCH_BYTES = 256 * 2**20
 """Bytes of one CIFAR batch (the largest official one has 155 MB)."""
-
-MAX_PICKLE_STEPS = 4_000_000
-"""Instructions of one CIFAR batch (the largest official one has about 450,000)."""

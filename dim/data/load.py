@@ -6,15 +6,23 @@ tar.gz or tar.xz, or an `.npz` (`dim.data.npz`). The limits under which files ar
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from dim.data.folders import load_tree
-from dim.data.image_set import ImageSet, Progress, Say, check_request, finish
-from dim.data.known import KNOWN, load_known, recognise_copy
-from dim.data.npz import load_npz
+from dim.data.folders import read_class_folders
+from dim.data.image_set import ImageSet, Progress, RawSet, Say, Source
+from dim.data.known import KNOWN, name_jpeg_copy, read_known
+from dim.data.npz import read_npz
+from dim.data.prepare import check_options, make_image_set
 from dim.runtime.errors import DataError
 
 __all__ = ["ImageSet", "load_data"]
+
+_READERS: tuple[tuple[Callable[[Path], bool], Callable[[Source], RawSet]], ...] = (
+    (lambda path: path.suffix.lower() == ".npz" and path.is_file(), read_npz),
+    (lambda path: True, lambda source: name_jpeg_copy(read_class_folders(source))),
+)
+"""Whether a path is of a layout, and the layout's reader; the first that fits reads."""
 
 _SUFFIXES = (".tar.gz", ".tar.xz", ".tgz", ".txz", ".tar", ".zip", ".npz")
 
@@ -62,29 +70,33 @@ def load_data(
         >>> digits.train_images.shape[1:], len(digits.classes)
         ((8, 8, 1), 10)
     """
-    check_request(size, channels, seed)
+    check_options(size, channels, seed)
     if name_or_path in KNOWN:
         folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
-        raw = load_known(name_or_path, None if folder is None else Path(folder), say, progress)
-        return finish(raw, size=size, channels=channels, seed=seed, say=say)
+        raw = read_known(name_or_path, None if folder is None else Path(folder), say, progress)
+    else:
+        path = _existing(name_or_path)
+        source = Source(
+            path=path,
+            name=_set_name(path),
+            size=size,
+            channels=channels,
+            skip_unreadable=skip_unreadable,
+            say=say,
+            progress=progress,
+        )
+        read = next(reader for fits, reader in _READERS if fits(path))
+        raw = read(source)
+    return make_image_set(raw, size=size, channels=channels, seed=seed, say=say)
+
+
+def _existing(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if not name_or_path or not path.exists():
         raise DataError(
             f"'{name_or_path}' is neither a known dataset ({', '.join(sorted(KNOWN))}) nor an existing path"
         )
-    if path.suffix.lower() == ".npz" and path.is_file():
-        raw = load_npz(path, _set_name(path))
-        return finish(raw, size=size, channels=channels, seed=seed, say=say)
-    raw = load_tree(
-        path,
-        _set_name(path),
-        size=size,
-        channels=channels,
-        skip_unreadable=skip_unreadable,
-        say=say,
-        progress=progress,
-    )
-    return finish(recognise_copy(raw), size=None, channels=None, seed=seed, say=say)
+    return path
 
 
 def _set_name(path: Path) -> str:

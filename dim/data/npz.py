@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.archive import open_zip, open_zip_member
 from dim.data.decode import Images
-from dim.data.image_set import Labels, RawSet
+from dim.data.entries import named_failure
+from dim.data.image_set import Labels, RawSet, Source
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
+from dim.data.zip import open_zip, open_zip_member
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
 
@@ -37,27 +38,28 @@ _MAX_HEADER_BYTES = 2**12
 _CHUNK_BYTES = 2**24
 
 
-def load_npz(path: Path, name: str) -> RawSet:
+def read_npz(source: Source) -> RawSet:
     """Read a labelled image set from an `.npz` file.
+
+    Args:
+        source: the file; size and channels are left to `make_image_set`.
 
     Raises:
         DataError: damaged, truncated, an array missing, of the wrong type or shape, or beyond the limits.
     """
-    try:
-        with open_zip(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            arrays = {key: _read_member(path, archive, members, key) for key in ("images", "labels")}
-            for key in ("classes", "test_images", "test_labels"):
-                if f"{key}.npy" in members:
-                    arrays[key] = _read_member(path, archive, members, key)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    path = source.path
+    with named_failure(path), open(path, "rb") as file, open_zip(file, str(path)) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        arrays = {key: _read_member(path, archive, members, key) for key in ("images", "labels")}
+        for key in ("classes", "test_images", "test_labels"):
+            if f"{key}.npy" in members:
+                arrays[key] = _read_member(path, archive, members, key)
     if ("test_images" in arrays) != ("test_labels" in arrays):
         raise DataError(f"{path}: test_images and test_labels belong together; only one of them is there")
     labels = _labels(arrays["labels"], path, "labels")
     test_labels = _labels(arrays["test_labels"], path, "test_labels") if "test_labels" in arrays else None
     return RawSet(
-        name=name,
+        name=source.name,
         classes=_classes(arrays["classes"], path) if "classes" in arrays else _numbered(labels, path),
         train_images=_images(arrays["images"], path, "images"),
         train_labels=labels,
@@ -72,7 +74,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfil
     if info is None:
         found = ", ".join(sorted(name.removesuffix(".npy") for name in members)[:8]) or "nothing"
         raise DataError(f"{path}: no array '{key}' (found: {found}); an .npz needs images and labels")
-    with open_zip_member(path, archive, info) as file:
+    with open_zip_member(archive, info, str(path)) as file:
         return read_npy(file, f"{path}: {key}", max_bytes=_MAX_BYTES[key])
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from data_samples import idx, random_images
 
-from dim.data.download import OfficialFile, download
 from dim.data.known import KNOWN
 from dim.data.load import load_data
+from dim.data.official_files import OfficialFile, download
 from dim.runtime.errors import DataError
 
 

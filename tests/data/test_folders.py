@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dim.data.decode import decode_files, decode_image, read_header
-from dim.data.folders import plan_layout
+from dim.data.folders import find_layout
 from dim.data.image_set import RawSet
-from dim.data.known import recognise_copy
+from dim.data.known import name_jpeg_copy
 from dim.data.load import ImageSet, load_data
 from dim.runtime.errors import DataError
 
@@ -271,7 +271,7 @@ def test_an_image_may_not_be_larger_than_a_file_may(tmp_path: Path, monkeypatch:
 
 
 def test_a_set_may_not_need_more_memory_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.data.image_set.MAX_SET_BYTES", 1000)
+    monkeypatch.setattr("dim.data.prepare.MAX_SET_BYTES", 1000)
     message = "data: 10 images of 8 x 8 x 3 need 1920 bytes, more than the limit of 1000: use a smaller size or fewer"
     assert message in _refusal(tmp_path, FILES)
 
@@ -308,7 +308,7 @@ def test_a_failing_decoder_stops_the_pipeline() -> None:
 def test_any_tree_gives_a_layout_or_a_data_error(files: list[list[str]], folders: list[list[str]]) -> None:
     paths = {"/".join(parts) for parts in files}
     try:
-        layout = plan_layout(list(paths), ["/".join(parts) for parts in folders], "f")
+        layout = find_layout(list(paths), ["/".join(parts) for parts in folders], "f")
     except DataError as error:
         assert str(error).startswith("f: ")
         return
@@ -330,8 +330,8 @@ def test_the_copy_of_cifar10_as_jpeg_is_named() -> None:
         test_labels=test,
         notes=("60000 JPEG files",),
     )
-    known = recognise_copy(copy)
+    known = name_jpeg_copy(copy)
     assert known.notes[0].startswith("CIFAR-10 (JPEG): images encoded anew as JPEG, so accuracies are a little lower")
     assert known.licence.startswith("none stated by its authors")
     for other in (replace(copy, notes=("60000 PNG files",)), replace(copy, test_labels=np.sort(train)[:10_000])):
-        assert recognise_copy(other) == other
+        assert name_jpeg_copy(other) == other

@@ -1,15 +1,28 @@
 """Named sets, arrays, splits, sizes and channels: `dim.data.load_data` and `dim.data.image_set`."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_samples import cifar_files, idx, matlab, npz, random_images, tarred, write_folder, write_mnist
+from data_samples import (
+    cifar_files,
+    idx,
+    matlab,
+    npz,
+    random_images,
+    tarred,
+    trust_cifar_files,
+    write_folder,
+    write_mnist,
+)
 from PIL import Image
 
 from dim.data.known import KNOWN
 from dim.data.load import ImageSet, load_data
+from dim.data.official_files import OfficialFile
 from dim.runtime.errors import BadValueError, DataError
 
 
@@ -91,9 +104,12 @@ def test_mnist_with_labels_of_another_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_classes", [10, 100])
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_cifar_from_every_official_form(tmp_path: Path, num_classes: int, binary: bool, unpacked: bool) -> None:
+def test_cifar_from_every_official_form(
+    tmp_path: Path, num_classes: int, binary: bool, unpacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     per_batch = 10 if num_classes == 10 else 100
     files = cifar_files(num_classes, per_batch, binary=binary)
+    trust_cifar_files(files, monkeypatch)
     if unpacked:
         write_folder(tmp_path, files)
     else:
@@ -115,25 +131,37 @@ def test_cifar_without_one_of_its_batches(tmp_path: Path) -> None:
         load_data("cifar10", data_dir=tmp_path)
 
 
-def test_svhn_from_its_matlab_files(tmp_path: Path) -> None:
+def _write_svhn(folder: Path) -> tuple[OfficialFile, ...]:
+    """Small files of SVHN, labels 1 to 10 in turn."""
+    files = []
     for part in ("train", "test"):
         images = random_images(20, 32, 3, seed=len(part))
         labels = (np.arange(20) % 10 + 1).astype(np.uint8)[:, None]
-        (tmp_path / f"{part}_32x32.mat").write_bytes(matlab({"X": images.transpose(1, 2, 3, 0), "y": labels}))
+        data = matlab({"X": images.transpose(1, 2, 3, 0), "y": labels})
+        (folder / f"{part}_32x32.mat").write_bytes(data)
+        files.append(OfficialFile(name=f"{part}_32x32.mat", md5=hashlib.md5(data, usedforsecurity=False).hexdigest()))
+    return tuple(files)
+
+
+def test_svhn_from_its_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "svhn", replace(KNOWN["svhn"], files=_write_svhn(tmp_path)))
     svhn = load_data("svhn", data_dir=tmp_path)
     assert np.array_equal(svhn.train_images, random_images(20, 32, 3, seed=5))
     assert svhn.train_labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert svhn.train_labels.dtype == np.int64 and svhn.note == "SVHN, cropped digits, official files (MD5 sums match)"
 
 
-@pytest.mark.parametrize(
-    "labels", [np.zeros((20, 1)), np.full((20, 1), 1.5), np.full((20, 1), np.nan), np.ones((3, 1))]
-)
-def test_svhn_with_labels_that_cannot_be(tmp_path: Path, labels: Any) -> None:
-    data = matlab({"X": random_images(20, 32, 3).transpose(1, 2, 3, 0), "y": labels})
-    for part in ("train", "test"):
-        (tmp_path / f"{part}_32x32.mat").write_bytes(data)
-    with pytest.raises(DataError, match="y does not hold 20 labels from 1 to 10; fetch the official file again"):
+def test_a_matlab_file_that_is_not_the_official_one_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_svhn(tmp_path)
+    monkeypatch.setattr("scipy.io.loadmat", None)
+    with pytest.raises(DataError) as caught:
         load_data("svhn", data_dir=tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/train_32x32.mat: the MD5 sum is not that of the official file, so it is not read; "
+        "fetch it again, or save other images as an .npz or in class folders"
+    )
 
 
 def test_npz_with_and_without_classes_and_test_split(tmp_path: Path) -> None:

@@ -1,27 +1,37 @@
-"""IDX, NPZ, pickle and MATLAB: what the formats' own libraries write is read; other bytes give DataError alone."""
+"""IDX, NPZ and the pickles of CIFAR: what the formats' own libraries write is read, other bytes give DataError."""
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_samples import cifar_files, idx, matlab, npz, python2_pickle, random_images, zipped
+from data_samples import (
+    cifar_files,
+    idx,
+    npz,
+    python2_pickle,
+    random_images,
+    tarred,
+    trust_cifar_files,
+    write_folder,
+    zipped,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dim.data.cifar import PICKLE_MD5, load_official_pickle
 from dim.data.idx import parse_idx
-from dim.data.matlab import parse_matlab
-from dim.data.npz import load_npz, read_npy
-from dim.data.pickle import read_pickle
+from dim.data.image_set import RawSet, Source
+from dim.data.load import load_data
+from dim.data.npz import read_npy, read_npz
 from dim.runtime.errors import DataError
 
 settings.register_profile("no_deadline", deadline=None)  # the machine's other work is no failure
@@ -38,12 +48,8 @@ def _npy(data: bytes) -> Any:
     return read_npy(io.BytesIO(data), "f")
 
 
-def _matlab(data: bytes) -> Any:
-    return parse_matlab(io.BytesIO(data), "f", {"X": 2**30, "y": 2**20})
-
-
-def _pickle(data: bytes) -> Any:
-    return read_pickle(data, "f")
+def _npz(path: Path) -> RawSet:
+    return read_npz(Source(path=path, name="x", say=lambda text: None, progress=lambda *report: None))
 
 
 def _npy_bytes(array: Any, **options: Any) -> bytes:
@@ -56,9 +62,6 @@ READERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "idx": (_idx, idx(IMAGES)),
     "idx gzip": (_idx, gzip.compress(idx(IMAGES))),
     "npy": (_npy, _npy_bytes(IMAGES)),
-    "matlab": (_matlab, matlab({"X": IMAGES, "y": np.arange(3.0)}, compress=False)),
-    "matlab compressed": (_matlab, matlab({"X": IMAGES, "y": np.arange(3.0)})),
-    "pickle": (_pickle, cifar_files(10, 2, binary=False)["cifar-10-batches-py/test_batch"]),
 }
 
 
@@ -68,7 +71,7 @@ def test_labels_have_a_limit_of_their_own(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (400000001,), }"
     (tmp_path / "x.npz").write_bytes(zipped({"images.npy": _npy_bytes(IMAGES), "labels.npy": _header(header)}))
     with pytest.raises(DataError, match="needs 400000001 bytes in 1 dimensions; the limits are 400000000 and 4"):
-        load_npz(tmp_path / "x.npz", "x")
+        _npz(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -206,14 +209,14 @@ def test_npz_messages(tmp_path: Path, arrays: dict[str, Any], message: str) -> N
     path = tmp_path / "x.npz"
     path.write_bytes(npz(**arrays))
     with pytest.raises(DataError, match=message):
-        load_npz(path, "x")
+        _npz(path)
 
 
 def test_npz_of_objects_is_refused_and_not_unpickled(tmp_path: Path) -> None:
     path, proof = tmp_path / "x.npz", tmp_path / "executed"
     np.savez(path, images=np.array([_Bomb(proof)], dtype=object), labels=np.arange(1))
     with pytest.raises(DataError, match="holds Python objects, which are never read; save plain arrays"):
-        load_npz(path, "x")
+        _npz(path)
     assert not proof.exists()
 
 
@@ -223,12 +226,12 @@ def test_damaged_npz(tmp_path: Path) -> None:
     for length in range(0, len(data), 7):
         path.write_bytes(data[:length])
         with pytest.raises(DataError, match="damaged or truncated"):
-            load_npz(path, "x")
+            _npz(path)
     path.write_bytes(zipped({"images.npy": _npy_bytes(IMAGES)}, zipfile.ZIP_LZMA))
     with pytest.raises(DataError, match="uses compression method 14, expected stored or deflate; pack it again"):
-        load_npz(path, "x")
+        _npz(path)
     with pytest.raises(DataError, match="cannot be read: No such file or directory"):
-        load_npz(tmp_path / "missing.npz", "x")
+        _npz(tmp_path / "missing.npz")
 
 
 class _Bomb:
@@ -241,18 +244,65 @@ class _Bomb:
         return os.mkdir, (self.proof,)
 
 
+def _official(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make these bytes those of the official test batch."""
+    monkeypatch.setitem(PICKLE_MD5, "test_batch", hashlib.md5(data, usedforsecurity=False).hexdigest())
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_is_never_executed(tmp_path: Path, protocol: int) -> None:
+def test_a_pickle_is_never_executed(tmp_path: Path, protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
     proof = tmp_path / "executed"
     data = pickle.dumps({"data": _Bomb(proof)}, protocol)
-    with pytest.raises(DataError, match=r"^f: the pickle refers to 'posix mkdir'; only the"):
-        read_pickle(data, "f")
+    with pytest.raises(DataError) as caught:
+        load_official_pickle(data, "test_batch", "f: test_batch", "cifar-10-binary.tar.gz")
+    assert str(caught.value) == (
+        "f: test_batch: a Python pickle whose MD5 sum is not that of the official file, so it is not read; "
+        "use cifar-10-binary.tar.gz, which holds no pickles"
+    )
+    _official(data, monkeypatch)
+    with pytest.raises(DataError, match=r"^f: test_batch: the pickle refers to 'posix.mkdir', which is not loaded$"):
+        load_official_pickle(data, "test_batch", "f: test_batch", "cifar-10-binary.tar.gz")
     assert not proof.exists()
     pickle.loads(data)
     assert proof.exists()
 
 
-def test_the_pickle_of_python_2_is_read_as_python_reads_it() -> None:
+def _nested_tuples(depth: int, shared: bool) -> bytes:
+    """A pickle of tuples in tuples as a type's name; shared ones are worth 2**depth of them."""
+    start = b"\x80\x02cnumpy\ndtype\n)"
+    if not shared:
+        return start + b"\x85" * depth + b"\x85R."
+    return start + b"q\x00" + b"".join(b"h%c\x86q%c" % (k - 1, k) for k in range(1, depth)) + b"\x85R."
+
+
+@pytest.mark.parametrize("data", [_nested_tuples(60, True), _nested_tuples(60_000, False), b"", b"\x80\x02}.", b"("])
+def test_a_pickle_without_the_official_checksum_is_refused_unread(
+    tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.data.cifar._ArrayUnpickler", None)
+    for num_classes, folder in ((10, "cifar-10-batches-py"), (100, "cifar-100-python")):
+        files = dict.fromkeys(cifar_files(num_classes, 1, binary=False), data)
+        write_folder(tmp_path, files)
+        with pytest.raises(DataError, match=f"{folder}: .*: a Python pickle whose MD5 sum is not .*-{num_classes}-bin"):
+            load_data(f"cifar{num_classes}", data_dir=tmp_path)
+        (tmp_path / folder).rename(tmp_path / f"aside-{num_classes}")
+        (tmp_path / f"cifar-{num_classes}-python.tar.gz").write_bytes(tarred(files, "w:gz"))
+        with pytest.raises(DataError, match=f"cifar-{num_classes}-binary.tar.gz, which holds no pickles$"):
+            load_data(f"cifar{num_classes}", data_dir=tmp_path)
+
+
+def test_one_altered_batch_is_refused_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = cifar_files(10, 10, binary=False)
+    trust_cifar_files(files, monkeypatch)
+    write_folder(tmp_path, files)
+    load_data("cifar10", data_dir=tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_4"
+    batch.write_bytes(batch.read_bytes().replace(b"a.png", b"b.png", 1))
+    with pytest.raises(DataError, match="cifar-10-batches-py: data_batch_4: a Python pickle whose MD5 sum"):
+        load_data("cifar10", data_dir=tmp_path)
+
+
+def test_the_pickle_of_python_2_is_read_as_python_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for fortran in (False, True):
         rows = random_images(300, 4, 3).reshape(300, -1)
         value = {
@@ -264,115 +314,9 @@ def test_the_pickle_of_python_2_is_read_as_python_reads_it() -> None:
             "flag": True,
         }
         data = python2_pickle(value)
-        mine, reference = read_pickle(data, "f"), pickle.loads(data, encoding="bytes")
+        _official(data, monkeypatch)
+        mine = load_official_pickle(data, "test_batch", "f: test_batch", "cifar-10-binary.tar.gz")
+        reference = pickle.loads(data, encoding="bytes")
         assert list(mine) == [key.decode() for key in reference] == list(value)
         assert np.array_equal(mine.pop("data"), reference.pop(b"data")) and np.array_equal(rows, value["data"])
         assert list(mine.values()) == list(reference.values())
-
-
-def test_the_text_form_of_python_2_is_read() -> None:
-    data = b"(dp1\nS'num_vis'\np2\nI3072\nsS'label_names'\np3\n(lp4\nS'cat'\np5\naS'dog'\np6\nasS'flag'\nI01\ns."
-    assert read_pickle(data, "f") == {"num_vis": 3072, "label_names": [b"cat", b"dog"], "flag": True}
-    assert pickle.loads(data, encoding="bytes") == {b"num_vis": 3072, b"label_names": [b"cat", b"dog"], b"flag": True}
-
-
-_PLAIN = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text(max_size=8)
-    | st.binary(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(max_size=5), _PLAIN, max_size=5), st.sampled_from([3, 4, 5]))
-def test_plain_values_of_python_3_are_read_too(value: dict[str, Any], protocol: int) -> None:
-    assert read_pickle(pickle.dumps(value, protocol), "f") == value
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (pickle.dumps([1]), "the pickle holds no dictionary"),
-        (pickle.dumps({1: 2}), "the pickle has a key of type int"),
-        (pickle.dumps({"a": {1, 2}}, 4), "the pickle uses the instruction EMPTY_SET"),
-        (python2_pickle({"a": np.zeros(3)}), "the pickle holds an array of something else than unsigned bytes"),
-        (
-            python2_pickle({"a": np.zeros(3, np.uint8)}).replace(b"(K\x03t", b"(K\x04t"),
-            "the pickle is damaged or truncated",
-        ),
-        (b"\x80\x02}q\x00(U\x01acnumpy\ndtype\nu.", "the pickle is damaged or truncated"),
-        (b"\x80\x02cnumpy\nndarray\n(tR.", "the pickle calls something"),
-        (b"\x80\x02]b.", "the pickle is damaged or truncated"),
-        (b"\x80\x02}}b.", "the pickle fills an object"),
-        (b"\x80\x02}r\xff\xff\xff\x7f.", ""),
-        (b"(" * 9 + b".", "the pickle is damaged or truncated"),
-    ],
-)
-def test_pickles_that_are_no_batches(data: bytes, message: str) -> None:
-    if not message:
-        assert read_pickle(data, "f") == {}  # a huge memo index costs nothing here
-        return
-    with pytest.raises(DataError, match=f"^f: {message}"):
-        read_pickle(data, "f")
-
-
-def test_a_pickle_without_end_costs_a_bounded_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.data.pickle.MAX_PICKLE_STEPS", 1000)
-    with pytest.raises(DataError, match="the pickle has more than 1000 instructions"):
-        read_pickle(b"\x80\x02" + b"N" * 5000 + b".", "f")
-
-
-def test_every_instruction_of_pickle_is_known_or_refused() -> None:
-    for opcode in pickletools.opcodes:
-        try:
-            read_pickle(b"\x80\x02}(" + opcode.code.encode("latin-1") + b"\0" * 40 + b"\n\n.", "f")
-        except DataError:
-            pass
-
-
-@given(
-    dtype=st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "i8", "f4", "f8"]),
-    shape=st.lists(st.integers(1, 5), min_size=2, max_size=4),
-    compress=st.booleans(),
-)
-def test_matlab_reads_what_scipy_writes(dtype: str, shape: list[int], compress: bool) -> None:
-    array = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
-    extra = {"s": {"a": 1.0, "b": "text"}, "c": np.array(["x", 1], dtype=object), "z": np.array([1j])}
-    data = matlab({**extra, "X": array, "text": "abc", "y": np.arange(3)[:, None]}, compress=compress)
-    found = _matlab(data)
-    assert sorted(found) == ["X", "y"]
-    assert np.array_equal(found["X"], array) and found["y"].shape == (3, 1)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "not a MATLAB 5 file"),
-        (b"MATLAB 7.3 MAT-file" + b" " * 109, r"a MATLAB 7.3 file \(HDF5\); save it with  save -v7  instead"),
-        (matlab({"X": IMAGES}), "no numeric variable 'y'; fetch the official file again"),
-        (matlab({"X": "text", "y": 1.0}), "no numeric variable 'X'"),
-        (matlab({"X": IMAGES, "y": 1j}), "the variable 'y' is complex, doubled or has no shape"),
-        (matlab({"X": np.zeros((1, 1, 1, 1, 2)), "y": 1.0}), "an element of 20 bytes where at most 16 are expected"),
-    ],
-)
-def test_matlab_messages(data: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=f"^f: {message}"):
-        _matlab(data)
-
-
-def test_a_matlab_variable_cannot_promise_more_than_it_holds() -> None:
-    plain = matlab({"X": IMAGES, "y": np.arange(3.0)}, compress=False)
-    start = plain.index(struct.pack("<iii", 3, 8, 8))
-    huge = plain[:start] + struct.pack("<iii", 2**31 - 1, 8, 8) + plain[start + 12 :]
-    with pytest.raises(DataError, match=r"has shape \[2147483647, 8, 8\]; at most 1073741824 bytes are read"):
-        _matlab(huge)
-    other = plain[:start] + struct.pack("<iii", 4, 8, 8) + plain[start + 12 :]
-    with pytest.raises(DataError, match=r"the variable 'X' has 192 bytes, which does not fit \[4, 8, 8\]"):
-        _matlab(other)
-    bomb = zlib.compress(struct.pack("<II", 14, 2**32 - 1) + bytes(10**6))
-    with pytest.raises(DataError):
-        _matlab(plain[:128] + struct.pack("<II", 15, len(bomb)) + bomb)

@@ -22,9 +22,7 @@ from data_samples import (  # noqa: E402
     class_folders,
     idx,
     image_file,
-    matlab,
     npz,
-    python2_pickle,
     random_images,
     tarred,
     zipped,
@@ -42,8 +40,6 @@ def seeds() -> dict[str, list[bytes]]:
     grey = random_images(4, 8, 1)[..., 0]
     labels = np.arange(4) % 2
     arrays = [grey, labels, np.array(["a", "b"]), np.asfortranarray(np.ones((2, 3), np.float32))]
-    batch = {"batch_label": "x", "labels": [0, 1], "data": random_images(2, 32, 3).reshape(2, -1) // 128}
-    svhn = {"X": (random_images(10, 32, 3) // 128).transpose(1, 2, 3, 0), "y": np.arange(1, 11)[:, None]}
     folders = class_folders(train=2, test=1)
     archives = [zipped(folders), *(tarred(folders, mode) for mode in ("w", "w:gz", "w:xz"))]
     flat = class_folders(train=2, test=0, channels=1)
@@ -59,16 +55,10 @@ def seeds() -> dict[str, list[bytes]]:
             npz(images=grey, labels=labels),
             npz(images=grey, labels=labels, test_images=grey, test_labels=labels, classes=np.array(["a", "b"])),
         ],
-        "pickle": [
-            python2_pickle(batch),
-            b"(dp1\nS'num_vis'\np2\nI3072\nsS'label_names'\np3\n(lp4\nS'cat'\np5\naS'dog'\np6\nas.",
-        ],
         "cifar": [
-            tarred(cifar_files(10, 10, binary=False, flat=True), "w:gz"),
+            tarred(cifar_files(10, 10, binary=True, flat=True), "w:gz"),
             tarred(cifar_files(100, 100, binary=True, flat=True), "w:xz"),
         ],
-        "matlab": [matlab({"X": grey, "y": labels}, compress=compress) for compress in (False, True)],
-        "svhn": [matlab(svhn)],
         "tar": [*archives[1:], tarred({"n" * 200: b"1", "d/": b""}, format=1), tarred({"n" * 200: b"1"}, format=2)],
         "archive": [*archives, zipped({"a/b": b"1", "c/": b""}, 0)],
         "tree": [*archives, zipped({name.removeprefix("train/"): data for name, data in flat.items()})],

@@ -27,16 +27,14 @@ from PIL import (  # noqa: F401
 )
 
 from dim.data.archive import iterate_entries
-from dim.data.cifar import BINARY_100, PYTHON_10, load_cifar
+from dim.data.cifar import BINARY_10, BINARY_100, PYTHON_10, read_cifar
 from dim.data.decode import decode_image, read_header
-from dim.data.folders import load_tree
+from dim.data.folders import read_class_folders
 from dim.data.idx import parse_idx
-from dim.data.image_set import finish
-from dim.data.matlab import parse_matlab
-from dim.data.npz import load_npz, read_npy
-from dim.data.pickle import read_pickle
-from dim.data.svhn import load_svhn_file
-from dim.data.tar import parse_tar
+from dim.data.image_set import Source
+from dim.data.npz import read_npy, read_npz
+from dim.data.prepare import make_image_set
+from dim.data.tar import iterate_tar
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import generator_contract, parse_onnx
 from dim.runtime.bundle_format.graph_rules import check_model
@@ -108,41 +106,25 @@ def npy(data: bytes) -> None:
 def npz(data: bytes) -> None:
     """A labelled NPZ file."""
     with _file(data, "x.npz") as path:
-        finish(load_npz(path, "x"), size=None, channels=None, seed=0, say=_nothing)
-
-
-def pickle(data: bytes) -> None:
-    """A CIFAR batch."""
-    assert all(isinstance(key, str) for key in read_pickle(data, "f"))
+        raw = read_npz(Source(path=path, name="x", say=_nothing, progress=_nothing))
+        make_image_set(raw, size=None, channels=None, seed=0, say=_nothing)
 
 
 def cifar(data: bytes) -> None:
-    """A CIFAR archive, Python or binary version."""
+    """A CIFAR archive, Python (whose pickles are refused unread) or binary version."""
     with _file(data) as path:
-        for layout in (PYTHON_10, BINARY_100):
+        for layout in (PYTHON_10, BINARY_10, BINARY_100):
             with suppress(DimError):
-                raw = load_cifar(path, "x", layout, licence="", notes=())
-                finish(raw, size=None, channels=None, seed=0, say=_nothing)
-
-
-def matlab(data: bytes) -> None:
-    """MATLAB 5 arrays."""
-    arrays = parse_matlab(io.BytesIO(data), "f", {"X": 2**28, "y": 2**20})
-    assert sorted(arrays) == ["X", "y"]
-
-
-def svhn(data: bytes) -> None:
-    """An SVHN file."""
-    with _file(data) as path:
-        images, labels = load_svhn_file(path)
-        assert images.shape == (len(labels), 32, 32, 3) and 0 <= labels.min() <= labels.max() <= 9
+                raw = read_cifar(path, "x", layout, licence="", notes=())
+                make_image_set(raw, size=None, channels=None, seed=0, say=_nothing)
 
 
 def tar(data: bytes) -> None:
     """A tar archive, plain, gzipped or xz."""
-    for member in parse_tar(io.BytesIO(data), "f"):
-        if member.size_bytes <= MAX_READ_BYTES:
-            member.read()
+    for entry in iterate_tar(io.BytesIO(data), "f"):
+        if not entry.is_folder:
+            with suppress(DimError):
+                assert len(entry.read(MAX_READ_BYTES)) <= MAX_READ_BYTES
 
 
 def archive(data: bytes) -> None:
@@ -159,9 +141,9 @@ def archive(data: bytes) -> None:
 def tree(data: bytes) -> None:
     """An archive of class folders, read whole."""
     with _file(data) as path:
-        options = {"size": None, "channels": None, "say": _nothing, "progress": _nothing}
-        raw = load_tree(path, "x", skip_unreadable=bool(len(data) % 2), **options)  # type: ignore[arg-type]
-        finish(raw, size=None, channels=None, seed=0, say=_nothing)
+        skip = bool(len(data) % 2)
+        raw = read_class_folders(Source(path=path, name="x", skip_unreadable=skip, say=_nothing, progress=_nothing))
+        make_image_set(raw, size=None, channels=None, seed=0, say=_nothing)
 
 
 def image(data: bytes) -> None:
@@ -213,7 +195,7 @@ def fixed_latents(data: bytes) -> None:
             assert latents.dtype == np.float32 and latents.shape[::2] == (3, 16) and np.isfinite(latents).all()
 
 
-_ALL = (idx, npy, npz, pickle, cifar, matlab, svhn, tar, archive, tree, image)
+_ALL = (idx, npy, npz, cifar, tar, archive, tree, image)
 _ALL += (manifest, graph, sidecar, dataset_json, fixed_latents)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in _ALL}

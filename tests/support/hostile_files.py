@@ -8,22 +8,21 @@ import io
 import json
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from data_samples import class_folders, image_file, matlab, random_images, tarred
+from data_samples import class_folders, image_file, random_images, tarred
 from tiny_bundle import build_tiny_bundle
 
 from dim.data.archive import iterate_entries
 from dim.data.decode import decode_image
 from dim.data.idx import parse_idx
-from dim.data.matlab import parse_matlab
 from dim.data.npz import read_npy
-from dim.data.pickle import read_pickle
-from dim.data.tar import parse_tar
+from dim.data.tar import iterate_tar
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.manifest import parse_manifest
@@ -66,6 +65,12 @@ def tar_of_huge_member() -> bytes:
     return bytes(block) + data[512:]
 
 
+def tar_header(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("a")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 def png_of(width: int, height: int) -> bytes:
     """A small PNG file whose header promises a large image."""
     data = image_file(random_images(1, 9, 3)[0], "PNG")
@@ -74,8 +79,8 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def read_tar(data: bytes) -> None:
-    for member in parse_tar(io.BytesIO(data), "f"):
-        member.read()
+    for entry in iterate_tar(io.BytesIO(data), "f"):
+        entry.read(2**62)
 
 
 def read_entries(path: Path) -> None:
@@ -89,7 +94,8 @@ def objects(count: int) -> bytes:
 
 
 LABELS = gzip.compress(idx((1000,), bytes(2**26)), 1)
-VARIABLES = matlab({"X": np.zeros((2**26,), np.uint8), "y": np.zeros(1, np.uint8)}, compress=True)
+PAX = tar_header(tarfile.XHDTYPE, 2**30)
+REPEATING = tar_header(tarfile.XHDTYPE, 15_360) + b"2 " * 7679 + b"==" + tar_header(tarfile.SYMTYPE, 0) + bytes(1024)
 LATENTS, BOMB = packed("latents.npy", 2**28 + 1).read_bytes(), packed("bomb", 2**26)
 LONG_TEXT = b'["' + "\N{MATHEMATICAL BOLD CAPITAL A}".encode() * 2**20 + b'"]'
 
@@ -99,10 +105,9 @@ CASES: dict[str, tuple[int, Callable[[], object]]] = {
     "npy that promises 16 GiB": (16, lambda: read_npy(npy((2**24, 32, 32)), "f")),
     "npy beyond its limit": (16, lambda: read_npy(npy((2**40,)), "f")),
     "npy of long text": (16, lambda: read_npy(npy((2**20,), "<U65536"), "f")),
-    "matlab that packs 64 MiB": (16, lambda: parse_matlab(io.BytesIO(VARIABLES), "f", {"X": 2**20, "y": 9})),
-    "pickle of a long count": (16, lambda: read_pickle(b"\x80\x02B" + struct.pack("<I", 2**31 - 1) + b"x", "f")),
-    "pickle of many instructions": (400, lambda: read_pickle(b"}" * 4_000_001, "f")),
     "tar with a size of 2^60": (16, lambda: read_tar(tar_of_huge_member())),
+    "tar with a header of 2^30": (16, lambda: read_tar(PAX + bytes(2**20))),
+    "tar whose header repeats itself": (80, lambda: read_tar(REPEATING)),
     "zip, a member of 64 MiB": (16, lambda: read_entries(BOMB)),
     "png of 8192 x 16384": (16, lambda: decode_image(png_of(8192, 16384), "f", size=8, channels=3)),
     "manifest of many objects": (256, lambda: parse_manifest(objects(2**19 - 1))),

@@ -1,10 +1,12 @@
-"""Official files: found in a folder, else downloaded with their published checksum (by pooch)."""
+"""The official files of a dataset: found in a folder, else downloaded with their published checksum (by pooch)."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dim.data.entries import named_failure
 from dim.data.image_set import Progress, Say
 from dim.runtime.errors import DataError, MissingExtraError
 
@@ -22,19 +24,64 @@ class OfficialFile:
     """For a gzipped IDX file, the sum of what is in it, where published: local copies are often packed anew."""
 
 
-def find_file(names: Sequence[str], folder: Path, subfolders: Sequence[str]) -> Path | None:
-    """The first of `names` (files or folders) that exists in `folder` or one of its subfolders."""
-    for place in (folder, *(folder / sub for sub in subfolders)):
-        for name in names:
-            if (place / name).exists():
-                return place / name
-    return None
+@dataclass(frozen=True, kw_only=True)
+class OfficialFiles:
+    """Where the files of one dataset are looked for and downloaded from."""
+
+    name: str
+    """The dataset's name, which its folder bears, too."""
+    folder: Path | None
+    """The data folder that the user named; None for the cache alone."""
+    subfolders: tuple[str, ...]
+    """Other folders below the data folder that the files are often kept in."""
+    mirrors: tuple[str, ...]
+    """Folders on the web, each ending in a slash."""
+    say: Say
+    progress: Progress
+
+    def find(self, *names: str) -> Path | None:
+        """Return the first of `names` (files or folders) in the data folder or the cache; None without any."""
+        for folder in self._data_folders():
+            for place in (folder, *(folder / sub for sub in (self.name, *self.subfolders))):
+                for name in names:
+                    if (place / name).exists():
+                        return place / name
+        return None
+
+    def obtain(self, file: OfficialFile) -> Path:
+        """Return a file that is there, packed or unpacked, else download it into the data folder.
+
+        Raises:
+            DataError, MissingExtraError: as `download`.
+        """
+        found = self.find(file.name, file.name.removesuffix(".gz"))
+        if found is not None:
+            return found
+        return download(file, self.mirrors, self._data_folders()[0] / self.name, self.say, self.progress)
+
+    def _data_folders(self) -> list[Path]:
+        return [*([self.folder] if self.folder else []), default_data_folder()]
+
+
+def default_data_folder() -> Path:
+    """Return where downloads go when no folder is named.
+
+    It is `data` in `$DIM_CACHE`, `$XDG_CACHE_HOME/dim` or `~/.cache/dim`.
+    """
+    if chosen := os.environ.get("DIM_CACHE"):
+        return Path(chosen) / "data"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dim" / "data"
 
 
 def file_md5(path: Path) -> str:
-    """MD5 sum of a file, hex."""
+    """Return the MD5 sum of a file, in hex.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with named_failure(path), open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -89,7 +136,7 @@ def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say,
             pooch.retrieve(mirror + file.name, f"md5:{file.md5}", fname=file.name, path=folder, downloader=fetch)
             return folder / file.name
         except requests.RequestException as error:
-            problems.append(f"{mirror}: {_reason(error)}")
+            problems.append(f"{mirror}: {_describe(error)}")
         except ValueError:
             problems.append(f"{mirror}: its MD5 sum is not {file.md5}")
         except OSError as error:
@@ -102,7 +149,7 @@ def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say,
     )
 
 
-def _reason(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP {response.status_code}"
