@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dim.runtime.bundle import Bundle, open_bundle
+    from dim.runtime.engines.base import EngineOptions
     from dim.runtime.errors import (
         BadValueError,
         BundleError,
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
         ParityError,
         RunError,
     )
+    from dim.runtime.sets.generate import generate
 
 _HOMES = {
     "Bundle": "bundle",
     "open_bundle": "bundle",
+    "EngineOptions": "engines.base",
+    "generate": "sets.generate",
     "BadValueError": "errors",
     "BundleError": "errors",
     "DataError": "errors",
@@ -49,11 +53,13 @@ __all__ = [
     "DimError",
     "DivergedError",
     "EngineError",
+    "EngineOptions",
     "GraphError",
     "MissingExtraError",
     "OutputError",
     "ParityError",
     "RunError",
+    "generate",
     "open_bundle",
 ]
 

@@ -46,11 +46,13 @@ def test_the_public_names_are_pinned() -> None:
         "DimError",
         "DivergedError",
         "EngineError",
+        "EngineOptions",
         "GraphError",
         "MissingExtraError",
         "OutputError",
         "ParityError",
         "RunError",
+        "generate",
         "open_bundle",
     ]
     for name in dim.runtime.__all__:

@@ -1,4 +1,4 @@
-"""What `describe` says about a bundle."""
+"""What `inspect` says about a bundle."""
 
 import json
 import os

@@ -1,26 +1,27 @@
 """What may import what: fast checks of the rules that import-linter cannot see."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_interpreter import HEAVY, imported_by
 
 ROOT = Path(__file__).parents[2]
 LINKS = [("dim", name) for name in ("cli", "export", "runtime")]
-HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "pyarrow", "ray", "matplotlib", "sklearn")
-
-
-def imported_by(code: str) -> set[str]:
-    """Run code in a fresh interpreter, outside the repository's root, and list the top-level modules it loaded."""
-    listing = f"{code}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", listing], cwd="/", check=True, capture_output=True, text=True)
-    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_importing_the_runtime_loads_nothing_heavy() -> None:
     assert not imported_by("import dim.runtime").intersection(HEAVY)
+
+
+@pytest.mark.parametrize("folder", ["dim", "runtime", "export", "cli"])
+def test_nobody_inside_enters_by_the_front_door(folder: str) -> None:
+    """Importing `dim` itself would let import-linter see a way from every room to every other."""
+    names = {name for path in sources(folder) for name, _ in imports_of(path)}
+    rooms = {path.stem for path in (ROOT / "dim").iterdir()}
+    assert [
+        name for name in names if name == "dim" or (name.startswith("dim.") and name.split(".")[1] not in rooms)
+    ] == []
 
 
 def test_importing_the_command_line_loads_nothing_heavy_and_no_numpy() -> None:
@@ -84,6 +85,9 @@ def test_the_command_line_imports_dim_and_export_only_inside_commands(path: Path
     assert [n for n in at_top if not n.startswith(("dim.cli.", "dim.runtime.", "dim.version.", "dim.cli"))] == []
 
 
-@pytest.mark.parametrize("path", sources("dim"), ids=str)
+FRONT_DOOR = [Path("dim/__init__.py"), Path("dim/__main__.py")]
+
+
+@pytest.mark.parametrize("path", [path for path in sources("dim") if path not in FRONT_DOOR], ids=str)
 def test_dim_imports_neither_export_nor_the_command_line(path: Path) -> None:
     assert [name for name, _ in imports_of(path) if name.startswith(("dim.export", "dim.cli"))] == []
