@@ -1,7 +1,6 @@
 """`dim eval`: what classifiers learn from a bundle's images, measured on real ones."""
 
-import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +21,11 @@ from dim.cli.terminal import in_time, print_json, print_rich, say, training_libr
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
-    from dim.runtime.bundle_format.manifest import Manifest
-    from dim.students.recipes import Recipe
+    from dim.cli.bars import Bars
+    from dim.evaluation.measure import EvalProgress, Evaluation
 
+GENERATED = "generated"
+"""What tables call the bundle itself, beside those to compare."""
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
 
 
@@ -132,96 +133,87 @@ def evaluate(
     from dim.cli.bars import Bars
 
     with training_libraries():
-        from dim.data.load import load_data
-        from dim.evaluation.evaluate import EVAL_PRESETS, TimeOverError, other_origin
+        from dim.evaluation.choose_recipe import read_recipe
         from dim.evaluation.evaluate import evaluate as run_evaluation
-        from dim.evaluation.recipes import choose_recipe, read_recipe
-        from dim.evaluation.table import accuracy_table, aggregate, cost_table, write_results
+        from dim.evaluation.protocol import PROTOCOLS, Execution
+        from dim.evaluation.subjects import load_source_data
         from dim.export.card import record_accuracy
     from dim.runtime.bundle_format.files import load_manifest
+    from dim.runtime.engines.base import EngineOptions
 
-    if preset not in EVAL_PRESETS:
-        raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(EVAL_PRESETS)}.")
-    asked = {
+    if preset not in PROTOCOLS:
+        raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(PROTOCOLS)}.")
+    asked: dict[str, Any] = {
         "ipcs": None if ipcs is None else parse_numbers("--ipc", ipcs),
         "archs": None if archs is None else parse_words(archs),
         "width": width,
         "seeds": None if seeds is None else tuple(range(seeds)),
         "epochs": epochs,
     }
-    protocol = EVAL_PRESETS[preset] | {name: value for name, value in asked.items() if value is not None}
+    protocol = replace(
+        PROTOCOLS[preset],
+        modes=parse_words(modes),
+        recipe=read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe,
+        labels=("hard", "soft") if soft else ("hard",),
+        controls=not no_controls,
+        whole_epochs=whole_epochs,
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    execution = Execution(
+        device=device,
+        threads=threads,
+        jobs=jobs,
+        graphs=not no_graphs,
+        engine=EngineOptions(engine="auto" if engine == "torch" else engine, precision=precision),
+        torch_draws=engine == "torch",
+        resume=not fresh,
+        time_limit_s=None if time_limit is None else parse_duration(time_limit),
+    )
     path = choose_bundle(bundle, sha256)
     manifest = load_manifest(path)
-    out = out or Path("eval") / manifest.name
-    limit_s = None if time_limit is None else parse_duration(time_limit)
     with Bars() as bars:
-        images = load_data(
-            data or manifest.source.name,
+        images = load_source_data(
+            manifest,
+            data,
             data_dir=data_dir,
-            size=manifest.height,
-            channels=manifest.channels,
-            seed=split_seed(manifest),
             skip_unreadable=skip_unreadable,
             say=say,
             progress=lambda what, done, total: bars.show(what, done, total or None),
         )
         bars.clear()
-        if record and (warning := other_origin(path, manifest, images)):
-            raise BadValueError(f"{warning} Such accuracy is not recorded: leave out --record.")
-        common: dict[str, Any] = {
-            "modes": parse_words(modes),
-            "resume": not fresh,
-            "device": device,
-            "threads": threads,
-            "jobs": jobs,
-            "graphs": not no_graphs,
-            "say": say,
-            "progress": lambda report: _show(bars, report),
-        }
-        students: str | Recipe = read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe
-        began, finished = time.monotonic(), True
-        try:
-            if recipe == "holdout":
-                once = {name: value for name, value in protocol.items() if name != "ipcs"}
-                students = choose_recipe(
-                    images, out=out / "recipe", ipc=protocol["ipcs"][0], time_limit_s=limit_s, **once, **common
-                )
-            results = run_evaluation(
-                path,
-                images,
-                out=out,
-                recipe=students,
-                controls=not no_controls,
-                compare=parse_bundles(compare or []),
-                soft=soft,
-                whole_epochs=whole_epochs,
-                engine=engine,
-                engine_precision=precision,
-                time_limit_s=None if limit_s is None else max(0.0, limit_s - (time.monotonic() - began)),
-                **protocol,
-                **common,
-            )
-        except TimeOverError as over:
-            say(str(over))
-            # Students of the recipes' comparison are no results, and the file of an earlier call is not this one's.
-            results, finished = [result for result in over.results if result.cell.data == images.name], False
-            write_results(results, images, out, finished=False)
-    rows = aggregate(results)
-    if record and finished:
-        record_accuracy(path, [row for row in rows if row["content_id"] in ("", manifest.content_id)])
+        evaluation = run_evaluation(
+            {GENERATED: path} | parse_bundles(compare or []),
+            images,
+            protocol,
+            execution,
+            out=out or Path("eval") / manifest.name,
+            for_record=record,
+            say=say,
+            progress=lambda event: _show(bars, event),
+        )
+    if record and evaluation.finished:
+        record_accuracy(path, [row for row in evaluation.rows if row["content_id"] in ("", manifest.content_id)])
         say(f"Recorded in {path}.")
     if as_json:
-        print_json({"out": out, "finished": finished, "rows": rows})
-        return
-    if not rows:
-        return
+        print_json({"out": evaluation.out, "finished": evaluation.finished, "rows": evaluation.rows})
+    elif evaluation.results:
+        _print_evaluation(evaluation)
+
+
+def _print_evaluation(evaluation: "Evaluation") -> None:
+    from dim.evaluation.table import accuracy_table, cost_table
+
+    rows = evaluation.rows
     print_rich(accuracy_table(rows))
     print_rich(cost_table(rows))
-    print(f"Results: {out}/results.json, chart: {out}/accuracy.png, students trained for {_time_of(rows)} in all.")
+    seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
+    print(
+        f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
+        f"students trained for {in_time(seconds)} in all."
+    )
 
 
-def _show(bars: Any, report: Any) -> None:
-    """Show one `dim.evaluation.jobs.EvalProgress`."""
+def _show(bars: "Bars", report: "EvalProgress") -> None:
     cell = report.cell
     done = report.done_cells + (report.step / report.steps if report.steps and report.step < report.steps else 0)
     bars.show("students", done, report.num_cells, f"{report.done_cells}/{report.num_cells}")
@@ -230,18 +222,7 @@ def _show(bars: Any, report: Any) -> None:
     bars.note(f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}: {where}")
 
 
-def split_seed(manifest: "Manifest") -> int:
-    """Return what the test split of a source without one was cut with; another seed would leak training images."""
-    origin = manifest.distill_config.get("data")
-    recorded = origin.get("split_seed") if isinstance(origin, Mapping) else None
-    return int(manifest.distill_config.get("seed", 0) if recorded is None else recorded)
-
-
-def _time_of(rows: list[dict[str, Any]]) -> str:
-    return in_time(sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows))
-
-
-def parse_bundles(entries: list[str]) -> Mapping[str, Path]:
+def parse_bundles(entries: list[str]) -> dict[str, Path]:
     """Read `NAME=BUNDLE` entries.
 
     Raises:
@@ -252,6 +233,8 @@ def parse_bundles(entries: list[str]) -> Mapping[str, Path]:
         name, equals, path = entry.partition("=")
         if not equals or not name or not path:
             raise BadValueError(f"--compare got {entry!r}; it takes NAME=BUNDLE, as in first=runs/first/mnist.dim.")
+        if name == GENERATED:
+            raise BadValueError(f"Two bundles are called '{name}': give the one to compare with another name.")
         if name in found:
             raise BadValueError(f"--compare names {name!r} twice; give each bundle a name of its own.")
         found[name] = Path(path)

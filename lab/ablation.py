@@ -35,9 +35,10 @@ from dim.distillation.distill import choose_device, describe_run, distill
 from dim.distillation.game import amp_dtype
 from dim.distillation.session import Progress
 from dim.distillation.stage2 import wants_pool
-from dim.evaluation.cells import describe_machine
+from dim.evaluation.choose_recipe import split_holdout
+from dim.evaluation.context import describe_machine
 from dim.evaluation.evaluate import evaluate
-from dim.evaluation.recipes import split_holdout
+from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.export.export_run import export_run
 from dim.networks.published import WIDTH as PUBLISHED_WIDTH
 from dim.presets import preset
@@ -235,17 +236,12 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
         if name not in variants:
             sys.exit(f"--only names {name!r}; the rows of this preset are {', '.join(variants)}.")
     refuse_another_setting(options, data, common)
-    students = {
-        "out": options.out / "eval",
-        "ipcs": (10,),
-        "width": options.width,
-        "seeds": range(options.students),
-        "epochs": options.epochs,
-        "threads": options.threads,
-        "device": options.device,
-        "jobs": 1,
-    }
-    controls = [asdict(result) for result in evaluate(None, data, **students)]
+    protocol = EvalProtocol(
+        ipcs=(10,), width=options.width, seeds=tuple(range(options.students)), epochs=options.epochs
+    )
+    execution = Execution(device=options.device, threads=options.threads, jobs=1)
+    out = options.out / "eval"
+    controls = [asdict(result) for result in evaluate({}, data, protocol, execution, out=out).results]
     for seed in range(options.seeds):
         for name in names:
             path = options.out / "rows" / f"{name}-{seed}.json"
@@ -259,7 +255,8 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
             except (DivergedError, ParityError) as error:
                 row["failed"] = str(error)
             else:
-                results = evaluate(bundle, data, controls=False, **students)
+                alone = replace(protocol, controls=False)
+                results = evaluate(bundle, data, alone, execution, out=out).results
                 row["seconds"] = round(seconds, 1)
                 for mode in ("fixed", "stream"):
                     row[mode] = [round(r.accuracy, 4) for r in results if r.cell.mode == mode]

@@ -35,7 +35,7 @@ import torch
 
 from dim.config import DistillConfig
 from dim.distillation.distill import choose_device
-from dim.evaluation.cells import describe_machine
+from dim.evaluation.context import describe_machine
 from dim.execution.allocator import keep_freed_memory
 from dim.execution.cuda_graphs import own_stream
 from dim.presets import PRESETS, preset

@@ -30,7 +30,7 @@ import torch
 from dim.data.image_set import ImageSet
 from dim.distillation.distill import choose_device, distill
 from dim.distillation.session import Progress
-from dim.evaluation.cells import describe_machine
+from dim.evaluation.context import describe_machine
 from dim.presets import PRESETS, preset
 
 CLASSES, PER_CLASS = 10, 200

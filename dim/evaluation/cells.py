@@ -3,18 +3,16 @@
 import hashlib
 import json
 import math
-import os
-import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from dim.runtime.errors import OutputError
+from dim.runtime.errors import DataError, OutputError
 from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, to_plain
 from dim.students.recipes import Recipe
 
 FORMAT_VERSION = 1
+MAX_RESULT_BYTES = 2**16
 PROTOCOL = (
     "test split once, after the last step, eval() mode, fp32; images uint8, normalised by the real training split"
 )
@@ -78,8 +76,8 @@ class Cell:
     def path(self, out: Path) -> Path:
         """Return the file that holds this cell's result."""
         size = f"ipc{self.ipc}-" if self.ipc else ""
-        words = f"{self.source}-{self.mode}-{size}{self.arch}-{self.labels}-seed{self.seed}-{self.identity()[:12]}"
-        return out / "cells" / f"{words}.json"
+        name = f"{self.source}-{self.mode}-{size}{self.arch}-{self.labels}-seed{self.seed}-{self.identity()[:12]}"
+        return out / "cells" / f"{name}.json"
 
     def steps(self, num_classes: int, num_images: int) -> int:
         """Return the number of SGD steps; the last short batch of an epoch is a step too.
@@ -124,6 +122,10 @@ class CellResult:
     """Where the dataset came from."""
     protocol: str = PROTOCOL
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.accuracy <= 100:
+            raise FieldError("accuracy", self.accuracy, "between 0 and 100")
+
 
 def write_result(result: CellResult, out: Path) -> None:
     """Write a cell's file under its final name in one step.
@@ -134,7 +136,7 @@ def write_result(result: CellResult, out: Path) -> None:
     path = result.cell.path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        described = {"format_version": FORMAT_VERSION, **asdict(result)}
+        described = {"format_version": FORMAT_VERSION, **to_plain(result)}
         replace_file(path, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"The result {path} cannot be written: {error.strerror}.") from error
@@ -147,40 +149,23 @@ def read_result(cell: Cell, out: Path) -> CellResult | None:
         cell: which one.
         out: the evaluation's folder.
     """
+    path = cell.path(out)
     try:
-        result = result_from_json(json.loads(cell.path(out).read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError):
+        result = parse_result(path.read_bytes(), f"The result {path}")
+    except (OSError, DataError):
         return None
-    if result.cell.identity() != cell.identity() or not 0 <= result.accuracy <= 100:
-        return None
-    return result
+    return result if result.cell.identity() == cell.identity() else None
 
 
-def result_from_json(described: Mapping[str, Any]) -> CellResult:
-    """Build a result from the object of its file.
+def parse_result(data: bytes, where: str) -> CellResult:
+    """Read a result from the bytes of its file.
+
+    Args:
+        data: the file's bytes.
+        where: the file's name at the start of a sentence.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not one, or of another format.
+        DataError: it is not one, or of another format.
     """
-    if described["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version {described['format_version']!r}")
-    cell = Cell(**{**described["cell"], "recipe": Recipe(**described["cell"]["recipe"])})
-    names = {field.name for field in fields(CellResult)} - {"cell"}
-    return CellResult(cell=cell, **{name: described[name] for name in names})
-
-
-def describe_machine(device: str) -> str:
-    """Name the processor, how many of its cores this process may use, and the GPU where one is used."""
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    described = f"{model}, {cores} core{'s' if cores > 1 else ''}"
-    if device.startswith("cuda"):
-        import torch
-
-        described += f", {torch.cuda.get_device_name(device)}"
-    return described
+    block = parse_versioned(data, where, version=FORMAT_VERSION, max_bytes=MAX_RESULT_BYTES, error=DataError)
+    return from_plain(CellResult, block, where, error=DataError)

@@ -7,152 +7,155 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dim.evaluation.cells import Cell, CellResult, write_result
-from dim.evaluation.run import Bench, run_cell
+from dim.evaluation.context import EvalContext
+from dim.evaluation.run import run_cell
 from dim.execution.allocator import keep_freed_memory
 
 _STEPS_PER_REPORT = 20
 _POLL_SECONDS = 0.2
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvalProgress:
-    """How far an evaluation is, for a progress display."""
-
-    cell: Cell
-    """The cell that moved."""
-    cell_index: int
-    """Its number in the order of `plan_cells`, from 0."""
-    num_cells: int
-    done_cells: int
-    """Finished ones, those of earlier runs included."""
-    step: int
-    """Finished steps of the cell."""
-    steps: int
-
-
+NumberedCell = tuple[int, Cell]
+"""A cell and its number in the order of `plan_cells`."""
 Report = Callable[[int, int, int], None]
-"""Called with a cell's number in the whole list, its finished steps and its steps."""
+"""Called with a cell's number, its finished steps and its steps."""
 
 
 def run_cells(
-    bench: Bench,
-    cells: Sequence[tuple[int, Cell]],
+    context: EvalContext,
+    cells: Sequence[NumberedCell],
     out: Path,
     jobs: int,
     report: Report,
-    finished: Callable[[int, CellResult], None],
     deadline: float | None = None,
-) -> None:
-    """Run cells and write each one's file as soon as it is done.
+) -> Generator[tuple[int, CellResult], None, None]:
+    """Run cells, write each one's file as soon as it is done, and yield the results in the order in which they end.
+
+    Close the iterator to stop earlier; students in training are given up then.
 
     Args:
-        bench: dataset, bundles and device; `threads` counts those of one job.
-        cells: numbers and cells, the most valuable first.
+        context: what cells share; `threads` counts those of one job.
+        cells: the most valuable first.
         out: the evaluation's folder.
         jobs: processes; 1 stays in this one.
-        report: gets the progress, now and then.
-        finished: gets every result, in the order in which they end.
+        report: gets the progress now and then, with several jobs from another thread.
         deadline: value of `time.monotonic()` from which no further cell is started.
 
     Raises:
         anything that a cell raises; the files of finished cells stay.
     """
     if jobs > 1 and len(cells) > 1:
-        _run_side_by_side(bench, cells, out, min(jobs, len(cells)), report, finished, deadline)
+        yield from _run_side_by_side(context, cells, out, min(jobs, len(cells)), report, deadline)
         return
     threads_before = torch.get_num_threads()
-    _settle(bench)
+    _set_up_torch(context)
     try:
         for index, cell in cells:
             if deadline is not None and time.monotonic() >= deadline:
                 break
-            finished(index, _run(bench, index, cell, out, report))
+            yield index, _run(context, index, cell, out, report)
     finally:
-        bench.close()
+        context.close()
         torch.set_num_threads(threads_before)
 
 
-def _settle(bench: Bench) -> None:
-    torch.set_num_threads(bench.threads)
-    if bench.device == "cpu":
+def _set_up_torch(context: EvalContext) -> None:
+    torch.set_num_threads(context.threads)
+    if context.device == "cpu":
         keep_freed_memory()
 
 
-def _run(bench: Bench, index: int, cell: Cell, out: Path, report: Report) -> CellResult:
+def _run(context: EvalContext, index: int, cell: Cell, out: Path, report: Report) -> CellResult:
     def progress(step: int, steps: int) -> None:
         if step % _STEPS_PER_REPORT == 0 or step == steps:
             report(index, step, steps)
 
-    result = run_cell(bench, cell, progress)
+    result = run_cell(context, cell, progress)
     write_result(result, out)
     return result
 
 
-_worker: tuple[Bench, Path, Any] | None = None
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """What a process of the pool keeps from cell to cell."""
+
+    context: EvalContext
+    out: Path
+    reports: Any
+    """A queue of arguments of `Report`."""
+    stop: Event
+    """Set when nobody waits for the results any more."""
+
+    def report(self, index: int, step: int, steps: int) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+        self.reports.put((index, step, steps))
 
 
-def _start_worker(bench: Bench, out: Path, reports: Any) -> None:
-    global _worker
-    _worker = bench, out, reports
-    _settle(bench)
+class _StoppedError(Exception):
+    """A student in training is given up."""
+
+
+_worker: list[_Worker] = []
+"""The one worker of this process, where it is one: a pool's initializer can leave its tasks something only here."""
+
+
+def _start_worker(worker: _Worker) -> None:
+    _worker.append(worker)
+    _set_up_torch(worker.context)
 
 
 def _run_in_worker(index: int, cell: Cell) -> CellResult:
-    assert _worker is not None
-    bench, out, reports = _worker
-    return _run(bench, index, cell, out, lambda *progress: reports.put(progress))
+    (worker,) = _worker
+    return _run(worker.context, index, cell, worker.out, worker.report)
 
 
 def _run_side_by_side(
-    bench: Bench,
-    cells: Sequence[tuple[int, Cell]],
+    context: EvalContext,
+    cells: Sequence[NumberedCell],
     out: Path,
     jobs: int,
     report: Report,
-    finished: Callable[[int, CellResult], None],
     deadline: float | None,
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    stop = threading.Event()
-
-    def relay() -> None:
-        while not stop.is_set():
-            try:
-                report(*reports.get(timeout=_POLL_SECONDS))
-            except queue.Empty:
-                continue
-
-    relaying = threading.Thread(target=relay, name="dim-eval-progress", daemon=True)
+) -> Generator[tuple[int, CellResult], None, None]:
+    processes = multiprocessing.get_context("spawn")
+    reports, stop = processes.Queue(), processes.Event()
+    relaying = threading.Thread(target=_relay, args=(reports, report, stop), name="dim-eval-progress", daemon=True)
     relaying.start()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(bench, out, reports))
+    worker = _Worker(context=context, out=out, reports=reports, stop=stop)
+    pool = ProcessPoolExecutor(jobs, mp_context=processes, initializer=_start_worker, initargs=(worker,))
     try:
         running = {pool.submit(_run_in_worker, index, cell): index for index, cell in cells}
         while running:
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = wait(running, timeout=left_s, return_when=FIRST_COMPLETED)
             for future in done:
-                finished(running.pop(future), future.result())
+                yield running.pop(future), future.result()
             if deadline is not None and time.monotonic() >= deadline:
                 running = {future: index for future, index in running.items() if not future.cancel()}
                 deadline = None
-    except BaseException:
-        # A student may have many minutes to go; what it has not written is lost either way.
-        for process in list(pool._processes.values()):
-            process.terminate()
-        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # After an error a student may have many minutes to go; what it has not written is lost either way.
         stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
         relaying.join(timeout=5 * _POLL_SECONDS)
         reports.cancel_join_thread()
         reports.close()
+
+
+def _relay(reports: Any, report: Report, stop: Event) -> None:
+    """Hand on the progress of the workers until they are stopped."""
+    while not stop.is_set():
+        try:
+            report(*reports.get(timeout=_POLL_SECONDS))
+        except queue.Empty:
+            continue

@@ -6,12 +6,12 @@ from typing import Any
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.cells import Cell
+from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.evaluation.subjects import Subject
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, TEACHER_ONNX
 from dim.runtime.trt.store import find_onnx_sha256
-from dim.students.recipes import Recipe
-
-MODES = ("fixed", "stream")
+from dim.students.recipes import resolve_recipe
 
 
 def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
@@ -37,100 +37,120 @@ def images_that_fit(class_counts: Sequence[int], total: int) -> int:
     return least
 
 
-def plan_cells(
-    data: ImageSet,
-    bundles: Sequence[tuple[str, Manifest]],
-    *,
-    modes: Sequence[str],
-    ipcs: Sequence[int],
-    archs: Sequence[str],
-    width: int | None,
-    seeds: Sequence[int],
-    epochs: int,
-    recipe: Recipe,
-    controls: bool,
-    teacher: str,
-    whole_epochs: int,
-    precision: str,
-    engine_precision: str,
-    engine: str = "",
-) -> list[Cell]:
+def plan_cells(data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtocol, execution: Execution) -> list[Cell]:
     """List the cells in the order in which they are run: by images per class, then network, seed, labels and mode.
 
     Args:
         data: the dataset.
-        bundles: names and manifests; the first one's size decides the control of equal bytes: the file of the precision
-            asked for, fp32 where none is, in soft rows with the teacher. Real images are priced as raw uint8 pixels, in
-            soft rows with their logits.
-        teacher: SHA-256 of the teacher, empty for hard labels alone; the rest as in `evaluate`.
-        engine: by name, empty where it is left to choose.
+        subjects: bundles; the first one's size decides the control of equal bytes: the file of the precision in which
+            images are drawn, in soft rows with the teacher. Real images are priced as raw uint8 pixels, in soft rows
+            with their logits. Without any, controls are planned whatever the protocol says.
+        protocol: what is measured; its recipe is chosen already.
+        execution: its precisions and engine are part of what a cell stands for.
 
     Returns:
         The cells; every generated one is followed by its controls.
+
+    Raises:
+        BundleError: soft labels are asked for and the first bundle has no teacher.
     """
-    fingerprint, image_bytes = data.fingerprint(), data.train_images[0].nbytes
+    teacher = subjects[0].teacher_sha256 if "soft" in protocol.labels else ""
     common: dict[str, Any] = {
         "data": data.name,
-        "fingerprint": fingerprint,
-        "width": width,
-        "recipe": recipe,
-        "precision": precision,
+        "fingerprint": data.fingerprint(),
+        "width": protocol.width,
+        "recipe": resolve_recipe(protocol.recipe, data.name),
+        "precision": execution.choose_precision(),
     }
-    # What fp16 and int8 images teach stands beside what fp32 images do.
-    shown = f", {engine_precision}" if engine_precision not in ("", "fp32") else ""
-    # Every source: (source, name, content id, most images per class).
-    drawn = [("bundle", f"{name}{shown}", manifest.content_id, 0) for name, manifest in bundles]
-    # Where a bundle has no such file, opening its engine will say so.
-    files = {manifest.content_id: find_onnx_sha256(manifest, engine_precision) or "" for _, manifest in bundles}
-    kinds = ("hard", "soft") if teacher else ("hard",)
-    real = {(labels, mode): [("real", "real", "", 0)] if controls else [] for labels in kinds for mode in MODES}
-    for labels in kinds if controls and bundles else ():
-        soft = labels == "soft"
-        with_logits = image_bytes + (2 * len(data.classes) if soft else 0)
-        budget = bundle_bytes(bundles[0][1], engine_precision, soft=soft) // with_logits
-        per_class = images_that_fit(data.class_counts, budget)
-        if 0 < per_class < max(data.class_counts):
-            real[labels, "stream"].append(("real-bytes", f"real, equal bytes{shown}", "", per_class))
+    drawn = [_describe_bundle(subject, execution) for subject in subjects]
+    real = _plan_controls(data, subjects, protocol, execution)
     cells = [
         Cell(
-            source=source,
-            subject=name,
-            content_id=content_id,
-            images_per_class=limit,
             mode=mode,
             ipc=ipc,
             arch=arch,
             seed=seed,
-            epochs=epochs,
+            epochs=protocol.epochs,
             labels=labels,
             teacher=teacher if labels == "soft" else "",
-            engine=engine if source == "bundle" else "",
-            engine_precision=engine_precision if source == "bundle" else "",
-            generator=files.get(content_id, ""),
+            **source,
             **common,
         )
-        for ipc, arch, seed, labels, mode in product(ipcs, archs, seeds, kinds, modes)
-        for source, name, content_id, limit in drawn + real[labels, mode]
+        for ipc, arch, seed, labels, mode in product(
+            protocol.ipcs, protocol.archs, protocol.seeds, protocol.labels, protocol.modes
+        )
+        for source in drawn + real[labels, mode]
     ]
-    if whole_epochs:
+    if protocol.whole_epochs:
         cells += [
             Cell(
-                source="whole",
-                subject="whole set",
-                content_id="",
-                images_per_class=0,
                 mode="whole",
                 ipc=0,
                 arch=arch,
                 seed=seed,
-                epochs=whole_epochs,
+                epochs=protocol.whole_epochs,
                 labels="hard",
                 teacher="",
-                engine="",
-                engine_precision="",
-                generator="",
+                **_describe_real("whole", "whole set"),
                 **common,
             )
-            for arch, seed in product(archs, seeds)
+            for arch, seed in product(protocol.archs, protocol.seeds)
         ]
     return cells
+
+
+def _describe_bundle(subject: Subject, execution: Execution) -> dict[str, Any]:
+    """Fields of a cell that say what a bundle draws its images with."""
+    precision = execution.image_precision
+    return {
+        "source": "bundle",
+        "subject": f"{subject.name}{_name_precision(precision)}",
+        "content_id": subject.manifest.content_id,
+        "images_per_class": 0,
+        "engine": execution.image_engine,
+        "engine_precision": precision,
+        # Where a bundle has no such file, opening its engine will say so.
+        "generator": find_onnx_sha256(subject.manifest, precision) or "",
+    }
+
+
+def _describe_real(source: str, subject: str, images_per_class: int = 0) -> dict[str, Any]:
+    """Fields of a cell that say which real images it is trained on."""
+    return {
+        "source": source,
+        "subject": subject,
+        "content_id": "",
+        "images_per_class": images_per_class,
+        "engine": "",
+        "engine_precision": "",
+        "generator": "",
+    }
+
+
+def _name_precision(precision: str) -> str:
+    """What fp16 and int8 images reach stands beside what fp32 images do."""
+    return "" if precision == "fp32" else f", {precision}"
+
+
+def _plan_controls(
+    data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtocol, execution: Execution
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """By labels and mode, the real images that stand beside the generated ones."""
+    wanted = protocol.controls or not subjects
+    real = {
+        (labels, mode): [_describe_real("real", "real")] if wanted else []
+        for labels in protocol.labels
+        for mode in protocol.modes
+    }
+    if not (wanted and subjects and "stream" in protocol.modes):
+        return real
+    precision = execution.image_precision
+    for labels in protocol.labels:
+        soft = labels == "soft"
+        image_bytes = data.train_images[0].nbytes + (2 * len(data.classes) if soft else 0)
+        budget = bundle_bytes(subjects[0].manifest, precision, soft=soft) // image_bytes
+        per_class = images_that_fit(data.class_counts, budget)
+        if 0 < per_class < max(data.class_counts):
+            name = f"real, equal bytes{_name_precision(precision)}"
+            real[labels, "stream"].append(_describe_real("real-bytes", name, per_class))
+    return real

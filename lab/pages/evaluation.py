@@ -12,14 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dim.evaluation.table import (
-    PUBLISHED_EPOCHS,
-    Row,
-    columns_of,
-    format_accuracy,
-    format_bytes,
-    network_name,
-)
+from dim.evaluation.results import Row
+from dim.evaluation.table import PUBLISHED_EPOCHS, format_accuracy, format_bytes, list_columns, network_name
 from dim.students.recipes import CONDENSATION, PUBLISHED
 from lab.pages.quotes import Setting, quote_abstract, quote_sets
 
@@ -238,7 +232,7 @@ def matrix(rows: Sequence[Row]) -> list[str]:
         networks = {(row["arch"], row["width"]) for row in here}
         for arch, width in sorted(networks, key=lambda one: (_order(one[0]), one[1] or 0)):
             of_network = [row for row in here if (row["arch"], row["width"]) == (arch, width)]
-            subjects = [subject for _, subject in columns_of(of_network)]
+            subjects = [subject for _, subject in list_columns(of_network)]
             for subject in sorted(subjects, key=lambda one: one != "generated"):
                 cells = {row["ipc"]: format_accuracy(row) for row in of_network if row["subject"] == subject}
                 name = subject if labels == "hard" else f"{subject}, soft labels"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dim.evaluation.table import PUBLISHED_EPOCHS, Row, format_accuracy
+from dim.evaluation.results import Row
+from dim.evaluation.table import PUBLISHED_EPOCHS, format_accuracy
 
 ABSTRACT = {"convnet3": 72.6, "resnet18": 75.1, "resnet18-half": 75.1}
 """CIFAR-10 at ten images per class in the abstract of arXiv 2303.04707; its code halves the width of ResNet-18."""

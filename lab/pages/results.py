@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dim.evaluation.table import PUBLISHED_EPOCHS, draw_chart, draw_networks_chart
+from dim.evaluation.chart import draw_chart, draw_networks_chart
+from dim.evaluation.table import PUBLISHED_EPOCHS
 from dim.runtime.storage.atomic import replace_file
 from dim.torch_engine.chart import draw_bench_chart
 from lab.pages.distilling import ABLATION_MARKS, ablation_text, distill_section, processes_section

@@ -13,6 +13,9 @@ from tiny_bundle import build_tiny_bundle
 from dim.cli.evaluate import parse_bundles
 from dim.cli.parsing import parse_numbers
 from dim.data.load import load_data
+from dim.evaluation.measure import Evaluation
+from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError
 from dim.students.recipes import Recipe
 
@@ -36,27 +39,35 @@ def test_bundles_to_compare_have_names() -> None:
         parse_bundles(["a.dim"])
     with pytest.raises(BadValueError, match="--compare names 'a' twice"):
         parse_bundles(["a=1", "a=2"])
+    with pytest.raises(BadValueError, match="^Two bundles are called 'generated': give the one to compare"):
+        parse_bundles(["generated=1"])
 
 
 def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def record(path: Path, images: Any, **options: Any) -> Any:
-        seen.update(path=path, images=images, **options)
+    def record(bundles: Any, images: Any, protocol: Any, execution: Any, *, out: Path, **options: Any) -> Evaluation:
+        seen.update(bundles=bundles, images=images, protocol=protocol, execution=execution, out=out, **options)
         cell = SimpleNamespace(arch="mlp", subject="real", mode="fixed", ipc=5, labels="hard", seed=0)
         options["progress"](SimpleNamespace(cell=cell, num_cells=2, done_cells=1, step=5, steps=10))
-        return []
+        return Evaluation(out=out, results=(), students_left=0)
 
     monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
     options = ["--preset", "quick", "--ipc", "5", "--arch", "mlp,vgg11", "--seeds", 2, "--epochs", 3, "--mode", "fixed"]
     options += ["--no-controls", "--fresh", "--jobs", 2, "--compare", f"other={digits_bundle}", "--json"]
+    options += ["--engine", "torch", "--precision", "fp16", "--soft", "--time-limit", "90s"]
     ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path / "eval", *options)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out) == {"out": str(tmp_path / "eval"), "finished": True, "rows": []}
-    assert seen["path"] == digits_bundle and seen["images"].name == "digits"
-    assert (seen["ipcs"], seen["archs"], seen["seeds"], seen["epochs"]) == ((5,), ("mlp", "vgg11"), (0, 1), 3)
-    assert (seen["modes"], seen["controls"], seen["resume"], seen["jobs"]) == (("fixed",), False, False, 2)
-    assert seen["compare"] == {"other": digits_bundle}
+    assert seen["bundles"] == {"generated": digits_bundle, "other": digits_bundle} and seen["images"].name == "digits"
+    assert seen["protocol"] == EvalProtocol(
+        ipcs=(5,), archs=("mlp", "vgg11"), width=32, seeds=(0, 1), epochs=3, modes=("fixed",), controls=False,
+        labels=("hard", "soft"),
+    )  # fmt: skip
+    assert seen["execution"] == Execution(
+        resume=False, jobs=2, engine=EngineOptions(precision="fp16"), torch_draws=True, time_limit_s=90.0
+    )
+    assert seen["for_record"] is False
 
 
 def test_a_recipe_chosen_on_the_hold_out_is_given_to_every_student(
@@ -65,15 +76,16 @@ def test_a_recipe_chosen_on_the_hold_out_is_given_to_every_student(
     calls: list[tuple[Any, ...]] = []
     chosen = Recipe(name="chosen", lr=0.1)
 
-    def choose(images: Any, **options: Any) -> Recipe:
-        calls.append(("choose", options["out"], options["ipc"], options["modes"], options["epochs"]))
+    def choose(images: Any, protocol: EvalProtocol, execution: Any, *, out: Path, **options: Any) -> Recipe:
+        calls.append(("choose", out, protocol.ipcs[0], protocol.modes, protocol.epochs))
         return chosen
 
-    monkeypatch.setattr("dim.evaluation.recipes.choose_recipe", choose)
-    monkeypatch.setattr(
-        "dim.evaluation.evaluate.evaluate",
-        lambda path, images, **options: calls.append(("run", options["recipe"])) or [],
-    )
+    def measure(subjects: Any, images: Any, protocol: EvalProtocol, *_: Any, **options: Any) -> Evaluation:
+        calls.append(("run", protocol.recipe))
+        return Evaluation(out=tmp_path, results=(), students_left=0)
+
+    monkeypatch.setattr("dim.evaluation.evaluate.choose_recipe", choose)
+    monkeypatch.setattr("dim.evaluation.evaluate.measure", measure)
     options = ["--ipc", "5,1", "--epochs", 3, "--mode", "fixed", "--recipe", "holdout"]
     ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path, *options)
     assert ran.code == 0, ran.err
@@ -83,9 +95,12 @@ def test_a_recipe_chosen_on_the_hold_out_is_given_to_every_student(
 def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = build_tiny_bundle(tmp_path / "digits.dim", classes=DIGITS, distill_config={"seed": 5})
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "dim.evaluation.evaluate.evaluate", lambda path, images, **options: seen.update(images=images) or []
-    )
+
+    def record(bundles: Any, images: Any, *_: Any, **options: Any) -> Evaluation:
+        seen.update(images=images)
+        return Evaluation(out=tmp_path, results=(), students_left=0)
+
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
     dim("eval", "--data", "digits", "--bundle", bundle, "--out", tmp_path / "eval")
     assert np.array_equal(seen["images"].test_images, load_data("digits", seed=5).test_images)
     assert not np.array_equal(seen["images"].test_images, load_data("digits", seed=0).test_images)

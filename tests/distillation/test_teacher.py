@@ -12,6 +12,7 @@ from small_images import make_images
 
 from dim.distillation.distill import distill
 from dim.evaluation.evaluate import evaluate
+from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.export.export_run import export_run
 from dim.runs.checkpoint import read_tensors
 from dim.runtime.bundle import open_bundle
@@ -50,19 +51,10 @@ def test_a_teacher_reaches_sets_and_students(run_dir: Path, tmp_path: Path) -> N
     assert (found == data.test_labels).mean() > 0.8  # it has learned the real classes, not noise
     [logits] = (tmp_path / "set").rglob("*logits*.npy")
     assert np.load(logits).shape == (6, 3)
-    results = evaluate(
-        bundle_path,
-        data,
-        out=tmp_path / "eval",
-        modes=("fixed",),
-        ipcs=(2,),
-        archs=("mlp",),
-        width=8,
-        seeds=(0,),
-        epochs=2,
-        soft=True,
-        jobs=1,
+    protocol = EvalProtocol(
+        modes=("fixed",), ipcs=(2,), archs=("mlp",), width=8, seeds=(0,), epochs=2, labels=("hard", "soft")
     )
+    results = evaluate(bundle_path, data, protocol, Execution(jobs=1), out=tmp_path / "eval").results
     assert {result.cell.labels for result in results} == {"hard", "soft"}
 
 

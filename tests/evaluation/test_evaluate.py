@@ -1,7 +1,9 @@
 """The evaluation: what is run, in which order, how often, on what, and what is kept of it."""
 
 import json
-from dataclasses import asdict, replace
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,23 @@ from tiny_bundle import build_tiny_bundle
 
 import dim.evaluation.images
 import dim.evaluation.jobs
-from dim.cli.evaluate import split_seed
 from dim.data.load import ImageSet
-from dim.evaluation.cells import Cell, CellResult, read_result, result_from_json, write_result
-from dim.evaluation.evaluate import EVAL_PRESETS, TimeOverError, evaluate
+from dim.evaluation.cells import Cell, CellResult, parse_result, read_result, write_result
+from dim.evaluation.choose_recipe import choose_recipe, list_candidates, read_recipe, split_holdout
+from dim.evaluation.evaluate import evaluate
 from dim.evaluation.images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
-from dim.evaluation.jobs import EvalProgress
+from dim.evaluation.measure import EvalProgress, Evaluation
 from dim.evaluation.plan import images_that_fit, plan_cells
-from dim.evaluation.recipes import candidates, choose_recipe, read_recipe, split_holdout
-from dim.evaluation.table import accuracy_table, aggregate, cost_table, format_bytes
+from dim.evaluation.protocol import PROTOCOLS, EvalProtocol, Execution
+from dim.evaluation.results import aggregate
+from dim.evaluation.subjects import Subject, find_split_seed
+from dim.evaluation.table import accuracy_table, cost_table, format_bytes
 from dim.export.card import record_accuracy
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DataError
+from dim.runtime.storage.records import to_plain
 from dim.students.recipes import DEFAULT, PUBLISHED
 
 CPU = torch.device("cpu")
@@ -88,7 +94,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def names(results: list[CellResult]) -> list[tuple[str, str, int, int]]:
+def divide(options: dict[str, Any]) -> tuple[EvalProtocol, Execution]:
+    """A protocol and an execution from the fields of both."""
+    protocol = {field.name for field in fields(EvalProtocol)} & options.keys()
+    execution = options.keys() - protocol
+    return (
+        EvalProtocol(**{name: options[name] for name in protocol}),
+        Execution(**{name: options[name] for name in execution}),
+    )
+
+
+def run(bundles: Any, data: ImageSet, out: Path, options: dict[str, Any], **calls: Any) -> Evaluation:
+    return evaluate(bundles, data, *divide(QUICK | options), out=out, **calls)
+
+
+def names(results: Sequence[CellResult]) -> list[tuple[str, str, int, int]]:
     return [(r.cell.subject, r.cell.mode, r.cell.ipc, r.cell.seed) for r in results]
 
 
@@ -96,7 +116,7 @@ def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
     bundle: Path, data: ImageSet, tmp_path: Path
 ) -> None:
     events: list[EvalProgress] = []
-    results = evaluate(bundle, data, out=tmp_path, ipcs=(25, 1), seeds=(0, 1), progress=events.append, **QUICK)
+    results = run(bundle, data, tmp_path, {"ipcs": (25, 1), "seeds": (0, 1)}, progress=events.append).results
     per_seed = [("generated", "fixed"), ("real", "fixed"), ("generated", "stream"), ("real", "stream")]
     assert names(results) == [(*pair, ipc, seed) for ipc in (25, 1) for seed in (0, 1) for pair in per_seed]
     assert {(r.cell.ipc, r.steps) for r in results} == {(25, 2 * 2), (1, 2)}  # 75 images are 64 and 11
@@ -121,9 +141,10 @@ def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
 def test_rows_of_int8_images_name_their_precision_and_go_beside_those_of_fp32(data: ImageSet, tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     update_bundle(bundle, add_files={"generator.int8.onnx": (bundle / "generator.fp32.onnx").read_bytes()})
-    arguments: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False, **QUICK}
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False}
     for precision in (None, "int8"):
-        results = evaluate(bundle, data, out=tmp_path / "eval", engine_precision=precision, **arguments)
+        drawn = {"engine": EngineOptions(precision=precision)}
+        results = run(bundle, data, tmp_path / "eval", options | drawn).results
         assert results[0].engine.startswith(f"onnxruntime-cpu {precision or 'fp32'}")
         record_accuracy(bundle, aggregate(results))
     rows = load_manifest(bundle).accuracy
@@ -137,18 +158,18 @@ def test_another_file_of_the_precision_is_measured_anew(data: ImageSet, tmp_path
     """An exporter that writes int8 otherwise leaves the content id as it was."""
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     model = onnx.load(bundle / "generator.fp32.onnx")
-    arguments: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False, **QUICK}
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False}
     files = []
     for text in ("first", "second", "second"):
         model.doc_string = text
         update_bundle(bundle, add_files={"generator.int8.onnx": model.SerializeToString(deterministic=True)})
-        (result,) = evaluate(bundle, data, out=tmp_path / "eval", engine_precision="int8", **arguments)
+        (result,) = run(bundle, data, tmp_path / "eval", options | {"engine": EngineOptions(precision="int8")}).results
         assert result.cell.generator == load_manifest(bundle).files["generator.int8.onnx"].sha256
         files.append(len(list((tmp_path / "eval" / "cells").iterdir())))
     assert files == [1, 2, 2]
-    evaluate(bundle, data, out=tmp_path / "eval", engine="fake", **arguments)
+    run(bundle, data, tmp_path / "eval", options | {"engine": EngineOptions(engine="fake")})
     assert len(list((tmp_path / "eval" / "cells").iterdir())) == 3
-    (result,) = evaluate(bundle, data, out=tmp_path / "eval", **arguments)
+    (result,) = run(bundle, data, tmp_path / "eval", options).results
     assert (result.cell.engine, result.cell.engine_precision) == ("", "fp32")
     assert len(list((tmp_path / "eval" / "cells").iterdir())) == 4
 
@@ -157,16 +178,19 @@ def test_another_file_of_the_precision_is_measured_anew(data: ImageSet, tmp_path
 def test_a_time_limit_ends_between_students_and_the_same_call_goes_on(
     bundle: Path, data: ImageSet, tmp_path: Path, jobs: int
 ) -> None:
-    arguments: dict[str, Any] = {"out": tmp_path, "ipcs": (2,), "seeds": (0, 1), **QUICK, "jobs": jobs, "threads": 2}
-    with pytest.raises(TimeOverError, match=r"left \d of 8 students untrained: the same command goes on\.$") as stopped:
-        evaluate(bundle, data, time_limit_s=0.05, **arguments)
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0, 1), "jobs": jobs, "threads": 2}
+    said: list[str] = []
+    stopped = run(bundle, data, tmp_path, options | {"time_limit_s": 0.05}, say=said.append)
+    left = stopped.students_left
+    assert said[-1] == f"The time limit left {left} of 8 students untrained: the same command goes on."
     kept = json.loads((tmp_path / "results.json").read_text())
-    assert kept["finished"] is False and len(stopped.value.results) < 8
-    assert len(stopped.value.results) == len(list((tmp_path / "cells").glob("*.json")))
-    assert len(evaluate(bundle, data, time_limit_s=600.0, **arguments)) == 8
+    assert kept["finished"] is False and not stopped.finished and len(stopped.results) == 8 - left < 8
+    assert len(stopped.results) == len(list((tmp_path / "cells").glob("*.json")))
+    finished = run(bundle, data, tmp_path, options | {"time_limit_s": 600.0})
+    assert finished.finished and len(finished.results) == 8
     assert json.loads((tmp_path / "results.json").read_text())["finished"] is True
     # All are there, so no time is needed.
-    assert len(evaluate(bundle, data, time_limit_s=0.0, **arguments)) == 8
+    assert len(run(bundle, data, tmp_path, options | {"time_limit_s": 0.0}).results) == 8
 
 
 def test_a_finished_student_is_not_trained_again_and_half_a_file_is_no_result(
@@ -175,24 +199,24 @@ def test_a_finished_student_is_not_trained_again_and_half_a_file_is_no_result(
     trained: list[str] = []
     run_cell = dim.evaluation.jobs.run_cell
 
-    def counted(bench: Any, cell: Cell, progress: Any) -> CellResult:
+    def counted(context: Any, cell: Cell, progress: Any) -> CellResult:
         trained.append(cell.path(tmp_path).name)
-        return run_cell(bench, cell, progress)
+        return run_cell(context, cell, progress)
 
     monkeypatch.setattr(dim.evaluation.jobs, "run_cell", counted)
-    arguments: dict[str, Any] = {"out": tmp_path, "ipcs": (2,), "seeds": (0,), **QUICK}
-    first = evaluate(bundle, data, **arguments)
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,)}
+    first = run(bundle, data, tmp_path, options).results
     assert len(trained) == 4
     half, foreign = (tmp_path / "cells" / name for name in trained[:2])
     half.write_bytes(half.read_bytes()[:100])
     foreign.write_text(foreign.read_text().replace('"seed": 0', '"seed": 7'))
     (tmp_path / "cells" / ".x.tmp").write_text("{")
-    again = evaluate(bundle, data, **arguments)
+    again = run(bundle, data, tmp_path, options).results
     assert sorted(trained[4:]) == sorted(trained[:2])
     assert [r.accuracy for r in again] == [r.accuracy for r in first]
-    evaluate(bundle, data, **arguments)
+    run(bundle, data, tmp_path, options)
     assert len(trained) == 6
-    evaluate(bundle, data, **(arguments | {"resume": False}))
+    run(bundle, data, tmp_path, options | {"resume": False})
     assert len(trained) == 10
 
 
@@ -201,33 +225,31 @@ def test_an_interruption_keeps_what_was_finished(
 ) -> None:
     run_cell = dim.evaluation.jobs.run_cell
 
-    def interrupted(bench: Any, cell: Cell, progress: Any) -> CellResult:
+    def interrupted(context: Any, cell: Cell, progress: Any) -> CellResult:
         if cell.mode == "stream":
             raise KeyboardInterrupt
-        return run_cell(bench, cell, progress)
+        return run_cell(context, cell, progress)
 
     monkeypatch.setattr(dim.evaluation.jobs, "run_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(bundle, data, out=tmp_path, ipcs=(2,), seeds=(0,), **QUICK)
+        run(bundle, data, tmp_path, {"ipcs": (2,), "seeds": (0,)})
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["subject"], row["mode"]) for row in rows] == [("generated", "fixed"), ("real", "fixed")]
 
 
 def test_two_processes_give_the_same_results(bundle: Path, data: ImageSet, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("stream",), **QUICK}
-    one = evaluate(bundle, data, out=tmp_path / "one", **arguments)
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("stream",)}
+    one = run(bundle, data, tmp_path / "one", options).results
     events: list[EvalProgress] = []
-    two = evaluate(bundle, data, out=tmp_path / "two", jobs=2, progress=events.append, **(arguments | {"threads": 2}))
+    two = run(bundle, data, tmp_path / "two", options | {"jobs": 2, "threads": 2}, progress=events.append).results
     assert [r.accuracy for r in one] == [r.accuracy for r in two]
     assert events and len(list((tmp_path / "two" / "cells").glob("*.json"))) == 2
 
 
 def test_soft_labels_and_other_bundles_have_rows_of_their_own(bundle: Path, data: ImageSet, tmp_path: Path) -> None:
     other = build_tiny_bundle(tmp_path / "other.dim", seed=5)
-    results = evaluate(
-        bundle, data, out=tmp_path / "out", ipcs=(2,), seeds=(0,), modes=("fixed",),
-        compare={"other": other}, soft=True, whole_epochs=3, **QUICK,
-    )  # fmt: skip
+    options = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "labels": ("hard", "soft"), "whole_epochs": 3}
+    results = run({"generated": bundle, "other": other}, data, tmp_path / "out", options).results
     assert [(r.cell.subject, r.cell.labels) for r in results] == [
         ("generated", "hard"), ("other", "hard"), ("real", "hard"),
         ("generated", "soft"), ("other", "soft"), ("real", "soft"),
@@ -248,7 +270,7 @@ def test_soft_labels_and_other_bundles_have_rows_of_their_own(bundle: Path, data
     ]:
         assert text in shown
     with pytest.raises(BundleError, match=r"has no teacher.onnx, so there are no soft labels to train with\.$"):
-        evaluate(other, data, out=tmp_path / "out", soft=True, **QUICK)
+        run(other, data, tmp_path / "out", {"labels": ("hard", "soft")})
 
 
 def test_real_images_of_equal_bytes_are_few_where_the_generator_is_small(
@@ -257,7 +279,7 @@ def test_real_images_of_equal_bytes_are_few_where_the_generator_is_small(
     larger = replace(
         data, train_images=np.tile(data.train_images, (4, 1, 1, 1)), train_labels=np.tile(data.train_labels, 4)
     )
-    results = evaluate(bundle, larger, out=tmp_path, ipcs=(60,), seeds=(0,), modes=("stream",), **QUICK)
+    results = run(bundle, larger, tmp_path, {"ipcs": (60,), "seeds": (0,), "modes": ("stream",)}).results
     onnx_bytes = load_manifest(bundle).files["generator.fp32.onnx"].size_bytes
     few = results[-1]
     assert few.cell.subject == "real, equal bytes" and few.cell.images_per_class == onnx_bytes // (3 * 64)
@@ -275,8 +297,9 @@ def test_bytes_are_those_of_the_precision_used_and_of_the_teacher(data: ImageSet
     larger = replace(
         data, train_images=np.tile(data.train_images, (9, 1, 1, 1)), train_labels=np.tile(data.train_labels, 9)
     )
-    arguments: dict[str, Any] = {"ipcs": (100,), "seeds": (0,), "modes": ("stream",), "soft": True, **QUICK}
-    results = evaluate(path, larger, out=tmp_path / "eval", engine_precision="int8", **arguments)
+    options: dict[str, Any] = {"ipcs": (100,), "seeds": (0,), "modes": ("stream",), "labels": ("hard", "soft")}
+    options["engine"] = EngineOptions(precision="int8")
+    results = run(path, larger, tmp_path / "eval", options).results
     kept = {(r.cell.subject, r.cell.labels): r for r in results}
     assert kept["generated, int8", "hard"].data_bytes == int8_bytes
     assert kept["generated, int8", "soft"].data_bytes == int8_bytes + teacher_bytes
@@ -296,22 +319,17 @@ def test_recorded_controls_of_equal_bytes_keep_their_identity(bundle: Path, data
     larger = replace(
         data, train_labels=np.tile(data.train_labels, 90), train_images=np.tile(data.train_images, (90, 1, 1, 1))
     )
-    plan: dict[str, Any] = {
-        "modes": ("stream",),
-        "ipcs": (1,),
-        "archs": ("mlp",),
-        "width": 4,
-        "seeds": (0,),
-        "epochs": 1,
-    }
-    plan |= {"recipe": DEFAULT, "controls": True, "teacher": "", "whole_epochs": 0, "precision": "fp32"}
-    cells = {
-        precision: plan_cells(larger, [("generated", manifest)], engine_precision=precision, **plan)[-1]
-        for precision in ("", "fp32")
-    }
+    subject = Subject(name="generated", folder=bundle, manifest=manifest)
+    protocol = EvalProtocol(modes=("stream",), ipcs=(1,), archs=("mlp",), width=4, seeds=(0,), epochs=1, recipe=DEFAULT)
+    cells = [
+        plan_cells(larger, [subject], protocol, Execution(precision="fp32", engine=EngineOptions(precision=precision)))[
+            -1
+        ]
+        for precision in (None, "fp32")
+    ]
     expected = manifest.files["generator.fp32.onnx"].size_bytes // (3 * 64)
-    assert {(cell.subject, cell.images_per_class) for cell in cells.values()} == {("real, equal bytes", expected)}
-    assert cells[""].identity() == cells["fp32"].identity()
+    assert {(cell.subject, cell.images_per_class) for cell in cells} == {("real, equal bytes", expected)}
+    assert cells[0].identity() == cells[1].identity()
 
 
 def test_equal_bytes_of_unequal_classes_are_as_many_images_as_fit() -> None:
@@ -399,23 +417,35 @@ def test_the_identity_of_a_cell_leaves_out_names_and_nothing_else(data: ImageSet
 
 
 def test_results_survive_their_file_and_rows_their_numbers(bundle: Path, data: ImageSet, tmp_path: Path) -> None:
-    results = evaluate(
-        bundle, data, out=tmp_path, ipcs=(1,), seeds=(0, 1, 2), modes=("fixed",), controls=False, **QUICK
-    )
+    options = {"ipcs": (1,), "seeds": (0, 1, 2), "modes": ("fixed",), "controls": False}
+    results = run(bundle, data, tmp_path, options).results
     for result in results:
         assert read_result(result.cell, tmp_path) == result
-        assert result_from_json(json.loads(result.cell.path(tmp_path).read_bytes())) == result
+        assert parse_result(result.cell.path(tmp_path).read_bytes(), "It") == result
     (row,) = aggregate([replace(results[i], accuracy=a) for i, a in enumerate((90.0, 92.0, 97.0))])
     assert (row["accuracy_mean"], row["accuracy_std"], row["accuracies"]) == (93.0, 3.6056, [90.0, 92.0, 97.0])
     assert row["seeds"] == [0, 1, 2] and row["diverged"] == 0
-    write_result(replace(results[0], accuracy=101.0), tmp_path)
+    path = results[0].cell.path(tmp_path)
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"accuracy": 101.0}))
     assert read_result(results[0].cell, tmp_path) is None
+    write_result(results[0], tmp_path)
+    assert read_result(results[0].cell, tmp_path) == results[0]
+
+
+def test_a_result_of_format_version_1_is_read_under_its_name() -> None:
+    (path,) = (Path(__file__).parents[1] / "golden" / "evaluation").glob("*.json")
+    result = parse_result(path.read_bytes(), "The result")
+    assert result.cell.path(Path()).name == path.name
+    assert {"format_version": 1, **to_plain(result)} == json.loads(path.read_text())
+    with pytest.raises(DataError, match=r"^The result has format version 2 and was made by a newer dim; this"):
+        parse_result(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 2'), "The result")
 
 
 def test_measured_rows_go_into_the_bundle_and_leave_its_identity(data: ImageSet, tmp_path: Path) -> None:
     path = build_tiny_bundle(tmp_path / "tiny.dim")
     before = load_manifest(path)
-    rows = aggregate(evaluate(path, data, out=tmp_path / "out", ipcs=(1,), seeds=(0,), **QUICK))
+    rows = run(path, data, tmp_path / "out", {"ipcs": (1,), "seeds": (0,)}).rows
     after = record_accuracy(path, rows)
     assert after.content_id == before.content_id
     assert [row["accuracy_mean"] for row in load_manifest(path).accuracy] == [row["accuracy_mean"] for row in rows]
@@ -434,10 +464,10 @@ def test_the_hold_out_is_cut_from_the_training_split_alone(data: ImageSet, tmp_p
 
 
 def test_nine_recipes_are_to_choose_from() -> None:
-    names = [recipe.name for recipe in candidates("cifar10")]
+    names = [recipe.name for recipe in list_candidates("cifar10")]
     grid = [f"onecycle-{lr}-smooth-{smoothing}" for lr in ("0.03", "0.06", "0.12") for smoothing in ("0", "0.1")]
     assert names == ["published", "condensation", "condensation-all", *grid]
-    every = {name: candidates(name)[2].augment for name in ("cifar10", "mnist")}
+    every = {name: list_candidates(name)[2].augment for name in ("cifar10", "mnist")}
     assert every == {"cifar10": "color_crop_cutout_flip_scale_rotate", "mnist": "color_crop_cutout_scale_rotate"}
 
 
@@ -445,15 +475,8 @@ def test_the_recipe_that_learns_is_chosen(data: ImageSet, tmp_path: Path) -> Non
     slow = replace(DEFAULT, name="slow", lr=1e-7)
     quick = replace(DEFAULT, name="quick", lr=0.1)
     said: list[str] = []
-    chosen = choose_recipe(
-        data,
-        [slow, quick],
-        out=tmp_path,
-        modes=("fixed",),
-        seeds=(0,),
-        say=said.append,
-        **(QUICK | {"epochs": 40, "width": 8}),
-    )
+    protocol, execution = divide(QUICK | {"modes": ("fixed",), "seeds": (0,), "epochs": 40, "width": 8})
+    chosen = choose_recipe(data, protocol, execution, out=tmp_path, recipes=[slow, quick], say=said.append)
     assert chosen == quick and said[-1] == "Chosen on the hold-out: the recipe quick."
     described = json.loads((tmp_path / "recipe.json").read_text())
     assert described["chosen"]["name"] == "quick" and len(described["candidates"]) == 2
@@ -462,7 +485,8 @@ def test_the_recipe_that_learns_is_chosen(data: ImageSet, tmp_path: Path) -> Non
 
 def test_a_chosen_recipe_is_read_again(data: ImageSet, tmp_path: Path) -> None:
     one = replace(DEFAULT, name="one", lr=0.03)
-    choose_recipe(data, [one], out=tmp_path, modes=("fixed",), seeds=(0,), **QUICK)
+    protocol, execution = divide(QUICK | {"modes": ("fixed",), "seeds": (0,)})
+    choose_recipe(data, protocol, execution, out=tmp_path, recipes=[one])
     assert read_recipe(tmp_path / "recipe.json") == one
     (tmp_path / "other.json").write_text("{}")
     for name in ("other.json", "missing.json"):
@@ -476,8 +500,13 @@ def test_the_command_leaves_the_number_of_jobs_to_the_library_and_takes_a_chosen
     chosen = replace(DEFAULT, name="one", lr=0.03)
     (tmp_path / "recipe.json").write_text(json.dumps({"chosen": asdict(chosen)}))
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", lambda path, images, **options: seen.update(options) or [])
-    monkeypatch.setattr("dim.data.load.load_data", lambda *_, **__: data)
+
+    def record(bundles: Any, images: ImageSet, protocol: EvalProtocol, execution: Execution, **_: Any) -> Evaluation:
+        seen.update(recipe=protocol.recipe, jobs=execution.jobs)
+        return Evaluation(out=tmp_path, results=(), students_left=0)
+
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
     ran = run_command("eval", "--bundle", bundle, "--out", tmp_path / "eval", "--recipe", tmp_path / "recipe.json")
     assert ran.code == 0, ran.err
     assert seen["jobs"] is None and seen["recipe"] == chosen
@@ -494,7 +523,7 @@ def test_the_command_leaves_the_number_of_jobs_to_the_library_and_takes_a_chosen
     ],
 )
 def test_the_test_split_is_cut_as_it_was_for_distilling(config: dict[str, Any], expected: int, tmp_path: Path) -> None:
-    assert split_seed(load_manifest(build_tiny_bundle(tmp_path / "tiny.dim", distill_config=config))) == expected
+    assert find_split_seed(load_manifest(build_tiny_bundle(tmp_path / "tiny.dim", distill_config=config))) == expected
 
 
 def test_the_command_stops_in_time_and_records_nothing_unfinished_or_foreign(
@@ -502,34 +531,34 @@ def test_the_command_stops_in_time_and_records_nothing_unfinished_or_foreign(
 ) -> None:
     origin = {"data": {"fingerprint": data.fingerprint()}}
     bundle = build_tiny_bundle(tmp_path / "tiny.dim", distill_config=origin)
-    monkeypatch.setattr("dim.data.load.load_data", lambda *_, **__: data)
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
     words = ["eval", "--bundle", bundle, "--out", tmp_path / "eval", "--epochs", "1", "--width", "4", "--ipc", "2"]
     words += ["--jobs", "1", "--device", "cpu", "--recipe", "holdout", "--json"]
 
-    def never(*_: Any, time_limit_s: float | None = None, **__: Any) -> None:
-        assert time_limit_s is not None and 3590 < time_limit_s <= 3600
-        raise TimeOverError("The time limit left 6 of 6 students untrained.", [])
+    def never(*_: Any, deadline: float | None = None, **__: Any) -> Evaluation:
+        assert deadline is not None and 3590 < deadline - time.monotonic() <= 3600
+        return Evaluation(out=tmp_path, results=(), students_left=6)
 
-    monkeypatch.setattr("dim.evaluation.recipes.evaluate", never)
+    monkeypatch.setattr("dim.evaluation.choose_recipe.measure", never)
     ran = run_command(*words, "--record", "--time-limit", "1h")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["finished"] is False
     assert "left 6 of 6 students untrained" in ran.err and load_manifest(bundle).accuracy == ()
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["finished"] is False
     other = replace(data, train_images=255 - data.train_images)
-    monkeypatch.setattr("dim.data.load.load_data", lambda *_, **__: other)
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: other)
     ran = run_command(*words, "--record")
     assert ran.code == 1 and "Such accuracy is not recorded: leave out --record." in ran.err
 
 
-def test_presets_are_arguments_of_evaluate(data: ImageSet, tmp_path: Path) -> None:
-    for preset in EVAL_PRESETS.values():
-        small = preset | {"epochs": 1, "ipcs": (1,), "seeds": (0,), "archs": preset["archs"][:1], "width": 4}
-        assert len(evaluate(None, data, out=tmp_path, device="cpu", threads=1, **small)) == 2
+def test_named_protocols_run_without_a_bundle(data: ImageSet, tmp_path: Path) -> None:
+    for protocol in PROTOCOLS.values():
+        small = replace(protocol, epochs=1, ipcs=(1,), seeds=(0,), archs=protocol.archs[:1], width=4)
+        assert len(evaluate({}, data, small, Execution(device="cpu", threads=1), out=tmp_path).results) == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
         ({"modes": ("both",)}, r"^There is no mode 'both'; there are fixed, stream\.$"),
         ({"archs": ("lenet",)}, r"^There is no classifier 'lenet'; there are convnet3, "),
@@ -537,15 +566,20 @@ def test_presets_are_arguments_of_evaluate(data: ImageSet, tmp_path: Path) -> No
         ({"ipcs": ()}, r"^ipcs is \[\]; give at least one, and each once\.$"),
         ({"ipcs": (0,)}, r"^ipc is 0; it must be at least 1\.$"),
         ({"epochs": 0}, r"^epochs is 0; it must be at least 1\.$"),
+        ({"labels": ("none",)}, r"^There is no kind of labels 'none'; there are hard, soft\.$"),
+        ({"recipe": "secret"}, r"^There is no student recipe 'secret'; there are default, "),
+        ({"precision": "fp8"}, r"^precision is 'fp8'; it must be auto, fp32 or bf16\.$"),
+        ({"threads": 0}, r"^threads is 0; it must be at least 1\.$"),
+        ({"labels": ("soft",)}, r"^Soft labels come from a bundle's teacher, so they need a bundle\.$"),
         ({"device": "tpu"}, r"^device is 'tpu'; it must be auto, cpu or gpu\.$"),
         ({"width": 0}, r"^width is 0 for classifier 'convnet3', but must be at least 1\.$"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_trained(
-    data: ImageSet, tmp_path: Path, arguments: dict[str, Any], message: str
+    data: ImageSet, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadValueError, match=message):
-        evaluate(None, data, out=tmp_path / "out", **arguments)
+        evaluate({}, data, *divide(options), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -560,7 +594,7 @@ def test_a_bundle_of_another_dataset_is_refused(bundle: Path, data: ImageSet, tm
     with pytest.raises(
         BadValueError, match=r"draw the same images \(content id [0-9a-f]{12}\): compare with another one"
     ):
-        evaluate(bundle, data, out=tmp_path, compare={"same": bundle})
+        evaluate({"generated": bundle, "same": bundle}, data, out=tmp_path)
 
 
 def test_other_data_than_the_bundle_came_from_is_said(data: ImageSet, tmp_path: Path) -> None:
@@ -569,7 +603,8 @@ def test_other_data_than_the_bundle_came_from_is_said(data: ImageSet, tmp_path: 
             tmp_path / f"{number}.dim", distill_config={"data": {"fingerprint": fingerprint}, "name": "x"}
         )
         said: list[str] = []
-        evaluate(path, data, out=tmp_path, ipcs=(1,), seeds=(0,), modes=("fixed",), say=said.append, **QUICK)
+        options = {"ipcs": (1,), "seeds": (0,), "modes": ("fixed",)}
+        run(path, data, tmp_path, options, say=said.append)
         assert any(sentence.startswith("Caution: ") and "abababababab" in sentence for sentence in said) == bool(number)
 
 

@@ -5,22 +5,22 @@ has seen the hold-out while it was distilled, and could not be judged on it.
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from dim.data.holdout import holdout_mask
 from dim.data.image_set import ImageSet
-from dim.evaluation.evaluate import evaluate
-from dim.evaluation.jobs import EvalProgress
-from dim.evaluation.table import aggregate
-from dim.runtime.errors import BadValueError, DataError, OutputError
+from dim.evaluation.measure import EvalProgress, Evaluation, Say, measure
+from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.runtime.errors import BadValueError, BundleError, DataError, DimError, OutputError
+from dim.runtime.storage import strict_json
 from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.records import from_plain
 from dim.students.recipes import Recipe, resolve_recipe
 
 CHOICE_NAME = "recipe.json"
+MAX_CHOICE_BYTES = 2**22
 
 
 def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> ImageSet:
@@ -56,7 +56,7 @@ def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> Image
     )
 
 
-def candidates(data_name: str) -> list[Recipe]:
+def list_candidates(data_name: str) -> list[Recipe]:
     """List the recipes to choose from: the published one, that of the Dataset Condensation code and the same with every
     kind of augmentation at once, and the default at three learning rates, with and without label smoothing."""
     default = resolve_recipe("default", data_name)
@@ -69,64 +69,62 @@ def candidates(data_name: str) -> list[Recipe]:
     return [*named, *grid]
 
 
+class TimeOverError(DimError):
+    """A time limit ended an evaluation before its last student."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        left, trained = evaluation.students_left, len(evaluation.results)
+        super().__init__(
+            f"The time limit left {left} of {left + trained} students untrained: the same command goes on."
+        )
+
+
 def choose_recipe(
     data: ImageSet,
-    recipes: Sequence[Recipe] | None = None,
+    protocol: EvalProtocol,
+    execution: Execution,
     *,
     out: Path,
-    ipc: int = 10,
-    modes: Sequence[str] = ("fixed", "stream"),
-    archs: Sequence[str] = ("convnet3",),
-    seeds: Sequence[int] = (0, 1, 2),
-    epochs: int = 1000,
-    time_limit_s: float | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
+    recipes: Sequence[Recipe] | None = None,
+    deadline: float | None = None,
+    say: Say = lambda sentence: None,
     progress: Callable[[EvalProgress], None] = lambda event: None,
-    **options: Any,
 ) -> Recipe:
     """Train students on real images by every recipe and return the one with the best mean on the hold-out.
 
     Args:
         data: the dataset.
-        recipes: to choose from; None for `candidates`.
+        protocol: of the evaluation; the first of its sizes is measured, and every mode and network counts alike.
+        execution: by what means.
         out: folder of the results; `recipe.json` holds the choice and the accuracy of every recipe.
-        ipc, modes, archs, seeds, epochs: as in `dim.evaluation.evaluate.evaluate`; every mode and network counts alike.
-        time_limit_s: for all recipes together.
-        say, progress: as there.
-        options: its other arguments (`width`, `device`, `precision`, `threads`, `jobs`).
+        recipes: to choose from; None for `list_candidates`.
+        deadline: value of `time.monotonic()` from which no student is started; None for none.
+        say, progress: as in `dim.evaluation.evaluate.evaluate`.
 
     Returns:
         The chosen recipe, to be given to every student of an evaluation.
 
     Raises:
-        as `split_holdout` and `evaluate`.
+        TimeOverError: the deadline left students untrained; the same call goes on.
+        OutputError: `out` cannot be written.
+        as `split_holdout`.
     """
-    if recipes is None:
-        recipes = candidates(data.name)
+    # The augmentation follows the dataset's own name, so the recipes are passed as they are.
+    recipes = list_candidates(data.name) if recipes is None else recipes
     holdout = split_holdout(data)
-    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    single = replace(protocol, ipcs=protocol.ipcs[:1], labels=("hard",), controls=True, whole_epochs=0)
     rows = []
     for recipe in recipes:
-        # The augmentation follows the dataset's own name, so the recipe is passed as it is.
-        results = evaluate(
-            None,
-            holdout,
-            out=out,
-            modes=modes,
-            ipcs=(ipc,),
-            archs=archs,
-            seeds=seeds,
-            epochs=epochs,
-            recipe=recipe,
-            time_limit_s=None if deadline is None else max(0.0, deadline - time.monotonic()),
-            progress=progress,
-            **options,
+        evaluation = measure(
+            (), holdout, replace(single, recipe=recipe), execution, out, deadline=deadline, progress=progress
         )
-        measured = aggregate(results)
+        if not evaluation.finished:
+            raise TimeOverError(evaluation)
+        measured = evaluation.rows
         mean = sum(row["accuracy_mean"] for row in measured) / len(measured)
         rows.append({"recipe": asdict(recipe), "mean": round(mean, 4), "rows": measured})
         say(f"Hold-out accuracy of the recipe {recipe.name}: {mean:.2f} %.")
-    best = max(range(len(recipes)), key=lambda index: float(rows[index]["mean"]))
+    best = max(range(len(recipes)), key=lambda index: float(rows[index]["mean"]))  # type: ignore[arg-type]
     chosen = recipes[best]
     described = {"chosen": asdict(chosen), "on": holdout.note, "candidates": rows}
     try:
@@ -147,8 +145,9 @@ def read_recipe(path: Path) -> Recipe:
         DataError: it cannot be read, or is none.
     """
     try:
-        return Recipe(**json.loads(path.read_bytes())["chosen"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        described = strict_json.parse(path.read_bytes(), str(path), MAX_CHOICE_BYTES)
+        return from_plain(Recipe, described["chosen"], str(path), defaults=True)
+    except (OSError, BundleError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} is not the {CHOICE_NAME} of an earlier choice: make one with  dim eval --recipe holdout"
         ) from error

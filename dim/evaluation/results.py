@@ -1,0 +1,157 @@
+"""Results of an evaluation: rows of mean and deviation over seeds, and `results.json`."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+from dim.data.image_set import ImageSet
+from dim.evaluation.cells import FORMAT_VERSION, PROTOCOL, CellResult
+from dim.runtime.errors import OutputError
+from dim.runtime.storage.atomic import replace_file
+from dim.version import __version__
+
+RESULTS_NAME = "results.json"
+
+
+class Row(TypedDict):
+    """Students that differ by their seed only, as plain JSON data. See `Cell` and `CellResult` for what is not here."""
+
+    data: str
+    fingerprint: str
+    subject: str
+    source: str
+    content_id: str
+    mode: str
+    ipc: int
+    images_per_class: int
+    arch: str
+    width: int | None
+    labels: str
+    recipe: str
+    """Its name."""
+    recipe_settings: dict[str, Any]
+    """The fields of `Recipe`."""
+    precision: str
+    epochs: int
+    steps: int
+    distinct_images: int
+    data_bytes: int
+    accuracy_mean: float
+    """Percent, 0 to 100."""
+    accuracy_std: float | None
+    """Deviation of a sample, in percent; None for one seed."""
+    accuracies: list[float]
+    """By seed."""
+    seeds: list[int]
+    diverged: int
+    """Number of students whose last loss was not finite."""
+    test_images: int
+    seconds_per_student: float
+    engine: str
+    engine_precision: str | None
+    machine: str
+    """Of the student that ended last, as are the next five."""
+    threads: int
+    torch_version: str
+    dim_version: str
+    date: str
+    data_note: str
+    protocol: str
+
+
+def aggregate(results: Sequence[CellResult]) -> list[Row]:
+    """Join the students that differ by their seed only into rows of plain JSON data.
+
+    Args:
+        results: finished cells in any order; rows come in the order of their first cell.
+
+    Returns:
+        Rows with `accuracy_mean` and `accuracy_std` in percent (the deviation of a sample, None for one seed), the
+        accuracies by seed, steps, distinct images, bytes, and where, when and how they were measured.
+    """
+    grouped: dict[str, list[CellResult]] = {}
+    for result in results:
+        grouped.setdefault(result.cell.identity(with_seed=False), []).append(result)
+    return [_row(sorted(group, key=lambda result: result.cell.seed)) for group in grouped.values()]
+
+
+def _row(group: list[CellResult]) -> Row:
+    cell, last = group[0].cell, max(group, key=lambda result: result.date)
+    accuracies = [result.accuracy for result in group]
+    return {
+        "data": cell.data,
+        "fingerprint": cell.fingerprint,
+        "subject": cell.subject,
+        "source": cell.source,
+        "content_id": cell.content_id,
+        "mode": cell.mode,
+        "ipc": cell.ipc,
+        "images_per_class": cell.images_per_class,
+        "arch": cell.arch,
+        "width": cell.width,
+        "labels": cell.labels,
+        "recipe": cell.recipe.name,
+        "recipe_settings": asdict(cell.recipe),
+        "precision": cell.precision,
+        "epochs": cell.epochs,
+        "steps": group[0].steps,
+        "distinct_images": group[0].distinct_images,
+        "data_bytes": group[0].data_bytes,
+        "accuracy_mean": round(statistics.fmean(accuracies), 4),
+        "accuracy_std": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None,
+        "accuracies": [round(accuracy, 4) for accuracy in accuracies],
+        "seeds": [result.cell.seed for result in group],
+        "diverged": sum(result.diverged for result in group),
+        "test_images": group[0].test_images,
+        "seconds_per_student": round(statistics.fmean(result.seconds for result in group), 1),
+        "engine": last.engine,
+        "engine_precision": last.engine.split()[1] if last.engine else None,
+        "machine": last.machine,
+        "threads": last.threads,
+        "torch_version": last.torch_version,
+        "dim_version": last.dim_version,
+        "date": last.date,
+        "data_note": last.data_note,
+        "protocol": last.protocol,
+    }
+
+
+def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, finished: bool) -> list[Row]:
+    """Write `results.json` in one step and return its rows.
+
+    Args:
+        results: finished cells.
+        data: the dataset.
+        out: the evaluation's folder.
+        finished: whether these are all that were asked for.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    rows = aggregate(results)
+    described = {
+        "format_version": FORMAT_VERSION,
+        "dim_version": __version__,
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint(),
+            "note": data.note,
+            "licence": data.licence,
+            "classes": len(data.classes),
+            "image": [data.height, data.width, data.channels],
+            "train_images": len(data.train_labels),
+            "test_images": len(data.test_labels),
+        },
+        "protocol": PROTOCOL,
+        "finished": finished,
+        "rows": rows,
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / RESULTS_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"The results in {out} cannot be written: {error.strerror}.") from error
+    return rows

@@ -1,0 +1,137 @@
+"""The bundles under evaluation, and the dataset that belongs to one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dim.data.image_set import ImageSet
+from dim.data.load import load_data
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.bundle_format.names import TEACHER_ONNX
+from dim.runtime.errors import BadValueError, BundleError
+
+GENERATED = "generated"
+"""What tables call a bundle that was given no name."""
+Bundles = str | Path | Mapping[str, str | Path]
+"""A bundle's folder, or folders by the names that tables show; the controls take as many bytes as the first one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A bundle under evaluation."""
+
+    name: str
+    """What tables call it."""
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def teacher_sha256(self) -> str:
+        """SHA-256 of the teacher.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if TEACHER_ONNX not in self.manifest.files:
+            raise BundleError(
+                f"The bundle {self.folder} has no {TEACHER_ONNX}, so there are no soft labels to train with."
+            )
+        return self.manifest.files[TEACHER_ONNX].sha256
+
+
+def read_subjects(bundles: Bundles, data: ImageSet) -> list[Subject]:
+    """Read the manifests of bundles.
+
+    Raises:
+        BadValueError: one is not of this dataset, or two draw the same images.
+        BundleError: one is missing or altered.
+    """
+    named = bundles if isinstance(bundles, Mapping) else {GENERATED: bundles}
+    subjects: list[Subject] = []
+    for name, folder in named.items():
+        manifest = load_manifest(Path(folder))
+        check_fits(Path(folder), manifest, data)
+        for other in subjects:
+            if other.manifest.content_id == manifest.content_id:
+                raise BadValueError(
+                    f"The bundles {other.folder} and {folder} draw the same images (content id "
+                    f"{manifest.content_id[:12]}): compare with another one."
+                )
+        subjects.append(Subject(name=name, folder=Path(folder), manifest=manifest))
+    return subjects
+
+
+def check_fits(folder: Path, manifest: Manifest, data: ImageSet) -> None:
+    """Refuse a bundle whose classes or image shape are not the dataset's.
+
+    Raises:
+        BadValueError: they differ.
+    """
+    if manifest.classes != data.classes:
+        raise BadValueError(
+            f"The bundle {folder} draws the classes {_list_first(manifest.classes)}, but {data.name} has "
+            f"{_list_first(data.classes)}: evaluate it on the dataset it was distilled from, {manifest.source.name}."
+        )
+    found, expected = (manifest.height, manifest.width, manifest.channels), data.train_images.shape[1:]
+    if found != expected:
+        shapes = [" x ".join(map(str, shape)) for shape in (found, expected)]
+        raise BadValueError(
+            f"The bundle {folder} draws images of {shapes[0]} but those of {data.name} are {shapes[1]}: "
+            f"load the dataset with size={manifest.height} and channels={manifest.channels}."
+        )
+
+
+def _list_first(classes: tuple[str, ...]) -> str:
+    more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
+    return ", ".join(repr(name) for name in classes[:3]) + more
+
+
+def describe_other_origin(subject: Subject, data: ImageSet) -> str:
+    """Return a sentence if a bundle was distilled from other data than this, else nothing."""
+    origin = subject.manifest.distill_config.get("data")
+    found = origin.get("fingerprint") if isinstance(origin, Mapping) else None
+    if found in (None, data.fingerprint()):
+        return ""
+    return (
+        f"{subject.folder} was distilled from other data than this {data.name} (SHA-256 {str(found)[:12]}, here "
+        f"{data.fingerprint()[:12]}), so these test images may be among those it was distilled from."
+    )
+
+
+def load_source_data(
+    manifest: Manifest,
+    source: str | None = None,
+    *,
+    data_dir: Path | None = None,
+    skip_unreadable: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> ImageSet:
+    """Load the dataset that a bundle was distilled from, with its size, its channels and its test split.
+
+    Args:
+        manifest: of the bundle.
+        source: as in `load_data`; None for the name that the bundle gives, which is enough for well-known datasets.
+        data_dir, skip_unreadable, say, progress: as in `load_data`.
+
+    Raises:
+        as `load_data`.
+    """
+    return load_data(
+        source or manifest.source.name,
+        data_dir=data_dir,
+        size=manifest.height,
+        channels=manifest.channels,
+        seed=find_split_seed(manifest),
+        skip_unreadable=skip_unreadable,
+        say=say,
+        progress=progress,
+    )
+
+
+def find_split_seed(manifest: Manifest) -> int:
+    """Return what the test split of a source without one was cut with; another seed would leak training images."""
+    origin = manifest.distill_config.get("data")
+    recorded = origin.get("split_seed") if isinstance(origin, Mapping) else None
+    return int(manifest.distill_config.get("seed", 0) if recorded is None else recorded)
