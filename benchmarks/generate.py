@@ -40,7 +40,8 @@ from dim.runtime.set_formats.plan import SINGLE_FILE_FORMATS
 from dim.runtime.set_formats.png import encode_png
 from dim.runtime.set_formats.png_processes import EncoderProcesses
 from dim.runtime.sets.generate import generate
-from dim.runtime.sets.pipeline import ENCODE_IMAGES, encoders_by_default
+from dim.runtime.sets.pipeline import ENCODE_IMAGES, choose_encoders
+from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.local_store import sync_file_system, write_file
 
 BATCH = 256
@@ -117,9 +118,8 @@ class Parts:
     def end_to_end(self) -> None:
         """`dim generate`: latents drawn, images drawn, encoded, written and recorded."""
         target = Path(tempfile.mkdtemp(dir=self.folder))
-        generate(
-            self.bundle, target / "set", counts=self.counts, format=self.format, encoders=self.count_encoders, say=quiet
-        )
+        request = SetRequest(per_class=self.counts, format=self.format, encoders=self.count_encoders)
+        generate(self.bundle, request, target / "set", say=quiet)
 
 
 def cpu_seconds() -> float:
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns, after one that is not counted")
     parser.add_argument("--format", default="imagefolder", help="what `dim generate --format` takes")
     parser.add_argument("--engine", default="onnxruntime-cpu")
-    parser.add_argument("--encoders", type=int, default=encoders_by_default(), help="PNG files made at once")
+    parser.add_argument("--encoders", type=int, default=choose_encoders(), help="PNG files made at once")
     parser.add_argument("--bundle", help="the bundle; the default bundle if left out")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure; a temporary one if left out")
     parser.add_argument("--torch", action="store_true", help="time PyTorch too")

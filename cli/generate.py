@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from dim.cli.options import (
     choose_bundle,
     one_of,
 )
+from dim.cli.parsing import parse_bytes, parse_classes, parse_per_class, parse_shard
 from dim.cli.terminal import in_time, in_units, print_json, say
 from dim.runtime.errors import BadValueError
 
@@ -116,10 +117,10 @@ def generate(
     """
     from dim.cli.bars import Bars
     from dim.runtime.bundle import open_bundle
-    from dim.runtime.sampling.counts import parse_bytes, parse_classes, parse_per_class, parse_shard, resolve_counts
     from dim.runtime.sets.dry_run import estimate_set
     from dim.runtime.sets.generate import generate as write_set
-    from dim.runtime.sets.pipeline import check_encoders
+    from dim.runtime.sets.ray import check_workers, generate_on_ray
+    from dim.runtime.sets.request import SetRequest
 
     if not out.strip():
         raise BadValueError("--out is empty; name the folder of the set.")
@@ -127,17 +128,28 @@ def generate(
         raise BadValueError("--ray shares the set among its workers by itself: leave out --shard.")
     if num_workers is not None and not ray:
         raise BadValueError("--num-workers is for --ray; without it, --shard I/N makes a part of a set.")
-    check_encoders(encoders)
     if encoders is not None and ray:
         raise BadValueError("--encoders is for one machine; with --ray every worker chooses for itself.")
     if ray:
-        from dim.runtime.sets.ray import check_workers, generate_on_ray
-
         check_workers(num_workers)
-    path = choose_bundle(bundle, sha256)
+    request = SetRequest(
+        ipc=ipc,
+        ratio=ratio,
+        total=total,
+        per_class=None if per_class is None else parse_per_class(per_class),
+        classes=None if classes is None else parse_classes(classes),
+        start=start,
+        seed=seed,
+        format=format,
+        shard_images=shard_images,
+        shard_bytes=None if shard_size is None else parse_bytes(shard_size),
+        soft_labels=soft_labels,
+        encoders=encoders,
+    )
+    part = parse_shard(shard)
     with (
         open_bundle(
-            path,
+            choose_bundle(bundle, sha256),
             engine=engine,
             device=device,
             precision=precision,
@@ -148,36 +160,20 @@ def generate(
         ) as opened,
         Bars() as bars,
     ):
-        counts = resolve_counts(
-            opened.manifest,
-            ipc=ipc,
-            ratio=ratio,
-            total=total,
-            per_class=None if per_class is None else parse_per_class(per_class),
-            classes=None if classes is None else parse_classes(classes),
-            start=start,
-        )
-        wish: dict[str, Any] = {
-            "counts": counts,
-            "seed": seed,
-            "start": start,
-            "format": format,
-            "overwrite": overwrite,
-            "shard_images": shard_images,
-            "shard_bytes": None if shard_size is None else parse_bytes(shard_size),
-            "soft_labels": soft_labels,
-            "say": say,
-        }
         if dry_run:
-            estimate = estimate_set(opened, out, shard=parse_shard(shard), workers=num_workers or 1, **wish)
+            estimate = estimate_set(
+                opened, request, out, shard=part, overwrite=overwrite, workers=num_workers or 1, say=say
+            )
             print_json(asdict(estimate)) if as_json else _print_estimate(estimate, ray)
             return
+        meter = _Meter(bars)
         try:
             if ray:
-                summary = generate_on_ray(opened, out, num_workers=num_workers, progress=_Meter(bars), **wish)
+                summary = generate_on_ray(
+                    opened, request, out, num_workers=num_workers, overwrite=overwrite, say=say, progress=meter
+                )
             else:
-                wish |= {"shard": parse_shard(shard), "encoders": encoders}
-                summary = write_set(opened, out, progress=_Meter(bars), **wish)
+                summary = write_set(opened, request, out, shard=part, overwrite=overwrite, say=say, progress=meter)
         except KeyboardInterrupt:
             say(f"What is finished is kept in {out}: the same command completes the set.")
             raise

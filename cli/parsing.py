@@ -1,6 +1,7 @@
-"""Lists that users write with commas, and times."""
+"""What users write on the command line: lists with commas, times, sizes in bytes, shards."""
 
 import re
+from fractions import Fraction
 
 from dim.runtime.errors import BadValueError
 
@@ -34,3 +35,65 @@ def parse_duration(text: str) -> float:
     if total == 0:
         raise BadValueError(f"--time-limit got {text!r}; it takes a time such as 90s, 9m or 1h30m.")
     return float(total)
+
+
+def parse_per_class(text: str) -> dict[str, int]:
+    """Read `cat=100,dog=20`.
+
+    Args:
+        text: names and whole numbers, joined by `=` and `,`.
+
+    Returns:
+        images by class name, in the order given.
+
+    Raises:
+        BadValueError: an entry without a number, or a class that comes twice.
+    """
+    numbers: dict[str, int] = {}
+    for entry in text.split(","):
+        name, equals, number = entry.rpartition("=")
+        name, number = name.strip(), number.strip()
+        if not equals or not name or not number.isascii() or not number.isdigit():
+            raise BadValueError(
+                f"'{entry.strip()}' is not of the form NAME=NUMBER; write for example  cat=100,dog=20  (whole numbers)."
+            )
+        if name in numbers:
+            raise BadValueError(f"The class '{name}' is named twice; give each class one number.")
+        numbers[name] = int(number)
+    return numbers
+
+
+def parse_classes(text: str) -> list[str]:
+    """Read `cat,dog`: class names joined by commas, none of them empty."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise BadValueError(f"'{text}' holds an empty class name; write for example  cat,dog.")
+    return names
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `i/n`: shard number i of n."""
+    index, slash, count = text.partition("/")
+    digits = (index + count).isascii() and index.strip().isdigit() and count.strip().isdigit()
+    if not slash or not digits:
+        raise BadValueError(f"'{text}' is not of the form I/N; write for example  0/4  for the first of four shards.")
+    return int(index), int(count)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size in bytes such as `500000`, `64MB` (10**6) or `1GiB` (2**30).
+
+    Raises:
+        BadValueError: another form, or less than one byte.
+    """
+    powers = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    cleaned = text.strip().lower()
+    number = cleaned.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = cleaned[len(number) :].strip()
+    try:
+        size = Fraction(number) * powers[unit]
+    except (ValueError, KeyError, ZeroDivisionError):
+        raise BadValueError(f"'{text}' is not a size; write for example  64MB  or  1GiB.") from None
+    if size < 1:
+        raise BadValueError(f"'{text}' is less than one byte; write for example  64MB  or  1GiB.")
+    return int(size)

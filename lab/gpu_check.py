@@ -36,6 +36,7 @@ from dim.runtime.inspection.doctor import examine_machine
 from dim.runtime.inspection.self_test import SelfTest
 from dim.runtime.inspection.verify_engines import verify_engines
 from dim.runtime.sets.generate import generate
+from dim.runtime.sets.request import SetRequest
 from dim.runtime.trt.build import build_engines
 from dim.runtime.trt.sidecar import reason_engine_does_not_fit
 from dim.runtime.trt.store import list_bundle_engines
@@ -346,8 +347,7 @@ def make_sets(check: Check, folder: Path) -> Any:
     hashes = []
     for name in ("a", "b"):
         with open_bundle(check.bundle, device="gpu") as bundle:
-            counts = (50,) * bundle.manifest.num_classes
-            generate(bundle, folder / name, counts=counts, format="npz")
+            generate(bundle, SetRequest(ipc=50, format="npz"), folder / name)
             engine = f"{bundle.engine.name}, {bundle.engine.version}, {bundle.engine.reason}"
         files = sorted((folder / name).rglob("*.npz"))
         hashes.append([hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files])

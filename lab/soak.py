@@ -29,6 +29,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.set_formats.table import FORMATS
 from dim.runtime.sets.generate import generate
+from dim.runtime.sets.request import SetRequest
 
 WHAT = ("stream", *FORMATS)
 MAX_GROWTH_MIB = 32.0
@@ -119,7 +120,7 @@ def writing(format: str) -> Callable[[Bundle, Watch, Path], None]:
 
         classes = len(bundle.classes)
         counts = [watch.images // classes + (label < watch.images % classes) for label in range(classes)]
-        summary = generate(bundle, folder / "set", counts=counts, format=format, progress=note)
+        summary = generate(bundle, SetRequest(per_class=counts, format=format), folder / "set", progress=note)
         if not summary.complete or summary.images != watch.images:
             raise SystemExit(f"{format}: {summary.images:,} images instead of {watch.images:,}")
 

@@ -30,7 +30,7 @@ from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.messages import say_to_log
 from dim.runtime.sampling.latents import as_words, draw_latents
-from dim.runtime.sampling.stream import StreamPlan, prefetched
+from dim.runtime.sampling.stream import StreamPlan, iterate_ahead
 
 # Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
 _PIXELS_PER_RUN = 2**18
@@ -259,7 +259,7 @@ class Bundle:
             for labels, indices in plan.batches():
                 yield self._draw(labels, indices, seed, output), labels
 
-        return prefetched(make, prefetch)
+        return iterate_ahead(make, prefetch)
 
     def select(self, classes: Sequence[str | int] | None) -> tuple[int, ...]:
         """Turn class names or labels into ascending labels; None stands for all.

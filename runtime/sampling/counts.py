@@ -32,18 +32,18 @@ def resolve_counts(
     ipc: int | None = None,
     ratio: float | None = None,
     total: int | None = None,
-    per_class: Mapping[str, int] | None = None,
+    per_class: Mapping[str, int] | Sequence[int] | None = None,
     classes: Sequence[str] | None = None,
     start: int = 0,
 ) -> tuple[int, ...]:
-    """Turn a wish for a set's size into images per class.
+    """Turn the size of a set into images per class.
 
     Args:
         info: the bundle's manifest.
         ipc: images per class, 1 to 2**32.
         ratio: size relative to the source set, above 0; keeps the source's class balance.
         total: number of images, at least one per class; keeps the source's class balance.
-        per_class: images by class name; classes not named get none.
+        per_class: images by class name, others get none; or one number for each class, in the bundle's order.
         classes: the classes wanted, by name; all when absent. Does not go with `per_class`.
         start: the first index of every class, 0 or more.
 
@@ -54,30 +54,21 @@ def resolve_counts(
     Raises:
         BadValueError: no size or two sizes, a class that is unknown or doubled, a size out of range.
     """
-    given = [
-        name
-        for name, value in (("ipc", ipc), ("ratio", ratio), ("total", total), ("per_class", per_class))
-        if value is not None
-    ]
-    if len(given) != 1:
-        words = f"{', '.join(given[:-1])} and {given[-1]}" if given else ""
-        found = f"{'both ' if len(given) == 2 else ''}{words} were given" if given else "none was given"
-        raise BadValueError(f"Say the size of the set by exactly one of ipc, ratio, total and per_class; {found}.")
-    if per_class is not None and classes is not None:
-        raise BadValueError("per_class already names its classes; leave out classes.")
-    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < MAX_PER_CLASS:
-        raise BadValueError(f"start is {start}; it must be a whole number from 0 to 2**32 - 1.")
-    selected = _select(info.classes, list(per_class) if per_class is not None else classes)
+    check_size(ipc, ratio, total, per_class, classes, start)
     counts = [0] * len(info.classes)
-    if per_class is not None:
-        for k in selected:
-            counts[k] = _whole(per_class[info.classes[k]], f"The number of images for class '{info.classes[k]}'")
-    elif ipc is not None:
-        for k in selected:
-            counts[k] = _whole(ipc, "ipc")
+    if per_class is not None and not isinstance(per_class, Mapping):
+        counts = _check_counts(per_class, len(info.classes))
     else:
-        for k, count in zip(selected, _share(info, selected, ratio, total), strict=True):
-            counts[k] = count
+        selected = _select(info.classes, list(per_class) if per_class is not None else classes)
+        if per_class is not None:
+            for k in selected:
+                counts[k] = _whole(per_class[info.classes[k]], f"The number of images for class '{info.classes[k]}'")
+        elif ipc is not None:
+            for k in selected:
+                counts[k] = _whole(ipc, "ipc")
+        else:
+            for k, count in zip(selected, _share(info, selected, ratio, total), strict=True):
+                counts[k] = count
     largest = max(counts)
     if start + largest > MAX_PER_CLASS:
         raise BadValueError(
@@ -87,74 +78,41 @@ def resolve_counts(
     return tuple(counts)
 
 
-def parse_per_class(text: str) -> dict[str, int]:
-    """Read `cat=100,dog=20`.
-
-    Args:
-        text: names and whole numbers, joined by `=` and `,`.
-
-    Returns:
-        images by class name, in the order given.
-
-    Raises:
-        BadValueError: an entry without a number, or a class that comes twice.
-    """
-    numbers: dict[str, int] = {}
-    for entry in text.split(","):
-        name, equals, number = entry.rpartition("=")
-        name, number = name.strip(), number.strip()
-        if not equals or not name or not number.isascii() or not number.isdigit():
-            raise BadValueError(
-                f"'{entry.strip()}' is not of the form NAME=NUMBER; write for example  cat=100,dog=20  (whole numbers)."
-            )
-        if name in numbers:
-            raise BadValueError(f"The class '{name}' is named twice; give each class one number.")
-        numbers[name] = int(number)
-    return numbers
-
-
-def parse_classes(text: str) -> list[str]:
-    """Read `cat,dog`: class names joined by commas, none of them empty."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise BadValueError(f"'{text}' holds an empty class name; write for example  cat,dog.")
-    return names
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Read `i/n`: shard number i of n, 0 <= i < n."""
-    index, slash, count = text.partition("/")
-    digits = (index + count).isascii() and index.strip().isdigit() and count.strip().isdigit()
-    if not slash or not digits:
-        raise BadValueError(f"'{text}' is not of the form I/N; write for example  0/4  for the first of four shards.")
-    return check_shard((int(index), int(count)))
-
-
-def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
-    """Return the shard (i, n) if 0 <= i < n, else raise BadValueError."""
-    index, count = shard
-    if not 0 <= index < count:
-        raise BadValueError(f"The shard is {index}/{count}; shards are counted from 0/{count} to {count - 1}/{count}.")
-    return shard
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size in bytes such as `500000`, `64MB` (10**6) or `1GiB` (2**30).
+def check_size(
+    ipc: int | None,
+    ratio: float | None,
+    total: int | None,
+    per_class: Mapping[str, int] | Sequence[int] | None,
+    classes: Sequence[str] | None,
+    start: int,
+) -> None:
+    """Check what can be told of the arguments of `resolve_counts` without a bundle.
 
     Raises:
-        BadValueError: another form, or less than one byte.
+        BadValueError: no size or two sizes, classes named twice over, or a start that is no index.
     """
-    powers = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    cleaned = text.strip().lower()
-    number = cleaned.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = cleaned[len(number) :].strip()
-    try:
-        size = Fraction(number) * powers[unit]
-    except (ValueError, KeyError, ZeroDivisionError):
-        raise BadValueError(f"'{text}' is not a size; write for example  64MB  or  1GiB.") from None
-    if size < 1:
-        raise BadValueError(f"'{text}' is less than one byte; write for example  64MB  or  1GiB.")
-    return int(size)
+    sizes = {"ipc": ipc, "ratio": ratio, "total": total, "per_class": per_class}
+    given = [name for name, value in sizes.items() if value is not None]
+    if len(given) != 1:
+        joined = f"{', '.join(given[:-1])} and {given[-1]}" if given else ""
+        found = f"{'both ' if len(given) == 2 else ''}{joined} were given" if given else "none was given"
+        raise BadValueError(f"Say the size of the set by exactly one of ipc, ratio, total and per_class; {found}.")
+    if per_class is not None and classes is not None:
+        raise BadValueError("per_class already names its classes; leave out classes.")
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < MAX_PER_CLASS:
+        raise BadValueError(f"start is {start}; it must be a whole number from 0 to 2**32 - 1.")
+
+
+def _check_counts(counts: Sequence[int], num_classes: int) -> list[int]:
+    """Check one number for each class."""
+    if len(counts) != num_classes or not any(counts):
+        raise BadValueError(
+            f"per_class has {len(counts)} numbers, the largest {max(counts, default=0)}; give one number for each of "
+            f"{num_classes} classes, at least one of them above 0."
+        )
+    if min(counts) < 0:
+        raise BadValueError(f"per_class has the number {min(counts)}; images are counted from 0.")
+    return [int(count) for count in counts]
 
 
 def _select(classes: tuple[str, ...], wanted: Sequence[str] | None) -> list[int]:

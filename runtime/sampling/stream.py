@@ -9,7 +9,7 @@ time at which a batch is made.
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
@@ -100,7 +100,7 @@ class _Failure:
 _END = object()
 
 
-def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
+def iterate_ahead(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:
     """Run an iterator ahead in a background thread, at most `depth` items ahead.
 
     The thread ends when the iterator ends or fails, and when the consumer stops for any reason: a closed or collected
@@ -119,10 +119,10 @@ def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
         anything that the iterator raises.
     """
     _check_whole("prefetch", depth, 0)
-    return _prefetched(make, int(depth))
+    return _iterate(make, int(depth))
 
 
-def _prefetched(make: Callable[[], Iterator[T]], depth: int) -> Iterator[T]:
+def _iterate(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:
     if depth == 0:
         yield from make()
         return

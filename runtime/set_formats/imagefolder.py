@@ -4,20 +4,19 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from dim.runtime.set_formats.npz import npy_header
+from dim.runtime.set_formats.npz import encode_npy_header
 from dim.runtime.set_formats.part import (
     LIST_STEP,
     Batch,
     FileEntry,
     HashedFile,
     PartRecord,
-    altered,
+    make_record,
     numbered,
-    record_of,
 )
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
-from dim.runtime.storage.local_store import LocalStore, Store, write_file
+from dim.runtime.storage.local_store import LocalStore, Store, altered, write_file
 
 # An image, the bytes written for it, and its temporary path where it still has one.
 Made = list[tuple[FileEntry, int, str | None]]
@@ -48,8 +47,6 @@ class ImageFolder:
 class ImageFolderPart:
     """Writes its images under temporary names and renames them all once they were flushed."""
 
-    images_done = 0
-
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._plan, self._store, self._part = plan, store, part
         self.unflushed = isinstance(store, LocalStore)
@@ -60,7 +57,7 @@ class ImageFolderPart:
             start, stop = plan.span(part)
             self._logits = HashedFile(store.scratch(f"logits-{part}.npy"))
             with self._logits.closing_on_error():
-                self._logits.append(npy_header("<f2", (stop - start, len(plan.classes))))
+                self._logits.write(encode_npy_header("<f2", (stop - start, len(plan.classes))))
 
     def encode(self, batch: Batch) -> tuple[Made, bytes]:
         made: Made = []
@@ -73,8 +70,8 @@ class ImageFolderPart:
 
     def _write(self, path: str, data: bytes, temporary: str) -> tuple[int, str | None]:
         """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
-        if self._store.size(path):
-            if self._store.read(path) != data:
+        if there := self._store.read(path):
+            if there != data:
                 raise altered(self._store, path)
             return 0, None
         if not isinstance(self._store, LocalStore):
@@ -87,7 +84,7 @@ class ImageFolderPart:
         made, logits = encoded
         self._made.extend(made)
         if self._logits is not None:
-            self._logits.append(logits)
+            self._logits.write(logits)
         return sum(written for _, written, _ in made) + len(logits)
 
     def finish(self) -> PartRecord:
@@ -98,7 +95,7 @@ class ImageFolderPart:
         entries = [entry for entry, _, _ in self._made]
         if self._logits is not None:
             entries.append(self._logits.publish(self._store, numbered("logits", self._plan, self._part, ".npy")))
-        return record_of(self._part, len(self._made), entries, listed=False)
+        return make_record(self._part, len(self._made), entries, listed=False)
 
     def abort(self) -> None:
         if self._logits is not None:

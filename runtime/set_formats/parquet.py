@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dim.runtime.errors import MissingExtraError
 from dim.runtime.set_formats.file_sizes import row_group_images
-from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, record_of
+from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, Sink, make_record
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
 from dim.runtime.storage.local_store import Store
@@ -41,21 +41,21 @@ class Parquet:
 class ParquetPart:
     """Writes one Parquet file, a row group at a time."""
 
-    images_done, unflushed = 0, False
+    unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         import pyarrow.parquet
 
         self._plan, self._store, self._part = plan, store, part
         self._name = next(Parquet().files(plan, part))
-        self._schema = parquet_schema(plan)
+        self._schema = make_schema(plan)
         self._rows = row_group_images(plan.image_bytes)
         self._columns: Columns = ([], [], [], [])
         self._images = 0
         self._file = HashedFile(store.scratch(f"{part}.parquet"))
         with self._file.closing_on_error():
             self._writer = pyarrow.parquet.ParquetWriter(
-                pyarrow.PythonFile(_Sink(self._file), mode="w"),
+                pyarrow.PythonFile(Sink(self._file), mode="w"),
                 self._schema,
                 compression="NONE",  # PNG does not shrink further
                 use_dictionary=["label"],
@@ -94,35 +94,14 @@ class ParquetPart:
         if self._columns[0]:
             self._write_rows(len(self._columns[0]))
         self._writer.close()
-        return record_of(self._part, self._images, [self._file.publish(self._store, self._name)])
+        return make_record(self._part, self._images, [self._file.publish(self._store, self._name)])
 
     def abort(self) -> None:
         # Closing the writer would write a footer under a half-made file.
         self._file.close()
 
 
-class _Sink:
-    """What pyarrow needs of a Python file."""
-
-    closed = False
-
-    def __init__(self, file: HashedFile) -> None:
-        self._file = file
-
-    def write(self, data: Any) -> int:
-        return self._file.append(memoryview(data)) if not self._file.closed else len(data)
-
-    def tell(self) -> int:
-        return self._file.bytes
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """The part closes its file itself."""
-
-
-def parquet_schema(plan: Plan) -> "pyarrow.Schema":
+def make_schema(plan: Plan) -> "pyarrow.Schema":
     """Make the columns `image`, `label` and perhaps `logits`, with the features that `datasets` reads."""
     import pyarrow
 

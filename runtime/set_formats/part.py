@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encode_png
 from dim.runtime.storage.local_store import Store, write_all
+from dim.runtime.storage.records import FieldError
 
 LIST_STEP = 8192
-READ_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,37 +58,24 @@ class PartRecord:
     files: tuple[FileEntry, ...]
     """The files; not listed where every image is a file, because the plan names those."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON has it."""
-        block: dict[str, Any] = {name: getattr(self, name) for name in ("part", "images", "bytes", "sha256")}
-        return block | {"files": [dict(vars(entry)) for entry in self.files]}
-
-    @staticmethod
-    def from_dict(block: Any) -> "PartRecord":
-        """Read a record; raises OutputError where it is malformed."""
-        try:
-            numbers = [block[name] for name in ("part", "images", "bytes")]
-            if not all(type(number) is int and number >= 0 for number in numbers) or len(block["sha256"]) != 64:
-                raise ValueError
-            files = tuple(FileEntry(**entry) for entry in block["files"])
-            if not all(type(entry.bytes) is int and _is_inside(entry.path) for entry in files):
-                raise ValueError
-            return PartRecord(part=numbers[0], images=numbers[1], bytes=numbers[2], sha256=block["sha256"], files=files)
-        except (KeyError, TypeError, ValueError):
-            raise OutputError(
-                f"A record of a finished part is malformed: found {str(block)[:80]!r}; use --overwrite to start anew."
-            ) from None
+    def __post_init__(self) -> None:
+        for name in ("part", "images", "bytes"):
+            if getattr(self, name) < 0:
+                raise FieldError(name, getattr(self, name), "0 or more")
+        if len(self.sha256) != 64:
+            raise FieldError("sha256", self.sha256, "64 hexadecimal digits")
+        for entry in self.files:
+            if not _is_inside(entry.path):
+                raise FieldError("files", entry.path, "paths inside the set")
 
 
-def _is_inside(path: object) -> bool:
-    return isinstance(path, str) and path.isprintable() and not {"", ".", ".."}.intersection(path.split("/"))
+def _is_inside(path: str) -> bool:
+    return path.isprintable() and not {"", ".", ".."}.intersection(path.split("/"))
 
 
 class PartWriter(Protocol):
     """Writes one part. `encode` runs in several threads at once, the rest in one, in order."""
 
-    images_done: int
-    """Images of this part that an interrupted run left behind; the batches start after them."""
     unflushed: bool
     """Whether the disk must hold what was written before `finish`, which flushes nothing itself."""
 
@@ -103,7 +89,7 @@ class PartWriter(Protocol):
         """Give the part's files their final names."""
 
     def abort(self) -> None:
-        """Let go of everything; what can be continued stays."""
+        """Let go of everything that is open; a part that was cut off is made anew."""
 
 
 class PartFormat(Protocol):
@@ -113,7 +99,7 @@ class PartFormat(Protocol):
         """Name the library, with its version, that decides the bytes."""
 
     def open(self, plan: Plan, store: Store, part: int) -> PartWriter:
-        """Begin or continue a part."""
+        """Begin a part."""
 
     def files(self, plan: Plan, part: int) -> Iterator[str]:
         """List the paths of a part's files in the set's order."""
@@ -122,7 +108,7 @@ class PartFormat(Protocol):
         """List the folders that the files need."""
 
 
-def record_of(part: int, images: int, files: Sequence[FileEntry], listed: bool = True) -> PartRecord:
+def make_record(part: int, images: int, files: Sequence[FileEntry], listed: bool = True) -> PartRecord:
     """Make the record of a part from its files."""
     digest = hashlib.sha256()
     for entry in files:
@@ -144,16 +130,11 @@ def numbered(stem: str, plan: Plan, part: int, suffix: str) -> str:
 class HashedFile:
     """A file that is only appended to, hashed on the way; its name is temporary until it is published."""
 
-    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.bytes = keep_bytes
+        self.bytes = 0
         self._digest = hashlib.sha256()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        with self.closing_on_error():
-            os.ftruncate(self._descriptor, keep_bytes)
-            for piece in read_pieces(path, 0, keep_bytes):
-                self._digest.update(piece)
-            os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
     @contextlib.contextmanager
     def closing_on_error(self) -> Iterator[None]:
@@ -164,16 +145,12 @@ class HashedFile:
             self.close()
             raise
 
-    def append(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write bytes at the end and return how many."""
         write_all(self._descriptor, data)
         self._digest.update(data)
         self.bytes += len(data)
         return len(data)
-
-    def flush(self) -> None:
-        """Wait until what was appended is on the disk."""
-        os.fdatasync(self._descriptor)
 
     @property
     def closed(self) -> bool:
@@ -190,27 +167,28 @@ class HashedFile:
         """Give the file its final name; a finished file of that name with the same bytes stays untouched."""
         self.close()
         entry = FileEntry(path=name, bytes=self.bytes, sha256=self._digest.hexdigest())
-        if store.size(name):
-            if store.digest(name) != entry.sha256:
-                raise altered(store, name)
-            self.path.unlink()
-        else:
-            store.publish(self.path, name)
+        store.publish(self.path, name, entry.sha256)
         return entry
 
 
-def altered(store: Store, name: str) -> OutputError:
-    """Make the error for a file that stands where another one belongs."""
-    return OutputError(
-        f"{store}/{name} is not what this set's plan draws: it was altered or is another file; "
-        "move it away and run the same command again."
-    )
+class Sink:
+    """A `HashedFile` for libraries that close what they write to, which goes nowhere once the file is closed."""
 
+    closed = False
 
-def read_pieces(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    """Read the bytes start..stop-1 of a file, a megabyte at a time."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        while start < stop and (piece := file.read(min(READ_BYTES, stop - start))):
-            start += len(piece)
-            yield piece
+    def __init__(self, file: HashedFile) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        """Append bytes and return how many."""
+        return self._file.write(memoryview(data)) if not self._file.closed else len(data)
+
+    def tell(self) -> int:
+        """Return the bytes so far."""
+        return self._file.bytes
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """The part closes its file itself."""

@@ -5,8 +5,8 @@ A set is cut into parts of `part_images` images in the set's order. A part is th
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from numpy.typing import NDArray
@@ -98,47 +98,34 @@ class Plan:
         labels, indices = order_slice(self.counts, start, stop)
         return labels, indices + self.start
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON has it."""
-        block: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        block["classes"], block["counts"] = list(self.classes), list(self.counts)
-        block["engine"] = dict(vars(self.engine))
-        return block
-
-    @staticmethod
-    def from_dict(block: object) -> "Plan":
-        """Read a plan from JSON's types.
+    def check(self) -> None:
+        """Check the ranges of a plan that a stranger may have written.
 
         Raises:
-            OutputError: a field is missing, unknown, of another type or out of range.
+            OutputError: a field is out of range or contradicts another.
         """
-        values = _typed(block, Plan, "plan")
-        engine = EngineInfo(**_typed(values["engine"], EngineInfo, "plan.engine"))
-        classes, counts = values["classes"], values["counts"]
-        if not len(classes) == len(counts) <= MAX_CLASSES or not all(isinstance(name, str) for name in classes):
-            raise _malformed("plan.classes", classes)
-        if not all(type(count) is int and 0 <= count <= 2**32 for count in counts) or not any(counts):
-            raise _malformed("plan.counts", counts)
-        plan = Plan(**(values | {"engine": engine, "classes": tuple(classes), "counts": tuple(counts)}))
+        if not len(self.classes) == len(self.counts) <= MAX_CLASSES:
+            raise _malformed("plan.classes", self.classes)
+        if not all(0 <= count <= 2**32 for count in self.counts) or not any(self.counts):
+            raise _malformed("plan.counts", self.counts)
         for name in ("height", "width", "channels", "part_images"):
-            if not 1 <= getattr(plan, name) <= 2**40:
-                raise _malformed(f"plan.{name}", getattr(plan, name))
+            if not 1 <= getattr(self, name) <= 2**40:
+                raise _malformed(f"plan.{name}", getattr(self, name))
         if (
-            plan.format not in FORMATS
-            or plan.parts > MAX_PARTS
-            or not 0 <= plan.seed < 2**64
-            or not 0 <= plan.start <= 2**32 - max(counts)
+            self.format not in FORMATS
+            or self.parts > MAX_PARTS
+            or not 0 <= self.seed < 2**64
+            or not 0 <= self.start <= 2**32 - max(self.counts)
         ):
-            raise _malformed("plan", f"{plan.format}, {plan.parts} parts, seed {plan.seed}, start {plan.start}")
-        if plan.format == "imagefolder":
+            raise _malformed("plan", f"{self.format}, {self.parts} parts, seed {self.seed}, start {self.start}")
+        if self.format == "imagefolder":
             try:
-                check_folder_names(plan.classes, plan.counts)
+                check_folder_names(self.classes, self.counts)
             except BadValueError:
                 # Files of a set are named by its classes, and --overwrite removes them.
-                raise _malformed("plan.classes", plan.classes) from None
-        return plan
+                raise _malformed("plan.classes", self.classes) from None
 
-    def difference(self, other: "Plan", ignore: Sequence[str] = ()) -> str | None:
+    def describe_difference(self, other: "Plan", ignore: Sequence[str] = ()) -> str | None:
         """Say in words where two plans differ, or return None where they agree.
 
         Args:
@@ -161,10 +148,6 @@ class Plan:
                 short = [f"{value[:12]}..." if name == "content_id" else value for value in (old, new)]
                 return f"{name} {short[0]} instead of {short[1]}"
         return None
-
-    def with_engine(self, engine: EngineInfo, part_images: int) -> "Plan":
-        """Return the plan with its engine and its cut filled in."""
-        return replace(self, engine=engine, part_images=part_images)
 
 
 def choose_part_images(
@@ -223,26 +206,6 @@ def choose_part_images(
             f"{images:,} images in shards of {size:,} are more than {MAX_PARTS:,} shards; ask for larger ones."
         )
     return size
-
-
-def _typed(block: object, kind: type, where: str) -> dict[str, Any]:
-    """Check a JSON object against the fields of a dataclass."""
-    known = {"str": str, "int": int, "bool": bool, "EngineInfo": dict, "tuple[str, ...]": list, "tuple[int, ...]": list}
-    if not isinstance(block, Mapping):
-        raise _malformed(where, block)
-    names = {each.name: each.type for each in fields(kind)}
-    if block.keys() != names.keys():
-        raise _malformed(where, ", ".join(sorted(str(name) for name in block.keys() ^ names.keys())))
-    for name, declared in names.items():
-        wanted = declared.__name__ if isinstance(declared, type) else str(declared)
-        value = block[name]
-        if wanted == "int | None":
-            good = value is None or type(value) is int
-        else:
-            good = type(value) is known[wanted]
-        if not good:
-            raise _malformed(f"{where}.{name}", value)
-    return dict(block)
 
 
 def _malformed(where: str, value: object) -> OutputError:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, record_of
+from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, make_record
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
 from dim.runtime.storage.local_store import Store
@@ -42,7 +42,7 @@ class WebDataset:
 class WebDatasetPart:
     """Writes one tar file."""
 
-    images_done, unflushed = 0, False
+    unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._store, self._part = store, part
@@ -64,12 +64,12 @@ class WebDatasetPart:
 
     def write(self, encoded: tuple[int, bytes]) -> int:
         self._images += encoded[0]
-        return self._file.append(encoded[1])
+        return self._file.write(encoded[1])
 
     def finish(self) -> PartRecord:
         end = self._file.bytes + 2 * BLOCK
-        self._file.append(bytes(2 * BLOCK + -end % RECORD))
-        return record_of(self._part, self._images, [self._file.publish(self._store, self._name)])
+        self._file.write(bytes(2 * BLOCK + -end % RECORD))
+        return make_record(self._part, self._images, [self._file.publish(self._store, self._name)])
 
     def abort(self) -> None:
         self._file.close()

@@ -27,7 +27,7 @@ def describe_set(plan: Plan) -> str:
     )
 
 
-def looks_like_a_split(name: str) -> bool:
+def reads_as_split(name: str) -> bool:
     """Say whether Hugging Face `imagefolder` would take a class folder of that name for a split."""
     folded = name.casefold()
     return any(
@@ -35,7 +35,7 @@ def looks_like_a_split(name: str) -> bool:
     )
 
 
-def dataset_card(manifest: Manifest, plan: Plan) -> bytes:
+def write_card(manifest: Manifest, plan: Plan) -> bytes:
     """Write the card of a set.
 
     Args:
@@ -47,7 +47,7 @@ def dataset_card(manifest: Manifest, plan: Plan) -> bytes:
     """
     blocks = [
         _front_matter(manifest, plan),
-        f"# {_text(plan.bundle)}: a generated training set\n\n{describe_set(plan)}",
+        f"# {_escape(plan.bundle)}: a generated training set\n\n{describe_set(plan)}",
         _classes(plan),
         "## Reading it\n\n" + _reading(plan),
         _normalisation(manifest),
@@ -74,7 +74,7 @@ def _classes(plan: Plan) -> str:
     rows = [
         (label, name, count) for label, (name, count) in enumerate(zip(plan.classes, plan.counts, strict=True)) if count
     ]
-    lines = [f"| {label} | {_text(name)} | {count:,} |" for label, name, count in rows[:MAX_CLASSES_LISTED]]
+    lines = [f"| {label} | {_escape(name)} | {count:,} |" for label, name, count in rows[:MAX_CLASSES_LISTED]]
     if len(rows) > MAX_CLASSES_LISTED:
         lines.append(f"| | and {len(rows) - MAX_CLASSES_LISTED:,} more, see `dataset.json` | |")
     return "\n".join(["## Classes\n", "| label | class | images |", "|---|---|---|", *lines])
@@ -138,24 +138,24 @@ def _origin(manifest: Manifest, plan: Plan) -> str:
     size = f"{counts.pop():,} of each of {classes:,} classes" if len(counts) == 1 else f"{plan.images:,}, see the table"
     lines = [
         "## Where it comes from\n",
-        f"- generator: `{_text(plan.bundle)}`, content id `{plan.content_id}`",
+        f"- generator: `{_escape(plan.bundle)}`, content id `{plan.content_id}`",
         f"- images: {size}, indices from {plan.start:,}, seed {plan.seed}",
         f"- engine: {engine.name} ({engine.version}, {engine.device}, {engine.precision}{batch})",
-        f"- source: {_text(manifest.source.name)}"
-        + (f" ({_text(manifest.source.note)})" if manifest.source.note else ""),
-        f"- licence of the source: {_text(manifest.source.licence) or 'not stated'}",
-        f"- licence of the generator: {_text(manifest.licence) or 'not stated'}",
+        f"- source: {_escape(manifest.source.name)}"
+        + (f" ({_escape(manifest.source.note)})" if manifest.source.note else ""),
+        f"- licence of the source: {_escape(manifest.source.licence) or 'not stated'}",
+        f"- licence of the generator: {_escape(manifest.licence) or 'not stated'}",
         "\n`dataset.json` has the whole plan and the hash of every part; the same plan gives the same bytes again.",
     ]
     return "\n".join(lines)
 
 
-def _text(value: str) -> str:
+def _escape(value: str) -> str:
     """Keep a name from breaking out of its place in Markdown."""
     flat = " ".join(value.split())
     return "".join("\\" + letter if letter in "\\`*_[]<>|#" else letter for letter in flat)
 
 
-def split_like_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
+def list_split_like_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
     """List the classes of a set whose folders Hugging Face would take for splits."""
-    return [name for name, count in zip(classes, counts, strict=True) if count and looks_like_a_split(name)]
+    return [name for name, count in zip(classes, counts, strict=True) if count and reads_as_split(name)]

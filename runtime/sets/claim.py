@@ -1,66 +1,50 @@
-"""Finding, beginning, resuming and replacing the set in a place."""
+"""What lies in the place of a set, and how a set is claimed there: resumed, begun, or begun instead of another one."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine
-from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.errors import OutputError
+from dim.runtime.set_formats.part import numbered
 from dim.runtime.set_formats.plan import Plan
+from dim.runtime.set_formats.table import part_format
 from dim.runtime.sets.journal import (
     DATASET,
+    WITH_CLASS_NAMES,
     SetFile,
     begin_set,
-    own_names,
     read_set,
-    refuse_clashes,
-    refuse_foreign,
     remove_set,
     reopen,
 )
-from dim.runtime.sets.request import Wish, differs, engine_info
-from dim.runtime.storage.local_store import LocalStore, Store
-from dim.runtime.storage.object_store import is_remote
-from dim.runtime.storage.remote_store import RemoteStore
+from dim.runtime.sets.request import SetRequest, describe_engine
+from dim.runtime.storage.local_store import STATE, LocalStore, Store
+from dim.runtime.storage.place import make_place
 from dim.version import __version__
 
 
-@contextlib.contextmanager
-def opened_store(out: str | Path) -> Iterator[Store]:
-    """Open the place of a set and turn the operating system's errors there into sentences.
+@dataclass(frozen=True, kw_only=True)
+class Occupant:
+    """What lies in a place in which a set may be written. All fields empty: nothing, or foreign files beside."""
 
-    Raises:
-        BadValueError: the place is a URL that lacks a slash, or one that nothing can write to.
-    """
-    check_url(out)
-    store: Store = RemoteStore(str(out)) if is_remote(out) else LocalStore(Path(str(out).removeprefix("file://")))
-    try:
-        yield store
-    except OSError as error:
-        raise store.explain(error) from error
-    finally:
-        store.close()
+    same: SetFile | None = None
+    """The set that is asked for, begun or complete."""
+    other: SetFile | None = None
+    """Another set, which the new one replaces."""
+    unreadable: bool = False
+    """A `dataset.json` that the new set replaces; what it listed is not known and stays."""
 
-
-def check_url(out: str | Path) -> None:
-    """Refuse `s3:/bucket/set`, which would become a local folder.
-
-    Raises:
-        BadValueError: the place is a URL that lacks a slash.
-    """
-    if slip := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", str(out)):
-        rest = str(out)[slip.end() :]
-        raise BadValueError(
-            f"{out} lacks a slash: write {slip[1]}://{rest} for the URL, or ./{out} for a folder of that name."
-        )
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes that replacing the other set sets free."""
+        return self.other.written.bytes if self.other is not None and self.other.written is not None else 0
 
 
-def find_set(store: Store, wish: Wish, overwrite: bool) -> SetFile | None:
-    """Return the set that is there if it is the one asked for, or None where a new one may begin.
+def examine_place(store: Store, bundle: Bundle, request: SetRequest, overwrite: bool) -> Occupant:
+    """Look at what lies in a place.
 
     Raises:
         OutputError: another set, or foreign files, and no `overwrite`.
@@ -70,30 +54,62 @@ def find_set(store: Store, wish: Wish, overwrite: bool) -> SetFile | None:
     except OutputError:
         if not overwrite:
             raise
-        return None
+        return Occupant(unreadable=True)
     if found is None:
-        if not overwrite:
-            refuse_foreign(store)
-        return None
-    difference = differs(found, wish)
+        if not overwrite and (foreign := [name for name in store.list() if name != STATE]):
+            raise OutputError(
+                f"{store} already holds '{foreign[0]}' and no set of ours: choose an empty folder, "
+                "or use --overwrite to write beside what is there."
+            )
+        return Occupant()
+    difference = request.describe_difference(bundle, found.plan)
     if difference is None:
-        return found
+        return Occupant(same=found)
     if not overwrite:
         raise OutputError(
             f"{store} holds another set ({difference}): choose another folder, or use --overwrite to replace that set."
         )
-    return None
+    return Occupant(other=found)
+
+
+def check_resumable(store: Store, occupant: Occupant, plan: Plan, overwrite: bool) -> Occupant:
+    """Check that this machine would finish the set that is there with the same bytes.
+
+    Args:
+        store: the place.
+        occupant: what lies there.
+        plan: a plan with the engine and the encoder of this machine.
+        overwrite: whether a set that cannot be resumed is replaced.
+
+    Returns:
+        the occupant; one that cannot be resumed became another set.
+
+    Raises:
+        OutputError: the set was begun with another engine, version, batch or encoder, and no `overwrite`.
+    """
+    if occupant.same is None:
+        return occupant
+    begun = occupant.same.plan
+    difference = begun.describe_difference(replace(begun, engine=plan.engine, encoder=plan.encoder))
+    if difference is None:
+        return occupant
+    if not overwrite:
+        raise OutputError(
+            f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
+            "go on with that, or use --overwrite to start anew."
+        )
+    return Occupant(other=occupant.same)
 
 
 @contextlib.contextmanager
-def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]) -> Iterator[Engine]:
-    """Open the engine of a plan that was begun, else the bundle's own."""
+def open_engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]) -> Iterator[Engine]:
+    """Open the engine of a set that was begun, else the bundle's own."""
     if found is None:
         yield bundle.engine
         return
-    wanted, chosen = found.plan.engine, bundle.opened_engine
-    if chosen is not None and engine_info(chosen) == wanted:
-        yield chosen
+    wanted, opened = found.plan.engine, bundle.opened_engine
+    if opened is not None and describe_engine(opened) == wanted:
+        yield opened
         return
     options = replace(bundle.engine_options, engine=wanted.name, device=wanted.device, precision=wanted.precision)
     engine = open_engine(bundle.path, bundle.manifest, options, batch=wanted.batch, say=say)
@@ -103,84 +119,80 @@ def engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], None]
         engine.close()
 
 
-def continued(store: Store, found: SetFile | None, plan: Plan, overwrite: bool) -> SetFile | None:
-    """Return the set that is there if this machine would go on with the same bytes, or None where a new one begins.
+def claim_set(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, overwrite: bool) -> SetFile:
+    """Begin a set, or resume the one that is there, which another worker may have begun a moment ago.
 
     Args:
         store: the place.
-        found: the set that is there, or None.
-        plan: with the engine and the encoder of this machine; the rest is not looked at.
-        overwrite: whether to begin anew rather than refuse.
+        bundle: the bundle.
+        request: what was asked for.
+        plan: the plan of a new set.
+        overwrite: whether another set is replaced.
+
+    Returns:
+        the set, unfinished.
 
     Raises:
-        OutputError: the set was begun with another engine, version, batch or encoder, and no `overwrite`.
+        OutputError: the place holds what is not to be replaced, or a set that this machine would finish otherwise.
     """
-    if found is None:
-        return None
-    difference = found.plan.difference(replace(found.plan, engine=plan.engine, encoder=plan.encoder))
-    if difference is None:
-        return found
-    if not overwrite:
+    make_place(store)
+    with store.lock("begin"):
+        occupant = check_resumable(store, examine_place(store, bundle, request, overwrite), plan, overwrite)
+        if occupant.same is not None:
+            claimed = occupant.same if occupant.same.written is None else reopen(store, occupant.same)
+        else:
+            if occupant.other is not None:
+                remove_set(store, occupant.other)
+            if occupant.unreadable:
+                store.remove(DATASET)
+            if overwrite:
+                refuse_clashes(store, plan)
+            claimed = begin_set(store, plan, f"dim {__version__}")
+            # Where there are no locks, another worker may have begun it with another engine.
+            check_resumable(store, Occupant(same=claimed), plan, overwrite=False)
+    if isinstance(store, LocalStore):
+        for folder in part_format(plan.format).folders(plan):
+            store.make_folder(folder)
+    return claimed
+
+
+def check_replaceable(store: Store, occupant: Occupant, plan: Plan) -> bool:
+    """Check, without removing anything, that what stays would not mix with a new set.
+
+    Returns:
+        whether there is a set that would be removed.
+
+    Raises:
+        OutputError: something that is not replaced has a name that the new set needs.
+    """
+    if occupant.other is not None:
+        refuse_clashes(store, plan, replaced=_list_own_names(occupant.other.plan))
+    else:
+        refuse_clashes(store, plan, replaced={DATASET} if occupant.unreadable else None)
+    return occupant.other is not None or occupant.unreadable
+
+
+def refuse_clashes(store: Store, plan: Plan, replaced: set[str] | None = None) -> None:
+    """Check that a new set would not mix with what is in its place; names in `replaced` go with the old set.
+
+    Raises:
+        OutputError: a file or folder has a name that the set needs.
+    """
+    clashing = sorted(_list_own_names(plan).intersection(store.list()) - {STATE} - (replaced or set()))
+    if clashing:
         raise OutputError(
-            f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
-            "go on with that, or use --overwrite to start anew."
+            f"{store} holds '{clashing[0]}', which the new set needs and no earlier set lists: move it away first."
         )
-    return None
 
 
-def claim_set(store: Store, wish: Wish, found: SetFile | None, plan: Plan, overwrite: bool) -> SetFile:
-    """Return the set to work on: the one found, or a new one, written down unless another worker was faster.
-
-    Args:
-        store: the place.
-        wish: what was asked for.
-        found: the set that is there, or None.
-        plan: the plan to begin with, its engine and cut filled in.
-        overwrite: whether to replace another set.
-    """
-    store.begin_state()
-    if found is None:
-        with store.lock("begin"):
-            # Between the first look and the lock another worker may have begun this very set.
-            if (found := continued(store, find_set(store, wish, overwrite), plan, overwrite)) is None:
-                if overwrite:
-                    _remove_old(store, plan)
-                found = begin_set(store, plan, f"dim {__version__}")
-    return reopen(store, found) if found.parts is not None else found
-
-
-def old_bytes(store: Store) -> int:
-    """Count the bytes that replacing the set in a place sets free."""
-    try:
-        old = read_set(store)
-    except OutputError:
-        return 0
-    return sum(record.bytes for record in old.parts or ()) if old is not None else 0
-
-
-def replaces(store: Store, plan: Plan) -> bool:
-    """Say whether there is a set that `overwrite` would remove for a new one.
-
-    Raises:
-        OutputError: something else has a name that the new set needs.
-    """
-    try:
-        old = read_set(store)
-    except OutputError:
-        # Malformed; its parts are not known, so everything else stays.
-        refuse_clashes(store, plan, {DATASET})
-        return True
-    refuse_clashes(store, plan, own_names(old.plan) if old is not None else set())
-    return old is not None
-
-
-def _remove_old(store: Store, plan: Plan) -> None:
-    """Remove the set that is to be replaced, and check that what stays does not mix with the new one."""
-    try:
-        old = read_set(store)
-    except OutputError:
-        old = None
-        store.remove(DATASET)
-    if old is not None:
-        remove_set(store, old)
-    refuse_clashes(store, plan)
+def _list_own_names(plan: Plan) -> set[str]:
+    """List the names that a set uses at the top of its folder."""
+    formats = part_format(plan.format)
+    names = {DATASET, STATE, "README.md", "croissant.json"}
+    names |= {folder.partition("/")[0] for folder in formats.folders(plan)}
+    for part in range(plan.parts):
+        if plan.format == "imagefolder":
+            names |= {numbered("logits", plan, part, ".npy")} if plan.soft_labels else set()
+        else:
+            names |= {path.partition("/")[0] for path in formats.files(plan, part)}
+    return names | ({"classes.json"} if plan.format in WITH_CLASS_NAMES else set())

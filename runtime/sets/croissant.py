@@ -4,12 +4,15 @@ No dates, so that the same plan gives the same bytes; who publishes a set adds `
 Labels do not refer to the record set of classes: mlcroissant 1.1.1 applies a label's transform twice when it joins.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.set_formats.part import FileEntry, PartRecord
 from dim.runtime.set_formats.plan import Plan
+from dim.runtime.sets.card import describe_set
 from dim.runtime.storage import strict_json
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
@@ -30,60 +33,17 @@ _PATTERN = {
     "parquet": "data/*.parquet",
     "webdataset": "train-*.tar",
 }
-# The context of the specification, word for word.
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "arrayShape": "cr:arrayShape",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
-    "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "description": {"@container": "@language"},
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isArray": "cr:isArray",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "name": {"@container": "@language"},
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
+_CONTEXT = Path(__file__).with_name("croissant_context.json")
+"""The context of the specification, word for word."""
 
 
-def croissant_json(manifest: Manifest, plan: Plan, records: Sequence[PartRecord], description: str) -> bytes:
+def write_croissant(manifest: Manifest, plan: Plan, records: Sequence[PartRecord]) -> bytes:
     """Describe a set.
 
     Args:
         manifest: the bundle's manifest.
         plan: the set's plan.
         records: the finished parts.
-        description: one sentence.
 
     Returns:
         the file `croissant.json`.
@@ -93,11 +53,11 @@ def croissant_json(manifest: Manifest, plan: Plan, records: Sequence[PartRecord]
     files = [entry for record in records for entry in record.files]
     listed = files if len(files) <= MAX_LISTED else []
     block: dict[str, Any] = {
-        "@context": _CONTEXT,
+        "@context": json.loads(_CONTEXT.read_bytes()),
         "@type": "sc:Dataset",
         "conformsTo": CONFORMS_TO,
         "name": f"{plan.bundle}-generated",
-        "description": description,
+        "description": describe_set(plan),
         "version": "1.0.0",
         "citeAs": CITATION,
         "keywords": ["synthetic", "dataset distillation", "image classification"],

@@ -10,8 +10,9 @@ from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.file_sizes import largest_image_bytes
 from dim.runtime.set_formats.plan import SINGLE_FILE_FORMATS, Plan
 from dim.runtime.set_formats.png import encode_png
-from dim.runtime.sets.pipeline import Draw, draw_size, encoders_by_default
-from dim.runtime.storage.local_store import Free, Store
+from dim.runtime.sets.pipeline import Draw, choose_draw_images, choose_encoders
+from dim.runtime.storage.local_store import Store
+from dim.runtime.storage.place import Free, find_workshop, measure_free
 
 TRIAL_IMAGES = 64
 _SMALLEST_PNG = 67
@@ -36,7 +37,7 @@ def try_out(plan: Plan, draw: Draw, block: int = 1) -> Trial:
         draw: the engine, as the pipeline takes it.
         block: the unit in which the file system hands out bytes.
     """
-    count = min(plan.images, max(TRIAL_IMAGES, draw_size(plan.engine.batch, plan.image_bytes)))
+    count = min(plan.images, max(TRIAL_IMAGES, choose_draw_images(plan.engine.batch, plan.image_bytes)))
     labels, indices = plan.samples(0, count)
     # The first run of an engine chooses kernels and allocates.
     draw(labels[:1], indices[:1])
@@ -44,53 +45,53 @@ def try_out(plan: Plan, draw: Draw, block: int = 1) -> Trial:
     images, _ = draw(labels, indices)
     drawing = time.perf_counter() - began
     if plan.format in SINGLE_FILE_FORMATS:
-        return Trial(image_bytes=_wrapped(plan, plan.image_bytes, block), seconds=drawing / count)
+        return Trial(image_bytes=_count_wrapped_bytes(plan, plan.image_bytes, block), seconds=drawing / count)
     began = time.perf_counter()
     sizes = [len(png) for png in encode_png(images)]
-    encoding = (time.perf_counter() - began) / encoders_by_default()
-    mean = float(np.mean([_wrapped(plan, size, block) for size in sizes]))
+    encoding = (time.perf_counter() - began) / choose_encoders()
+    mean = float(np.mean([_count_wrapped_bytes(plan, size, block) for size in sizes]))
     return Trial(image_bytes=mean, seconds=max(drawing, encoding) / count)
 
 
-def smallest_image(plan: Plan, block: int) -> float:
+def bound_image_from_below(plan: Plan, block: int) -> float:
     """Bound from below the bytes that an image takes on the disk."""
-    return _wrapped(plan, plan.image_bytes if plan.format in SINGLE_FILE_FORMATS else _SMALLEST_PNG, block)
+    return _count_wrapped_bytes(plan, plan.image_bytes if plan.format in SINGLE_FILE_FORMATS else _SMALLEST_PNG, block)
 
 
-def largest_image(plan: Plan, block: int) -> float:
+def bound_image_from_above(plan: Plan, block: int) -> float:
     """Bound from above the bytes that an image takes on the disk."""
     bound = largest_image_bytes(plan.format, (plan.height, plan.width, plan.channels))
-    return _rounded(bound, block) if plan.format == "imagefolder" else bound + _scores(plan)
+    return _round_up(bound, block) if plan.format == "imagefolder" else bound + _count_score_bytes(plan)
 
 
-def _wrapped(plan: Plan, data: int, block: int) -> float:
+def _count_wrapped_bytes(plan: Plan, data: int, block: int) -> float:
     """Add to an image's bytes what its format and the file system wrap around it."""
     around = {
-        "imagefolder": _rounded(data, block),
+        "imagefolder": _round_up(data, block),
         "npz": data + 8,
         "npy": data + 8,
         "parquet": data + 32,
-        "webdataset": _rounded(data, 512) + _TAR_BLOCKS,
+        "webdataset": _round_up(data, 512) + _TAR_BLOCKS,
     }
-    return around[plan.format] + _scores(plan)
+    return around[plan.format] + _count_score_bytes(plan)
 
 
-def _scores(plan: Plan) -> int:
+def _count_score_bytes(plan: Plan) -> int:
     return 2 * len(plan.classes) if plan.soft_labels else 0
 
 
-def _rounded(size: int, block: int) -> int:
+def _round_up(size: int, block: int) -> int:
     return math.ceil(size / block) * block
 
 
-def check_space(store: Store, plan: Plan, images: int, draw: Draw | None, freed: int = 0) -> None:
+def check_space(store: Store, plan: Plan, images: int, draw: Draw, freed: int = 0) -> None:
     """Refuse a set that the disk cannot hold, before it is begun.
 
     Args:
         store: the set's place.
         plan: the set's plan.
         images: images still to be written.
-        draw: the engine; without one only a plan that cannot fit at all is refused.
+        draw: the engine, asked for a few images where the largest that there can be would not fit.
         freed: bytes that are removed first.
 
     Raises:
@@ -99,7 +100,7 @@ def check_space(store: Store, plan: Plan, images: int, draw: Draw | None, freed:
     if images == 0:
         return
     _check_workshop(store, plan, min(images, plan.part_images), draw)
-    free = store.free()
+    free = measure_free(store)
     if free is None:
         return
     free = replace(free, bytes=free.bytes + freed)
@@ -108,22 +109,22 @@ def check_space(store: Store, plan: Plan, images: int, draw: Draw | None, freed:
             f"The set needs {images:,} files and the file system under {store} has room for {free.files:,}: "
             "choose another format, such as parquet or webdataset, or another disk."
         )
-    _refuse(store, free, images * smallest_image(plan, free.block), "at least")
-    if draw is not None and images * largest_image(plan, free.block) > free.bytes:
+    _refuse(store, free, images * bound_image_from_below(plan, free.block), "at least")
+    if images * bound_image_from_above(plan, free.block) > free.bytes:
         _refuse(store, free, images * try_out(plan, draw, free.block).image_bytes, "about")
 
 
-def _check_workshop(store: Store, plan: Plan, part_images: int, draw: Draw | None) -> None:
+def _check_workshop(store: Store, plan: Plan, part_images: int, draw: Draw) -> None:
     """Refuse a set of which one part does not fit where it is made before it goes to its place.
 
     The images of an ImageFolder go there one by one, from memory.
     """
-    workshop = store.workshop()
+    workshop = find_workshop(store)
     if workshop is None or plan.format == "imagefolder":
         return
     folder, free = workshop
-    needed, how = part_images * smallest_image(plan, 1), "at least"
-    if needed <= free and draw is not None and part_images * largest_image(plan, 1) > free:
+    needed, how = part_images * bound_image_from_below(plan, 1), "at least"
+    if needed <= free and part_images * bound_image_from_above(plan, 1) > free:
         needed, how = part_images * try_out(plan, draw).image_bytes, "about"
     if needed > free:
         raise OutputError(

@@ -11,29 +11,33 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.engines.base import Engine
+from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
-from dim.runtime.set_formats.npz import classes_json
+from dim.runtime.set_formats.npz import encode_class_names
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import part_format
-from dim.runtime.sets.card import dataset_card, describe_set, split_like_classes
-from dim.runtime.sets.claim import claim_set, continued, engine_for, find_set, old_bytes, opened_store
-from dim.runtime.sets.croissant import croissant_json
+from dim.runtime.sets.card import list_split_like_classes, write_card
+from dim.runtime.sets.claim import Occupant, check_resumable, claim_set, examine_place, open_engine_for
+from dim.runtime.sets.croissant import write_croissant
 from dim.runtime.sets.estimate import check_space
 from dim.runtime.sets.journal import (
     WITH_CLASS_NAMES,
     SetFile,
+    clear_state,
     complete_set,
-    make_folders,
+    count_images_left,
+    is_whole,
+    list_missing_parts,
+    list_noted_parts,
     note_part,
-    noted_parts,
-    part_is_there,
     read_part,
     read_set,
 )
-from dim.runtime.sets.pipeline import Draw, check_encoders, run_pipeline
-from dim.runtime.sets.request import Wish, engine_info, make_wish
+from dim.runtime.sets.pipeline import Draw, run_pipeline
+from dim.runtime.sets.request import SetRequest, describe_engine
 from dim.runtime.sets.soft_labels import open_teacher
 from dim.runtime.storage.local_store import Store
+from dim.runtime.storage.place import check_place, open_store
 
 
 class Progress(Protocol):
@@ -66,18 +70,11 @@ class GenerateSummary:
 
 def generate(
     bundle: Bundle,
+    request: SetRequest,
     out: str | Path,
     *,
-    counts: Sequence[int],
-    seed: int = 0,
-    start: int = 0,
-    format: str = "imagefolder",
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
-    shard_images: int | None = None,
-    shard_bytes: int | None = None,
-    soft_labels: bool = False,
-    encoders: int | None = None,
     say: Callable[[str], None] = say_to_log,
     progress: Progress | None = None,
 ) -> GenerateSummary:
@@ -85,18 +82,10 @@ def generate(
 
     Args:
         bundle: the open bundle.
+        request: what the set is to hold.
         out: the set's folder, made if it is not there, or a URL of an object store, such as `s3://bucket/set`.
-        counts: images per class, as `dim.runtime.sampling.counts.resolve_counts` returns them.
-        seed: 0 to 2**64 - 1.
-        start: the first index of every class; continues another set of the same seed.
-        format: "imagefolder", "npz", "npy", "parquet" or "webdataset".
         shard: (i, n) makes every n-th part from the i-th; n workers share a folder and nothing else.
         overwrite: replace another set, or write beside foreign files; only what the old set lists is removed.
-        shard_images: images per file; by default NPZ and NPY are one file, shards of the others grow with the set.
-        shard_bytes: largest file in bytes, instead of `shard_images`.
-        soft_labels: write the logits of the bundle's teacher beside the images, float16 [N, K].
-        encoders: PNG files made at once, 1 to 64, by processes of 15 MiB each; None for one per core but one, at least
-            1 and at most 2.
         say: gets one sentence about each choice.
         progress: called after every write.
 
@@ -104,87 +93,82 @@ def generate(
         what was done.
 
     Raises:
-        BadValueError: an argument is out of range or a class cannot be a folder.
+        BadValueError: the request does not suit the bundle, or the shard or `out` cannot be.
         BundleError: soft labels are wanted and the bundle has no teacher.
         OutputError: the folder holds another set or foreign files, another process writes this shard, the disk is too
             small, full or went away; what is finished stays and the same call completes it.
         EngineError: the engine of the plan is not to be had or failed.
+
+    Example:
+        with open_bundle() as bundle:
+            generate(bundle, SetRequest(ipc=50), "data")
     """
     began = time.monotonic()
-    check_encoders(encoders)
-    wish = make_wish(
-        bundle,
-        counts=counts,
-        seed=seed,
-        start=start,
-        format=format,
-        shard=shard,
-        shard_images=shard_images,
-        shard_bytes=shard_bytes,
-        soft_labels=soft_labels,
-    )
+    check_shard(shard)
+    request.check(bundle)
     meter = Meter(progress)
-    with opened_store(out) as store:
-        found = find_set(store, wish, overwrite)
-        if found is not None and is_whole(store, found):
+    with open_store(out) as store:
+        occupant = examine_place(store, bundle, request, overwrite)
+        if occupant.same is not None and is_whole(store, occupant.same):
             # An earlier run may have been cut off while it cleared up.
-            store.clear_state()
+            clear_state(store)
             say(f"The set in {store} is complete already.")
-            return summarise(store, found, shard, meter, began)
-        store.check_place()
-        if found is None:
-            check_space(store, wish.plan, wish.plan.images, None, old_bytes(store))
-        _warn_of_splits(wish.plan, say)
-        with engine_for(bundle, found, say) as engine:
-            found = begin(store, bundle, wish, found, engine, overwrite)
+            return summarise(store, occupant.same, shard, meter, began)
+        check_place(store)
+        with open_engine_for(bundle, occupant.same, say) as engine:
+            prepared = prepare(store, bundle, request, occupant, engine, overwrite)
+            _warn_of_splits(prepared.plan, say)
+            begun = claim_set(store, bundle, request, prepared.plan, overwrite)
             refusal = (
                 f"Shard {shard[0]}/{shard[1]} of {store} is being written by another process: wait for it, or stop it."
             )
             with store.lock(f"shard-{shard[0]}-of-{shard[1]}", refusal):
-                make_parts(
-                    store, found.plan, drawing(bundle, engine, found.plan), parts_of(found.plan, shard), meter, encoders
-                )
-            found = complete_if_done(store, bundle, found)
-    return summarise(store, found, shard, meter, began)
+                _make_parts(store, begun, prepared.draw, list_parts(begun.plan, shard), meter, request.encoders)
+            ended = _complete_if_done(store, bundle, begun)
+    return summarise(store, ended, shard, meter, began)
 
 
-def begin(store: Store, bundle: Bundle, wish: Wish, found: SetFile | None, engine: Engine, overwrite: bool) -> SetFile:
-    """Check the engine and the disk, then return the set to work on, begun if it is new."""
-    plan = planned(wish, engine)
-    found = continued(store, found, plan, overwrite)
-    if found is None:
-        check_space(store, plan, plan.images, drawing(bundle, engine, plan), old_bytes(store))
-    claimed = claim_set(store, wish, found, plan, overwrite)
-    # Another worker may have begun it with another engine.
-    continued(store, claimed, plan, overwrite=False)
-    if found is not None:
-        check_space(store, claimed.plan, images_left(store, claimed.plan), drawing(bundle, engine, claimed.plan))
-    make_folders(store, claimed.plan)
-    return claimed
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is settled once the engine is open and before anything is written."""
+
+    plan: Plan
+    """The plan of the set that is resumed, or of a new one."""
+    occupant: Occupant
+    """What lies in the place; a set that this engine cannot resume is another set."""
+    draw: Draw
 
 
-def images_left(store: Store, plan: Plan) -> int:
-    """Count the images of a set that was begun which no shard has finished: every shard goes to the same disk."""
-    return plan.images_of(set(range(plan.parts)) - noted_parts(store))
+def prepare(
+    store: Store, bundle: Bundle, request: SetRequest, occupant: Occupant, engine: Engine, overwrite: bool
+) -> Prepared:
+    """Settle the plan, and check that the disk has room for what is missing of it.
+
+    Raises:
+        OutputError: the set was begun with another engine, and no `overwrite`; or the disk is too small.
+    """
+    here = request.plan(bundle, describe_engine(engine))
+    settled = check_resumable(store, occupant, here, overwrite)
+    plan = settled.same.plan if settled.same is not None else here
+    draw = make_draw(bundle, engine, plan)
+    left = count_images_left(store, settled.same) if settled.same is not None else plan.images
+    check_space(store, plan, left, draw, settled.freed_bytes)
+    return Prepared(plan=plan, occupant=settled, draw=draw)
 
 
-def planned(wish: Wish, engine: Engine) -> Plan:
-    """Fill in the engine and the cut of a new plan."""
-    info = engine_info(engine)
-    return wish.plan.with_engine(info, wish.cut(info.batch))
+def check_shard(shard: tuple[int, int]) -> None:
+    """Raise BadValueError unless the shard (i, n) has 0 <= i < n."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise BadValueError(f"The shard is {index}/{count}; shards are counted from 0/{count} to {count - 1}/{count}.")
 
 
-def is_whole(store: Store, found: SetFile) -> bool:
-    """Say whether a set is complete and its files are there."""
-    return found.parts is not None and all(part_is_there(store, found.plan, record) for record in found.parts)
-
-
-def parts_of(plan: Plan, shard: tuple[int, int]) -> range:
+def list_parts(plan: Plan, shard: tuple[int, int]) -> range:
     """List the parts that fall to a shard."""
     return range(shard[0], plan.parts, shard[1])
 
 
-def drawing(bundle: Bundle, engine: Engine, plan: Plan) -> Draw:
+def make_draw(bundle: Bundle, engine: Engine, plan: Plan) -> Draw:
     """Return the function that draws images of a plan, and scores them where it has a teacher."""
     use = "fixed" if plan.fixed_latents else "stream"
     score = open_teacher(bundle, bundle.engine_options.threads) if plan.soft_labels else None
@@ -205,16 +189,16 @@ class Meter:
         self._progress = progress
         self.total = self.done = self.drawn = self.bytes = 0
 
-    def begin(self, total: int, done: int) -> None:
+    def set_share(self, total: int, done: int) -> None:
         """Set this worker's share and how much of it is there."""
         self.total, self.done = total, done
         self._report()
 
-    def add(self, images: int, written: int, drawn: bool) -> None:
-        """Count images, the bytes written for them, and whether this run drew them."""
+    def add(self, images: int, written: int) -> None:
+        """Count images that this run drew, and the bytes written for them."""
         self.done += images
+        self.drawn += images
         self.bytes += written
-        self.drawn += images if drawn else 0
         self._report()
 
     def _report(self) -> None:
@@ -222,61 +206,50 @@ class Meter:
             self._progress(self.done, self.total, self.bytes)
 
 
-def make_parts(
-    store: Store, plan: Plan, draw: Draw, parts: Sequence[int], meter: Meter, encoders: int | None = None
+def _make_parts(
+    store: Store, begun: SetFile, draw: Draw, parts: Sequence[int], meter: Meter, encoders: int | None
 ) -> None:
     """Make what is missing of some parts and enter each into the journal."""
-    missing = missing_parts(store, plan, parts)
-    meter.begin(plan.images_of(parts), plan.images_of(parts) - plan.images_of(missing))
+    plan, missing = begun.plan, list_missing_parts(store, begun, parts)
+    meter.set_share(plan.images_of(parts), plan.images_of(parts) - plan.images_of(missing))
     if missing:
         writer = part_format(plan.format)
         run_pipeline(
             plan,
             missing,
             draw,
-            lambda part: writer.open(plan, store, part),
-            lambda record: note_part(store, record),
-            meter.add,
-            store.flush,
-            encoders,
+            open_part=lambda part: writer.open(plan, store, part),
+            finished=lambda record: note_part(store, record),
+            written=meter.add,
+            flush=store.flush,
+            encoders=encoders,
         )
 
 
-def missing_parts(store: Store, plan: Plan, parts: Sequence[int]) -> list[int]:
-    """List the parts that are not in the journal or of which a file went missing."""
-    noted, missing = noted_parts(store), []
-    for part in parts:
-        record = read_part(store, part) if part in noted else None
-        if record is None or not part_is_there(store, plan, record):
-            missing.append(part)
-    return missing
-
-
-def complete_if_done(store: Store, bundle: Bundle, found: SetFile) -> SetFile:
+def _complete_if_done(store: Store, bundle: Bundle, begun: SetFile) -> SetFile:
     """Complete the set if every part is in the journal; any worker may, all write the same bytes."""
+    plan = begun.plan
     try:
-        if len(noted_parts(store)) < found.plan.parts:
-            return read_set(store) or found
+        if len(list_noted_parts(store)) < plan.parts:
+            return read_set(store) or begun
         with store.lock("complete"):
-            current = read_set(store) or found
-            records = [read_part(store, part) for part in range(found.plan.parts)]
-            present = [record for record in records if record is not None]
-            if current.parts is not None or len(present) < found.plan.parts:
-                return current
-            plan = found.plan
+            found = read_set(store) or begun
+            records = [record for part in range(plan.parts) if (record := read_part(store, part)) is not None]
+            if found.complete or len(records) < plan.parts:
+                return found
             extras = {
-                "README.md": dataset_card(bundle.manifest, plan),
-                "croissant.json": croissant_json(bundle.manifest, plan, present, describe_set(plan)),
+                "README.md": write_card(bundle.manifest, plan),
+                "croissant.json": write_croissant(bundle.manifest, plan, records),
             }
             if plan.format in WITH_CLASS_NAMES:
-                extras["classes.json"] = classes_json(plan)
-            return complete_set(store, current, present, extras)
+                extras["classes.json"] = encode_class_names(plan)
+            return complete_set(store, found, records, extras)
     except FileNotFoundError:
         # Another worker completed the set in the meantime and removed the journal.
-        completed = read_set(store)
-        if completed is None or completed.parts is None:
+        found = read_set(store) or begun
+        if not found.complete:
             raise
-        return completed
+        return found
 
 
 def name_engine(plan: Plan) -> str:
@@ -287,7 +260,7 @@ def name_engine(plan: Plan) -> str:
 
 
 def _warn_of_splits(plan: Plan, say: Callable[[str], None]) -> None:
-    if plan.format == "imagefolder" and (split_like := split_like_classes(plan.classes, plan.counts)):
+    if plan.format == "imagefolder" and (split_like := list_split_like_classes(plan.classes, plan.counts)):
         say(
             f"Hugging Face `imagefolder` takes the folder '{split_like[0]}' for a split: load the set by its path, "
             "load_dataset(PATH), which reads the card."
@@ -301,11 +274,11 @@ def summarise(store: Store, found: SetFile, shard: tuple[int, int], meter: Meter
         out=str(store),
         format=plan.format,
         images=plan.images,
-        shard_images=plan.images_of(parts_of(plan, shard)),
+        shard_images=plan.images_of(list_parts(plan, shard)),
         images_drawn=meter.drawn,
         bytes_written=meter.bytes,
         seconds=time.monotonic() - began,
         parts=plan.parts,
-        complete=found.parts is not None,
+        complete=found.complete,
         engine=name_engine(plan),
     )

@@ -7,16 +7,16 @@ completes the set, and everybody would write the same bytes.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.set_formats.part import PartRecord, numbered
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import part_format
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.local_store import STATE, Store
+from dim.runtime.storage.local_store import STATE, LocalStore, Store
+from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
 
 DATASET = "dataset.json"
 FORMAT_VERSION = 1
@@ -28,35 +28,37 @@ WITH_CLASS_NAMES = ("npy", "webdataset")
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileHash:
+    """What is known of one of the set's other files: card, Croissant, class names."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a complete set holds."""
+
+    images: int
+    bytes: int
+    parts: tuple[PartRecord, ...]
+    files: Mapping[str, FileHash]
+    """The set's other files by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetFile:
     """The contents of `dataset.json`."""
 
     created_by: str
+    complete: bool
     plan: Plan
-    parts: tuple[PartRecord, ...] | None
-    """The finished parts; None until all are."""
-    extras: dict[str, dict[str, Any]]
-    """Bytes and SHA-256 of the set's other files: card, Croissant, class names."""
+    written: Written | None
+    """None until every part is there."""
 
     def to_json(self) -> bytes:
         """Write the file."""
-        written: dict[str, Any] | None = None
-        if self.parts is not None:
-            written = {
-                "images": sum(record.images for record in self.parts),
-                "bytes": sum(record.bytes for record in self.parts),
-                "parts": [record.to_dict() for record in self.parts],
-                "files": self.extras,
-            }
-        return strict_json.indented(
-            {
-                "format_version": FORMAT_VERSION,
-                "created_by": self.created_by,
-                "complete": written is not None,
-                "plan": self.plan.to_dict(),
-                "written": written,
-            }
-        )
+        return strict_json.indented({"format_version": FORMAT_VERSION} | to_plain(self))
 
     @staticmethod
     def from_json(data: bytes, place: str) -> "SetFile":
@@ -65,27 +67,22 @@ class SetFile:
         Raises:
             OutputError: it is malformed or of a newer format.
         """
-        try:
-            block = strict_json.parse(data, f"{place}/{DATASET}", MAX_BYTES, MAX_VALUES)
-        except BundleError as error:
-            raise OutputError(f"{error} Move the folder's contents away, or choose another folder.") from None
-        if not isinstance(block, dict) or type(block.get("format_version")) is not int or "plan" not in block:
-            raise OutputError(f"{place}/{DATASET} was not written by dim; choose another folder.")
-        if block["format_version"] > FORMAT_VERSION:
-            raise OutputError(
-                f"The set in {place} has format version {block['format_version']} and was made by a newer dim; "
-                "run  pip install --upgrade dim-distill"
-            )
-        plan = Plan.from_dict(block["plan"])
-        written, parts, extras = block.get("written"), None, {}
-        if written is not None:
-            if not isinstance(written, dict) or not isinstance(written.get("parts"), list):
-                raise OutputError(f"{place}/{DATASET} is malformed at written; use --overwrite to start anew.")
-            parts = tuple(PartRecord.from_dict(record) for record in written["parts"])
-            extras = written.get("files", {})
-            if not _fits(parts, plan):
-                parts, extras = None, {}  # not complete, so every part is looked at again
-        return SetFile(created_by=str(block.get("created_by", "")), plan=plan, parts=parts, extras=extras)
+        where = f"{place}/{DATASET}"
+        block = parse_versioned(
+            data,
+            where,
+            version=FORMAT_VERSION,
+            max_bytes=MAX_BYTES,
+            max_values=MAX_VALUES,
+            error=OutputError,
+            advice="choose another folder, or use --overwrite to start anew.",
+        )
+        found = from_plain(SetFile, block, where, error=OutputError, advice="use --overwrite to start anew.")
+        found.plan.check()
+        if found.written is None or not _fits(found.written.parts, found.plan):
+            # Every part is looked at again.
+            return replace(found, complete=False, written=None)
+        return found
 
 
 def _fits(parts: tuple[PartRecord, ...], plan: Plan) -> bool:
@@ -104,47 +101,9 @@ def read_set(store: Store) -> SetFile | None:
     return SetFile.from_json(data, str(store)) if data is not None else None
 
 
-def own_names(plan: Plan) -> set[str]:
-    """List the names that a set uses at the top of its folder."""
-    formats = part_format(plan.format)
-    names = {DATASET, STATE, "README.md", "croissant.json"}
-    names |= {folder.partition("/")[0] for folder in formats.folders(plan)}
-    for part in range(plan.parts):
-        if plan.format == "imagefolder":
-            names |= {numbered("logits", plan, part, ".npy")} if plan.soft_labels else set()
-        else:
-            names |= {path.partition("/")[0] for path in formats.files(plan, part)}
-    return names | ({"classes.json"} if plan.format in WITH_CLASS_NAMES else set())
-
-
-def refuse_foreign(store: Store) -> None:
-    """Check that a place without a set of ours is empty.
-
-    Raises:
-        OutputError: it is not.
-    """
-    if foreign := [name for name in store.list() if name != STATE]:
-        raise OutputError(
-            f"{store} already holds '{foreign[0]}' and no set of ours: choose an empty folder, "
-            "or use --overwrite to write beside what is there."
-        )
-
-
-def refuse_clashes(store: Store, plan: Plan, replaced: Set[str] = frozenset()) -> None:
-    """Check that a new set would not mix with what is in its place; names in `replaced` go with the old set.
-
-    Raises:
-        OutputError: a file or folder has a name that the set needs.
-    """
-    if clashing := sorted(own_names(plan).intersection(store.list()) - {STATE} - replaced):
-        raise OutputError(
-            f"{store} holds '{clashing[0]}', which the new set needs and no earlier set lists: move it away first."
-        )
-
-
 def begin_set(store: Store, plan: Plan, created_by: str) -> SetFile:
     """Write the plan, unless another worker has just done so; return what is there."""
-    fresh = SetFile(created_by=created_by, plan=plan, parts=None, extras={})
+    fresh = SetFile(created_by=created_by, complete=False, plan=plan, written=None)
     store.create(DATASET, fresh.to_json())
     found = read_set(store)
     if found is None:
@@ -152,18 +111,12 @@ def begin_set(store: Store, plan: Plan, created_by: str) -> SetFile:
     return found
 
 
-def make_folders(store: Store, plan: Plan) -> None:
-    """Make the folders of a set's files."""
-    for folder in part_format(plan.format).folders(plan):
-        store.make_folder(folder)
-
-
 def note_part(store: Store, record: PartRecord) -> None:
     """Enter a finished part into the journal; an entry that a power cut takes costs one part."""
-    store.put(f"{STATE}/parts/{record.part:06d}.json", strict_json.canonical(record.to_dict()))
+    store.put(f"{STATE}/parts/{record.part:06d}.json", strict_json.canonical(to_plain(record)))
 
 
-def noted_parts(store: Store) -> set[int]:
+def list_noted_parts(store: Store) -> set[int]:
     """List the parts that the journal has."""
     stems = [name.partition(".")[0] for name in store.list(f"{STATE}/parts")]
     return {int(stem) for stem in stems if stem.isdecimal()}
@@ -175,15 +128,16 @@ def read_part(store: Store, part: int) -> PartRecord | None:
     if data is None:
         return None
     try:
-        record = PartRecord.from_dict(strict_json.parse(data, "the journal", 2**20))
-    except (BundleError, OutputError):
+        block = strict_json.parse(data, "the journal", 2**20)
+        record = from_plain(PartRecord, block, "A record of a finished part")
+    except BundleError:
         return None
     return record if record.part == part else None
 
 
-def part_is_there(store: Store, plan: Plan, record: PartRecord) -> bool:
+def is_part_there(store: Store, plan: Plan, record: PartRecord) -> bool:
     """Check that a finished part's files still have their sizes; an object store is believed."""
-    if store.remote:
+    if not isinstance(store, LocalStore):
         return True
     if record.files:
         return all(store.size(entry.path) == entry.bytes for entry in record.files)
@@ -196,43 +150,85 @@ def part_is_there(store: Store, plan: Plan, record: PartRecord) -> bool:
     return total == record.bytes
 
 
+def is_whole(store: Store, found: SetFile) -> bool:
+    """Say whether a set is complete and its files are there."""
+    return found.written is not None and all(is_part_there(store, found.plan, part) for part in found.written.parts)
+
+
+def list_missing_parts(store: Store, found: SetFile, parts: Iterable[int]) -> list[int]:
+    """List those of some parts that were not finished or of which a file went missing."""
+    written = {record.part: record for record in found.written.parts} if found.written is not None else None
+    noted, missing = list_noted_parts(store) if written is None else set[int](), []
+    for part in parts:
+        record = written.get(part) if written is not None else read_part(store, part) if part in noted else None
+        if record is None or not is_part_there(store, found.plan, record):
+            missing.append(part)
+    return missing
+
+
+def count_images_left(store: Store, found: SetFile) -> int:
+    """Count the images that are not finished, of all shards; the files of parts in the journal are not looked at."""
+    parts = range(found.plan.parts)
+    if found.written is not None:
+        return found.plan.images_of(list_missing_parts(store, found, parts))
+    return found.plan.images_of(set(parts) - list_noted_parts(store))
+
+
 def reopen(store: Store, found: SetFile) -> SetFile:
     """Turn a complete set of which files went missing back into an unfinished one."""
-    for record in found.parts or ():
-        if part_is_there(store, found.plan, record):
+    for record in found.written.parts if found.written is not None else ():
+        if is_part_there(store, found.plan, record):
             note_part(store, record)
-    unfinished = replace(found, parts=None, extras={})
+    unfinished = replace(found, complete=False, written=None)
     store.put(DATASET, unfinished.to_json(), durable=True)
     return unfinished
 
 
-def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], extras: dict[str, bytes]) -> SetFile:
+def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], extras: Mapping[str, bytes]) -> SetFile:
     """Write the set's other files, then `dataset.json` with everything in it, then remove the journal."""
-    store.put_all({name: data for name, data in extras.items() if store.read(name) != data})
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in extras.items()}
-    complete = replace(found, parts=tuple(records), extras=listed)
+    for name, data in extras.items():
+        if store.read(name) != data:
+            store.put(name, data, durable=True)
+    parts = tuple(records)
+    written = Written(
+        images=sum(record.images for record in parts),
+        bytes=sum(record.bytes for record in parts),
+        parts=parts,
+        files={
+            name: FileHash(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in extras.items()
+        },
+    )
+    complete = replace(found, complete=True, written=written)
     store.flush()
     store.put(DATASET, complete.to_json(), durable=True)
-    store.clear_state()
+    clear_state(store)
     return complete
+
+
+def clear_state(store: Store) -> None:
+    """Remove all that is not the finished set."""
+    store.remove(STATE, with_contents=True)
 
 
 def remove_set(store: Store, found: SetFile) -> None:
     """Remove what an earlier set lists and nothing else; its `dataset.json` goes last, so this can be repeated."""
     there = set(store.list())
     folders = [folder for folder in part_format(found.plan.format).folders(found.plan) if folder in there]
-    store.refuse_links(folders)
-    for path in files_there(store, found.plan):
+    if isinstance(store, LocalStore):
+        store.refuse_links(folders)
+    for path in list_files_there(store, found.plan):
         store.remove(path)
     for folder in folders:
-        store.remove_folder(folder)
+        store.remove(folder)
     for name in ("README.md", "croissant.json", *(["classes.json"] if found.plan.format in WITH_CLASS_NAMES else [])):
         store.remove(name)
-    store.clear_journal()
+    store.remove(f"{STATE}/parts", with_contents=True)
+    if isinstance(store, LocalStore):
+        store.make_folder(f"{STATE}/parts")
     store.remove(DATASET)
 
 
-def files_there(store: Store, plan: Plan) -> Iterator[str]:
+def list_files_there(store: Store, plan: Plan) -> Iterator[str]:
     """List the files of a plan that are there, in time that grows with the folder, not with what the plan says."""
     there = set(store.list())
     if plan.format == "imagefolder":

@@ -1,7 +1,7 @@
 """Engine, encoders and disk at work at the same time, with a bounded number of images on the way.
 
-One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. The queue between
-them holds a fixed number of batches, so memory does not grow with the set; the first error stops all three. Of a set of
+One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. A fixed number of
+batches is on the way, so memory does not grow with the set; the first error stops all three. Of a set of
 more than a few images the threads have the PNG files made by processes, and write what comes back in the meantime.
 
 Parts of many small files need the disk to hold them before they get their final names. One flush then serves all parts
@@ -9,11 +9,10 @@ that were written since the last one, and the next comes no sooner than after te
 """
 
 import contextlib
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from dim.runtime.cores import usable_cores
 from dim.runtime.errors import BadValueError
+from dim.runtime.sampling.stream import iterate_ahead
 from dim.runtime.set_formats.part import Batch, PartRecord, PartWriter
 from dim.runtime.set_formats.plan import SINGLE_FILE_FORMATS, Plan
 from dim.runtime.set_formats.png_processes import EncoderProcesses
@@ -39,15 +39,10 @@ FLUSH_INTERVAL = 10
 """Times what a flush takes, so that flushing costs a tenth at most."""
 UNNAMED_IMAGES = 16_384
 """Written and without their final names, at most; a part may be larger."""
-_STOP_CHECK_S = 0.05
-
-
-class _StoppedError(Exception):
-    """The writing side gave up; the drawing side follows."""
 
 
 def check_encoders(encoders: int | None) -> None:
-    """Check a wish for a number of PNG encoders.
+    """Check a number of PNG encoders that was asked for.
 
     Raises:
         BadValueError: it is out of range.
@@ -56,14 +51,24 @@ def check_encoders(encoders: int | None) -> None:
         raise BadValueError(f"encoders is {encoders}; it must lie between 1 and {MAX_ENCODERS}.")
 
 
-def encoders_by_default() -> int:
+def choose_encoders() -> int:
     """Count the PNG encoders that a set is given: a core is left to drawing and writing, and memory stays in bounds."""
     return max(1, min(DEFAULT_MAX_ENCODERS, usable_cores() - 1))
 
 
-def draw_size(batch: int | None, image_bytes: int, most: int = 256) -> int:
+def choose_draw_images(batch: int | None, image_bytes: int, most: int = 256) -> int:
     """Choose how many images are drawn at once: the padded batch, or as many as fill 8 MiB, at most `most`."""
     return batch if batch is not None else max(1, min(most, 2**23 // image_bytes))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Images that were drawn and are being encoded, or the end of a part."""
+
+    writer: PartWriter
+    images: int
+    encoded: Future[Any] | None
+    """None at the end of the part."""
 
 
 def run_pipeline(
@@ -72,7 +77,7 @@ def run_pipeline(
     draw: Draw,
     open_part: Callable[[int], PartWriter],
     finished: Callable[[PartRecord], None],
-    written: Callable[[int, int, bool], None],
+    written: Callable[[int, int], None],
     flush: Callable[[], None],
     encoders: int | None = None,
 ) -> None:
@@ -83,108 +88,109 @@ def run_pipeline(
         parts: the numbers of the parts to make, in order.
         draw: labels int64 [N], indices int64 [N] -> images uint8 [N, H, W, C] and scores float16 [N, K] or None; called
             in one thread.
-        open_part: begins or continues a part.
+        open_part: begins a part.
         finished: gets the record of every part, once its files have their final names.
-        written: gets images, bytes written, and whether this run drew them, after every step.
+        written: gets the images and the bytes of every step.
         flush: waits until everything written so far is on the disk.
         encoders: PNG files made at once; None for one per core but one, at least 1 and at most `DEFAULT_MAX_ENCODERS`.
 
     Raises:
-        whatever the first failing stage raised; KeyboardInterrupt leaves parts that can be continued.
+        whatever the first failing stage raised.
     """
-    encoders, raw = encoders or encoders_by_default(), plan.format in SINGLE_FILE_FORMATS
-    apart = usable_cores() > 1 and not raw and plan.images_of(parts) >= PROCESS_IMAGES
-    processes = EncoderProcesses(encoders if apart else 0)
-    # More threads than processes, so that none waits while images are written.
-    threads = processes.count + 2 if processes.count else encoders
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=threads + 2)
-    stop = threading.Event()
-    unfinished: list[PartWriter] = []
-    ended: list[PartWriter] = []
-    flush_due = 0.0
-    step = draw_size(plan.engine.batch, plan.image_bytes)
+    encoders = encoders or choose_encoders()
+    worthwhile = plan.images_of(parts) >= PROCESS_IMAGES and plan.format not in SINGLE_FILE_FORMATS
+    with contextlib.ExitStack() as held:
+        processes = held.enter_context(EncoderProcesses(encoders if worthwhile and usable_cores() > 1 else 0))
+        open_parts = _OpenParts(plan, flush, finished)
+        held.callback(open_parts.abort)
+        # More threads than processes, so that none waits while images are written.
+        threads = processes.count + 2 if processes.count else encoders
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="dim-encode")
+        held.callback(pool.shutdown, wait=True, cancel_futures=True)
 
-    def finish() -> None:
-        nonlocal flush_due
-        if any(writer.unflushed for writer in ended):
-            began = time.monotonic()
-            flush()
-            now = time.monotonic()
-            flush_due = now + FLUSH_INTERVAL * (now - began)
-        for writer in ended:
-            record = writer.finish()
-            unfinished.remove(writer)
-            finished(record)
-        ended.clear()
-
-    def put(item: object) -> None:
-        while not stop.is_set():
-            try:
-                return waiting.put(item, timeout=_STOP_CHECK_S)
-            except queue.Full:
-                continue
-        raise _StoppedError
-
-    def produce(pool: ThreadPoolExecutor) -> None:
-        nonlocal step
-        try:
+        def draw_parts() -> Iterator[_Step]:
             for part in parts:
                 writer = open_part(part)
-                unfinished.append(writer)
-                start, stop_at = plan.span(part)
-                put((writer, writer.images_done))
-                first = start + writer.images_done
-                while first < stop_at:
-                    began = time.monotonic()
-                    labels, indices = plan.samples(first, min(first + step, stop_at))
-                    images, scores = draw(labels, indices)
-                    first += len(labels)
-                    if raw and plan.engine.batch is None and time.monotonic() - began < QUICK_DRAW_S:
-                        step = draw_size(None, plan.image_bytes, QUICK_DRAW_IMAGES)
-                    pieces = len(labels) if raw else ENCODE_IMAGES
-                    for at in range(0, len(labels), pieces):
-                        piece = slice(at, at + pieces)
-                        batch = Batch(
-                            images=images[piece],
-                            labels=labels[piece],
-                            indices=indices[piece],
-                            scores=scores[piece] if scores is not None else None,
-                            encode_png=processes.encode_png,
-                        )
-                        put((writer, batch, pool.submit(writer.encode, batch)))
-                put((writer, None))
-            put(None)
-        except _StoppedError:
-            pass
-        except BaseException as error:
-            try:
-                put(error)
-            except _StoppedError:
-                pass
+                open_parts.add(writer)
+                for batch in _draw_part(plan, part, draw, processes):
+                    yield _Step(writer, len(batch.labels), pool.submit(writer.encode, batch))
+                yield _Step(writer, 0, None)
 
-    with processes, ThreadPoolExecutor(threads, thread_name_prefix="dim-encode") as pool:
-        producer = threading.Thread(target=produce, args=(pool,), name="dim-draw", daemon=True)
-        producer.start()
-        try:
-            while (item := waiting.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                writer: PartWriter = item[0]
-                if len(item) == 3:
-                    encoded: Future[Any] = item[2]
-                    written(len(item[1].labels), writer.write(encoded.result()), True)
-                elif item[1] is not None:
-                    written(item[1], 0, False)
-                else:
-                    ended.append(writer)
-                    waits = writer.unflushed and time.monotonic() < flush_due
-                    if not waits or len(ended) * plan.part_images >= UNNAMED_IMAGES:
-                        finish()
-            finish()
-        finally:
-            stop.set()
-            producer.join()
-            pool.shutdown(wait=True, cancel_futures=True)
-            with contextlib.ExitStack() as aborted:  # all of them, even where one fails
-                for writer in unfinished:
-                    aborted.callback(writer.abort)
+        steps = held.enter_context(contextlib.closing(iterate_ahead(draw_parts, threads + 2)))
+        for step in steps:
+            if step.encoded is not None:
+                written(step.images, step.writer.write(step.encoded.result()))
+            else:
+                open_parts.end(step.writer)
+        open_parts.finish()
+
+
+def _draw_part(plan: Plan, part: int, draw: Draw, processes: EncoderProcesses) -> Iterator[Batch]:
+    """Draw the images of a part, and cut what was drawn at once into pieces that are encoded at once."""
+    raw = plan.format in SINGLE_FILE_FORMATS
+    most = choose_draw_images(plan.engine.batch, plan.image_bytes)
+    first, stop = plan.span(part)
+    while first < stop:
+        began = time.monotonic()
+        labels, indices = plan.samples(first, min(first + most, stop))
+        images, scores = draw(labels, indices)
+        first += len(labels)
+        if raw and plan.engine.batch is None and time.monotonic() - began < QUICK_DRAW_S:
+            most = choose_draw_images(None, plan.image_bytes, QUICK_DRAW_IMAGES)
+        size = len(labels) if raw else ENCODE_IMAGES
+        for at in range(0, len(labels), size):
+            piece = slice(at, at + size)
+            yield Batch(
+                images=images[piece],
+                labels=labels[piece],
+                indices=indices[piece],
+                scores=scores[piece] if scores is not None else None,
+                encode_png=processes.encode_png,
+            )
+
+
+class _OpenParts:
+    """The parts that were begun and have no final names yet; the drawing thread adds them, the writing one ends them.
+
+    Args:
+        plan: the set's plan.
+        flush: waits until everything written so far is on the disk.
+        finished: gets the record of every part that was finished.
+    """
+
+    def __init__(self, plan: Plan, flush: Callable[[], None], finished: Callable[[PartRecord], None]) -> None:
+        self._part_images, self._flush, self._finished = plan.part_images, flush, finished
+        self._begun: list[PartWriter] = []
+        self._ended: list[PartWriter] = []
+        """Those of the parts that were begun of which every image is written."""
+        self._flush_due = 0.0
+
+    def add(self, writer: PartWriter) -> None:
+        """Take a part that was begun."""
+        self._begun.append(writer)
+
+    def end(self, writer: PartWriter) -> None:
+        """Finish a part of which every image is written, now or together with later ones."""
+        self._ended.append(writer)
+        waits = writer.unflushed and time.monotonic() < self._flush_due
+        if not waits or len(self._ended) * self._part_images >= UNNAMED_IMAGES:
+            self.finish()
+
+    def finish(self) -> None:
+        """Finish all parts that have ended; one flush serves all."""
+        if any(writer.unflushed for writer in self._ended):
+            began = time.monotonic()
+            self._flush()
+            now = time.monotonic()
+            self._flush_due = now + FLUSH_INTERVAL * (now - began)
+        for writer in self._ended:
+            record = writer.finish()
+            self._begun.remove(writer)
+            self._finished(record)
+        self._ended.clear()
+
+    def abort(self) -> None:
+        """Let go of every part that is not finished, even where one fails."""
+        with contextlib.ExitStack() as aborted:
+            for writer in self._begun:
+                aborted.callback(writer.abort)

@@ -1,8 +1,7 @@
-"""`generate` on Ray Data: a pool of actors, one engine each, makes the parts of a set wherever Ray puts them.
+"""`generate` on Ray: one task per shard, wherever Ray puts it, each as `generate(shard=(i, n))` anywhere else.
 
-The actors write inside themselves and return one row per part, so nothing large moves through Ray. They share a plan, a
-journal and nothing else, as the shards of `--shard i/n` do; an actor that dies is replaced by Ray, and its replacement
-finds in the journal what is finished.
+The tasks share a plan, a journal and nothing else. One whose process dies is started again by Ray and finds in the
+journal what is finished.
 """
 
 import contextlib
@@ -10,13 +9,11 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
@@ -24,39 +21,34 @@ from dim.runtime.bundle_format.names import MANIFEST_NAME
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
-from dim.runtime.sets.claim import check_url, continued, engine_for, find_set, opened_store
-from dim.runtime.sets.generate import (
-    GenerateSummary,
-    Meter,
-    Progress,
-    begin,
-    complete_if_done,
-    drawing,
-    is_whole,
-    make_parts,
-    missing_parts,
-    parts_of,
-    summarise,
-)
-from dim.runtime.sets.journal import SetFile, read_set
-from dim.runtime.sets.request import Wish, encoder_here, engine_info, make_wish
+from dim.runtime.sets.claim import claim_set, examine_place, open_engine_for
+from dim.runtime.sets.generate import GenerateSummary, Meter, Progress, generate, prepare, summarise
+from dim.runtime.sets.journal import clear_state, is_whole, list_noted_parts, read_set
+from dim.runtime.sets.pipeline import MAX_ENCODERS
+from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.atomic import replace_folder, temporary_sibling, write_synced
 from dim.runtime.storage.local_store import Store
+from dim.runtime.storage.place import check_place, check_url, open_store
 from dim.runtime.storage.private_cache import cache_dir
 
-BLOCKS_PER_WORKER = 16
+REPORT_S = 0.5
+"""Seconds between two reports of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What every actor gets of the cluster."""
+    """What every task gets of the cluster."""
 
     workers: int
     gpus: int
-    """GPUs per actor, 0 or 1."""
+    """GPUs per task, 0 or 1."""
     cpus: float
-    """CPUs per actor, no more than one machine has; a CPU is left to Ray, whose own tasks would wait for ever
-    otherwise."""
+    """CPUs per task, no more than one machine has."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CPU engine, and PNG files made at once."""
+        return max(1, int(self.cpus))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +81,7 @@ class BundleParcel:
             for name, data in self.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 write_synced(folder / name, data)
-            # Two actors of one machine may do this at once; both folders are the same.
+            # Two tasks of one machine may do this at once; both folders are the same.
             replace_folder(folder, path)
         return path
 
@@ -108,51 +100,13 @@ def pack_bundle(bundle: Bundle) -> BundleParcel:
     )
 
 
-class PartMaker:
-    """The actor: opens the bundle and the plan's engine once, then makes the parts it is given."""
-
-    def __init__(self, parcel: Any, out: str, wish: Wish, threads: int) -> None:
-        import ray
-
-        self._held = contextlib.ExitStack()
-        parcel = ray.get(parcel)
-        self._bundle = self._held.enter_context(parcel.open(threads))
-        self._store = self._held.enter_context(opened_store(out))
-        found = read_set(self._store)
-        if found is None:
-            raise _not_shared(out)
-        self._plan = found.plan
-        engine = self._held.enter_context(engine_for(self._bundle, found, say_to_log))
-        here = encoder_here(wish.plan.format, wish.plan.soft_labels)
-        mine = replace(found.plan, engine=engine_info(engine), encoder=here)
-        continued(self._store, found, mine, overwrite=False)
-        self._draw = drawing(self._bundle, engine, self._plan)
-        self._threads = threads
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make parts; `part` int64 [N] -> the same with the images drawn and the bytes written."""
-        rows: dict[str, list[int]] = {"part": [], "drawn": [], "written": []}
-        for part in batch["part"].tolist():
-            meter = Meter(None)
-            make_parts(self._store, self._plan, self._draw, [part], meter, self._threads)
-            for name, value in (("part", part), ("drawn", meter.drawn), ("written", meter.bytes)):
-                rows[name].append(value)
-        return {name: np.asarray(values, np.int64) for name, values in rows.items()}
-
-
 def generate_on_ray(
     bundle: Bundle,
+    request: SetRequest,
     out: str | Path,
     *,
-    counts: Sequence[int],
-    seed: int = 0,
-    start: int = 0,
-    format: str = "imagefolder",
-    overwrite: bool = False,
-    shard_images: int | None = None,
-    shard_bytes: int | None = None,
-    soft_labels: bool = False,
     num_workers: int | None = None,
+    overwrite: bool = False,
     say: Callable[[str], None] = say_to_log,
     progress: Progress | None = None,
 ) -> GenerateSummary:
@@ -160,9 +114,10 @@ def generate_on_ray(
 
     Args:
         bundle: the open bundle; its files travel to machines that do not see its folder.
+        request: what the set is to hold; every worker chooses its number of encoders itself.
         out: a folder that every machine of the cluster shares, or a URL of an object store.
-        num_workers: actors; by default one per GPU, or one per two CPUs where there is no GPU.
-        progress: called after every part.
+        num_workers: shards, each a task; by default one per GPU, or one per two CPUs where there is no GPU.
+        progress: called twice a second, with the bytes of the shards that are done.
         the rest: as `dim.runtime.sets.generate.generate`.
 
     Returns:
@@ -172,48 +127,87 @@ def generate_on_ray(
         as `generate`; MissingExtraError: Ray is not installed.
     """
     began = time.monotonic()
-    wish = make_wish(
-        bundle,
-        counts=counts,
-        seed=seed,
-        start=start,
-        format=format,
-        shard=(0, 1),
-        shard_images=shard_images,
-        shard_bytes=shard_bytes,
-        soft_labels=soft_labels,
-    )
     check_workers(num_workers)
+    request.check(bundle)
     check_url(out)
     place = str(out) if "://" in str(out) else str(Path(out).absolute())
-    with opened_store(place) as store:
-        found = find_set(store, wish, overwrite)
-        meter = Meter(progress)
-        if found is not None and is_whole(store, found):
-            store.clear_state()
+    meter = Meter(progress)
+    with open_store(place) as store:
+        occupant = examine_place(store, bundle, request, overwrite)
+        if occupant.same is not None and is_whole(store, occupant.same):
+            clear_state(store)
             say(f"The set in {store} is complete already.")
-            return summarise(store, found, (0, 1), meter, began)
-        store.check_place()
+            return summarise(store, occupant.same, (0, 1), meter, began)
+        check_place(store)
         ray = _start_ray()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = share_cluster(nodes, bundle.engine_options.device, num_workers)
-        threads = max(1, int(share.cpus))
         say(
             f"Ray: {share.workers} worker{'s' * (share.workers != 1)} with "
             f"{f'{share.gpus} GPU' if share.gpus else 'no GPU'} and {share.cpus:g} CPUs each."
         )
-        parcel = pack_bundle(bundle)
-        # The machine that calls may have no GPU, so the plan's engine is chosen where the actors run.
-        task = ray.remote(num_gpus=share.gpus, num_cpus=share.cpus, max_retries=2)(_begin_on_worker)
-        _unwrap(ray, lambda: ray.get(task.remote(parcel, place, wish, overwrite, threads)))
+        parcel = ray.put(pack_bundle(bundle))
+        resources = {"num_gpus": share.gpus, "num_cpus": share.cpus}
+        encoders = min(share.threads, MAX_ENCODERS)
+        job = _Job(request=replace(request, encoders=encoders), out=place, threads=share.threads)
+        with _unwrap_errors(ray):
+            # First and alone: the machine that calls may have no GPU to choose the plan's engine by, and of several
+            # workers that replace another set in a store without locks, one would remove what another has written.
+            ray.get(ray.remote(**resources)(_begin).remote(parcel, job, overwrite))
+            make = ray.remote(**resources)(_make_shard)
+            tasks = [make.remote(parcel, job, (i, share.workers)) for i in range(share.workers)]
+            _wait(ray, tasks, store, meter)
         found = read_set(store)
         if found is None:
             raise _not_shared(place)
-        refusal = f"Shard 0/1 of {store} is being written by another process: wait for it, or stop it."
-        with store.lock("shard-0-of-1", refusal):
-            _make_on_actors(ray, store, found, parcel, wish, place, share, threads, meter)
-        found = complete_if_done(store, bundle, found)
         return summarise(store, found, (0, 1), meter, began)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What every task is told."""
+
+    request: SetRequest
+    out: str
+    threads: int
+
+
+def _begin(parcel: BundleParcel, job: _Job, overwrite: bool) -> None:
+    """Begin or resume the set with the engine of a worker, and draw nothing."""
+    with parcel.open(job.threads) as bundle, open_store(job.out) as store:
+        occupant = examine_place(store, bundle, job.request, overwrite)
+        with open_engine_for(bundle, occupant.same, say_to_log) as engine:
+            prepared = prepare(store, bundle, job.request, occupant, engine, overwrite)
+            claim_set(store, bundle, job.request, prepared.plan, overwrite)
+
+
+def _make_shard(parcel: BundleParcel, job: _Job, shard: tuple[int, int]) -> GenerateSummary:
+    """Make a shard of the set that was begun."""
+    with open_store(job.out) as store:
+        if read_set(store) is None:
+            raise _not_shared(job.out)
+    with parcel.open(job.threads) as bundle:
+        return generate(bundle, job.request, job.out, shard=shard)
+
+
+def _wait(ray: Any, tasks: list[Any], store: Store, meter: Meter) -> None:
+    """Wait for all shards, and report what the journal has in the meantime."""
+    begun = read_set(store)
+    if begun is None:
+        raise _not_shared(str(store))
+    plan, running = begun.plan, tasks
+    meter.set_share(plan.images, plan.images_of(list_noted_parts(store)))
+    try:
+        while running:
+            ended, running = ray.wait(running, timeout=REPORT_S)
+            for summary in ray.get(ended):
+                meter.bytes += summary.bytes_written
+                meter.drawn += summary.images_drawn
+            # Whoever makes the last part completes the set and removes the journal.
+            meter.set_share(plan.images, plan.images_of(list_noted_parts(store)) if running else plan.images)
+    finally:
+        for task in running:
+            ray.cancel(task)
 
 
 def check_workers(num_workers: int | None) -> None:
@@ -230,113 +224,43 @@ def check_workers(num_workers: int | None) -> None:
 
 
 def share_cluster(nodes: Sequence[Mapping[str, float]], device: str, num_workers: int | None) -> Share:
-    """Divide a cluster among actors that are all alike.
+    """Divide a cluster among tasks that are all alike.
 
     Args:
         nodes: the resources of every machine that is alive, "CPU" and "GPU", as `ray.nodes()` has them.
         device: "auto", "cpu" or "gpu".
-        num_workers: actors that are wanted, or None.
+        num_workers: tasks that are wanted, or None.
 
     Returns:
-        the largest share with which Ray can place every actor, in whatever order, on a machine that has so much, and
-        still has a CPU on one machine for its own tasks.
+        one task per GPU where there are GPUs; the largest number of whole CPUs per task, or part of one, with which all
+        tasks find a place at the same time. Ray itself needs no CPU of its own for plain tasks.
 
     Raises:
-        BadValueError: fewer than one actor, more than fit, or GPUs wanted where there are none.
+        BadValueError: more tasks than hundredths of a CPU, or GPUs wanted where there are none.
     """
-    if num_workers is not None and num_workers < 1:
-        raise BadValueError(f"num_workers is {num_workers}; it must be at least 1.")
     # Hundredths of a CPU, because Ray hands out fractions and floating point cannot add them up.
-    sizes = [(round(100 * node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
-    sizes = [(cpus, gpus) for cpus, gpus in sizes if cpus > 0]
-    all_cpus, all_gpus = sum(cpus for cpus, _ in sizes) // 100, sum(gpus for _, gpus in sizes)
+    machines = [(round(100 * node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    machines = [(cpus, gpus) for cpus, gpus in machines if cpus > 0]
+    all_cpus, all_gpus = sum(cpus for cpus, _ in machines), sum(gpus for _, gpus in machines)
     if device == "gpu" and not all_gpus:
         raise BadValueError("The device gpu was asked for and Ray's cluster has no GPU on a machine with CPUs.")
     gpu = 1 if all_gpus and device != "cpu" else 0
-    workers = min(num_workers or all_gpus, all_gpus) if gpu else num_workers or max(1, all_cpus // 2)
-    largest = max((cpus for cpus, _ in sizes), default=0) // 100
-    for share in (*range(100 * largest, 0, -100), *range(99, 0, -1)):
-        if _fits(sizes, workers, gpu, share, spare=100):
-            return Share(workers=workers, gpus=gpu, cpus=share / 100)
-    # Machines of one CPU each: what is left of it has to do for Ray.
-    for share in range(50, 0, -1):
-        if _fits([(cpus // 2, gpus) for cpus, gpus in sizes], workers, gpu, share, spare=0):
+    workers = min(num_workers or all_gpus, all_gpus) if gpu else num_workers or max(1, all_cpus // 200)
+
+    largest = max((cpus for cpus, _ in machines), default=0) // 100 * 100
+    for share in (*range(largest, 0, -100), *range(99, 0, -1)):
+        seats = sum(min(cpus // share, gpus) if gpu else cpus // share for cpus, gpus in machines)
+        if seats >= workers:
             return Share(workers=workers, gpus=gpu, cpus=share / 100)
     raise BadValueError(
-        f"Ray's cluster, {all_cpus:,} CPUs on {len(nodes):,} machine{'s' * (len(nodes) != 1)}, has no room for "
+        f"Ray's cluster, {all_cpus // 100:,} CPUs on {len(nodes):,} machine{'s' * (len(nodes) != 1)}, has no room for "
         f"{workers:,} worker{'s' * (workers != 1)}: ask for fewer, or give Ray more CPUs."
     )
 
 
-def _fits(sizes: Sequence[tuple[int, int]], workers: int, gpu: int, share: int, spare: int) -> bool:
-    """Say whether actors fit on machines of (CPUs, GPUs) and leave `spare` on one of them however they are spread.
-
-    CPUs, `share` and `spare` are hundredths of a CPU.
-    """
-    seats, filling = 0, 0
-    for cpus, gpus in sizes:
-        most = min(cpus // share, gpus) if gpu else cpus // share
-        seats += most
-        if cpus >= spare:
-            taking = (cpus - spare) // share + 1  # as many actors leave less than the spare
-            # A machine with too few GPUs for that always has the spare.
-            filling += taking if taking <= most else workers + 1
-    return workers <= seats and (spare == 0 or workers < filling)
-
-
-def _begin_on_worker(parcel: BundleParcel, out: str, wish: Wish, overwrite: bool, threads: int) -> None:
-    """Begin or reopen the set with the engine of a worker."""
-    with parcel.open(threads) as bundle, opened_store(out) as store:
-        found = find_set(store, wish, overwrite)
-        with engine_for(bundle, found, say_to_log) as engine:
-            begin(store, bundle, wish, found, engine, overwrite)
-
-
-def _make_on_actors(
-    ray: Any,
-    store: Store,
-    found: SetFile,
-    parcel: BundleParcel,
-    wish: Wish,
-    out: str,
-    share: Share,
-    threads: int,
-    meter: Meter,
-) -> None:
-    """Make the missing parts on a pool of actors and count the rows that come back."""
-    plan = found.plan
-    missing = missing_parts(store, plan, parts_of(plan, (0, 1)))
-    meter.begin(plan.images, plan.images - plan.images_of(missing))
-    if not missing:
-        return
-    import ray.data
-
-    kept = ray.put(parcel)
-    blocks = min(len(missing), share.workers * BLOCKS_PER_WORKER)
-    # Cut here: a task of Ray's that did it would need a CPU beside the actors.
-    rows = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=blocks)
-    made = rows.map_batches(
-        PartMaker,
-        # A reference that this process keeps: an actor that is replaced must find the parcel again.
-        fn_constructor_kwargs={"parcel": kept, "out": out, "wish": wish, "threads": threads},
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=min(share.workers, len(missing))),
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
-    )
-
-    def run() -> None:
-        for row in made.iter_rows():
-            start, stop = plan.span(int(row["part"]))
-            meter.add(stop - start, int(row["written"]), bool(row["drawn"]))
-
-    _unwrap(ray, run)
-
-
 def _start_ray() -> Any:
-    """Start Ray here or join the cluster that is there, without its bars and banners."""
+    """Start Ray here or join the cluster that is there, without its banners."""
     import ray
-    import ray.data
 
     if not ray.is_initialized():
         before = signal.getsignal(signal.SIGTERM)
@@ -344,10 +268,6 @@ def _start_ray() -> Any:
         # Ray takes SIGTERM for itself; what the caller does at it, such as cleaning up, goes first.
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     return ray
 
 
@@ -355,10 +275,11 @@ def _not_shared(place: str) -> OutputError:
     return OutputError(f"{place} is not the same place for every worker: name a shared folder or an object store.")
 
 
-def _unwrap(ray: Any, action: Callable[[], None]) -> None:
-    """Run something on Ray; an error that a worker explained arrives as itself, without Ray's wrapping."""
+@contextlib.contextmanager
+def _unwrap_errors(ray: Any) -> Iterator[None]:
+    """Let an error that a worker explained arrive as itself, without Ray's wrapping."""
     try:
-        action()
+        yield
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
         # Ray's wrapper is a DimError too where the cause is one, with the worker's traceback for a message.

@@ -1,152 +1,165 @@
-"""What a caller asks for, checked before anything is touched, and how it compares with the set that is there."""
+"""What a caller wants of a set, whatever the bundle, and the plan that becomes of it with a bundle and an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.engines.base import Engine
 from dim.runtime.errors import BadValueError, BundleError
-from dim.runtime.sampling.counts import MAX_PER_CLASS, check_shard
+from dim.runtime.sampling.counts import check_size, resolve_counts
 from dim.runtime.set_formats.plan import EngineInfo, Plan, choose_part_images
 from dim.runtime.set_formats.table import part_format
-from dim.runtime.sets.journal import SetFile
-from dim.runtime.sets.soft_labels import teacher_version
+from dim.runtime.sets.pipeline import check_encoders
+from dim.runtime.sets.soft_labels import name_teacher_library
 
 _NO_ENGINE = EngineInfo(name="", version="", device="", precision="", batch=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """A set as a caller asks for it: the plan without its engine and its cut."""
+class SetRequest:
+    """A training set as a caller asks for it; any bundle can serve it that has the classes named.
 
-    plan: Plan
-    shard: tuple[int, int]
-    shard_images: int | None
-    shard_bytes: int | None
-    engine: dict[str, str | None]
-    """Name, device and precision where the caller chose them."""
+    Its size is said by exactly one of `ipc`, `ratio`, `total` and `per_class`.
 
-    def cut(self, batch: int | None) -> int:
-        """Decide how many images make a part, for an engine's padded batch."""
-        plan = self.plan
-        shape = (plan.height, plan.width, plan.channels)
-        return choose_part_images(
-            plan.format,
-            plan.images,
-            shape,
-            batch,
+    Raises:
+        BadValueError: no size or two, or a value out of range.
+        MissingExtraError: the format needs a package that is not installed.
+
+    Example:
+        request = SetRequest(ipc=50, format="npz", seed=1)
+    """
+
+    ipc: int | None = None
+    """Images per class, 1 to 2**32."""
+    ratio: float | None = None
+    """Size relative to the source set, above 0; keeps the source's balance of classes."""
+    total: int | None = None
+    """Images in all, at least one per class; keeps the source's balance of classes."""
+    per_class: Mapping[str, int] | Sequence[int] | None = None
+    """Images by class name, others get none; or one number for each class of the bundle, in its order."""
+    classes: Sequence[str] | None = None
+    """The classes wanted, by name; None for all. Does not go with `per_class`."""
+    start: int = 0
+    """The first index of every class; continues another set of the same seed."""
+    seed: int = 0
+    """0 to 2**64 - 1; another seed draws other images."""
+    format: str = "imagefolder"
+    """"imagefolder", "npz", "npy", "parquet" or "webdataset"."""
+    shard_images: int | None = None
+    """Images per file; by default NPZ and NPY are one file, shards of the others grow with the set."""
+    shard_bytes: int | None = None
+    """Largest file in bytes, instead of `shard_images`."""
+    soft_labels: bool = False
+    """Whether the logits of the bundle's teacher are written beside the images, float16 [N, K]."""
+    encoders: int | None = None
+    """PNG files made at once, 1 to 64, by processes of 15 MiB each; None for one per core but one, at least 1 and at
+    most 2."""
+
+    def __post_init__(self) -> None:
+        check_size(self.ipc, self.ratio, self.total, self.per_class, self.classes, self.start)
+        check_encoders(self.encoders)
+        part_format(self.format)
+        if not 0 <= self.seed < 2**64:
+            raise BadValueError(f"The seed is {self.seed}; it must lie between 0 and 2**64 - 1.")
+        if self.format == "imagefolder" and (self.shard_images is not None or self.shard_bytes is not None):
+            raise BadValueError("The format imagefolder has no shards; leave out their size, or choose another format.")
+
+    def check(self, bundle: Bundle) -> None:
+        """Check that a bundle can serve the request, before any engine is opened.
+
+        Raises:
+            as `plan`.
+        """
+        self.plan(bundle, _NO_ENGINE)
+
+    def plan(self, bundle: Bundle, engine: EngineInfo) -> Plan:
+        """Decide everything that makes the bytes of the set.
+
+        Args:
+            bundle: the bundle.
+            engine: the engine that is to draw; its padded batch rounds the default size of a part.
+
+        Returns:
+            the plan, with the PNG encoder of this machine.
+
+        Raises:
+            BadValueError: a class is unknown or cannot be a folder, or a size is out of range.
+            BundleError: soft labels are wanted and the bundle has no teacher.
+            MissingExtraError: a package that writes the format or runs the teacher is not installed.
+        """
+        manifest = bundle.manifest
+        counts = resolve_counts(
+            manifest, self.ipc, self.ratio, self.total, self.per_class, self.classes, start=self.start
+        )
+        if self.format == "imagefolder":
+            check_folder_names(manifest.classes, counts)
+        if self.soft_labels and TEACHER_ONNX not in manifest.files:
+            raise BundleError(f"The bundle {bundle.path} has no {TEACHER_ONNX} to make soft labels; leave them out.")
+        part_images = choose_part_images(
+            self.format,
+            sum(counts),
+            (manifest.height, manifest.width, manifest.channels),
+            engine.batch,
             self.shard_images,
             self.shard_bytes,
-            plan.classes,
-            plan.soft_labels,
+            manifest.classes,
+            self.soft_labels,
+        )
+        return Plan(
+            bundle=manifest.name,
+            content_id=manifest.content_id,
+            sampling_version=manifest.sampling.sampling_version,
+            seed=self.seed,
+            start=self.start,
+            fixed_latents=bundle.fixed_latents and FIXED_LATENTS in manifest.files,
+            classes=manifest.classes,
+            counts=counts,
+            height=manifest.height,
+            width=manifest.width,
+            channels=manifest.channels,
+            format=self.format,
+            part_images=part_images,
+            teacher=manifest.files[TEACHER_ONNX].sha256 if self.soft_labels else "",
+            encoder=_name_encoder(self.format, self.soft_labels),
+            engine=engine,
         )
 
+    def describe_difference(self, bundle: Bundle, found: Plan) -> str | None:
+        """Say where the plan of a set that is there is not what is asked for, or return None.
 
-def make_wish(
-    bundle: Bundle,
-    *,
-    counts: Sequence[int],
-    seed: int,
-    start: int,
-    format: str,
-    shard: tuple[int, int],
-    shard_images: int | None,
-    shard_bytes: int | None,
-    soft_labels: bool,
-) -> Wish:
-    """Check a caller's arguments, which are those of `dim.runtime.sets.generate.generate`.
-
-    Raises:
-        BadValueError: one is out of range, or a class cannot be a folder.
-        BundleError: soft labels are wanted and the bundle has no teacher.
-        MissingExtraError: the format needs a package that is not installed.
-    """
-    manifest = bundle.manifest
-    part_format(format)
-    if len(counts) != len(manifest.classes) or not any(counts):
-        raise BadValueError(
-            f"counts has {len(counts)} numbers, the largest {max(counts, default=0)}; give one number for each of "
-            f"{len(manifest.classes)} classes, at least one of them above 0."
-        )
-    if min(counts) < 0 or start < 0 or start + max(counts) > MAX_PER_CLASS:
-        raise BadValueError(
-            f"start is {start} and the counts go from {min(counts)} to {max(counts)}; indices go from 0 to 2**32 - 1."
-        )
-    if not 0 <= seed < 2**64:
-        raise BadValueError(f"The seed is {seed}; it must lie between 0 and 2**64 - 1.")
-    if format == "imagefolder":
-        check_folder_names(manifest.classes, counts)
-        if shard_images is not None or shard_bytes is not None:
-            raise BadValueError("The format imagefolder has no shards; leave out their size, or choose another format.")
-    if soft_labels and TEACHER_ONNX not in manifest.files:
-        raise BundleError(f"The bundle {bundle.path} has no {TEACHER_ONNX} to make soft labels; leave them out.")
-    plan = Plan(
-        bundle=manifest.name,
-        content_id=manifest.content_id,
-        sampling_version=manifest.sampling.sampling_version,
-        seed=seed,
-        start=start,
-        fixed_latents=bundle.fixed_latents and FIXED_LATENTS in manifest.files,
-        classes=manifest.classes,
-        counts=tuple(int(count) for count in counts),
-        height=manifest.height,
-        width=manifest.width,
-        channels=manifest.channels,
-        format=format,
-        part_images=1,
-        teacher=manifest.files[TEACHER_ONNX].sha256 if soft_labels else "",
-        encoder=encoder_here(format, soft_labels),
-        engine=_NO_ENGINE,
-    )
-    options = bundle.engine_options
-    wish = Wish(
-        plan=plan,
-        shard=check_shard(shard),
-        shard_images=shard_images,
-        shard_bytes=shard_bytes,
-        engine={
-            "name": options.engine if options.engine != "auto" else None,
-            "device": options.device if options.device != "auto" else None,
-            "precision": options.precision,
-        },
-    )
-    # The batch that rounds the default is not known yet; this checks the caller's own sizes.
-    wish.cut(None)
-    return wish
+        Engine and cut count only where the caller chose them; the encoder counts where there is something left to
+        encode.
+        """
+        chose_cut = self.shard_images is not None or self.shard_bytes is not None
+        ignore = ["encoder"] if chose_cut else ["encoder", "part_images"]
+        if (difference := found.describe_difference(self.plan(bundle, found.engine), ignore)) is not None:
+            return difference
+        options = bundle.engine_options
+        for name, old, wanted in (
+            ("name", found.engine.name, options.engine),
+            ("device", found.engine.device, options.device),
+            ("precision", found.engine.precision, options.precision),
+        ):
+            if wanted not in (None, "auto", old):
+                return f"engine {name} {old} instead of {wanted}"
+        return None
 
 
-def encoder_here(format: str, soft_labels: bool) -> str:
-    """Name the packages of this machine that decide a set's bytes besides the engine.
-
-    Raises:
-        MissingExtraError: one is not installed.
-    """
-    encoder = part_format(format).encoder()
-    return f"{encoder}, teacher on {teacher_version()}" if soft_labels else encoder
-
-
-def differs(found: SetFile, wish: Wish) -> str | None:
-    """Say where the set on disk is not the one asked for, or return None.
-
-    Engine and cut count only where the caller chose them; the encoder counts where there is something left to encode.
-    """
-    old = found.plan
-    if (difference := old.difference(wish.plan, ignore=["engine", "part_images", "encoder"])) is not None:
-        return difference
-    if (wish.shard_images or wish.shard_bytes) and (cut := wish.cut(old.engine.batch)) != old.part_images:
-        return f"part_images {old.part_images} instead of {cut}"
-    for key, wanted in wish.engine.items():
-        if wanted is not None and getattr(old.engine, key) != wanted:
-            return f"engine {key} {getattr(old.engine, key)} instead of {wanted}"
-    return None
-
-
-def engine_info(engine: Engine) -> EngineInfo:
+def describe_engine(engine: Engine) -> EngineInfo:
     """Describe an engine as a plan has it."""
-    fields: dict[str, Any] = {
-        name: getattr(engine, name) for name in ("name", "version", "device", "precision", "batch", "reason")
-    }
-    return EngineInfo(**fields)
+    return EngineInfo(
+        name=engine.name,
+        version=engine.version,
+        device=engine.device,
+        precision=engine.precision,
+        batch=engine.batch,
+        reason=engine.reason,
+    )
+
+
+def _name_encoder(format: str, soft_labels: bool) -> str:
+    """Name the packages of this machine that decide a set's bytes besides the engine."""
+    encoder = part_format(format).encoder()
+    return f"{encoder}, teacher on {name_teacher_library()}" if soft_labels else encoder

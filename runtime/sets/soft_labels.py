@@ -13,7 +13,7 @@ from dim.runtime.errors import EngineError, MissingExtraError
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float16]]
 
 
-def teacher_version() -> str:
+def name_teacher_library() -> str:
     """Name the library that runs the teacher, for the plan.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Where a set is written: a local folder, with whole files only under final names.
+"""Where a set is written: the `Store` that writers need, and a local folder with whole files only under final names.
 
 Everything unfinished lives in `.dim/` inside the folder: the journal of finished parts, locks, files in the making.
 Data reaches a temporary name first, is flushed to the disk, and is then renamed. `dim.runtime.storage.remote_store`
-has the same interface for object stores.
+has the same interface for object stores; `dim.runtime.storage.place` opens either and asks what else there is to know.
 """
 
 import contextlib
@@ -13,8 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -26,60 +25,33 @@ MAX_READ_BYTES = 2**28
 """Of one file that is read whole, such as `dataset.json`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Free:
-    """What a file system has left."""
-
-    bytes: int
-    files: int
-    """File entries."""
-    block: int
-    """The unit, in bytes, in which files take space."""
-
-
 class Store(Protocol):
-    """What the writers need of a place."""
-
-    remote: bool
+    """What the writers need of a place; names are paths within it, with slashes."""
 
     def read(self, name: str) -> bytes | None:
         """Return an object's bytes, or None where there is none."""
 
-    def size(self, name: str) -> int | None:
-        """Return an object's size in bytes, or None where there is none."""
-
-    def digest(self, name: str) -> str | None:
-        """Return the SHA-256 of an object, read in pieces, or None where there is none."""
-
     def put(self, name: str, data: bytes, durable: bool = False) -> None:
         """Write an object whole, replacing one of that name; `durable` waits for the disk."""
-
-    def put_all(self, files: Mapping[str, bytes]) -> None:
-        """Write objects whole, replacing those of the same names; one flush serves all."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object whole unless it exists; return whether it was written."""
 
-    def publish(self, made: Path, name: str) -> None:
-        """Give a finished local file its final name, replacing one of that name."""
+    def publish(self, made: Path, name: str, sha256: str) -> None:
+        """Give a finished local file its final name; one of that name with the same SHA-256 stays untouched.
 
-    def remove(self, name: str) -> None:
-        """Remove an object if it is there."""
-
-    def remove_folder(self, name: str) -> None:
-        """Remove a folder if it is there and empty."""
-
-    def make_folder(self, name: str) -> None:
-        """Make a folder if it is not there."""
+        Raises:
+            OutputError: another file has that name.
+        """
 
     def list(self, folder: str = "") -> list[str]:
         """Return the names in a folder, sorted; none where there is no folder."""
 
-    def scratch(self, name: str) -> Path:
-        """Return a local path for a file in the making, in a folder that exists."""
+    def remove(self, name: str, with_contents: bool = False) -> None:
+        """Remove an object or an empty folder if it is there, or a folder and all in it `with_contents`."""
 
-    def partial(self, name: str) -> Path:
-        """Return the local path of a file that another run may continue."""
+    def scratch(self, name: str) -> Path:
+        """Return a local path for a file in the making, in a folder that exists and belongs to this process only."""
 
     def flush(self) -> None:
         """Make everything written so far durable."""
@@ -87,46 +59,14 @@ class Store(Protocol):
     def lock(self, name: str, refusal: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Hold a lock that ends with the process; if another process has it, raise OutputError(refusal) or wait."""
 
-    def check_place(self) -> None:
-        """Raise OutputError if no set can be written here, as far as that can be told without writing."""
-
-    def begin_state(self) -> None:
-        """Make the place and its `.dim/`."""
-
-    def clear_journal(self) -> None:
-        """Forget finished and half-made parts."""
-
-    def clear_state(self) -> None:
-        """Remove all that is not the finished set."""
-
-    def refuse_links(self, folders: Sequence[str]) -> None:
-        """Raise OutputError if one of the folders is a link, which would lead out of the set."""
-
-    def free(self) -> "Free | None":
-        """Say what is free, or None where nobody knows."""
-
-    def workshop(self) -> tuple[Path, int] | None:
-        """Return the local folder where files are made before they go to the place, and the bytes free there.
-
-        None where files are made in the place itself.
-        """
-
-    def explain(self, error: OSError) -> OutputError:
-        """Turn an error of the operating system into a sentence that says how to go on."""
-
-    def close(self) -> None:
-        """Remove what belongs to this process only."""
-
 
 class LocalStore:
     """A folder on a file system of this machine, perhaps shared with others."""
 
-    remote = False
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self._root = os.fspath(root)
-        self._own = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.scratch_folder = root / STATE / "work" / f"{os.getpid()}-{secrets.token_hex(4)}"
 
     def __str__(self) -> str:
         return str(self.root)
@@ -136,26 +76,20 @@ class LocalStore:
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        try:
-            with open(self.path(name), "rb", opener=_open_plain) as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def size(self, name: str) -> int | None:
         path = self.path(name)
         # Asked for every image before it is written; an exception takes as long as the file.
         if not os.access(path, os.F_OK):
             return None
         try:
-            return os.stat(path).st_size
+            with open(path, "rb", opener=_open_plain) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def digest(self, name: str) -> str | None:
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None where there is none."""
         try:
-            with open(self.path(name), "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return os.stat(self.path(name)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -165,14 +99,6 @@ class LocalStore:
         os.rename(temporary, self.path(name))
         if durable:
             sync_folder(Path(self.path(name)).parent)
-
-    def put_all(self, files: Mapping[str, bytes]) -> None:
-        made = {name: self.scratch(name.replace("/", "-") + ".new") for name in files}
-        for name, data in files.items():
-            write_file(made[name], data)
-        self.flush()
-        for name, temporary in made.items():
-            os.rename(temporary, self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
         if os.path.lexists(self.path(name)):
@@ -192,34 +118,17 @@ class LocalStore:
             os.unlink(temporary)
         return True
 
-    def publish(self, made: Path, name: str) -> None:
+    def publish(self, made: Path, name: str, sha256: str) -> None:
+        if self.size(name):
+            with open(self.path(name), "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise altered(self, name)
+            made.unlink()
+            return
         with open(made, "rb") as file:
             os.fsync(file.fileno())
         # Should the new name be lost in a power cut, the next run misses the file and makes it again.
         os.rename(made, self.path(name))
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(self.path(name))
-
-    def remove_folder(self, name: str) -> None:
-        try:
-            os.rmdir(self.path(name))
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-
-    def refuse_links(self, folders: Sequence[str]) -> None:
-        for path in map(self.path, folders):
-            if os.path.islink(path):
-                raise OutputError(
-                    f"{path} is a link, which a set does not follow: remove it, or choose another folder."
-                )
-
-    def make_folder(self, name: str) -> None:
-        self.refuse_links([name])
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path(name))
 
     def list(self, folder: str = "") -> list[str]:
         try:
@@ -227,20 +136,27 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def remove(self, name: str, with_contents: bool = False) -> None:
+        path = self.path(name)
+        if with_contents:
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+
     def scratch(self, name: str) -> Path:
         # Only `.dim` itself proves that the place is still the one where the set was begun, so it is not made here.
-        folder = self.root / STATE / "work" / self._own
-        if not folder.is_dir():
-            for made in (folder.parent, folder):
+        if not self.scratch_folder.is_dir():
+            for folder in (self.scratch_folder.parent, self.scratch_folder):
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(made)
-        return folder / name
-
-    def partial(self, name: str) -> Path:
-        folder = self.root / STATE / "partial"
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder)
-        return folder / name
+                    os.mkdir(folder)
+        return self.scratch_folder / name
 
     def flush(self) -> None:
         sync_file_system(self.root)
@@ -263,51 +179,31 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def check_place(self) -> None:
-        place = self._nearest()
-        if not place.is_dir():
-            what = "a file" if place.is_file() else "no folder"
-            raise OutputError(f"{place} is {what}; name a folder for the set.")
-        if os.statvfs(place).f_flag & os.ST_RDONLY:
-            raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), str(place))
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise explain(OSError(errno.EACCES, os.strerror(errno.EACCES)), str(place))
+    def make_folder(self, name: str) -> None:
+        """Make a folder if it is not there.
 
-    def _nearest(self) -> Path:
-        """Return the set's folder, or what there is of the way to it."""
-        place = self.root.absolute()
-        while not os.path.lexists(place):
-            place = place.parent
-        return place
+        Raises:
+            OutputError: it is a link.
+        """
+        self.refuse_links([name])
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path(name))
 
-    def begin_state(self) -> None:
-        self.check_place()
-        self.root.mkdir(parents=True, exist_ok=True)
-        for name in (STATE, f"{STATE}/locks", f"{STATE}/parts"):
-            self.make_folder(name)
+    def refuse_links(self, folders: Iterable[str]) -> None:
+        """Raise OutputError if one of the folders is a link, which would lead out of the set."""
+        for path in map(self.path, folders):
+            if os.path.islink(path):
+                raise OutputError(
+                    f"{path} is a link, which a set does not follow: remove it, or choose another folder."
+                )
 
-    def clear_journal(self) -> None:
-        for name in ("parts", "partial"):
-            shutil.rmtree(self.root / STATE / name, ignore_errors=True)
-        self.make_folder(f"{STATE}/parts")
 
-    def clear_state(self) -> None:
-        shutil.rmtree(self.root / STATE, ignore_errors=True)
-
-    def free(self) -> "Free | None":
-        found = os.statvfs(self._nearest())
-        # Some file systems make file entries as they need them and report none at all.
-        files = found.f_favail if found.f_files else 2**62
-        return Free(bytes=found.f_bavail * found.f_frsize, files=files, block=found.f_frsize)
-
-    def workshop(self) -> tuple[Path, int] | None:
-        return None
-
-    def explain(self, error: OSError) -> OutputError:
-        return explain(error, str(self))
-
-    def close(self) -> None:
-        shutil.rmtree(self.root / STATE / "work" / self._own, ignore_errors=True)
+def altered(store: Store, name: str) -> OutputError:
+    """Make the error for a file that stands where another one belongs."""
+    return OutputError(
+        f"{store}/{name} is not what this set's plan draws: it was altered or is another file; "
+        "move it away and run the same command again."
+    )
 
 
 def _open_plain(path: str, flags: int) -> int:
@@ -354,27 +250,3 @@ def sync_file_system(path: Path) -> None:
             raise OSError(code, os.strerror(code), str(path))
     finally:
         os.close(descriptor)
-
-
-def explain(error: OSError, place: str) -> OutputError:
-    """Turn an error of the operating system into a sentence that says how to go on."""
-    again = "run the same command again, what is finished is kept"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"The disk under {place} is full: free some space and {again}.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return OutputError(
-            f"{place} cannot be written ({error.strerror}): choose another folder or mend its permissions."
-        )
-    if error.errno in (
-        errno.ENOENT,
-        errno.ESTALE,
-        errno.ENOTCONN,
-        errno.ENODEV,
-        errno.EIO,
-        errno.ETIMEDOUT,
-        errno.ENOTDIR,
-    ):
-        return OutputError(
-            f"{place} went away or stopped working while the set was written ({error.strerror}): mend it and {again}."
-        )
-    return OutputError(f"{place} cannot be written: {error.strerror or error}; mend it and {again}.")

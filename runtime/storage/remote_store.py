@@ -5,25 +5,16 @@ object once it is complete. There are no locks; two writers of one shard write t
 """
 
 import contextlib
-import errno
 import hashlib
-import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dim.runtime.errors import DimError, OutputError
-from dim.runtime.storage.local_store import STATE, Free
-from dim.runtime.storage.object_store import (
-    explain_failure,
-    explain_remote,
-    first_line,
-    lacks_credentials,
-    open_file_system,
-)
+from dim.runtime.storage.local_store import altered
+from dim.runtime.storage.object_store import explain_failure, first_line, lacks_credentials, open_file_system
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE_S = 5, 0.2
@@ -44,14 +35,12 @@ class RemoteStore:
         OutputError: there is no local folder for files in the making.
     """
 
-    remote = True
-
     def __init__(self, url: str) -> None:
         self._fs, root = open_file_system(url)
         self.url = url.rstrip("/")
         self._root = root.rstrip("/")
         try:
-            self._local = Path(tempfile.mkdtemp(prefix="dim-"))
+            self.scratch_folder = Path(tempfile.mkdtemp(prefix="dim-"))
         except OSError as error:
             raise OutputError(
                 f"Files for {self.url} are made in a temporary folder first, and none can be had "
@@ -68,35 +57,11 @@ class RemoteStore:
             return None
         return data
 
-    def size(self, name: str) -> int | None:
-        try:
-            info: dict[str, Any] = self._try(lambda: self._fs.info(self._path(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return int(info["size"]) if info["type"] == "file" else None
-
-    def digest(self, name: str) -> str | None:
-        if self.size(name) is None:
-            return None
-
-        def read() -> str:
-            digest = hashlib.sha256()
-            with self._fs.open(self._path(name), "rb", block_size=READ_BYTES) as file:
-                while piece := file.read(READ_BYTES):
-                    digest.update(piece)
-            return digest.hexdigest()
-
-        return self._try(read)
-
     def put(self, name: str, data: bytes, durable: bool = False) -> None:
         self._try(lambda: self._fs.pipe_file(self._path(name), data))
 
-    def put_all(self, files: Mapping[str, bytes]) -> None:
-        for name, data in files.items():
-            self.put(name, data)
-
     def create(self, name: str, data: bytes) -> bool:
-        if self.size(name) is not None:
+        if self._size(name) is not None:
             return False
         try:
             self._fs.pipe_file(self._path(name), data, mode="create")
@@ -109,22 +74,13 @@ class RemoteStore:
             self.put(name, data)
         return True
 
-    def publish(self, made: Path, name: str) -> None:
-        self._try(lambda: self._fs.put_file(str(made), self._path(name)))
+    def publish(self, made: Path, name: str, sha256: str) -> None:
+        if self._size(name):
+            if self._try(lambda: self._digest(name)) != sha256:
+                raise altered(self, name)
+        else:
+            self._try(lambda: self._fs.put_file(str(made), self._path(name)))
         made.unlink()
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._try(lambda: self._fs.rm_file(self._path(name)))
-
-    def remove_folder(self, name: str) -> None:
-        """Folders are only parts of names here."""
-
-    def make_folder(self, name: str) -> None:
-        """Folders are only parts of names here."""
-
-    def refuse_links(self, folders: Sequence[str]) -> None:
-        """There are no links here."""
 
     def list(self, folder: str = "") -> list[str]:
         path = self._path(folder) if folder else self._root
@@ -135,11 +91,17 @@ class RemoteStore:
         # Some stores list the folder itself, as an empty object.
         return sorted({entry.rstrip("/").rpartition("/")[2] for entry in found if entry.strip("/") != path.strip("/")})
 
-    def scratch(self, name: str) -> Path:
-        return self._local / name
+    def remove(self, name: str, with_contents: bool = False) -> None:
+        # Folders are only parts of names here; one that cannot be listed has nothing in it.
+        if with_contents and not self.list(name):
+            return
+        remove = self._fs.rm if with_contents else self._fs.rm_file
+        more = {"recursive": True} if with_contents else {}
+        with contextlib.suppress(FileNotFoundError):
+            self._try(lambda: remove(self._path(name), **more))
 
-    def partial(self, name: str) -> Path:
-        return self._local / name
+    def scratch(self, name: str) -> Path:
+        return self.scratch_folder / name
 
     def flush(self) -> None:
         """An object that was uploaded is durable."""
@@ -148,7 +110,8 @@ class RemoteStore:
     def lock(self, name: str, refusal: str | None = None) -> Iterator[None]:
         yield
 
-    def check_place(self) -> None:
+    def check_bucket(self) -> None:
+        """Raise OutputError if the bucket is not there, where that can be told without writing."""
         # Of S3 alone it is known what it says of a bucket without looking into it.
         if self.url.partition("://")[0] not in ("s3", "s3a"):
             return
@@ -162,45 +125,22 @@ class RemoteStore:
         except OSError:
             pass  # a policy may forbid this question and allow to write
 
-    def begin_state(self) -> None:
-        """There is nothing to make before the first object."""
-
-    def clear_journal(self) -> None:
-        self._remove_below(f"{STATE}/parts")
-
-    def clear_state(self) -> None:
-        self._remove_below(STATE)
-
-    def free(self) -> Free | None:
-        return None
-
-    def workshop(self) -> tuple[Path, int] | None:
-        return self._local.parent, shutil.disk_usage(self._local).free
-
-    def explain(self, error: OSError) -> OutputError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return OutputError(
-                f"The disk under {self._local.parent}, where files are made before they go to {self.url}, is full: "
-                "free some space or set TMPDIR to a folder on a larger disk, and run the same command again, what is "
-                "finished is kept."
-            )
-        if error.errno in (errno.EROFS, errno.EIO) or _is_below(error.filename, self._local):
-            return OutputError(
-                f"The temporary folder {self._local}, where files are made before they go to {self.url}, went away or "
-                f"stopped working ({first_line(error)}): run the same command again, what is finished is kept."
-            )
-        return explain_remote(error, self.url)
-
-    def close(self) -> None:
-        shutil.rmtree(self._local, ignore_errors=True)
-
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _remove_below(self, folder: str) -> None:
-        if self.list(folder):
-            with contextlib.suppress(FileNotFoundError):
-                self._try(lambda: self._fs.rm(self._path(folder), recursive=True))
+    def _size(self, name: str) -> int | None:
+        try:
+            info: dict[str, Any] = self._try(lambda: self._fs.info(self._path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def _digest(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self._fs.open(self._path(name), "rb", block_size=READ_BYTES) as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def _try(self, action: Callable[[], T]) -> T:
         """Run an action on the store, again after growing pauses where it fails for a reason that may pass."""
@@ -214,7 +154,3 @@ class RemoteStore:
                     raise explain_failure(error, self.url) from error
                 time.sleep(FIRST_PAUSE_S * 2**attempt)
         raise AssertionError("every attempt returns or raises")
-
-
-def _is_below(path: object, folder: Path) -> bool:
-    return isinstance(path, str | bytes | os.PathLike) and Path(os.fsdecode(path)).is_relative_to(folder)

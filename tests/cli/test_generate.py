@@ -13,6 +13,7 @@ import pytest
 from cli_tools import dim, one_line
 
 from dim.runtime.sets.generate import GenerateSummary
+from dim.runtime.sets.request import SetRequest
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -163,8 +164,8 @@ def test_a_dry_run_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_ray_gets_what_was_asked(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def record(bundle: Any, out: str, **options: Any) -> GenerateSummary:
-        seen.update(options)
+    def record(bundle: Any, request: SetRequest, out: str, **options: Any) -> GenerateSummary:
+        seen.update(options, request=request)
         return GenerateSummary(
             out=out,
             format="npz",
@@ -181,7 +182,7 @@ def test_ray_gets_what_was_asked(tiny_bundle: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("dim.runtime.sets.ray.generate_on_ray", record)
     ran = dim("generate", "--ipc", 1, "--out", tmp_path, "--bundle", tiny_bundle, "--ray", "--num-workers", 3)
     assert ran.out.splitlines()[0] == f"{tmp_path}: 3 images as npz, complete."
-    assert (seen["num_workers"], seen["counts"]) == (3, (1, 1, 1)) and "shard" not in seen
+    assert (seen["num_workers"], seen["request"]) == (3, SetRequest(ipc=1)) and "shard" not in seen
 
 
 def test_a_pinned_bundle_must_be_that_one(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from quick_runs import FRESH, QUICK, Stop, quick, same, stop_at, weights
+from set_tools import generate
 from small_images import make_images
 
 from dim.config import (
@@ -41,7 +42,6 @@ from dim.runs.checkpoint import CheckpointFolder, read_tensors
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError, DeviceError, DivergedError, MissingExtraError, RunError
 from dim.runtime.inspection.verify import verify
-from dim.runtime.sets.generate import generate
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from quick_runs import Stop, quick, same, stop_at
+from set_tools import generate
 from small_images import make_images
 
 from dim.distillation.distill import distill
@@ -17,7 +18,6 @@ from dim.export.export_run import export_run
 from dim.runs.checkpoint import read_tensors
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import BadValueError
-from dim.runtime.sets.generate import generate
 
 TEACHER = {
     "deployment.latent_stds": (),

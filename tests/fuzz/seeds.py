@@ -33,6 +33,7 @@ from dim.runtime.bundle import open_bundle  # noqa: E402
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents  # noqa: E402
 from dim.runtime.set_formats.plan import FORMATS  # noqa: E402
 from dim.runtime.sets.generate import generate  # noqa: E402
+from dim.runtime.sets.request import SetRequest  # noqa: E402
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -91,7 +92,7 @@ def _bundle_seeds() -> dict[str, list[bytes]]:
 
 def _dataset_json(bundle: Path, out: Path, format: str) -> bytes:
     with open_bundle(bundle, engine="fake") as opened:
-        generate(opened, out, counts=(3, 2, 0), format=format, say=lambda message: None)
+        generate(opened, SetRequest(per_class=(3, 2, 0), format=format), out, say=lambda message: None)
     return (out / "dataset.json").read_bytes()
 
 

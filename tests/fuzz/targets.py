@@ -176,8 +176,8 @@ def dataset_json(data: bytes) -> None:
     """The plan and the list of a written set; every file that it names lies inside the set."""
     found = SetFile.from_json(data, "f")
     assert SetFile.from_json(found.to_json(), "f") == found
-    formats = part_format(found.plan.format)
-    names = [*formats.folders(found.plan)[:20], *(entry.path for part in found.parts or () for entry in part.files)]
+    formats, parts = part_format(found.plan.format), found.written.parts if found.written is not None else ()
+    names = [*formats.folders(found.plan)[:20], *(entry.path for part in parts for entry in part.files)]
     if found.plan.images <= 1000:
         names += [name for part in range(found.plan.parts) for name in formats.files(found.plan, part)]
     for name in names:

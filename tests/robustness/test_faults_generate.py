@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 from faults import KINDS, Faults, Killed, chosen_points, count_points
-from set_tools import identities, tree
+from set_tools import generate, identities, tree
 from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import OutputError
-from dim.runtime.sets.generate import generate
 
 # Interrupted in one piece, without DIM_ALL_FAULTS.
 SAMPLE = 12

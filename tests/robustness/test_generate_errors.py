@@ -1,4 +1,4 @@
-"""Interruption in earnest: kills and Ctrl-C at random moments, a mount that goes away, a file that is continued.
+"""Interruption in earnest: kills and Ctrl-C at random moments, a mount that goes away, a file that was cut off.
 
 Faults at every single call are injected in test_faults_generate.
 """
@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from set_tools import identities, tree
+from set_tools import generate, identities, tree
 
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
-from dim.runtime.sets.generate import generate
 
 
 def check_nothing_partial(out: Path, expected: dict[str, bytes]) -> None:
@@ -26,11 +25,11 @@ def check_nothing_partial(out: Path, expected: dict[str, bytes]) -> None:
 
 SCRIPT = """
 import sys
-from dim.runtime.bundle import Bundle, open_bundle
-from dim.runtime.sets.generate import generate
+from dim.runtime.bundle import open_bundle
+from dim.runtime.sets.generate import generate; from dim.runtime.sets.request import SetRequest
 bundle, out, format = sys.argv[1:4]
-generate(open_bundle(bundle, engine="fake"), out, counts=(4000, 2000, 1000), format=format,
-         progress=lambda *state: print(*state, flush=True))
+request = SetRequest(per_class=(4000, 2000, 1000), format=format)
+generate(open_bundle(bundle, engine="fake"), request, out, progress=lambda *state: print(*state, flush=True))
 """
 
 
@@ -79,22 +78,17 @@ def test_a_mount_that_goes_away(tiny_bundle: Path, tmp_path: Path) -> None:
     assert tree(out) == tree(tmp_path / "one")
 
 
-def test_an_npz_goes_on_inside_the_file(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dim.runtime.set_formats import npz as writers_npz
-
-    monkeypatch.setattr(writers_npz, "FLUSH_BYTES", 256 * 64)
-
+@pytest.mark.parametrize("format", ["npz", "npy"])
+def test_a_file_that_was_cut_off_is_made_anew(tiny_bundle: Path, tmp_path: Path, format: str) -> None:
     def interrupt(done: int, total: int, written: int) -> None:
         if done >= 1500:
             raise KeyboardInterrupt
 
+    counts = (3000, 1000, 0)
     with open_bundle(tiny_bundle, engine="fake") as bundle:
         with pytest.raises(KeyboardInterrupt):
-            generate(bundle, tmp_path / "set", counts=(3000, 1000, 0), format="npz", progress=interrupt)
-        partial = next((tmp_path / "set/.dim/partial").glob("*.npz"))
-        with open(partial, "ab") as file:
-            file.write(b"torn")
-        summary = generate(bundle, tmp_path / "set", counts=(3000, 1000, 0), format="npz")
-        assert 0 < summary.images_drawn <= 2500
-        generate(bundle, tmp_path / "one", counts=(3000, 1000, 0), format="npz")
+            generate(bundle, tmp_path / "set", counts=counts, format=format, progress=interrupt)
+        assert not [name for name in tree(tmp_path / "set") if name.endswith((".npz", ".npy"))]
+        assert generate(bundle, tmp_path / "set", counts=counts, format=format).images_drawn == 4000
+        generate(bundle, tmp_path / "one", counts=counts, format=format)
     assert tree(tmp_path / "set") == tree(tmp_path / "one")

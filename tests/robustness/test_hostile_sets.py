@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from set_tools import tree
+from set_tools import generate, tree
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.schema import MAX_CLASSES
@@ -17,10 +17,10 @@ from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.part import FileEntry, PartRecord
 from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS
 from dim.runtime.sets import journal as set_files
-from dim.runtime.sets.generate import generate
-from dim.runtime.sets.journal import MAX_BYTES, SetFile, remove_set
+from dim.runtime.sets.journal import MAX_BYTES, SetFile, Written, remove_set
 from dim.runtime.storage import local_store as set_store
 from dim.runtime.storage.local_store import LocalStore
+from dim.runtime.storage.place import make_place
 
 COUNTS = (3, 2, 0)
 
@@ -45,9 +45,9 @@ class Counting(LocalStore):
         self.removed: list[str] = []
         self.listed = 0
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, with_contents: bool = False) -> None:
         self.removed.append(name)
-        super().remove(name)
+        super().remove(name, with_contents)
 
     def list(self, folder: str = "") -> list[str]:
         self.listed += 1
@@ -69,7 +69,7 @@ def test_removing_takes_what_is_there_whatever_the_plan_claims(bundle: Bundle, t
         rewrite(out, claim)
         (out / "zero" / "0000000001.png").write_text("not one of ours, which have eight digits")
     store = Counting(out)
-    store.begin_state()
+    make_place(store)
     data = store.read("dataset.json")
     assert data is not None
     found = SetFile.from_json(data, "f")
@@ -79,8 +79,8 @@ def test_removing_takes_what_is_there_whatever_the_plan_claims(bundle: Bundle, t
     files = [name for name in files if "0000000001" not in name]
     remove_set(store, found)
     assert set(files) <= set(store.removed) and len(files) > 0
-    # The files that were there, and the few that every set has.
-    assert len(store.removed) <= len(files) + 4 and store.listed <= 5
+    # The files that were there, the folders of three classes, and the few names that every set has.
+    assert len(store.removed) <= len(files) + 3 + 5 and store.listed <= 5
     left = {"notes.txt"} | ({"zero/0000000001.png"} if format == "imagefolder" else set())
     assert set(tree(out)) == left
 
@@ -166,7 +166,12 @@ def test_the_largest_set_fits_its_own_limits(bundle: Bundle, tmp_path: Path) -> 
     def written(classes: int, parts: int) -> bytes:
         names = ("\N{MATHEMATICAL BOLD CAPITAL A}" * 200,) * classes
         large = replace(plan, classes=names, counts=(2**32,) * classes)
-        return SetFile(created_by="dim", plan=large, parts=(record,) * parts, extras={}).to_json()
+        return SetFile(
+            created_by="dim",
+            complete=True,
+            plan=large,
+            written=Written(images=2**40, bytes=2**50, parts=(record,) * parts, files={}),
+        ).to_json()
 
     def largest(measure: Callable[[bytes], int]) -> int:
         one, classes, parts = (measure(written(*sizes)) for sizes in ((1, 1), (2, 1), (1, 2)))

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from set_tools import tree
+from set_tools import generate, tree
 
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.sampling.latents import order_slice
-from dim.runtime.sets.generate import generate
 
 THREADS, PROCESSES, DRAWS = 32, 8, 4
 COUNTS = (40, 40, 40)

@@ -11,8 +11,8 @@ from dim.runtime.sets.pipeline import DEFAULT_MAX_ENCODERS
 SCRIPT = """
 import sys
 from dim.runtime.set_formats import png_processes as encoder_processes; from dim.runtime.sets import pipeline
-from dim.runtime.bundle import Bundle, open_bundle
-from dim.runtime.sets.generate import generate
+from dim.runtime.bundle import open_bundle
+from dim.runtime.sets.generate import generate; from dim.runtime.sets.request import SetRequest
 
 def kib(process, file, name):
     return next(int(line.split()[1]) for line in open(f"/proc/{process}/{file}") if line.startswith(name + ":"))
@@ -28,7 +28,7 @@ encoder_processes.EncoderProcess.close = close
 pipeline.usable_cores = lambda: 16  # as many encoders as any machine has without being asked
 bundle, out, format, images = sys.argv[1:]
 with open_bundle(bundle, engine="fake") as opened:
-    generate(opened, out, counts=[int(images) - 2, 1, 1], format=format)
+    generate(opened, SetRequest(per_class=[int(images) - 2, 1, 1], format=format), out)
 # Not ru_maxrss, which begins with the memory of the process that started this one.
 print((kib("self", "status", "VmHWM") + sum(helpers)) // 1024, len(helpers))
 """

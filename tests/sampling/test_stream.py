@@ -17,7 +17,7 @@ from dim.runtime import open_bundle
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError, EngineError
 from dim.runtime.sampling.latents import permutation
-from dim.runtime.sampling.stream import StreamPlan, prefetched
+from dim.runtime.sampling.stream import StreamPlan, iterate_ahead
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_the_thread_works_ahead_and_no_further() -> None:
             made.append(item)
             yield item
 
-    stream = prefetched(make, 3)
+    stream = iterate_ahead(make, 3)
     assert next(stream) == 0
     time.sleep(0.1)
     # One taken, three waiting, one in the thread's hands.
@@ -188,7 +188,7 @@ def test_the_thread_works_ahead_and_no_further() -> None:
 
 
 def test_nothing_starts_before_the_first_item() -> None:
-    prefetched(lambda: iter([1]), 2)
+    iterate_ahead(lambda: iter([1]), 2)
     assert not prefetch_threads()
 
 
@@ -205,7 +205,7 @@ def test_the_thread_always_ends(how: str) -> None:
     def broken() -> Iterator[int]:
         yield from make()
 
-    stream = prefetched(make, 2)
+    stream = iterate_ahead(make, 2)
     if how == "end":
         assert list(stream) == [0, 1, 2, 3, 4]
     elif how == "close":
@@ -224,7 +224,7 @@ def test_the_thread_always_ends(how: str) -> None:
             finally:
                 closed.set()
 
-        stream = prefetched(failing, 2)
+        stream = iterate_ahead(failing, 2)
         assert next(stream) == 1
         with pytest.raises(ValueError, match="inside"):
             next(stream)
@@ -250,7 +250,7 @@ def _go_on(stream: Any, results: Any) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_is_told_instead_of_hanging() -> None:
     context = multiprocessing.get_context("fork")
-    stream = prefetched(lambda: iter(range(10**9)), 1)
+    stream = iterate_ahead(lambda: iter(range(10**9)), 1)
     next(stream)
     results = context.Queue()
     child = context.Process(target=_go_on, args=(stream, results))

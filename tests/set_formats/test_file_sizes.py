@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from plans import PLAN
-from set_tools import tree
+from set_tools import generate, tree
 from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
@@ -18,8 +18,8 @@ from dim.runtime.set_formats.file_sizes import images_within, largest_file_bytes
 from dim.runtime.set_formats.part import Batch
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import part_format
-from dim.runtime.sets.generate import generate
 from dim.runtime.storage.local_store import LocalStore
+from dim.runtime.storage.place import make_place
 
 SHARDED = ("npz", "npy", "parquet", "webdataset")
 NAMES = {
@@ -32,7 +32,7 @@ NAMES = {
 def written(folder: Path, plan: Plan, images_NHWC: np.ndarray) -> int:
     """Write a plan's only part and return the bytes of its largest file."""
     store = LocalStore(folder)
-    store.begin_state()
+    make_place(store)
     for name in part_format(plan.format).folders(plan):
         store.make_folder(name)
     writer = part_format(plan.format).open(plan, store, 0)
@@ -41,7 +41,6 @@ def written(folder: Path, plan: Plan, images_NHWC: np.ndarray) -> int:
     batch = Batch(images=images_NHWC, labels=labels, indices=indices, scores=scores if plan.soft_labels else None)
     writer.write(writer.encode(batch))
     record = writer.finish()
-    store.close()
     assert record.bytes == sum(entry.bytes for entry in record.files)
     return max(entry.bytes for entry in record.files)
 

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from set_tools import tree
+from set_tools import generate, tree
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.webdataset import tar_entry
-from dim.runtime.sets.card import looks_like_a_split
-from dim.runtime.sets.generate import generate
+from dim.runtime.sets.card import reads_as_split
 
 COUNTS = (25, 12, 3)
 # `datasets` and `webdataset` warn about their own insides.
@@ -180,5 +179,5 @@ def test_shards_resume_to_the_same_bytes(bundle: Bundle, tmp_path: Path, format:
 
 
 def test_words_for_splits() -> None:
-    assert all(looks_like_a_split(name) for name in ("train", "Train", "test_tube", "dev 2", "eval-1", "val"))
-    assert not any(looks_like_a_split(name) for name in ("trainer", "valley", "cat", "testament", "9"))
+    assert all(reads_as_split(name) for name in ("train", "Train", "test_tube", "dev 2", "eval-1", "val"))
+    assert not any(reads_as_split(name) for name in ("trainer", "valley", "cat", "testament", "9"))

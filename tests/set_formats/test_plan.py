@@ -11,6 +11,13 @@ from plans import PLAN
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.set_formats.file_sizes import largest_file_bytes
 from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS, Plan, choose_part_images
+from dim.runtime.storage.records import from_plain, to_plain
+
+
+def read_plan(block: object) -> Plan:
+    plan = from_plain(Plan, block, "dataset.json", error=OutputError)
+    plan.check()
+    return plan
 
 
 def test_parts_cover_the_set_once() -> None:
@@ -22,11 +29,11 @@ def test_parts_cover_the_set_once() -> None:
 
 
 def test_json_round_trip() -> None:
-    assert Plan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
+    assert read_plan(json.loads(json.dumps(to_plain(PLAN)))) == PLAN
 
 
 @given(
-    st.sampled_from(sorted(PLAN.to_dict())),
+    st.sampled_from(sorted(to_plain(PLAN))),
     st.none()
     | st.integers()
     | st.floats()
@@ -35,32 +42,33 @@ def test_json_round_trip() -> None:
     | st.dictionaries(st.text(), st.none()),
 )
 def test_a_malformed_plan_is_refused_or_valid(field: str, value: object) -> None:
-    block = PLAN.to_dict() | {field: value}
+    block = to_plain(PLAN) | {field: value}
     try:
-        plan = Plan.from_dict(block)
+        plan = read_plan(block)
     except OutputError as error:
-        assert "dataset.json is malformed" in str(error)
+        assert str(error).startswith("dataset.json")
     else:
-        assert plan.to_dict() == block and plan.parts >= 1
+        assert to_plain(plan) == block and plan.parts >= 1
 
 
 @pytest.mark.parametrize("block", [None, [], "plan", {}, {"seed": 1}])
 def test_no_plan_at_all(block: object) -> None:
-    with pytest.raises(OutputError, match="malformed at plan"):
-        Plan.from_dict(block)
+    with pytest.raises(OutputError, match="dataset.json"):
+        read_plan(block)
 
 
 def test_difference_names_the_field() -> None:
-    assert PLAN.difference(PLAN) is None
-    assert PLAN.difference(replace(PLAN, seed=8)) == "seed 7 instead of 8"
-    assert PLAN.difference(replace(PLAN, seed=8), ignore=["seed"]) is None
+    assert PLAN.describe_difference(PLAN) is None
+    assert PLAN.describe_difference(replace(PLAN, seed=8)) == "seed 7 instead of 8"
+    assert PLAN.describe_difference(replace(PLAN, seed=8), ignore=["seed"]) is None
     other = replace(PLAN.engine, device="gpu", batch=256)
     assert (
-        PLAN.difference(replace(PLAN, engine=other))
+        PLAN.describe_difference(replace(PLAN, engine=other))
         == "engine device cpu instead of gpu and engine batch None instead of 256"
     )
     assert (
-        PLAN.difference(replace(PLAN, content_id="1" * 64)) == "content_id 000000000000... instead of 111111111111..."
+        PLAN.describe_difference(replace(PLAN, content_id="1" * 64))
+        == "content_id 000000000000... instead of 111111111111..."
     )
 
 
@@ -95,7 +103,7 @@ def test_shards_by_images_and_bytes() -> None:
 def test_another_reason_for_the_same_engine_is_no_other_plan() -> None:
     plan = PLAN
     other = replace(plan, engine=replace(plan.engine, reason="the only one that works here"))
-    assert plan.difference(other) is None and plan == other
-    assert Plan.from_dict(other.to_dict()).engine.reason == "the only one that works here"
+    assert plan.describe_difference(other) is None and plan == other
+    assert read_plan(to_plain(other)).engine.reason == "the only one that works here"
     slower = replace(other, engine=replace(other.engine, batch=128))
-    assert plan.difference(slower) == "engine batch None instead of 128"
+    assert plan.describe_difference(slower) == "engine batch None instead of 128"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from set_tools import tree
+from set_tools import generate, tree
 
 from dim.runtime import open_bundle
 from dim.runtime.bundle import Bundle
@@ -21,7 +21,6 @@ from dim.runtime.set_formats import png_processes as encoder_processes
 from dim.runtime.set_formats.png import encode_png
 from dim.runtime.set_formats.png_processes import EncoderProcesses
 from dim.runtime.sets import pipeline
-from dim.runtime.sets.generate import generate
 
 COUNTS = (40, 30, 20)
 
@@ -159,11 +158,12 @@ def test_pixels_need_no_encoder(bundle: Bundle, tmp_path: Path, apart: list[Enco
 _GENERATE = """
 import sys
 from dim.runtime import open_bundle; from dim.runtime.sets import pipeline
-from dim.runtime.sets.generate import generate
+from dim.runtime.sets.generate import generate; from dim.runtime.sets.request import SetRequest
 
 pipeline.PROCESS_IMAGES, pipeline.usable_cores = 1, lambda: 3
 with open_bundle(sys.argv[1], engine="fake", say=lambda line: None) as bundle:
-    generate(bundle, sys.argv[2], counts=(200_000, 0, 0), format="webdataset", progress=lambda *done: print(flush=True))
+    request = SetRequest(per_class=(200_000, 0, 0), format="webdataset")
+    generate(bundle, request, sys.argv[2], progress=lambda *done: print(flush=True))
 """
 
 

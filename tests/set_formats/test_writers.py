@@ -3,7 +3,7 @@
 import hashlib
 import io
 import zipfile
-import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, features
+from plans import PLAN
 
-from dim.runtime.set_formats import zip_stream as stored_zip
+from dim.runtime.errors import BundleError
+from dim.runtime.set_formats import npz
 from dim.runtime.set_formats.file_sizes import largest_image_bytes
-from dim.runtime.set_formats.npz import npy_header
-from dim.runtime.set_formats.part import PartRecord, read_pieces
+from dim.runtime.set_formats.npz import Npz, encode_npy_header
+from dim.runtime.set_formats.part import Batch, PartRecord
 from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.set_formats.png import encode_png, encoder_version
-from dim.runtime.set_formats.zip_stream import ZipIndex
+from dim.runtime.storage.local_store import LocalStore
+from dim.runtime.storage.place import make_place
+from dim.runtime.storage.records import from_plain, to_plain
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
 
@@ -53,50 +57,63 @@ def test_the_plan_names_pillow_and_the_zlib_it_loads() -> None:
     assert encoder_version() == f"Pillow {PIL.__version__}, zlib {features.version_codec('zlib')}"
 
 
-def archive_of(members: dict[str, bytes]) -> bytes:
-    index, out = ZipIndex(), b""
-    for name, data in members.items():
-        start = len(out)
-        out += index.header(name, len(data)) + data
-        out += index.descriptor(name, len(data), zlib.crc32(data), start)
-    return out + index.directory(len(out))
+def write_npz(folder: Path) -> Path:
+    """Write a plan's only part as NPZ."""
+    store = LocalStore(folder)
+    make_place(store)
+    plan = replace(PLAN, format="npz", part_images=7)
+    writer = Npz().open(plan, store, 0)
+    labels, indices = plan.samples(0, 7)
+    images = np.arange(7 * 8 * 8 * 3).astype(np.uint8).reshape(7, 8, 8, 3)
+    writer.write(writer.encode(Batch(images=images, labels=labels, indices=indices)))
+    record = writer.finish()
+    assert record.files[0].sha256 == hashlib.sha256((folder / "train.npz").read_bytes()).hexdigest()
+    return folder / "train.npz"
 
 
-def test_zip_is_read_by_zipfile_and_pinned() -> None:
-    members = {"images.npy": b"pixels" * 10, "labels.npy": b"", "classes.npy": b"abc"}
-    data = archive_of(members)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def test_npz_is_read_by_zipfile_and_pinned(tmp_path: Path) -> None:
+    path = write_npz(tmp_path)
+    with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-        assert {name: archive.read(name) for name in archive.namelist()} == members
+        assert archive.namelist() == ["images.npy", "labels.npy", "classes.npy"]
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    assert hashlib.sha256(data).hexdigest() == "4d06e0cffba3819b612d76fe7be1cd3aa1bdb45e40495d27cc5c4b1c5ed16bdc"
+    assert (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        == "bc88c88c7595fe0451961ddfc7e3a1010bea7605748c9e969b6f0236d5ce1b44"
+    )
 
 
-def test_zip64_where_sizes_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_zip, "_LIMIT", 40)
-    members = {"images.npy": b"pixels" * 10, "labels.npy": b"small", "classes.npy": b"abc"}
-    with zipfile.ZipFile(io.BytesIO(archive_of(members))) as archive:
+def test_zip64_where_sizes_need_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = write_npz(tmp_path / "small").stat().st_size
+    monkeypatch.setattr(npz, "ZIP64_BYTES", 400)
+    path = write_npz(tmp_path / "large")
+    assert path.stat().st_size > small
+    with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-        assert {name: archive.read(name) for name in archive.namelist()} == members
+    assert np.load(path)["labels"].tolist() == [0, 1, 0, 1, 0, 0, 0]
 
 
 def test_npy_header_is_numpys_own() -> None:
-    stream = io.BytesIO(npy_header("|u1", (2, 3, 4, 1)) + bytes(24))
+    stream = io.BytesIO(encode_npy_header("|u1", (2, 3, 4, 1)) + bytes(24))
     assert np.load(stream).shape == (2, 3, 4, 1)
     stream = io.BytesIO()
     np.save(stream, np.zeros(5, np.int64))
-    assert stream.getvalue() == npy_header("<i8", (5,)) + bytes(40)
-
-
-def test_pieces(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(range(200)) * 20_000)
-    assert b"".join(read_pieces(tmp_path / "file", 5, 3_000_000)) == (bytes(range(200)) * 20_000)[5:3_000_000]
-    assert list(read_pieces(tmp_path / "file", 5, 5)) == []
+    assert stream.getvalue() == encode_npy_header("<i8", (5,)) + bytes(40)
 
 
 def test_part_record_round_trip_and_garbage() -> None:
     record = PartRecord(part=1, images=2, bytes=3, sha256="0" * 64, files=())
-    assert PartRecord.from_dict(record.to_dict()) == record
-    for garbage in (None, [], {}, {"part": "1"}, record.to_dict() | {"bytes": -1}, record.to_dict() | {"files": [1]}):
-        with pytest.raises(Exception, match="A record of a finished part is malformed"):
-            PartRecord.from_dict(garbage)
+    block = to_plain(record)
+    assert from_plain(PartRecord, block, "The record") == record
+    outside = [{"path": "../x", "bytes": 1, "sha256": "0" * 64}]
+    for garbage in (
+        None,
+        [],
+        {},
+        {"part": "1"},
+        block | {"bytes": -1},
+        block | {"files": [1]},
+        block | {"files": outside},
+    ):
+        with pytest.raises(BundleError, match="^The record"):
+            from_plain(PartRecord, garbage, "The record")

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from set_tools import generate
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.plan import FORMATS
-from dim.runtime.sets.card import MAX_CLASSES_LISTED, dataset_card
-from dim.runtime.sets.generate import generate
+from dim.runtime.sets.card import MAX_CLASSES_LISTED, write_card
 from dim.runtime.sets.journal import read_set
 from dim.runtime.storage.local_store import LocalStore
 
@@ -78,5 +78,5 @@ def test_card_of_many_classes_and_of_names_that_would_be_markup(tmp_path: Path) 
         generate(bundle, tmp_path / "set", counts=[1] * len(classes), format="npz")
         found = read_set(LocalStore(tmp_path / "set"))
         assert found is not None
-        card = dataset_card(bundle.manifest, found.plan).decode()
+        card = write_card(bundle.manifest, found.plan).decode()
     assert "| 0 | a\\|b\\*c | 1 |" in card and "and 10 more, see `dataset.json`" in card

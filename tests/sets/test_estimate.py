@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from set_tools import tree
+from set_tools import estimate_set, generate, tree
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.plan import FORMATS
-from dim.runtime.sets.dry_run import estimate_set
+from dim.runtime.sets import dry_run, estimate
 from dim.runtime.sets.estimate import in_bytes
-from dim.runtime.sets.generate import generate
-from dim.runtime.storage.local_store import Free, LocalStore
+from dim.runtime.storage.place import Free
 
 
 @pytest.fixture
@@ -23,7 +22,8 @@ def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
 
 
 def set_free(monkeypatch: pytest.MonkeyPatch, free: int, files: int = 10**9, block: int = 1) -> None:
-    monkeypatch.setattr(LocalStore, "free", lambda self: Free(bytes=free, files=files, block=block))
+    for module in (estimate, dry_run):
+        monkeypatch.setattr(module, "measure_free", lambda store: Free(bytes=free, files=files, block=block))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -32,13 +32,13 @@ def test_an_estimate_is_close_and_writes_nothing(
 ) -> None:
     set_free(monkeypatch, 10**9)
     counts = (150, 100, 50)
-    estimate = estimate_set(bundle, tmp_path / "set", counts=counts, format=format)
+    told = estimate_set(bundle, tmp_path / "set", counts=counts, format=format)
     assert list(tmp_path.iterdir()) == []
-    assert (estimate.images, estimate.images_missing, estimate.resumes) == (300, 300, False)
-    assert estimate.seconds > 0 and estimate.free_bytes == 10**9
+    assert (told.images, told.images_missing, told.resumes) == (300, 300, False)
+    assert told.seconds > 0 and told.free_bytes == 10**9
     generate(bundle, tmp_path / "set", counts=counts, format=format)
     data = {name: len(raw) for name, raw in tree(tmp_path / "set").items() if not name.endswith((".json", ".md"))}
-    assert sum(data.values()) == pytest.approx(estimate.bytes, rel=0.25)
+    assert sum(data.values()) == pytest.approx(told.bytes, rel=0.25)
     again = estimate_set(bundle, tmp_path / "set", counts=counts, format=format)
     assert (again.images_missing, again.resumes) == (0, True)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from set_tools import identities, tree
+from set_tools import estimate_set, generate, identities, tree
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle, open_bundle
@@ -19,8 +19,6 @@ from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.imagefolder import ImageFolder
 from dim.runtime.set_formats.png import encoder_version
-from dim.runtime.sets.dry_run import estimate_set
-from dim.runtime.sets.generate import generate
 
 COUNTS = (70, 40, 5)
 MANY = (350, 200, 40)
@@ -359,11 +357,14 @@ def test_progress_counts_up(bundle: Bundle, tmp_path: Path) -> None:
     [
         ({"counts": (1, 1)}, "give one number for each of 3 classes"),
         ({"counts": (0, 0, 0)}, "at least one of them above 0"),
-        ({"counts": (-1, 1, 1)}, "indices go from 0 to"),
+        ({"counts": (-1, 1, 1)}, "images are counted from 0"),
         ({"counts": (1, 1, 1), "seed": -1}, "The seed is -1"),
-        ({"counts": (1, 1, 1), "start": 2**32}, "indices go from 0 to"),
+        ({"counts": (1, 1, 1), "start": 2**32}, r"a whole number from 0 to 2\*\*32 - 1"),
         ({"counts": (1, 1, 1), "format": "gif"}, "There is no format 'gif'; there are imagefolder, npz, npy"),
+        ({"counts": (2, 1, 1), "start": 2**32 - 1}, "reach past index"),
         ({"counts": (1, 1, 1), "shard": (2, 2)}, "shards are counted from 0/2 to 1/2"),
+        ({"counts": (1, 1, 1), "shard": (0, 0)}, "The shard is 0/0"),
+        ({"counts": (1, 1, 1), "shard": (-1, 2)}, "The shard is -1/2"),
         ({"counts": (1, 1, 1), "shard_images": 5}, "The format imagefolder has no shards"),
         ({"counts": (1, 1, 1), "format": "npz", "shard_images": 0}, "A shard of 0 images"),
     ],

@@ -11,7 +11,7 @@ from plans import PLAN
 from dim.runtime.set_formats.part import Batch, PartRecord
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.sets import pipeline
-from dim.runtime.sets.pipeline import draw_size, run_pipeline
+from dim.runtime.sets.pipeline import choose_draw_images, run_pipeline
 
 
 class Collector:
@@ -19,8 +19,8 @@ class Collector:
 
     unflushed = False
 
-    def __init__(self, plan: Plan, part: int, log: list[Any], images_done: int = 0, fail: str = "") -> None:
-        self.plan, self.part, self.log, self.images_done, self.fail = plan, part, log, images_done, fail
+    def __init__(self, plan: Plan, part: int, log: list[Any], fail: str = "") -> None:
+        self.plan, self.part, self.log, self.fail = plan, part, log, fail
         self.images = 0
 
     def encode(self, batch: Batch) -> Any:
@@ -53,10 +53,10 @@ def plan_of(images: int, part_images: int) -> Plan:
     return replace(PLAN, counts=(images - images // 2, images // 2), part_images=part_images, start=0)
 
 
-def run(plan: Plan, fail: str = "", images_done: int = 0, draw_fails_at: int = -1, **more: Any) -> tuple[Any, Any, Any]:
+def run(plan: Plan, fail: str = "", draw_fails_at: int = -1, **more: Any) -> tuple[Any, Any, Any]:
     log: list[Any] = []
     records: list[PartRecord] = []
-    steps: list[tuple[int, int, bool]] = []
+    steps: list[tuple[int, int]] = []
     calls = [0]
 
     def draw(labels: Any, indices: Any) -> Any:
@@ -70,7 +70,7 @@ def run(plan: Plan, fail: str = "", images_done: int = 0, draw_fails_at: int = -
             plan,
             range(plan.parts),
             draw,
-            lambda part: Collector(plan, part, log, images_done, fail),
+            lambda part: Collector(plan, part, log, fail),
             records.append,
             lambda *step: steps.append(step),
             **{"flush": lambda: log.append("flush")} | more,
@@ -87,14 +87,7 @@ def test_everything_comes_once_and_in_order() -> None:
     labels, indices = plan.samples(0, 2000)
     assert log == list(zip(labels.tolist(), indices.tolist(), strict=True))
     assert [record.part for record in records] == list(range(7))
-    assert sum(images for images, _, drawn in steps if drawn) == 2000
-
-
-def test_a_part_goes_on_where_it_stopped() -> None:
-    plan = plan_of(100, 50)
-    log, records, steps = run(plan, images_done=45)
-    assert [record.images for record in records] == [5, 5]
-    assert steps == [(45, 0, False), (5, 5, True)] * 2
+    assert sum(images for images, _ in steps) == 2000
 
 
 @pytest.mark.parametrize("stage", ["encode", "write", "finish"])
@@ -157,8 +150,8 @@ def test_images_on_the_way_are_bounded() -> None:
     assert ahead[0] <= 256 * 9
 
 
-def test_draw_size() -> None:
-    assert draw_size(512, 3072) == 512
-    assert draw_size(None, 64) == 256
-    assert draw_size(None, 128 * 128 * 3) == 170
-    assert draw_size(None, 10**9) == 1
+def test_choose_draw_images() -> None:
+    assert choose_draw_images(512, 3072) == 512
+    assert choose_draw_images(None, 64) == 256
+    assert choose_draw_images(None, 128 * 128 * 3) == 170
+    assert choose_draw_images(None, 10**9) == 1

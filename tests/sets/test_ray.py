@@ -19,8 +19,9 @@ from set_tools import tree
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BadValueError, MissingExtraError
 from dim.runtime.sets import ray as ray_generate
-from dim.runtime.sets.generate import generate
+from dim.runtime.sets.generate import generate as write_set
 from dim.runtime.sets.ray import Share, check_workers, generate_on_ray, pack_bundle, share_cluster
+from dim.runtime.sets.request import SetRequest
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def on_ray(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (folder / "foreign" / "one").mkdir(parents=True)
     (folder / "foreign" / "one" / "00000003.png").write_bytes(b"mine")
     with open_bundle(tiny_bundle, engine="fake") as bundle:
-        generate(bundle, folder / "mixed", shard=(0, 3), **PARQUET)
+        write_set(bundle, SetRequest(**PARQUET), folder / "mixed", shard=(0, 3))
     program = Path(__file__).parents[1] / "support" / "ray_program.py"
     command = [sys.executable, str(program), str(tiny_bundle), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -46,12 +47,12 @@ def on_ray(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def test_two_workers_of_which_one_is_killed(on_ray: Any, bundle: Bundle, tmp_path: Path) -> None:
     folder, told = on_ray
-    generate(bundle, tmp_path / "alone", counts=COUNTS)
+    write_set(bundle, SetRequest(per_class=COUNTS), tmp_path / "alone")
     assert tree(folder / "two") == tree(tmp_path / "alone")
     assert told["killed"] == 1 and told["complete"] == [True, True, True]
-    assert told["seen"][0] == [0, 2700, 0] and told["seen"][-1][0] == 2700
+    assert told["seen"][0] == [0, 10_800, 0] and told["seen"][-1][:2] == [10_800, 10_800]
     assert told["said"] == [
-        "Ray: 2 workers with no GPU and 0.5 CPUs each.",
+        "Ray: 2 workers with no GPU and 1 CPUs each.",
         f"The set in {folder / 'two'} is complete already.",
     ]
     assert told["drawn"][1] == 0
@@ -59,7 +60,7 @@ def test_two_workers_of_which_one_is_killed(on_ray: Any, bundle: Bundle, tmp_pat
 
 def test_ray_completes_what_a_plain_run_began(on_ray: Any, bundle: Bundle, tmp_path: Path) -> None:
     folder, told = on_ray
-    generate(bundle, tmp_path / "alone", **PARQUET)
+    write_set(bundle, SetRequest(**PARQUET), tmp_path / "alone")
     assert told["drawn"][2] == 1700
     assert tree(folder / "mixed") == tree(tmp_path / "alone")
 
@@ -88,66 +89,55 @@ def test_a_parcel_opens_where_the_folder_is_not_seen(
 @pytest.mark.parametrize(
     ("nodes", "device", "workers", "share"),
     [
-        ([{"CPU": 2}], "auto", 2, Share(workers=2, gpus=0, cpus=0.5)),
-        ([{"CPU": 2}], "auto", None, Share(workers=1, gpus=0, cpus=1.0)),
-        ([{"CPU": 1}], "auto", None, Share(workers=1, gpus=0, cpus=0.5)),
-        ([{"CPU": 64}], "auto", None, Share(workers=32, gpus=0, cpus=1.0)),
-        ([{"CPU": 64}], "auto", 4, Share(workers=4, gpus=0, cpus=15.0)),
-        ([{"CPU": 64, "GPU": 8}], "auto", None, Share(workers=8, gpus=1, cpus=7.0)),
-        ([{"CPU": 64, "GPU": 8}], "cpu", 2, Share(workers=2, gpus=0, cpus=31.0)),
-        ([{"CPU": 8, "GPU": 8}], "gpu", 20, Share(workers=8, gpus=1, cpus=0.87)),
-        # No machine has the 7 CPUs that are left of the 8.
+        ([{"CPU": 2}], "auto", 2, Share(workers=2, gpus=0, cpus=1.0)),
+        ([{"CPU": 2}], "auto", None, Share(workers=1, gpus=0, cpus=2.0)),
+        ([{"CPU": 1}], "auto", None, Share(workers=1, gpus=0, cpus=1.0)),
+        ([{"CPU": 2}], "auto", 3, Share(workers=3, gpus=0, cpus=0.66)),
+        ([{"CPU": 64}], "auto", None, Share(workers=32, gpus=0, cpus=2.0)),
+        ([{"CPU": 64}], "auto", 4, Share(workers=4, gpus=0, cpus=16.0)),
+        ([{"CPU": 64, "GPU": 8}], "auto", None, Share(workers=8, gpus=1, cpus=8.0)),
+        ([{"CPU": 64, "GPU": 8}], "cpu", 2, Share(workers=2, gpus=0, cpus=32.0)),
+        ([{"CPU": 8, "GPU": 8}], "gpu", 20, Share(workers=8, gpus=1, cpus=1.0)),
         ([{"CPU": 4}, {"CPU": 4}], "auto", 1, Share(workers=1, gpus=0, cpus=4.0)),
-        ([{"CPU": 4}, {"CPU": 4}], "auto", 2, Share(workers=2, gpus=0, cpus=3.0)),
         ([{"CPU": 4}, {"CPU": 4}], "auto", 3, Share(workers=3, gpus=0, cpus=2.0)),
         ([{"CPU": 16}, {"CPU": 2}], "auto", 2, Share(workers=2, gpus=0, cpus=8.0)),
-        ([{"CPU": 1}] * 3, "auto", 2, Share(workers=2, gpus=0, cpus=1.0)),
-        ([{"CPU": 1}] * 2, "auto", 2, Share(workers=2, gpus=0, cpus=0.5)),
+        ([{"CPU": 1}] * 2, "auto", 2, Share(workers=2, gpus=0, cpus=1.0)),
         # A head that takes no work; GPUs on one machine only; GPUs without a CPU.
-        ([{"CPU": 0, "memory": 1e9}, {"CPU": 8}], "auto", None, Share(workers=4, gpus=0, cpus=1.0)),
+        ([{"CPU": 0, "memory": 1e9}, {"CPU": 8}], "auto", None, Share(workers=4, gpus=0, cpus=2.0)),
         ([{"CPU": 32}, {"CPU": 8, "GPU": 2}], "auto", None, Share(workers=2, gpus=1, cpus=4.0)),
-        ([{"CPU": 8, "GPU": 1}] * 4, "gpu", None, Share(workers=4, gpus=1, cpus=7.0)),
+        ([{"CPU": 8, "GPU": 1}] * 4, "gpu", None, Share(workers=4, gpus=1, cpus=8.0)),
         ([{"CPU": 8, "GPU": 1}] * 4, "gpu", 3, Share(workers=3, gpus=1, cpus=8.0)),
-        ([{"CPU": 4}, {"GPU": 1}], "auto", None, Share(workers=2, gpus=0, cpus=1.0)),
+        ([{"CPU": 4}, {"GPU": 1}], "auto", None, Share(workers=2, gpus=0, cpus=2.0)),
     ],
 )
 def test_sharing_a_cluster(nodes: list[dict[str, float]], device: str, workers: int | None, share: Share) -> None:
     assert share_cluster(nodes, device, workers) == share
-    assert can_be_placed(nodes, share, spare=1.0 if max(node.get("CPU", 0) for node in nodes) > 1 else 0.5)
+    assert can_be_placed(nodes, share)
 
 
 @given(
     st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 6)}, optional={"GPU": st.integers(0, 2)}), max_size=3),
     st.none() | st.integers(1, 6),
 )
-def test_every_worker_finds_a_place_however_they_are_spread(nodes: list[dict[str, int]], workers: int | None) -> None:
+def test_all_workers_find_a_place_at_the_same_time(nodes: list[dict[str, int]], workers: int | None) -> None:
     try:
         share = share_cluster(nodes, "auto", workers)
     except BadValueError as error:
         assert "has no room for" in str(error) and max((node["CPU"] for node in nodes), default=0) == 0
     else:
-        assert can_be_placed(nodes, share, spare=1.0) or can_be_placed(nodes, share, spare=0.5) and share.cpus <= 0.5
+        assert can_be_placed(nodes, share)
 
 
-def can_be_placed(nodes: Sequence[Mapping[str, float]], share: Share, spare: float) -> bool:
-    """Try every way in which Ray may place actors one after the other."""
-    reached = {tuple((round(100 * node.get("CPU", 0)), node.get("GPU", 0)) for node in nodes)}
-    for _ in range(share.workers):
-        following = set()
-        for free in reached:
-            fits = [k for k, (cpus, gpus) in enumerate(free) if cpus >= round(100 * share.cpus) and gpus >= share.gpus]
-            if not fits:
-                return False
-            for k in fits:
-                left = (free[k][0] - round(100 * share.cpus), free[k][1] - share.gpus)
-                following.add((*free[:k], left, *free[k + 1 :]))
-        reached = following
-    return all(max(cpus for cpus, _ in free) >= 100 * spare for free in reached)
+def can_be_placed(nodes: Sequence[Mapping[str, float]], share: Share) -> bool:
+    """Fill the machines with as many tasks as each has room for."""
+    room = 0
+    for node in nodes:
+        seats = round(100 * node.get("CPU", 0)) // round(100 * share.cpus)
+        room += min(seats, int(node.get("GPU", 0))) if share.gpus else seats
+    return room >= share.workers
 
 
 def test_clusters_that_cannot_do_it() -> None:
-    with pytest.raises(BadValueError, match="num_workers is 0; it must be at least 1"):
-        share_cluster([{"CPU": 2}], "auto", 0)
     with pytest.raises(BadValueError, match="num_workers is 0; it must be at least 1"):
         check_workers(0)
     for nodes in ([{"CPU": 2}], [{"CPU": 2}, {"GPU": 1}]):
@@ -170,11 +160,8 @@ def test_ray_does_not_keep_sigterm_to_itself(monkeypatch: pytest.MonkeyPatch) ->
     def clean_up(number: int, frame: object) -> None:
         """What a caller does at SIGTERM."""
 
-    context = SimpleNamespace(get_current=lambda: SimpleNamespace())
-    data = SimpleNamespace(DataContext=context)
-    fake = SimpleNamespace(is_initialized=lambda: False, init=init, data=data)
+    fake = SimpleNamespace(is_initialized=lambda: False, init=init)
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setitem(sys.modules, "ray.data", data)
     before = signal.signal(signal.SIGTERM, clean_up)
     try:
         assert ray_generate._start_ray() is fake
@@ -186,7 +173,7 @@ def test_ray_does_not_keep_sigterm_to_itself(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_ray(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError) as caught:
-        generate_on_ray(bundle, tmp_path / "set", counts=COUNTS)
+        generate_on_ray(bundle, SetRequest(per_class=COUNTS), tmp_path / "set")
     assert str(caught.value) == (
         "The package 'ray' is not installed and is needed to generate on a cluster: run  pip install 'dim-distill[ray]'"
     )

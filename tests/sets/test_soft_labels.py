@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from set_tools import tree
+from set_tools import estimate_set, generate, tree
 from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
@@ -15,8 +15,6 @@ from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BundleError, EngineError
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.plan import FORMATS
-from dim.runtime.sets.dry_run import estimate_set
-from dim.runtime.sets.generate import generate
 
 COUNTS = (60, 25, 5)
 pytestmark = [pytest.mark.filterwarnings("ignore")]

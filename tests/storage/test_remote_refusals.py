@@ -13,14 +13,12 @@ import fsspec
 import pytest
 from cli_tools import dim, one_line
 from s3_tools import objects
-from set_tools import tree
+from set_tools import estimate_set, generate, tree
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.fetch import fetch_bundle
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.set_formats import part as writers_part
-from dim.runtime.sets.dry_run import estimate_set
-from dim.runtime.sets.generate import generate
 from dim.runtime.storage import remote_store
 from dim.runtime.storage.remote_store import RemoteStore
 

@@ -12,14 +12,13 @@ import fsspec
 import numpy as np
 import pytest
 from s3_tools import objects
-from set_tools import tree
+from set_tools import generate, tree
 
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.fetch import check_pin, fetch_bundle
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.errors import BadValueError, BundleError, MissingExtraError, OutputError
 from dim.runtime.set_formats.plan import FORMATS
-from dim.runtime.sets.generate import generate
 from dim.runtime.storage import remote_store
 from dim.runtime.storage.remote_store import RemoteStore
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import DimError
 from dim.runtime.sets.ray import generate_on_ray
+from dim.runtime.sets.request import SetRequest
 
-COUNTS = (1500, 900, 300)
-PARQUET = {"counts": COUNTS, "format": "parquet", "shard_images": 500}
+COUNTS = (6000, 3600, 1200)
+PARQUET = {"per_class": (1500, 900, 300), "format": "parquet", "shard_images": 500}
 
 
-def actor_pids() -> list[int]:
-    """Find Ray's actors that make parts by the names that Ray gives its processes."""
+def find_workers() -> list[int]:
+    """Find Ray's processes that make shards by the names that Ray gives them."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -26,7 +27,7 @@ def actor_pids() -> list[int]:
                 title = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"ray::" in title and b"PartMaker" in title:
+            if b"ray::" in title and b"_make_shard" in title:
                 found.append(int(entry.name))
     return found
 
@@ -46,19 +47,20 @@ def main(bundle_path: str, folder: str) -> None:
 
     def kill_one(*state: int) -> None:
         seen.append(state)
-        if state[0] > 0 and not killed and (pids := actor_pids()):
+        if state[0] > 0 and not killed and (pids := find_workers()):
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
 
     out = Path(folder)
     with open_bundle(bundle_path, engine="fake") as bundle:
-        two = generate_on_ray(bundle, out / "two", counts=COUNTS, num_workers=2, say=said.append, progress=kill_one)
-        again = generate_on_ray(bundle, out / "two", counts=COUNTS, say=said.append)
-        mixed = generate_on_ray(bundle, out / "mixed", num_workers=1, **PARQUET)
+        request = SetRequest(per_class=COUNTS)
+        two = generate_on_ray(bundle, request, out / "two", num_workers=2, say=said.append, progress=kill_one)
+        again = generate_on_ray(bundle, request, out / "two", say=said.append)
+        mixed = generate_on_ray(bundle, SetRequest(**PARQUET), out / "mixed", num_workers=1)
         errors = []
-        for wish in ({"counts": (1, 1, 1)}, {"counts": (5, 5, 5), "overwrite": True}):
+        for count, overwrite in ((1, False), (5, True)):
             try:
-                generate_on_ray(bundle, out / "foreign", **wish)
+                generate_on_ray(bundle, SetRequest(ipc=count), out / "foreign", overwrite=overwrite)
             except DimError as error:
                 errors.append(f"{type(error).__name__}: {error}")
     # Not on stdout, where Ray speaks as well.

@@ -1,7 +1,30 @@
-"""What the tests of training sets share: comparing folders, and interrupting runs."""
+"""What the tests of training sets share: asking for sets by their counts, and comparing folders."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from dim.runtime.bundle import Bundle
+from dim.runtime.sets.dry_run import SetEstimate
+from dim.runtime.sets.dry_run import estimate_set as estimate
+from dim.runtime.sets.generate import GenerateSummary
+from dim.runtime.sets.generate import generate as write_set
+from dim.runtime.sets.request import SetRequest
+
+_OF_THE_CALL = ("shard", "overwrite", "say", "progress", "workers")
+
+
+def generate(bundle: Bundle, out: str | Path, *, counts: Sequence[int], **more: Any) -> GenerateSummary:
+    """Call `dim.runtime.sets.generate.generate` with a request for these images per class; `more` goes to either."""
+    call = {name: more.pop(name) for name in _OF_THE_CALL if name in more}
+    return write_set(bundle, SetRequest(per_class=counts, **more), out, **call)
+
+
+def estimate_set(bundle: Bundle, out: str | Path, *, counts: Sequence[int], **more: Any) -> SetEstimate:
+    """As `generate`, for `dim.runtime.sets.dry_run.estimate_set`."""
+    call = {name: more.pop(name) for name in _OF_THE_CALL if name in more}
+    return estimate(bundle, SetRequest(per_class=counts, **more), out, **call)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,154 @@
+"""Opens the place of a set, a local folder or a URL, and asks what a `Store` does not say: room, rights, errors."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.storage.local_store import STATE, LocalStore, Store
+from dim.runtime.storage.object_store import explain_remote, first_line, is_remote
+from dim.runtime.storage.remote_store import RemoteStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """What a file system has left."""
+
+    bytes: int
+    files: int
+    """File entries."""
+    block: int
+    """The unit, in bytes, in which files take space."""
+
+
+@contextlib.contextmanager
+def open_store(out: str | Path) -> Iterator[Store]:
+    """Open the place of a set and turn the operating system's errors there into sentences.
+
+    Raises:
+        BadValueError: the place is a URL that lacks a slash, or one that nothing can write to.
+    """
+    check_url(out)
+    store = RemoteStore(str(out)) if is_remote(out) else LocalStore(Path(str(out).removeprefix("file://")))
+    try:
+        yield store
+    except OSError as error:
+        raise _explain(store, error) from error
+    finally:
+        shutil.rmtree(store.scratch_folder, ignore_errors=True)
+
+
+def check_url(out: str | Path) -> None:
+    """Refuse `s3:/bucket/set`, which would become a local folder.
+
+    Raises:
+        BadValueError: the place is a URL that lacks a slash.
+    """
+    if slip := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", str(out)):
+        rest = str(out)[slip.end() :]
+        raise BadValueError(
+            f"{out} lacks a slash: write {slip[1]}://{rest} for the URL, or ./{out} for a folder of that name."
+        )
+
+
+def check_place(store: Store) -> None:
+    """Raise OutputError if no set can be written here, as far as that can be told without writing."""
+    if isinstance(store, RemoteStore):
+        store.check_bucket()
+    elif isinstance(store, LocalStore):
+        place = _nearest(store.root)
+        if not place.is_dir():
+            what = "a file" if place.is_file() else "no folder"
+            raise OutputError(f"{place} is {what}; name a folder for the set.")
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            raise _explain_local(OSError(errno.EROFS, os.strerror(errno.EROFS)), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise _explain_local(OSError(errno.EACCES, os.strerror(errno.EACCES)), str(place))
+
+
+def make_place(store: Store) -> None:
+    """Make a local place and its `.dim/`; an object store needs neither."""
+    if isinstance(store, LocalStore):
+        check_place(store)
+        store.root.mkdir(parents=True, exist_ok=True)
+        for name in (STATE, f"{STATE}/locks", f"{STATE}/parts"):
+            store.make_folder(name)
+
+
+def measure_free(store: Store) -> Free | None:
+    """Say what is free in a place, or None where nobody knows."""
+    if not isinstance(store, LocalStore):
+        return None
+    found = os.statvfs(_nearest(store.root))
+    # Some file systems make file entries as they need them and report none at all.
+    files = found.f_favail if found.f_files else 2**62
+    return Free(bytes=found.f_bavail * found.f_frsize, files=files, block=found.f_frsize)
+
+
+def find_workshop(store: Store) -> tuple[Path, int] | None:
+    """Return the local folder where files are made before they go to the place, and the bytes free there.
+
+    None where files are made in the place itself.
+    """
+    if not isinstance(store, RemoteStore):
+        return None
+    return store.scratch_folder.parent, shutil.disk_usage(store.scratch_folder).free
+
+
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or what there is of the way to it."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    return place
+
+
+def _explain(store: LocalStore | RemoteStore, error: OSError) -> OutputError:
+    """Turn an error of the operating system into a sentence that says how to go on."""
+    if isinstance(store, LocalStore):
+        return _explain_local(error, str(store))
+    local = store.scratch_folder
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"The disk under {local.parent}, where files are made before they go to {store}, is full: "
+            "free some space or set TMPDIR to a folder on a larger disk, and run the same command again, what is "
+            "finished is kept."
+        )
+    if error.errno in (errno.EROFS, errno.EIO) or _is_below(error.filename, local):
+        return OutputError(
+            f"The temporary folder {local}, where files are made before they go to {store}, went away or "
+            f"stopped working ({first_line(error)}): run the same command again, what is finished is kept."
+        )
+    return explain_remote(error, str(store))
+
+
+def _explain_local(error: OSError, place: str) -> OutputError:
+    again = "run the same command again, what is finished is kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"The disk under {place} is full: free some space and {again}.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(
+            f"{place} cannot be written ({error.strerror}): choose another folder or mend its permissions."
+        )
+    if error.errno in (
+        errno.ENOENT,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ENODEV,
+        errno.EIO,
+        errno.ETIMEDOUT,
+        errno.ENOTDIR,
+    ):
+        return OutputError(
+            f"{place} went away or stopped working while the set was written ({error.strerror}): mend it and {again}."
+        )
+    return OutputError(f"{place} cannot be written: {error.strerror or error}; mend it and {again}.")
+
+
+def _is_below(path: object, folder: Path) -> bool:
+    return isinstance(path, str | bytes | os.PathLike) and Path(os.fsdecode(path)).is_relative_to(folder)
