@@ -29,7 +29,7 @@ EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp
 
 _BATCH = 512
 _FILES_PER_TASK = 64
-_large_image = threading.Lock()
+_large_image = threading.Lock()  # one at a time over all calls of the process: each needs up to 1.5 GiB
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class ImageHeader:
     has_alpha: bool
 
 
-def num_threads() -> int:
-    """Decoding threads: the cores this process may use, at most 16."""
+def count_threads() -> int:
+    """Count the threads for decoding: the cores this process may use, at most 16."""
     return min(16, len(sched_getaffinity(0)))
 
 
@@ -67,14 +67,14 @@ def resize_batch(images: Images, size: int) -> Images:
             picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
             result[row] = np.asarray(_to_square(picture, size)).reshape(size, size, -1)
 
-    with ThreadPoolExecutor(num_threads()) as pool:
+    with ThreadPoolExecutor(count_threads()) as pool:
         for _ in pool.map(work, range(0, len(images), _BATCH)):
             pass
     return result
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:
-    """Size and kind of an image file, within `MAX_IMAGE_PIXELS`.
+    """Read size and kind of an image file, within `MAX_IMAGE_PIXELS`.
 
     Raises:
         DataError: empty, not an image of a known format, damaged, or too large; `name` is in the message.
@@ -85,7 +85,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
     except DataError:
         raise
     except Exception as error:  # a decoder's answer to damage is not limited to any list of exceptions
-        raise DataError(_unreadable(name, error)) from error
+        raise DataError(_describe_failure(name, error)) from error
 
 
 def decode_image(data: bytes, name: str, *, size: int, channels: int) -> Images:
@@ -112,7 +112,7 @@ def decode_image(data: bytes, name: str, *, size: int, channels: int) -> Images:
     except DataError:
         raise
     except Exception as error:  # as above
-        raise DataError(_unreadable(name, error)) from error
+        raise DataError(_describe_failure(name, error)) from error
 
 
 def decode_files(
@@ -134,7 +134,7 @@ def decode_files(
     waiting: list[tuple[Future[int], int]] = []
     task: list[tuple[int, str, bytes]] = []
     task_bytes = 0
-    threads = num_threads()
+    threads = count_threads()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for file in files:
@@ -186,7 +186,7 @@ def _open(data: bytes, name: str) -> "Picture":
     return picture
 
 
-def _unreadable(name: str, error: Exception) -> str:
+def _describe_failure(name: str, error: Exception) -> str:
     return f"{name}: the image cannot be read ({str(error).strip() or type(error).__name__}): mend or remove it"
 
 

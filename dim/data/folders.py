@@ -68,7 +68,7 @@ def read_class_folders(source: Source) -> RawSet:
         for remark in layout.remarks:
             source.say(f"{source.name}: {remark}")
         rows = _number_rows(layout)
-        good = _readable(scan, rows, source)
+        good = _select_readable(scan, rows, source)
         size, channels, notes = _choose_form(good, len(rows), source)
         images, decoded = _decode(scan, rows, good, size, channels, source)
     if num_skipped := len(rows) - int(decoded.sum()):
@@ -78,9 +78,9 @@ def read_class_folders(source: Source) -> RawSet:
     return _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
 
 
-def _readable(scan: _Scan, rows: dict[str, int], source: Source) -> dict[str, ImageHeader]:
+def _select_readable(scan: _Scan, rows: dict[str, int], source: Source) -> dict[str, ImageHeader]:
     """Choose the files whose headers were read; refuse others unless they may be skipped."""
-    bad = [_problem(scan, file, source.path) for file in rows if scan.headers[file] is None]
+    bad = [_describe_problem(scan, file, source.path) for file in rows if scan.headers[file] is None]
     if bad and not source.skip_unreadable:
         raise DataError(bad[0] if len(bad) == 1 else f"{bad[0]} ({len(bad) - 1} more like it)")
     good = {file: header for file in rows if (header := scan.headers[file]) is not None}
@@ -95,7 +95,7 @@ def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) ->
     num_grey = sum(header.is_grey for header in good.values())
     channels = source.channels or (1 if num_grey == len(good) else 3)
     check_set_bytes(num_rows, size, channels, source.name)
-    notes = [_contents(good), *filter(None, [resized])]
+    notes = [_describe_files(good), *filter(None, [resized])]
     if 0 < num_grey < len(good):
         kept = "made grey" if channels == 1 else "repeated over three channels"
         which = len(good) - num_grey if channels == 1 else num_grey
@@ -126,7 +126,7 @@ def _decode(
         done += number
         source.progress(f"{source.name}: decoding", done, len(good))
 
-    files = _image_files(source.path) if scan.kept is None else iter(scan.kept.items())
+    files = _read_files(source.path) if scan.kept is None else iter(scan.kept.items())
     decode_files(((rows[file], file, data) for file, data in files if file in good), decode, count)
     if done < len(good):
         raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
@@ -159,7 +159,7 @@ def _scan(source: Source) -> _Scan:
     return scan
 
 
-def _problem(scan: _Scan, file: str, path: Path) -> str:
+def _describe_problem(scan: _Scan, file: str, path: Path) -> str:
     by_name = f"{path}: {file}: not an image by its name; remove it or move it out of the class folder"
     return scan.problems.get(file, by_name)
 
@@ -188,12 +188,12 @@ def find_layout(files: list[str], folders: list[str], source: str) -> Layout:
     if train is None:
         if tops & {"test", "testing"}:
             raise DataError(f"{source}: a test folder without a train folder beside it; name the other one 'train'")
-        classes, remarks = _classes(paths, inner, depth, source)
+        classes, remarks = _find_classes(paths, inner, depth, source)
         return Layout(classes, {}, tuple(remarks))
-    train_classes, remarks = _classes(*_below(paths, inner, depth, train), depth + 1, source)
+    train_classes, remarks = _find_classes(*_select_below(paths, inner, depth, train), depth + 1, source)
     test_classes: dict[str, list[str]] = {}
     if test is not None:
-        test_classes, more = _classes(*_below(paths, inner, depth, test), depth + 1, source)
+        test_classes, more = _find_classes(*_select_below(paths, inner, depth, test), depth + 1, source)
         remarks += more
         if test not in ("test", "testing"):
             remarks.append(f"the folder '{test}' serves as test split")
@@ -213,14 +213,14 @@ def _names_at(folders: set[_Parts], depth: int) -> set[str]:
     return {parts[depth] for parts in folders if len(parts) > depth}
 
 
-def _below(paths: list[_Parts], inner: set[_Parts], depth: int, name: str) -> tuple[list[_Parts], set[_Parts]]:
+def _select_below(paths: list[_Parts], inner: set[_Parts], depth: int, name: str) -> tuple[list[_Parts], set[_Parts]]:
     return (
         [p for p in paths if len(p) > depth + 1 and p[depth] == name],
         {p for p in inner if len(p) > depth + 1 and p[depth] == name},
     )
 
 
-def _classes(
+def _find_classes(
     paths: list[_Parts], inner: set[_Parts], depth: int, source: str
 ) -> tuple[dict[str, list[str]], list[str]]:
     classes: dict[str, list[str]] = {name: [] for name in sorted(_names_at(inner, depth))}
@@ -248,7 +248,7 @@ def _number_rows(layout: Layout) -> dict[str, int]:
     return {file: row for row, file in enumerate(files)}
 
 
-def _image_files(path: Path) -> Iterator[tuple[str, bytes]]:
+def _read_files(path: Path) -> Iterator[tuple[str, bytes]]:
     for entry in iterate_entries(path):
         if not entry.is_folder and _extension(entry.path) in EXTENSIONS:
             yield entry.path, entry.read(MAX_FILE_BYTES)
@@ -261,7 +261,7 @@ def _assemble(
     decoded: NDArray[np.bool_],
     notes: tuple[str, ...],
 ) -> RawSet:
-    train_labels, test_labels = _labels(layout.train), _labels(layout.test)
+    train_labels, test_labels = _make_labels(layout.train), _make_labels(layout.test)
     split = len(train_labels)
     train, test = images[:split], images[split:]
     if not decoded.all():
@@ -278,11 +278,11 @@ def _assemble(
     )
 
 
-def _labels(split: dict[str, list[str]]) -> Labels:
+def _make_labels(split: dict[str, list[str]]) -> Labels:
     return np.repeat(np.arange(len(split), dtype=np.int64), [len(files) for files in split.values()])
 
 
-def _contents(good: dict[str, ImageHeader]) -> str:
+def _describe_files(good: dict[str, ImageHeader]) -> str:
     kinds = Counter(_extension(file).removeprefix(".").replace("jpg", "jpeg") for file in good)
     return " and ".join(f"{count} {kind.upper()} files" for kind, count in kinds.most_common())
 

@@ -94,12 +94,12 @@ def _read_idx_set(known: KnownSet, files: OfficialFiles) -> RawSet:
         test_images=arrays[2][..., None],
         test_labels=arrays[3].astype(np.int64),
         licence=known.licence,
-        notes=(_origin(known, altered, files),),
+        notes=(_describe_origin(known, altered, files),),
     )
 
 
 def _idx_md5(array: NDArray[np.uint8]) -> str:
-    """MD5 of the unpacked IDX file that `array` was read from."""
+    """Compute the MD5 sum of the unpacked IDX file that `array` was read from."""
     header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
     digest = hashlib.md5(header, usedforsecurity=False)
     digest.update(np.ascontiguousarray(array).data)
@@ -117,7 +117,7 @@ def _read_svhn(known: KnownSet, files: OfficialFiles) -> RawSet:
         test_images=test_images,
         test_labels=test_labels,
         licence=known.licence,
-        notes=(_origin(known, [], files),),
+        notes=(_describe_origin(known, [], files),),
     )
 
 
@@ -144,11 +144,11 @@ def _read_cifar_set(known: KnownSet, files: OfficialFiles) -> RawSet:
         note = f"{known.title}, folder {path.name}"
     else:
         published = {file.name: file.md5 for file in known.files}
-        note = _origin(known, [path.name] if published.get(path.name) != file_md5(path) else [], files)
+        note = _describe_origin(known, [path.name] if published.get(path.name) != file_md5(path) else [], files)
     return read_cifar(path, files.name, layout, licence=known.licence, notes=(note,))
 
 
-def _origin(known: KnownSet, altered: list[str], files: OfficialFiles) -> str:
+def _describe_origin(known: KnownSet, altered: list[str], files: OfficialFiles) -> str:
     if not altered:
         return f"{known.title}, official files (MD5 sums match)"
     files.say(f"{files.name}: {altered[0]} {_ALTERED}")

@@ -56,14 +56,14 @@ def read_npz(source: Source) -> RawSet:
                 arrays[key] = _read_member(path, archive, members, key)
     if ("test_images" in arrays) != ("test_labels" in arrays):
         raise DataError(f"{path}: test_images and test_labels belong together; only one of them is there")
-    labels = _labels(arrays["labels"], path, "labels")
-    test_labels = _labels(arrays["test_labels"], path, "test_labels") if "test_labels" in arrays else None
+    labels = _to_labels(arrays["labels"], path, "labels")
+    test_labels = _to_labels(arrays["test_labels"], path, "test_labels") if "test_labels" in arrays else None
     return RawSet(
         name=source.name,
-        classes=_classes(arrays["classes"], path) if "classes" in arrays else _numbered(labels, path),
-        train_images=_images(arrays["images"], path, "images"),
+        classes=_to_classes(arrays["classes"], path) if "classes" in arrays else _number_classes(labels, path),
+        train_images=_to_images(arrays["images"], path, "images"),
         train_labels=labels,
-        test_images=_images(arrays["test_images"], path, "test_images") if test_labels is not None else None,
+        test_images=_to_images(arrays["test_images"], path, "test_images") if test_labels is not None else None,
         test_labels=test_labels,
         notes=(f"arrays of {path.name}",),
     )
@@ -79,7 +79,12 @@ def _read_member(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfil
 
 
 def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> NDArray[Any]:
-    """One array in NumPy's format, of integers or text; memory grows only with the bytes that arrive.
+    """Read one array in NumPy's format, of numbers or text; memory grows only with the bytes that arrive.
+
+    Args:
+        file: at the start of the array.
+        name: stands for it in messages.
+        max_bytes: of all values together.
 
     Raises:
         DataError: not such an array, truncated, or larger than `max_bytes`.
@@ -97,7 +102,7 @@ def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> ND
     if match is None:
         raise DataError(f"{name}: an array header that NumPy does not write for plain arrays: {header[:60]!r}")
     descr, fortran_order, shape_text = match.groups()
-    dtype = _dtype(descr, name)
+    dtype = _parse_dtype(descr, name)
     shape = tuple(int(number) for number in shape_text.replace(" ", "").split(",") if number)
     wanted = math.prod(shape) * dtype.itemsize
     if len(shape) > MAX_ARRAY_DIMS or wanted > max_bytes:
@@ -119,7 +124,7 @@ def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> ND
     return array.reshape(shape[::-1]).T if fortran_order == "True" else array.reshape(shape)
 
 
-def _dtype(descr: str, name: str) -> np.dtype[Any]:
+def _parse_dtype(descr: str, name: str) -> np.dtype[Any]:
     kind, digits = descr.lstrip("<>|=")[:1], descr.lstrip("<>|=")[1:]
     if kind == "O":
         raise DataError(f"{name}: holds Python objects, which are never read; save plain arrays")
@@ -129,7 +134,7 @@ def _dtype(descr: str, name: str) -> np.dtype[Any]:
     return np.dtype(descr)
 
 
-def _images(array: NDArray[Any], path: Path, key: str) -> Images:
+def _to_images(array: NDArray[Any], path: Path, key: str) -> Images:
     if array.dtype != np.uint8:
         raise DataError(
             f"{path}: {key} are {array.dtype}, expected uint8 from 0 to 255; convert them, for example "
@@ -142,7 +147,7 @@ def _images(array: NDArray[Any], path: Path, key: str) -> Images:
     return array
 
 
-def _labels(array: NDArray[Any], path: Path, key: str) -> Labels:
+def _to_labels(array: NDArray[Any], path: Path, key: str) -> Labels:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"{path}: {key} are {array.dtype} {list(array.shape)}, expected integers [N]")
     if len(array) and (array.min() < 0 or array.max() >= MAX_CLASSES):
@@ -150,7 +155,7 @@ def _labels(array: NDArray[Any], path: Path, key: str) -> Labels:
     return array.astype(np.int64)
 
 
-def _classes(array: NDArray[Any], path: Path) -> tuple[str, ...]:
+def _to_classes(array: NDArray[Any], path: Path) -> tuple[str, ...]:
     if array.ndim != 1 or array.dtype.kind not in "US":
         raise DataError(f"{path}: classes are {array.dtype} {list(array.shape)}, expected text [K]")
     try:
@@ -159,7 +164,7 @@ def _classes(array: NDArray[Any], path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: a class name is not valid text ({error}); save classes as text") from error
 
 
-def _numbered(labels: Labels, path: Path) -> tuple[str, ...]:
+def _number_classes(labels: Labels, path: Path) -> tuple[str, ...]:
     if not len(labels):
         raise DataError(f"{path}: holds no images")
     return tuple(str(label) for label in range(int(labels.max()) + 1))

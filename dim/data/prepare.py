@@ -87,7 +87,7 @@ def check_options(size: int | None, channels: int | None, seed: int) -> None:
 
 
 def choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int, str]:
-    """The side in pixels, and a sentence when images are changed to reach it ("" when they are not).
+    """Choose the side in pixels, and say in a sentence how images are changed to reach it ("" where they are not).
 
     One square size within 8..128 stays as it is. Otherwise, with no size asked for, the median of the shorter sides,
     at most 64 and a multiple of 8, is taken. Images that are not square are cropped to their centre.
