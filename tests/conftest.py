@@ -36,6 +36,15 @@ def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture
 def fast(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory, where there is one: hundreds of runs that flush to a disk take minutes."""

@@ -205,7 +205,7 @@ def test_a_recorded_distillation_is_the_plain_one(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
     device = torch.device("cuda")
     found = []
@@ -232,7 +232,7 @@ def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_a_replayed_step_draws_among_alternatives_as_the_step_does_on_a_gpu() -> None:
     device = torch.device("cuda")
     images = torch.arange(8.0, device=device).reshape(2, 1, 4).repeat(3, 1, 4, 1)
@@ -253,7 +253,7 @@ def test_a_replayed_step_draws_among_alternatives_as_the_step_does_on_a_gpu() ->
     assert drawn[0] == drawn[1] and set(drawn[0]) == {0, 1, 2}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("stage", ["stage1", "pool", "stage2"])
 def test_a_run_on_a_gpu_goes_on_between_two_lines_of_its_log(stage: str, tmp_path: Path) -> None:
     class Stop(Exception):

@@ -223,5 +223,5 @@ def test_the_tests_of_training_count_where_all_of_them_ran(
     (command,) = commands
     file, wanted = Path(command[-3]), command[-1]
     names = re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
-    need = re.findall(r'reason="needs a CUDA GPU"\)\n(?:@.*\n)*def (test_\w+)', file.read_text())
+    need = re.findall(r"@pytest\.mark\.gpu\n(?:@.*\n)*def (test_\w+)", file.read_text())
     assert need and {name for name in names if wanted in name} == set(need)

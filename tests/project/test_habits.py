@@ -33,7 +33,8 @@ def test_hooks_are_the_first_lines_of_the_checks() -> None:
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local"
     entries = [hook["entry"] for hook in repository["hooks"]]
-    assert [line.removeprefix("check ") for line in CHECK.splitlines() if line.startswith("check ")][:-1] == entries
+    stages = re.findall(r'^run_stage "[^"]+" (.+)$', CHECK, re.MULTILINE)
+    assert stages[:-1] == entries and "pytest" in stages[-1]
 
 
 def test_the_version_is_the_same_everywhere() -> None:
