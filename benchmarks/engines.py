@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dim.export.untrained import untrained_bundle
+from dim.export.untrained import export_untrained
 from dim.runtime.benchmark.benchmark import BATCHES, benchmark
 from dim.runtime.benchmark.report import BenchReport, check_promises
 from dim.runtime.bundle_format.files import load_manifest
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit code 1 if a promised ratio is missed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = options.bundle or untrained_bundle(options.preset, Path(folder))
+        bundle = options.bundle or export_untrained(options.preset, Path(folder))
         manifest = load_manifest(bundle)
         rivals = torch_rivals(manifest, options.device, threads=options.threads)
         report = benchmark(

@@ -137,7 +137,7 @@ def evaluate(
         from dim.evaluation.evaluate import evaluate as run_evaluation
         from dim.evaluation.protocol import PROTOCOLS, Execution
         from dim.evaluation.subjects import load_source_data
-        from dim.export.card import record_accuracy
+        from dim.export.record_accuracy import record_accuracy
     from dim.runtime.bundle_format.files import load_manifest
     from dim.runtime.engines.base import EngineOptions
 

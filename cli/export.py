@@ -1,6 +1,7 @@
-"""`dim export`: a run becomes a bundle, a bundle gets compiled engines."""
+"""`dim export`: a run becomes a bundle, a bundle gets further precisions and compiled engines."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -16,10 +17,7 @@ _COMPILE = "Compile engines"
 def export(
     source: Annotated[
         Path | None,
-        typer.Argument(
-            help="A run directory, or a bundle; else the newest finished run under runs/, else the default bundle.",
-            metavar="[RUN or BUNDLE]",
-        ),
+        typer.Argument(help="A run directory; or a bundle, by its folder or the name mnist.", metavar="RUN or BUNDLE"),
     ] = None,
     format: Annotated[
         str, typer.Option(help="onnx; trt (TensorRT) or rtx (TensorRT for RTX) compile the ONNX files too.")
@@ -63,91 +61,80 @@ def export(
     if format not in FORMATS:
         raise BadValueError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
     precisions = None if precision is None else tuple(word.strip() for word in precision.split(","))
-    path = _choose_source(source)
-    if not _is_bundle(path):
+    bundle = _check_source(source)
+    if not (bundle / "manifest.json").exists():
+        say(f"Run: {bundle}.")
         with training_libraries():
             from dim.export.export_run import export_run
-        say(f"Run: {path}.")
         bundle = export_run(
-            path, out=out, name=name, precisions=precisions or ("fp32",), licence=licence, overwrite=overwrite, say=say
+            bundle, out, precisions=precisions or ("fp32",), name=name, licence=licence, overwrite=overwrite, say=say
         )
     elif out is not None or name is not None or licence is not None:
-        raise BadValueError(f"{path} is a bundle: --out, --name and --licence are for exporting a run.")
-    else:
-        bundle = path
-        say(f"Bundle: {bundle}.")
-    plans = []
-    if format != "onnx":
-        plans = _compile(bundle, format, precisions, batch, target or [], hardware_compatible, version_compatible)
-    elif bundle is path:
+        raise BadValueError(f"{bundle} is a bundle: --out, --name and --licence are for exporting a run.")
+    elif format == "onnx":
         if precisions is None:
-            raise BadValueError(f"{path} is a bundle already: say what to add by --precision, or --format trt or rtx.")
+            raise BadValueError(
+                f"{bundle} is a bundle already: say what to add by --precision, or --format trt or rtx."
+            )
+        say(f"Bundle: {bundle}.")
         with training_libraries():
             from dim.export.add_precisions import add_precisions
         add_precisions(bundle, precisions, say=say)
-    _report(bundle, plans, as_json)
+    engines = []
+    if format != "onnx":
+        from dim.cli.bars import Bars
+        from dim.runtime.trt.build import build_engines
+
+        with Bars() as bars:
+            engines = build_engines(
+                bundle,
+                format=format,
+                precisions=precisions,
+                batch=parse_batch(batch),
+                compute_capabilities=target or [],
+                hardware_compatible=hardware_compatible,
+                version_compatible=version_compatible,
+                say=say,
+                progress=lambda what, part: bars.show(what, part, 1.0),
+            )
+    _print_bundle(bundle, engines, as_json)
 
 
-def _choose_source(named: Path | None) -> Path:
-    """Return the run or bundle to work on."""
-    if named is not None:
-        if not named.is_dir():
-            found = "is a file" if named.exists() else "does not exist"
-            raise RunError(f"There is no run directory and no bundle at {named}: it {found}.")
-        return named
-    finished = list(Path("runs").glob("*/generator.safetensors"))
-    if finished:
-        return max(finished, key=lambda path: (path.stat().st_mtime_ns, str(path))).parent
-    from dim.runtime.bundle_format.locate import find_bundle
-
-    return find_bundle(None, say=say)[0]
-
-
-def _is_bundle(path: Path) -> bool:
-    return (path / "manifest.json").exists()
-
-
-def _compile(
-    bundle: Path,
-    format: str,
-    precisions: tuple[str, ...] | None,
-    batch: str,
-    targets: list[str],
-    hardware_compatible: bool,
-    version_compatible: bool,
-) -> list[Path]:
-    from dim.cli.bars import Bars
-    from dim.runtime.trt.build import build_engines
-
-    with Bars() as bars:
-        return build_engines(
-            bundle,
-            format=format,
-            precisions=precisions,
-            batch=parse_batch(batch),
-            compute_capabilities=targets,
-            hardware_compatible=hardware_compatible,
-            version_compatible=version_compatible,
-            say=say,
-            progress=lambda what, part: bars.show(what, part, 1.0),
+def _check_source(source: Path | None) -> Path:
+    """Return the run or bundle to work on; without one, name the runs that there are."""
+    if source is None:
+        runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.json"))
+        found = (
+            f"under runs/ lie {', '.join(runs)}" if runs else "there is none under runs/: make one with  dim distill"
         )
+        raise BadValueError(f"Name a run or a bundle, as in  dim export {runs[0] if runs else 'runs/mnist'};  {found}")
+    if source.is_dir():
+        return source
+    from dim.runtime.bundle_format.locate import list_names
+
+    if (shipped := list_names().get(str(source))) is not None:
+        return shipped
+    found = "is a file" if source.exists() else "does not exist"
+    raise RunError(f"There is no run directory and no bundle at {source}: it {found}.")
 
 
-def _report(bundle: Path, plans: list[Path], as_json: bool) -> None:
+def _print_bundle(bundle: Path, engines: list[Path], as_json: bool) -> None:
     from dim.runtime.bundle_format.files import load_manifest
 
     manifest = load_manifest(bundle)
     files = {name: record.size_bytes for name, record in sorted(manifest.files.items())}
     if as_json:
-        print_json({"bundle": bundle, "content_id": manifest.content_id, "files": files, "engines": plans})
+        print_json({"bundle": bundle, "content_id": manifest.content_id, "files": files, "engines": engines})
         return
     print(f"{bundle}: {', '.join(manifest.precisions)}, {in_units(sum(files.values()), 'B')}")
-    for plan in plans:
-        print(f"  {plan.name}: {in_units(plan.stat().st_size, 'B')}")
+    for engine in engines:
+        print(f"  {engine.name}: {in_units(engine.stat().st_size, 'B')}")
+    path = str(bundle) if "/" in str(bundle) or bundle.suffix == ".dim" else f"./{bundle}"  # else it is read as a name
+    say(f"Next:  dim generate --bundle {quote(path)} --ipc 50 --out data/")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
-    """Read `1:256:4096`.
+    """Read `1:256:4096`: least, usual and most images per call.
 
     Raises:
         BadValueError: anything but three whole numbers.

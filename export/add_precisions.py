@@ -5,36 +5,40 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dim.export.card import read_record
+from dim.export.agreement import check_precision
+from dim.export.drawing import PARITY_SEED, draw_samples, draw_with_onnx
 from dim.export.graph.half import to_half
-from dim.export.parity import PARITY_SEED, check_precision, draw_samples, draw_with_onnx
-from dim.export.publish import finish, merged_record, staged, still_measured
+from dim.export.publish import check_precisions, complete_bundle, stage_bundle
+from dim.export.record import Agreement, ExportRecord, read_record
+from dim.export.reuse import select_valid_rows
 from dim.runtime.bundle_format.files import copy_bundle, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, PRECISIONS
-from dim.runtime.errors import BadValueError, MissingExtraError, RunError
+from dim.runtime.errors import MissingExtraError, RunError
+from dim.runtime.messages import say_to_log
 from dim.runtime.trt.store import find_onnx_sha256
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:
+    from dim.export.run_files import Run
 
 
 def add_precisions(
-    bundle_path: Path,
+    bundle: str | Path,
     precisions: Sequence[str],
     *,
-    run_dir: Path | None = None,
-    say: Say = lambda line: None,
+    run: str | Path | None = None,
+    say: Callable[[str], None] = say_to_log,
 ) -> Path:
     """Write further precisions into a bundle, or write them again.
 
     Args:
-        bundle_path: the bundle's folder.
+        bundle: the bundle's folder.
         precisions: any of `fp32`, `fp16`, `int8`; fp32 is there already.
-        run_dir: the run that the bundle came from, for int8; None for the folder around the bundle.
-        say: gets lines for the user.
+        run: the run directory that the bundle came from, for int8; None for the folder around the bundle.
+        say: gets a line about each step.
 
     Returns:
         the bundle's folder.
@@ -47,60 +51,59 @@ def add_precisions(
         ParityError: a new file draws something else than the canonical one; the bundle is as it was.
         OutputError: the disk refused; the bundle is as it was.
     """
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
-    bundle_path = Path(bundle_path)
-    manifest = load_manifest(bundle_path)
-    wanted = [p for p in PRECISIONS if p in precisions and p != "fp32"]
+    path = Path(bundle)
+    check_precisions(precisions)
+    manifest = load_manifest(path)
+    wanted = [precision for precision in PRECISIONS if precision in precisions and precision != "fp32"]
     if not wanted:
-        return bundle_path
-    canonical = read_checked_file(bundle_path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
+        return path
+    canonical = read_checked_file(path, manifest, CANONICAL_ONNX, max_bytes=MAX_ONNX_BYTES)
     check_graph(canonical, manifest)
-    latents, labels = draw_samples(manifest.num_classes, manifest.latent_dim, manifest.latent_std, seed=PARITY_SEED)
+    source = _read_source_run(manifest, Path(run) if run is not None else path.parent) if "int8" in wanted else None
+    latents, labels = draw_samples(
+        manifest.num_classes, manifest.sampling.latent_dim, manifest.sampling.latent_std, seed=PARITY_SEED
+    )
     expected = draw_with_onnx(canonical, latents, labels)
     files: dict[str, bytes] = {}
-    changed: set[str] = set()
-    record: dict[str, Any] = {"agreements": []}
+    agreements: list[Agreement] = []
+    accepted = None
     for precision in wanted:
-        source = _Source(canonical, manifest, run_dir or bundle_path.parent) if precision == "int8" else None
-        model = to_half(canonical) if source is None else source.quantised()
-        agreement = check_precision(precision, model, latents, labels, expected, "fp32")
-        say(f"{agreement}; {len(model):,} bytes.")
-        record["agreements"].append(agreement.as_json())
-        if source is not None:
-            record["int8_acceptance"] = source.judged(model, say)
+        if precision == "int8" and source is not None:
+            from dim.export import run_int8
+
+            classifiers = run_int8.read_comparing_classifiers(source)
+            model = run_int8.quantise(source, canonical)
+        else:
+            model = to_half(canonical)
+        agreements.append(check_precision(precision, model, latents, labels, expected, "fp32"))
+        say(f"{agreements[-1]}; {len(model):,} bytes.")
+        if precision == "int8" and source is not None:
+            accepted = run_int8.check_classes(source, canonical, model, classifiers, say)
         files[onnx_name(precision)] = model
-        if find_onnx_sha256(manifest, precision) != hashlib.sha256(model).hexdigest():
-            changed.add(onnx_name(precision))
-    merged = merged_record(record, read_record(bundle_path, manifest))
-    with staged(bundle_path) as path:
-        copy_bundle(bundle_path, path)
-        update_bundle(path, add_files=files, accuracy=still_measured(manifest, changed))
-        finish(path, merged)
-    return bundle_path
+    changed = {
+        onnx_name(precision)
+        for precision in wanted
+        if find_onnx_sha256(manifest, precision) != hashlib.sha256(files[onnx_name(precision)]).hexdigest()
+    }
+    record = ExportRecord(agreements=tuple(agreements), int8_acceptance=accepted).merge(read_record(path, manifest))
+    with stage_bundle(path) as staged:
+        copy_bundle(path, staged)
+        update_bundle(staged, add_files=files, accuracy=select_valid_rows(manifest, changed))
+        complete_bundle(staged, record)
+    return path
 
 
-class _Source:
-    """The run that a bundle came from: it calibrates and judges int8, with torch."""
-
-    def __init__(self, canonical: bytes, manifest: Manifest, run_dir: Path) -> None:
-        wish = "int8 is judged by the classifiers of the run that a bundle came from"
-        try:
-            from dim.export import export_run, run_files
-        except ImportError as error:
-            raise MissingExtraError(error.name or "torch", "train", "judge int8 by the run's classifiers") from None
-        try:
-            run = run_files.read_run(run_dir)
-        except RunError as error:
-            raise RunError(f"{wish}, and it is not there: {error}") from None
-        if dict(run.config) != dict(manifest.distill_config):
-            raise RunError(f"{wish}, and {run_dir} is another run: export that run with --precision int8 instead.")
-        self.canonical, self.run, self.library = canonical, run, export_run
-        self.pool = export_run.pool_for_int8(run)
-
-    def quantised(self) -> bytes:
-        return self.library.quantise(self.canonical, self.run)
-
-    def judged(self, model: bytes, say: Say) -> dict[str, Any]:
-        return self.library.judge_int8(self.canonical, model, self.run, self.pool, say)
+def _read_source_run(manifest: Manifest, run_dir: Path) -> Run:
+    """Read the run that a bundle came from, with torch."""
+    need = "int8 is judged by the classifiers of the run that a bundle came from"
+    try:
+        from dim.export.run_files import read_run
+    except ImportError as error:
+        raise MissingExtraError(error.name or "torch", "train", "judge int8 by the run's classifiers") from None
+    try:
+        run = read_run(run_dir)
+    except RunError as error:
+        raise RunError(f"{need}, and it is not there: {error}") from None
+    if run.record.to_dict() != dict(manifest.distill_config):
+        raise RunError(f"{need}, and {run_dir} is another run: export that run with --precision int8 instead.")
+    return run

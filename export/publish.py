@@ -1,43 +1,48 @@
-"""Build a bundle where nobody looks, check it, and give it its name in one step."""
+"""Build a bundle under a temporary name, verify it, and give it its name in one step."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from dim.export.card import RECORD_NAME, model_card, read_record
+from dim.export.card import render_card
+from dim.export.record import RECORD_NAME, ExportRecord
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
-from dim.runtime.bundle_format.manifest import Manifest, onnx_name
-from dim.runtime.bundle_format.names import MANIFEST_NAME
-from dim.runtime.bundle_format.schema import FileRecord
+from dim.runtime.bundle_format.files import update_bundle
+from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.bundle_format.names import MANIFEST_NAME, PRECISIONS
 from dim.runtime.engines.base import EngineOptions
-from dim.runtime.errors import BundleError, OutputError, ParityError
+from dim.runtime.errors import BadValueError, OutputError, ParityError
 from dim.runtime.inspection.preview import draw_rows, encode_png, make_grid
 from dim.runtime.inspection.verify import verify
-from dim.runtime.storage import strict_json
 from dim.runtime.storage.atomic import replace_folder, temporary_sibling
-from dim.runtime.trt.store import MAX_ENGINE_BYTES
 
 PREVIEW_PX = 750
 """Small previews are enlarged by a whole factor to at most this width."""
 
-Say = Callable[[str], None]
+
+def check_precisions(precisions: Sequence[str]) -> None:
+    """Check that there are such precisions.
+
+    Raises:
+        BadValueError: an unknown one.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Refuse a destination that holds something else than a bundle, or a bundle that may not be replaced.
+    """Check that a bundle may be written to a place.
 
     Args:
-        destination: where a bundle is to be.
+        destination: the bundle's folder to be.
         overwrite: whether a bundle that is there may be replaced.
 
     Raises:
-        OutputError: with the reason.
+        OutputError: something else than a bundle is there, or a bundle that may not be replaced.
     """
     if destination.is_symlink():
         raise OutputError(f"{destination} is a link, so it is not replaced: choose another --out.")
@@ -50,11 +55,11 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged(destination: Path) -> Iterator[Path]:
-    """A path for a new bundle beside its destination, whose name it takes when all went well, replacing a bundle there.
+def stage_bundle(destination: Path) -> Iterator[Path]:
+    """Give a path beside a destination, for a new bundle that takes the destination's name when all went well.
 
     Args:
-        destination: the bundle's folder.
+        destination: the bundle's folder; a bundle that is there is replaced.
 
     Raises:
         OutputError: the disk refused; what was at the destination is as it was.
@@ -74,12 +79,12 @@ def staged(destination: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def finish(path: Path, record: Mapping[str, Any]) -> Manifest:
+def complete_bundle(path: Path, record: ExportRecord) -> Manifest:
     """Add the preview, the record and the card to a bundle, then verify all of it.
 
     Args:
         path: a bundle that is not published yet.
-        record: what goes into `export.json`.
+        record: what the export measured.
 
     Returns:
         its last manifest.
@@ -91,9 +96,8 @@ def finish(path: Path, record: Mapping[str, Any]) -> Manifest:
     with Bundle(path, EngineOptions(engine="onnxruntime-cpu", precision="fp32")) as bundle:
         picture = make_grid(draw_rows(bundle))
     scale = max(1, PREVIEW_PX // picture.shape[1])
-    extra = {"preview.png": encode_png(picture, scale), RECORD_NAME: strict_json.indented(dict(record))}
-    manifest = update_bundle(path, add_files=extra)
-    manifest = update_bundle(path, readme=model_card(manifest, record))
+    manifest = update_bundle(path, add_files={"preview.png": encode_png(picture, scale), RECORD_NAME: record.to_json()})
+    manifest = update_bundle(path, readme=render_card(manifest, record))
     failed = [row for row in verify(path).rows if not row.ok]
     if failed:
         row = failed[0]
@@ -103,57 +107,3 @@ def finish(path: Path, record: Mapping[str, Any]) -> Manifest:
             f"{row.found.rstrip('.')}{allowed}."
         )
     return manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What a new export takes over from the bundle that it replaces."""
-
-    accuracy: tuple[Mapping[str, Any], ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """Further precisions and engines, by name."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-
-
-def kept_from(destination: Path, content_id: str, new: Mapping[str, FileRecord], say: Say) -> Kept:
-    """Read what stays true of an earlier bundle: all that was measured or made from the same images.
-
-    Args:
-        destination: where the earlier bundle is, if there is one.
-        content_id: of the new bundle; an earlier one that drew other images gives nothing.
-        new: the files of the new bundle; an engine stays only if the ONNX file that it was built from does.
-        say: gets a line when an earlier bundle gives nothing.
-
-    Returns:
-        measured accuracy, but not that of a precision whose file is another now; files that are made from the canonical
-        file, and their record.
-    """
-    if not (destination / MANIFEST_NAME).is_file():
-        return Kept()
-    try:
-        manifest = load_manifest(destination)
-        if manifest.content_id != content_id:
-            say(f"{destination} drew other images: its accuracy rows and engines are not kept.")
-            return Kept()
-        changed = {n for n, r in new.items() if n in manifest.files and manifest.files[n] != r}
-        # generator.<precision>.onnx and what is built from it, generator.<precision>.<engine>.<target>.engine and .json
-        names = [n for n in manifest.files if n.startswith("generator.") and onnx_name(n.split(".")[1]) not in changed]
-        files = {name: read_checked_file(destination, manifest, name, max_bytes=MAX_ENGINE_BYTES) for name in names}
-        return Kept(accuracy=still_measured(manifest, changed), files=files, record=read_record(destination, manifest))
-    except BundleError as error:
-        say(f"The bundle that is replaced is damaged, so nothing of it is kept: {error}")
-        return Kept()
-
-
-def still_measured(manifest: Manifest, changed: Collection[str]) -> tuple[Mapping[str, Any], ...]:
-    """Return the accuracy rows of a bundle that speak of no file in `changed`."""
-    return tuple(row for row in manifest.accuracy if onnx_name(str(row.get("engine_precision"))) not in changed)
-
-
-def merged_record(new: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of an export, with what an earlier one measured of the precisions that it did not write."""
-    written = {agreement["precision"] for agreement in new["agreements"]}
-    others = [a for a in kept.get("agreements", []) if isinstance(a, dict) and a.get("precision") not in written]
-    order = {"fp32": 0, "fp16": 1, "int8": 2}
-    agreements = sorted([*new["agreements"], *others], key=lambda a: order.get(a.get("precision"), 3))
-    return {**kept, **new, "agreements": agreements}

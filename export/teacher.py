@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dim.export.graph.editor import serialised, tidy
+from dim.export.graph.editor import serialise, tidy
 from dim.export.graph.trace import export_module
-from dim.export.run_files import Classifier
+from dim.export.run_classifiers import Classifier
 from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import ParityError
 
@@ -33,9 +33,9 @@ def teacher_to_onnx(teacher: Classifier, images: NDArray[np.uint8]) -> bytes:
         GraphError: torch cannot export it.
         ParityError: the file gives other logits than torch.
     """
-    model = export_module(_with_plain_means(teacher), {"images": torch.from_numpy(images[:3])}, "logits")
+    model = export_module(_replace_pools(teacher), {"images": torch.from_numpy(images[:3])}, "logits")
     tidy(model, "teacher")
-    data = serialised(model)
+    data = serialise(model)
     with torch.inference_mode():
         expected = teacher(torch.from_numpy(images)).numpy()
     found = open_cpu_session(data).run(None, {"images": images})[0]
@@ -53,8 +53,8 @@ class _Mean(nn.Module):
         return hidden.mean(dim=(2, 3), keepdim=True)
 
 
-def _with_plain_means(teacher: Classifier) -> nn.Module:
-    """A copy whose global average pools are means: torch 2.13 exports a pool of a 1x1 map with strided indices."""
+def _replace_pools(teacher: Classifier) -> nn.Module:
+    """Copy a classifier with means for its global average pools, which torch 2.13 exports badly for 1x1 maps."""
     network = copy.deepcopy(teacher)
     for parent in list(network.modules()):
         for name, child in parent.named_children():

@@ -1,4 +1,4 @@
-"""Bundles with random weights, for benchmarks: speed does not depend on them."""
+"""Bundles with random weights, for benchmarks: speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASS_COUNTS = (5000,) * 10
 CALIBRATION_PER_CLASS = 64
 
 
-def untrained_bundle(preset: str, folder: Path, precisions: Sequence[str] = PRECISIONS) -> Path:
+def export_untrained(preset: str, folder: Path, precisions: Sequence[str] = PRECISIONS) -> Path:
     """Export the generator of a preset, untrained, for ten classes of 32x32 RGB images.
 
     Args:

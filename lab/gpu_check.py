@@ -393,10 +393,10 @@ def measure_published(check: Check, folder: Path) -> Any:
     """Benchmark the published generator in half precision: the one whose arithmetic the promises speak of."""
     best = check.working()[0]
     try:
-        from dim.export.untrained import untrained_bundle
+        from dim.export.untrained import export_untrained
     except ImportError as error:
         raise NotRunHereError(f"{error.name} is not installed, and the generator is exported with torch") from None
-    bundle = untrained_bundle("paper", folder, ("fp32", "fp16"))
+    bundle = export_untrained("paper", folder, ("fp32", "fp16"))
     report = benchmark(
         bundle,
         engines=[best],

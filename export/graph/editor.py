@@ -1,4 +1,4 @@
-"""A little editor for ONNX graphs: who makes a value, who reads it, which values are constants."""
+"""Edit ONNX graphs: find what makes a value and what reads it, change constants, write a file without chance."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GraphEditor:
                 self.graph.node.remove(node)
 
     def reindex(self) -> None:
-        """Forget and rebuild what is known about values."""
+        """Find makers, readers and constants again, after nodes were changed by hand."""
         self._producers = {output: node for node in self.graph.node for output in node.output if output}
         self._readers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
@@ -49,20 +49,20 @@ class GraphEditor:
         self._outputs = {output.name for output in self.graph.output}
 
     def producer(self, name: str) -> NodeProto | None:
-        """The node that makes a value; None for constants and inputs."""
+        """Return the node that makes a value; None for constants and inputs."""
         return self._producers.get(name)
 
     def readers(self, name: str) -> list[NodeProto]:
-        """The nodes that read a value, each once, in the graph's order."""
+        """Return the nodes that read a value, each once, in the graph's order."""
         return self._readers.get(name, [])
 
     def read_once(self, name: str) -> bool:
-        """Whether exactly one node reads the value, at one place, and the graph does not put it out."""
+        """Say whether one node reads the value at one place, and it is no output of the graph."""
         places = sum(list(node.input).count(name) for node in self.readers(name))
         return places == 1 and name not in self._outputs
 
     def constant(self, name: str) -> Array | None:
-        """The array behind an initialiser, read-only; None for anything else."""
+        """Return the array of an initialiser, read-only; None for anything else."""
         tensor = self._constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
@@ -75,8 +75,8 @@ class GraphEditor:
             self.graph.initializer.append(tensor)
             self._constants[name] = self.graph.initializer[-1]
 
-    def fresh(self, hint: str) -> str:
-        """A value name that is not taken, starting with `hint`."""
+    def new_name(self, hint: str) -> str:
+        """Return a name that no value has, starting with `hint`."""
         taken = self._constants.keys() | self._producers.keys() | {i.name for i in self.graph.input}
         name, number = hint, 1
         while name in taken:
@@ -111,8 +111,8 @@ class GraphEditor:
         self.reindex()
 
 
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of a node's attribute; `default` where it is not set. Strings come as `str`."""
+def get_attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Return the value of a node's attribute, `default` where it is not set; bytes as `str`."""
     for candidate in node.attribute:
         if candidate.name == name:
             value = onnx.helper.get_attribute_value(candidate)
@@ -127,8 +127,8 @@ def parse(data: bytes) -> ModelProto:
     return model
 
 
-def first_pixel_node(model: ModelProto) -> int:
-    """The position of the node that starts the scaling to pixels, which stays float32 in every precision.
+def find_first_pixel_node(model: ModelProto) -> int:
+    """Find the place of the node that starts the scaling to pixels, which stays float32 in every precision.
 
     Raises:
         GraphError: there is none.
@@ -140,7 +140,7 @@ def first_pixel_node(model: ModelProto) -> int:
 
 
 def tidy(model: ModelProto, name: str) -> None:
-    """Remove every trace of the machine and of chance: metadata, doc strings, producer, value names that count calls.
+    """Remove what differs between two exports: metadata, doc strings, producer, names that count calls.
 
     torch writes source paths and lines into `metadata_props`. Inputs, outputs and weights keep their names; nodes, the
     values between them and torch's own constants are named by kind and position, so that two exports have the same
@@ -183,11 +183,11 @@ def tidy(model: ModelProto, name: str) -> None:
 
 
 def _note_shapes(model: ModelProto) -> None:
-    """Note the shapes behind resizes and reshapes, where inference loses a symbolic batch.
+    """Write the shapes behind resizes and reshapes into the file, where inference loses a symbolic batch.
 
     ONNX Runtime adds inside a convolution only where it can show that both summands have one shape.
     """
-    small, large = _shapes(model, 3), _shapes(model, 5)
+    small, large = _infer_shapes(model, 3), _infer_shapes(model, 5)
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     outputs = {output.name for output in model.graph.output}
     for node in model.graph.node:
@@ -199,8 +199,8 @@ def _note_shapes(model: ModelProto) -> None:
             model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, [batch, *sides[1:]]))
 
 
-def _shapes(model: ModelProto, batch: int) -> dict[str, tuple[int, list[int]]]:
-    """Type and shape of every value at one batch size; 0 for an unknown side."""
+def _infer_shapes(model: ModelProto, batch: int) -> dict[str, tuple[int, list[int]]]:
+    """Infer type and shape of every value at one batch size; 0 for an unknown side."""
     concrete = ModelProto()
     concrete.CopyFrom(model)
     for value in [*concrete.graph.input, *concrete.graph.output]:
@@ -212,8 +212,8 @@ def _shapes(model: ModelProto, batch: int) -> dict[str, tuple[int, list[int]]]:
     }
 
 
-def serialised(model: ModelProto) -> bytes:
-    """Check a model and turn it into bytes, the same for the same model."""
+def serialise(model: ModelProto) -> bytes:
+    """Check a model and return its bytes, the same for the same model."""
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
     return data

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto
 
-from dim.export.graph.editor import Array, GraphEditor, attribute
+from dim.export.graph.editor import Array, GraphEditor, get_attribute
 
 MAX_CONDITION = 1e3
 """Largest ratio of channel gains that is inverted; beyond it a shortcut would lose digits."""
@@ -23,7 +23,7 @@ Edit = Callable[[], None]
 def fold_norms(editor: GraphEditor) -> None:
     """Fold every BatchNorm that can be folded, in place."""
     for node in [n for n in editor.graph.node if n.op_type == "BatchNormalization"]:
-        affine = _affine(editor, node)
+        affine = _read_affine(editor, node)
         if affine is None:
             continue
         gain, shift = affine
@@ -35,15 +35,15 @@ def fold_norms(editor: GraphEditor) -> None:
     editor.remove_dead()
 
 
-def _affine(editor: GraphEditor, node: NodeProto) -> tuple[Array, Array] | None:
-    """Gain and shift of a BatchNorm, float64 [C]."""
+def _read_affine(editor: GraphEditor, node: NodeProto) -> tuple[Array, Array] | None:
+    """Return gain and shift of a BatchNorm, float64 [C]; None where it is not at evaluation."""
     constants = [editor.constant(name) for name in node.input[1:5]]
-    if attribute(node, "training_mode", 0) or len(node.output) > 1 or node.output[0] in _outputs(editor):
+    if get_attribute(node, "training_mode", 0) or len(node.output) > 1 or node.output[0] in _outputs(editor):
         return None
     weight, bias, mean, variance = (None if c is None else c.astype(np.float64) for c in constants)
     if weight is None or bias is None or mean is None or variance is None:
         return None
-    gain = weight / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    gain = weight / np.sqrt(variance + get_attribute(node, "epsilon", 1e-5))
     return gain, bias - gain * mean
 
 
@@ -53,11 +53,13 @@ def _outputs(editor: GraphEditor) -> set[str]:
 
 def _fold_forwards(editor: GraphEditor, node: NodeProto, gain: Array, shift: Array) -> bool:
     """Fold into the per-class gain and bias that follow: (gain x + shift) g + b = x (gain g) + (shift g + b)."""
-    multiply = _only_reader(editor, node.output[0], "Mul")
-    add = None if multiply is None else _only_reader(editor, multiply.output[0], "Add")
+    multiply = _find_only_reader(editor, node.output[0], "Mul")
+    add = None if multiply is None else _find_only_reader(editor, multiply.output[0], "Add")
     if multiply is None or add is None:
         return False
-    names = [_table_name(editor, _other(n, v)) for n, v in ((multiply, node.output[0]), (add, multiply.output[0]))]
+    names = [
+        _find_table(editor, _other_input(n, v)) for n, v in ((multiply, node.output[0]), (add, multiply.output[0]))
+    ]
     if names[0] is None or names[1] is None or names[0] == names[1]:
         return False
     gains, biases = editor.constant(names[0]), editor.constant(names[1])
@@ -69,20 +71,20 @@ def _fold_forwards(editor: GraphEditor, node: NodeProto, gain: Array, shift: Arr
     return True
 
 
-def _only_reader(editor: GraphEditor, value: str, op_type: str) -> NodeProto | None:
+def _find_only_reader(editor: GraphEditor, value: str, op_type: str) -> NodeProto | None:
     readers = editor.readers(value)
     return readers[0] if editor.read_once(value) and readers[0].op_type == op_type else None
 
 
-def _other(node: NodeProto, value: str) -> str:
+def _other_input(node: NodeProto, value: str) -> str:
     first, second = node.input
     return str(second if first == value else first)
 
 
-def _table_name(editor: GraphEditor, value: str) -> str | None:
-    """The constant whose rows a value is made of by `Gather`, if nothing else reads either."""
+def _find_table(editor: GraphEditor, value: str) -> str | None:
+    """Find the constant from which a value is gathered by rows, if nothing else reads either."""
     producer = editor.producer(value)
-    if producer is None or producer.op_type != "Gather" or attribute(producer, "axis", 0) != 0:
+    if producer is None or producer.op_type != "Gather" or get_attribute(producer, "axis", 0) != 0:
         return None
     table = str(producer.input[0])
     readable = editor.constant(table) is not None and editor.read_once(table) and editor.read_once(value)
@@ -93,14 +95,14 @@ def _fold_backwards(editor: GraphEditor, node: NodeProto, gain: Array, shift: Ar
     """Fold into what makes the input, and the inverse into shortcuts that also read it."""
     value = node.input[0]
     others = [reader for reader in editor.readers(value) if reader is not node]
-    edits = _plan(editor, value, gain, shift, top=True)
+    edits = _plan_fold(editor, value, gain, shift, top=True)
     if edits is None or value in _outputs(editor):
         return False
     size = np.abs(gain)
     if others and size.max() > MAX_CONDITION * size.min():
         return False
     for other in others:
-        inverse = _plan_inverse(editor, other, value, gain, shift)
+        inverse = _plan_inverse_fold(editor, other, value, gain, shift)
         if inverse is None:
             return False
         edits.append(inverse)
@@ -110,54 +112,54 @@ def _fold_backwards(editor: GraphEditor, node: NodeProto, gain: Array, shift: Ar
     return True
 
 
-def _plan(editor: GraphEditor, value: str, gain: Array, shift: Array, top: bool = False) -> list[Edit] | None:
-    """The edits that turn `value` into gain * value + shift along axis 1, or None where that is not possible."""
+def _plan_fold(editor: GraphEditor, value: str, gain: Array, shift: Array, top: bool = False) -> list[Edit] | None:
+    """Plan the edits that turn `value` into gain * value + shift along axis 1; None where that is not possible."""
     node = editor.producer(value)
     if node is None or not (top or editor.read_once(value)):
         return None
     if node.op_type == "Add":
         first, second = node.input if _has_bias(editor, node.input[0]) else reversed(node.input)
-        with_shift, without = _plan(editor, first, gain, shift), _plan(editor, second, gain, 0 * shift)
+        with_shift, without = _plan_fold(editor, first, gain, shift), _plan_fold(editor, second, gain, 0 * shift)
         return None if with_shift is None or without is None else with_shift + without
     if node.op_type == "Resize":
-        return _plan(editor, node.input[0], gain, shift)
+        return _plan_fold(editor, node.input[0], gain, shift)
     if node.op_type == "Reshape":
         shape = editor.constant(node.input[1])
         if shape is None or len(shape) != 4 or shape[0] > 0 or shape[1] != len(gain) or min(shape[2:]) < 1:
             return None
         pixels = int(shape[2] * shape[3])
-        return _plan(editor, node.input[0], np.repeat(gain, pixels), np.repeat(shift, pixels))
+        return _plan_fold(editor, node.input[0], np.repeat(gain, pixels), np.repeat(shift, pixels))
     if node.op_type == "Gather":
         table = editor.constant(node.input[0])
-        if _table_name(editor, value) is None or table is None or table.shape[1:] != gain.shape:
+        if _find_table(editor, value) is None or table is None or table.shape[1:] != gain.shape:
             return None
         return [lambda: editor.set_constant(node.input[0], (table * gain + shift).astype(table.dtype))]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
-        return _plan_layer(editor, node, gain, shift)
+        return _plan_layer_fold(editor, node, gain, shift)
     return None
 
 
 def _has_bias(editor: GraphEditor, value: str) -> bool:
-    """Whether a shift of this value finds a place without a new constant."""
+    """Say whether a shift of this value needs no new constant."""
     node = editor.producer(value)
     while node is not None and node.op_type in ("Resize", "Reshape"):
         node = editor.producer(node.input[0])
     return node is not None and (node.op_type == "Gather" or (len(node.input) > 2 and bool(node.input[2])))
 
 
-def _plan_layer(editor: GraphEditor, node: NodeProto, gain: Array, shift: Array) -> list[Edit] | None:
+def _plan_layer_fold(editor: GraphEditor, node: NodeProto, gain: Array, shift: Array) -> list[Edit] | None:
     weight = editor.constant(node.input[1])
     if weight is None or not editor.read_once(node.input[1]):
         return None
     axis = 0
     if node.op_type == "ConvTranspose":
-        if attribute(node, "group", 1) != 1:
+        if get_attribute(node, "group", 1) != 1:
             return None
         axis = 1
     elif node.op_type == "Gemm":
-        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        if get_attribute(node, "alpha", 1.0) != 1.0 or get_attribute(node, "beta", 1.0) != 1.0:
             return None
-        axis = 0 if attribute(node, "transB", 0) else 1
+        axis = 0 if get_attribute(node, "transB", 0) else 1
     if weight.shape[axis] != len(gain):
         return None
     bias: Array = np.zeros(len(gain))
@@ -176,12 +178,12 @@ def _plan_layer(editor: GraphEditor, node: NodeProto, gain: Array, shift: Array)
     return [edit]
 
 
-def _plan_inverse(editor: GraphEditor, node: NodeProto, value: str, gain: Array, shift: Array) -> Edit | None:
-    """The edit with which a 1x1 convolution reads gain * value + shift and answers as before."""
+def _plan_inverse_fold(editor: GraphEditor, node: NodeProto, value: str, gain: Array, shift: Array) -> Edit | None:
+    """Plan the edit with which a 1x1 convolution reads gain * value + shift and gives what it gave before."""
     weight = editor.constant(node.input[1]) if node.op_type == "Conv" and node.input[0] == value else None
-    if weight is None or weight.shape[2:] != (1, 1) or attribute(node, "group", 1) != 1:
+    if weight is None or weight.shape[2:] != (1, 1) or get_attribute(node, "group", 1) != 1:
         return None
-    if any(attribute(node, "pads", [0])) or not editor.read_once(node.input[1]):
+    if any(get_attribute(node, "pads", [0])) or not editor.read_once(node.input[1]):
         return None
     has_bias = len(node.input) > 2 and bool(node.input[2])
     bias = editor.constant(node.input[2]) if has_bias else np.zeros(weight.shape[0])
@@ -201,7 +203,7 @@ def _set_bias(editor: GraphEditor, node: NodeProto, bias: Array, has_bias: bool)
     if has_bias:
         editor.set_constant(node.input[2], bias)
     elif np.any(bias):
-        name = editor.fresh(f"{node.input[1].removesuffix('.weight')}.bias")
+        name = editor.new_name(f"{node.input[1].removesuffix('.weight')}.bias")
         editor.set_constant(name, bias)
         inputs = [*node.input[:2], name]
         del node.input[:]

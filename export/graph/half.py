@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from dim.export.graph.editor import first_pixel_node, parse, serialised, tidy
+from dim.export.graph.editor import find_first_pixel_node, parse, serialise, tidy
 from dim.runtime.errors import ParityError
 
 FLOAT32_INPUTS = {"Resize": (1, 2)}
@@ -30,7 +30,7 @@ def to_half(canonical: bytes) -> bytes:
     """
     model = parse(canonical)
     graph = model.graph
-    border = first_pixel_node(model)
+    border = find_first_pixel_node(model)
     core = list(graph.node)[:border]
     kept = {name for node in list(graph.node)[border:] for name in node.input}
     kept |= {node.input[i] for node in core for i in FLOAT32_INPUTS.get(node.op_type, ()) if i < len(node.input)}
@@ -59,4 +59,4 @@ def to_half(canonical: bytes) -> bytes:
             graph.node[border + 1].input[place] = "values.float"
     graph.node.insert(0, helper.make_node("Cast", ["latents"], ["latents.half"], to=TensorProto.FLOAT16))
     tidy(model, "generator")
-    return serialised(model)
+    return serialise(model)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from dim.export.graph.editor import Array, GraphEditor, attribute, parse, serialised, tidy
+from dim.export.graph.editor import Array, GraphEditor, get_attribute, parse, serialise, tidy
 from dim.export.graph.resizes import replace_resizes
 from dim.runtime.engines.onnx_session import open_cpu_session
 
 MAX_INT8 = 127
-MAX_PAIR = 127
-"""Most that two weights of a convolution's channel may be together, in steps.
+MAX_PAIR_STEPS = 127
+"""Largest sum of the absolute values of two weights of a convolution's channel, in int8 steps.
 
 Processors without int8 dot products (AVX2 alone, say) add two products of a weight and an unsigned byte in 16 bits,
 which saturate beyond 2**15 / 255 = 128; one is left to rounding. Without this bound such a processor drew the test
@@ -44,21 +44,21 @@ def to_int8(canonical: bytes, latents: NDArray[np.float32], labels: NDArray[np.i
     editor = GraphEditor(model)
     moved = replace_resizes(editor)
     convolutions = [n for n in editor.graph.node if n.op_type == "Conv" and editor.constant(n.input[1]) is not None]
-    scales = _choose_scales(editor, _quantised_values(editor, convolutions, moved), moved, latents, labels)
+    scales = _choose_scales(editor, _choose_int8_values(editor, convolutions, moved), moved, latents, labels)
     for node in convolutions:
         _quantise_weight(editor, node)
-    for node in [n for n in editor.graph.node if n.op_type == "Gemm" and attribute(n, "transB", 0)]:
+    for node in [n for n in editor.graph.node if n.op_type == "Gemm" and get_attribute(n, "transB", 0)]:
         if editor.constant(node.input[1]) is not None:
             # Stored as int8, multiplied as float32: dense layers are most of the bytes and little of the time.
             _quantise_weight(editor, node)
     _quantise_values(editor, scales)
     editor.remove_dead()
     tidy(model, "generator")
-    return serialised(model)
+    return serialise(model)
 
 
-def _quantised_values(editor: GraphEditor, convolutions: list[NodeProto], moved: set[str]) -> set[str]:
-    """Names of the values that become int8: those at convolutions, and those between them where kernels exist."""
+def _choose_int8_values(editor: GraphEditor, convolutions: list[NodeProto], moved: set[str]) -> set[str]:
+    """Choose the values that become int8: those at convolutions, and those between them where int8 kernels exist."""
     values = {name for node in convolutions for name in (node.input[0], node.output[0])}
     before = 0
     while before != len(values):
@@ -74,7 +74,7 @@ def _quantised_values(editor: GraphEditor, convolutions: list[NodeProto], moved:
 def _choose_scales(
     editor: GraphEditor, values: set[str], moved: set[str], latents: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> dict[str, float]:
-    """The step of each int8 value; what only rearranges values, and ReLU, keeps the step of what it reads."""
+    """Choose the step of each int8 value; ReLU, and what only rearranges values, keeps the step of what it reads."""
     shared: dict[str, str] = {}
     for node in editor.graph.node:
         source, target = str(node.input[0]), str(node.output[0])
@@ -83,12 +83,12 @@ def _choose_scales(
                 shared[target] = shared.get(source, source)
     roots = [name for name in sorted(values) if name not in shared]
     samples = _sample_values(editor.model, roots, latents, labels)
-    scales = {name: best_scale(samples[name], _seen_through(editor, name)) for name in roots}
+    scales = {name: find_best_scale(samples[name], _find_reader_function(editor, name)) for name in roots}
     return {name: scales[shared.get(name, name)] for name in sorted(values)}
 
 
-def _seen_through(editor: GraphEditor, name: str) -> Callable[[Array], Array]:
-    """The function through which alone a value acts: what it flattens needs no steps."""
+def _find_reader_function(editor: GraphEditor, name: str) -> Callable[[Array], Array]:
+    """Find the function that is all that reads a value: what the function flattens needs no fine steps."""
     readers = {node.op_type for node in editor.readers(name)}
     if readers == {"Tanh"}:
         return np.tanh
@@ -97,8 +97,8 @@ def _seen_through(editor: GraphEditor, name: str) -> Callable[[Array], Array]:
     return lambda x: x
 
 
-def best_scale(values: Array, through: Callable[[Array], Array] = lambda x: x) -> float:
-    """The int8 step with the least squared error over a sample.
+def find_best_scale(values: Array, through: Callable[[Array], Array] = lambda x: x) -> float:
+    """Find the int8 step with the least squared error over a sample.
 
     Args:
         values: float32 [M].
@@ -192,7 +192,7 @@ def _quantise_weight(editor: GraphEditor, node: NodeProto) -> None:
     largest, second = np.sort(np.pad(rows, ((0, 0), (1, 0))), axis=1)[:, :-3:-1].T
     step = largest / MAX_INT8
     if node.op_type == "Conv":
-        step = np.maximum(step, (largest + second) / MAX_PAIR)
+        step = np.maximum(step, (largest + second) / MAX_PAIR_STEPS)
     scale = np.where(largest > 0, step, 1.0).astype(np.float32)
     steps = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
     parts: dict[str, Array] = {
@@ -202,7 +202,7 @@ def _quantise_weight(editor: GraphEditor, node: NodeProto) -> None:
     }
     for part, value in parts.items():
         editor.set_constant(f"{name}.{part}", value)
-    restored = editor.fresh(f"{name}.restored")
+    restored = editor.new_name(f"{name}.restored")
     inputs = [f"{name}.{part}" for part in parts]
     node.input[1] = restored
     editor.insert_before(node, helper.make_node("DequantizeLinear", inputs, [restored], axis=0))

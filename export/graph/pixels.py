@@ -12,8 +12,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from dim.export.graph.editor import Array, GraphEditor, attribute
-from dim.runtime.errors import GraphError
+from dim.export.graph.editor import Array, GraphEditor, get_attribute
 
 MAX_OUTPUTS = 16
 """Outputs of the last convolution: one vector of sixteen floats, one column of a tensor core."""
@@ -21,12 +20,12 @@ SIDES = (4, 2)
 """Blocks that are tried."""
 
 
-def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
+def append_pixels(model: ModelProto, *, flip: bool = False) -> None:
     """Turn the output, -1 to 1 in NCHW, into `images`, in place.
 
     Args:
         model: with the input `latents` of one fixed length.
-        mirrored: mirror every image whose last latent is positive.
+        flip: flip every image horizontally whose last latent is positive.
 
     The cast comes last, because TensorRT knows uint8 only at the borders of a network; the transposition first, because
     ONNX Runtime is slow at arithmetic that it has to move a transposition through. The arithmetic runs on
@@ -52,9 +51,9 @@ def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
         node("Mul", ["pixels.flat", "half_range"], ["pixels.scaled"]),
         node("Add", ["pixels.scaled", "half_range"], ["pixels.shifted"]),
     ]
-    if mirrored:  # before they are rounded, so that gradients can reach the latents through it
-        mirroring, more = _mirroring(model, nodes[-1].output[0], (height, width, channels))
-        nodes, constants = nodes + mirroring, constants | more
+    if flip:  # before pixels are rounded, so that gradients can reach the latents through it
+        flipping, more = _make_flip_nodes(model, nodes[-1].output[0], (height, width, channels))
+        nodes, constants = nodes + flipping, constants | more
     nodes += [
         node("Round", [nodes[-1].output[0]], ["pixels.rounded"]),
         node("Clip", ["pixels.rounded", "darkest", "brightest"], ["pixels.clipped"]),
@@ -68,8 +67,10 @@ def append_pixels(model: ModelProto, *, mirrored: bool = False) -> None:
     graph.output.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", height, width, channels]))
 
 
-def _mirroring(model: ModelProto, flat: str, shape: tuple[int, int, int]) -> tuple[list[NodeProto], dict[str, Array]]:
-    """The nodes that mirror `flat`, [N, H * W * D], where the last latent is positive, and their constants."""
+def _make_flip_nodes(
+    model: ModelProto, flat: str, shape: tuple[int, int, int]
+) -> tuple[list[NodeProto], dict[str, Array]]:
+    """Make nodes that flip images, `flat` [N, H * W * D], where the last latent is positive; and their constants."""
     [latents] = (value for value in model.graph.input if value.name == "latents")
     latent_dim = latents.type.tensor_type.shape.dim[1].dim_value
     node = helper.make_node
@@ -88,31 +89,6 @@ def _mirroring(model: ModelProto, flat: str, shape: tuple[int, int, int]) -> tup
     return nodes, constants
 
 
-def mirror(model: ModelProto) -> None:
-    """Let an exported generator that mirrors nothing mirror every image whose last latent is positive, in place.
-
-    Args:
-        model: what `generator_to_onnx` made, or another that keeps the graph contract.
-
-    Raises:
-        GraphError: it mirrors already, or ends in another way, as far as that is seen: compare what it draws.
-    """
-    editor, graph = GraphEditor(model), model.graph
-    rounds = [node for node in graph.node if node.op_type == "Round"]
-    _, height, width, channels = (d.dim_value for d in graph.output[0].type.tensor_type.shape.dim)
-    if len(rounds) != 1:
-        raise GraphError("This ONNX file does not end as this version writes a generator.")
-    flat = rounds[0].input[0]
-    before = editor.producer(flat)
-    if before is not None and before.op_type == "Where":
-        raise GraphError("This ONNX file mirrors already.")
-    nodes, constants = _mirroring(model, flat, (height, width, channels))
-    for name, value in constants.items():
-        editor.set_constant(name, value)
-    rounds[0].input[0] = nodes[-1].output[0]
-    editor.insert_before(rounds[0], *nodes)
-
-
 def _draw_blocks(editor: GraphEditor, values: str, height: int, width: int) -> int:
     """Let the last convolution draw blocks, [N, b * b * D, H / b, W / b]; returns b, 1 for as it was."""
     last = editor.producer(values)
@@ -125,7 +101,7 @@ def _draw_blocks(editor: GraphEditor, values: str, height: int, width: int) -> i
     fits = (b for b in SIDES if height % b == width % b == 0 and len(weight) * b * b <= MAX_OUTPUTS)
     side = next(fits, 1)
     if side > 1:
-        editor.set_constant(conv.input[1], block_weight(weight, side))
+        editor.set_constant(conv.input[1], expand_to_block(weight, side))
         for name, value in zip(conv.input[2:], bias, strict=True):
             assert value is not None
             editor.set_constant(name, np.tile(value, side * side))
@@ -137,8 +113,8 @@ def _draw_blocks(editor: GraphEditor, values: str, height: int, width: int) -> i
     return side
 
 
-def block_weight(weight: Array, side: int) -> Array:
-    """The kernel that draws a block where a 3x3 kernel draws a pixel: the same taps, moved, and zeros.
+def expand_to_block(weight: Array, side: int) -> Array:
+    """Make the kernel that draws a block where a 3x3 kernel draws a pixel: the same taps, moved, and zeros.
 
     Args:
         weight: float32 [D, C, 3, 3].
@@ -161,6 +137,6 @@ def is_plain_3x3(editor: GraphEditor, node: NodeProto) -> bool:
     if node.op_type != "Conv" or any(editor.constant(name) is None for name in node.input[1:]):
         return False
     weight = editor.constant(node.input[1])
-    pads, strides, dilations = (list(attribute(node, name, [1, 1])) for name in ("pads", "strides", "dilations"))
-    plain = (pads, strides, dilations) == ([1, 1, 1, 1], [1, 1], [1, 1]) and attribute(node, "group", 1) == 1
+    pads, strides, dilations = (list(get_attribute(node, name, [1, 1])) for name in ("pads", "strides", "dilations"))
+    plain = (pads, strides, dilations) == ([1, 1, 1, 1], [1, 1], [1, 1]) and get_attribute(node, "group", 1) == 1
     return plain and weight is not None and weight.shape[2:] == (3, 3)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from dim.export.graph.editor import Array, GraphEditor, attribute
+from dim.export.graph.editor import Array, GraphEditor, get_attribute
 from dim.export.graph.pixels import is_plain_3x3
 
 
@@ -52,11 +52,11 @@ def replace_resizes(editor: GraphEditor) -> set[str]:
 
 def _is_nearest(node: NodeProto) -> bool:
     wanted = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
-    return all(attribute(node, name, "") == value for name, value in wanted.items())
+    return all(get_attribute(node, name, "") == value for name, value in wanted.items())
 
 
-def four_phases(weight: Array) -> Array:
-    """The 2x2 weights with which a convolution of the small image gives all four pixels that one pixel becomes.
+def split_into_phases(weight: Array) -> Array:
+    """Make the 2x2 weights with which a convolution of the small image gives all four pixels that one pixel becomes.
 
     Row 2i + a of the doubled image sees, through a 3x3 kernel, the rows i - 1 + a and i + a of the small one: the first
     through taps 0..a, the second through the others; columns alike.
@@ -85,13 +85,13 @@ def _fold_doubling(editor: GraphEditor, resize: NodeProto, conv: NodeProto, heig
     weight = editor.constant(conv.input[1])
     assert weight is not None
     name = conv.output[0]
-    windows = editor.fresh(f"{name}.windows")
-    inputs = [resize.input[0], editor.fresh(f"{conv.input[1]}.phases")]
-    editor.set_constant(inputs[1], four_phases(weight))
+    windows = editor.new_name(f"{name}.windows")
+    inputs = [resize.input[0], editor.new_name(f"{conv.input[1]}.phases")]
+    editor.set_constant(inputs[1], split_into_phases(weight))
     if len(conv.input) > 2:
         bias = editor.constant(conv.input[2])
         assert bias is not None
-        inputs.append(editor.fresh(f"{conv.input[2]}.phases"))
+        inputs.append(editor.new_name(f"{conv.input[2]}.phases"))
         editor.set_constant(inputs[2], np.tile(bias, 4))
     y, x = np.arange(2 * height)[:, None], np.arange(2 * width)
     picks = (((y + 1) // 2) * (width + 1) + (x + 1) // 2) * 4 + 2 * (y % 2) + x % 2
@@ -105,10 +105,10 @@ def _gather(editor: GraphEditor, node: NodeProto, source: str, name: str, rows: 
     """Replace a node by: NCHW to NHWC, seen as [N, *rows], rows picked, seen as [N, H, W, C], back to NCHW."""
     constants = {"rows": np.array([-1, *rows]), "picks": picks.ravel(), "shape": np.array([-1, *picks.shape, rows[1]])}
     steps = [f"{name}.{step}" for step in ("nhwc", "listed", "picked", "shaped")]
-    names = {part: editor.fresh(f"{name}.{part}") for part in constants}
+    names = {part: editor.new_name(f"{name}.{part}") for part in constants}
     for part, value in constants.items():
         editor.set_constant(names[part], value.astype(np.int64))
-    node.output[0] = editor.fresh(f"{name}.unused")
+    node.output[0] = editor.new_name(f"{name}.unused")
     editor.insert_before(
         node,
         helper.make_node("Transpose", [source], [steps[0]], perm=[0, 2, 3, 1]),

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from dim.export.graph.editor import Array, GraphEditor, attribute
+from dim.export.graph.editor import Array, GraphEditor, get_attribute
 from dim.export.graph.fold_norms import fold_norms
 
 SMALL_TABLE = 2**16
@@ -27,7 +27,7 @@ def simplify(model: ModelProto, num_classes: int) -> None:
         num_classes: K.
     """
     editor = GraphEditor(model)
-    _fix_resizes(editor)
+    _set_resize_scales(editor)
     editor.remove_dead()
     _tabulate_labels(editor, num_classes)
     _split_dense(editor, num_classes)
@@ -35,7 +35,7 @@ def simplify(model: ModelProto, num_classes: int) -> None:
     editor.remove_dead()
 
 
-def _fix_resizes(editor: GraphEditor) -> None:
+def _set_resize_scales(editor: GraphEditor) -> None:
     """Give resizes constant scales where torch computes their size from the shape of the batch."""
     inferred = onnx.shape_inference.infer_shapes(editor.model, data_prop=True)
     shapes = {
@@ -48,9 +48,9 @@ def _fix_resizes(editor: GraphEditor) -> None:
         before, after = shapes.get(node.input[0], [])[2:], shapes.get(node.output[0], [])[2:]
         if len(before) != 2 or len(after) != 2 or 0 in before + after:
             continue
-        scales = [exact_scale(low, high) for low, high in zip(before, after, strict=True)]
-        if attribute(node, "mode", "nearest") == "nearest" and None not in scales:
-            name = editor.fresh("scales")
+        scales = [find_exact_scale(low, high) for low, high in zip(before, after, strict=True)]
+        if get_attribute(node, "mode", "nearest") == "nearest" and None not in scales:
+            name = editor.new_name("scales")
             editor.set_constant(name, np.array([1, 1, *scales], np.float32))
             inputs = [node.input[0], "", name]
             del node.input[:]
@@ -58,8 +58,8 @@ def _fix_resizes(editor: GraphEditor) -> None:
     editor.reindex()
 
 
-def exact_scale(before: int, after: int) -> float | None:
-    """A float32 factor with which nearest-neighbour resizing gives `after` pixels, each from the right one.
+def find_exact_scale(before: int, after: int) -> float | None:
+    """Find a float32 factor with which nearest-neighbour resizing gives `after` pixels, each from the right one.
 
     Args:
         before: pixels along an axis, at least 1.
@@ -106,7 +106,7 @@ def _tabulate_labels(editor: GraphEditor, num_classes: int) -> None:
             continue
         if table.size > max(2 * num_replaced, SMALL_TABLE):
             continue
-        constant, replaced = editor.fresh(f"{name}.table"), editor.fresh(f"{name}.unused")
+        constant, replaced = editor.new_name(f"{name}.table"), editor.new_name(f"{name}.unused")
         editor.set_constant(constant, table)
         node.output[list(node.output).index(name)] = replaced
         editor.insert_before(node, helper.make_node("Gather", [constant, "labels"], [name], axis=0))
@@ -118,7 +118,7 @@ def _is_table(editor: GraphEditor, node: NodeProto | None) -> bool:
     return (
         node is not None
         and node.op_type == "Gather"
-        and attribute(node, "axis", 0) == 0
+        and get_attribute(node, "axis", 0) == 0
         and node.input[1] == "labels"
         and editor.constant(node.input[0]) is not None
     )
@@ -149,13 +149,13 @@ def _split_dense(editor: GraphEditor, num_classes: int) -> None:
         joined = editor.producer(node.input[0])
         weight = editor.constant(node.input[1])
         bias = editor.constant(node.input[2]) if len(node.input) > 2 else None
-        plain = all(attribute(node, name, default) == default for name, default in (("alpha", 1.0), ("beta", 1.0)))
-        if joined is None or weight is None or bias is None or not plain or attribute(node, "transA", 0):
+        plain = all(get_attribute(node, name, default) == default for name, default in (("alpha", 1.0), ("beta", 1.0)))
+        if joined is None or weight is None or bias is None or not plain or get_attribute(node, "transA", 0):
             continue
-        if joined.op_type != "Concat" or attribute(joined, "axis", 0) not in (1, -1):
+        if joined.op_type != "Concat" or get_attribute(joined, "axis", 0) not in (1, -1):
             continue
-        weight_MD = weight if attribute(node, "transB", 0) else weight.T
-        parts = _concat_parts(editor, joined)
+        weight_MD = weight if get_attribute(node, "transB", 0) else weight.T
+        parts = _list_concat_parts(editor, joined)
         tabled = [part for part in parts if part[1] is not None]
         if not tabled or len(tabled) == len(parts) or not editor.read_once(node.input[1]):
             continue
@@ -168,22 +168,24 @@ def _split_dense(editor: GraphEditor, num_classes: int) -> None:
         )
         kept = [part for part in parts if part[1] is None]
         editor.set_constant(node.input[1], np.concatenate([weight_MD[:, s:e] for _, _, s, e in kept], axis=1))
-        table_name, row, dense = (editor.fresh(f"{node.input[1]}.{part}") for part in ("classes", "class", "latents"))
+        table_name, row, dense = (
+            editor.new_name(f"{node.input[1]}.{part}") for part in ("classes", "class", "latents")
+        )
         editor.set_constant(table_name, np.asarray(rows_KM, weight.dtype))
         new = [helper.make_node("Gather", [table_name, "labels"], [row], axis=0)]
         source = kept[0][0]
         if len(kept) > 1:
-            source = editor.fresh("dense_input")
+            source = editor.new_name("dense_input")
             new.append(helper.make_node("Concat", [name for name, *_ in kept], [source], axis=1))
         new.append(helper.make_node("Gemm", [source, node.input[1]], [dense], transB=1))
         new.append(helper.make_node("Add", [dense, row], [node.output[0]]))
-        node.output[0] = editor.fresh("unused")
+        node.output[0] = editor.new_name("unused")
         editor.insert_before(node, *new)
     editor.remove_dead()
 
 
-def _concat_parts(editor: GraphEditor, joined: NodeProto) -> list[tuple[str, Array | None, int, int]]:
-    """The inputs of a concatenation: name, its table where it is a class row, first and last column."""
+def _list_concat_parts(editor: GraphEditor, joined: NodeProto) -> list[tuple[str, Array | None, int, int]]:
+    """List the inputs of a concatenation: name, its table where it is a class row, first and last column."""
     inferred = onnx.shape_inference.infer_shapes(editor.model, data_prop=True)
     known = [*inferred.graph.input, *inferred.graph.value_info]
     widths = {v.name: v.type.tensor_type.shape.dim[-1].dim_value for v in known if v.type.tensor_type.shape.dim}

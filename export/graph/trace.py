@@ -15,7 +15,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from dim.export.graph.editor import serialised, tidy
+from dim.export.graph.editor import serialise, tidy
 from dim.export.graph.pixels import append_pixels
 from dim.export.graph.simplify import simplify
 from dim.runtime.errors import GraphError
@@ -29,8 +29,8 @@ def generator_to_onnx(generator: nn.Module) -> bytes:
 
     Args:
         generator: `(latents_NZ float32, labels_N int64) -> images_NCHW` from -1 to 1, with the attributes `latent_dim`,
-            `num_classes`, `image_px` and `channels`; left in evaluation mode, on the CPU and in float32. Of one whose
-            attribute `mirrored` is set, what its `draw` returns is converted, and mirroring is added to the file.
+            `num_classes`, `image_px` and `channels`; left in evaluation mode, on the CPU and in float32. If its
+            attribute `mirrored` is set, its method `draw` is converted, and the horizontal flip is added to the file.
 
     Returns:
         the bytes of an ONNX file: the same for the same weights, whatever the folder, process or machine's clock.
@@ -41,31 +41,36 @@ def generator_to_onnx(generator: nn.Module) -> bytes:
     generator.eval().to("cpu", torch.float32)
     latent_dim, image_px, channels = (int(getattr(generator, n)) for n in ("latent_dim", "image_px", "channels"))
     latents, labels = torch.zeros(3, latent_dim), torch.zeros(3, dtype=torch.int64)
-    mirrored = bool(getattr(generator, "mirrored", False))
-    module = _Unmirrored(generator) if mirrored else generator
+    flip = bool(getattr(generator, "mirrored", False))
+    module = GeneratorWithoutFlip(generator) if flip else generator
     model = export_module(module, {"latents": latents, "labels": labels}, "values")
-    append_pixels(model, mirrored=mirrored)
+    append_pixels(model, flip=flip)
     simplify(model, int(generator.num_classes))  # type: ignore[arg-type]
     tidy(model, "generator")
     images = model.graph.output[0].type.tensor_type
     _check_shape("images", [d.dim_value for d in images.shape.dim], [0, image_px, image_px, channels])
-    return serialised(model)
+    return serialise(model)
 
 
-class _Unmirrored(nn.Module):
-    """A generator without its last step, which depends on a latent."""
+class GeneratorWithoutFlip(nn.Module):
+    """A generator whose images are not flipped horizontally by their last latent.
+
+    Args:
+        generator: has the method `draw`, which takes what the generator takes.
+    """
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
         self.generator = generator
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Images float32 [N, C, H, W], -1 to 1, none of them flipped."""
         images: torch.Tensor = self.generator.draw(latents, labels)  # type: ignore[operator]
         return images
 
 
 def export_module(module: nn.Module, inputs: Mapping[str, torch.Tensor], output: str) -> ModelProto:
-    """Export a module whose inputs share a symbolic first dimension, without a word on the terminal.
+    """Export a module whose inputs share a symbolic first dimension, without output on the terminal.
 
     Args:
         module: in evaluation mode.
@@ -80,7 +85,7 @@ def export_module(module: nn.Module, inputs: Mapping[str, torch.Tensor], output:
     """
     batch = torch.export.Dim("batch", min=1)
     try:
-        with _quiet(), torch.no_grad():
+        with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 tuple(inputs.values()),
@@ -114,8 +119,8 @@ def export_module(module: nn.Module, inputs: Mapping[str, torch.Tensor], output:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's exporter, which prints, warns and logs about what is of no concern here (no torchvision)."""
+def _silence_exporter() -> Iterator[None]:
+    """Silence torch's exporter, which prints, warns and logs even when all is well."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

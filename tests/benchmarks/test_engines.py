@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from dim.export.untrained import untrained_bundle
+from dim.export.untrained import export_untrained
 from dim.runtime.benchmark.report import BenchReport, NotRun, Ratio, Result, check_promises
 from dim.runtime.bundle_format.files import load_manifest
 
@@ -90,6 +90,6 @@ def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture
 
 
 def test_the_generator_of_a_preset(tmp_path: Path) -> None:
-    manifest = load_manifest(untrained_bundle("tiny", tmp_path))
+    manifest = load_manifest(export_untrained("tiny", tmp_path))
     assert manifest.precisions == ("fp32", "fp16", "int8")
     assert manifest.distill_config["generator"]["kind"] == "resize"

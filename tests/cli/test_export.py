@@ -9,6 +9,7 @@ import pytest
 from cli_tools import dim, one_line
 
 from dim.cli.export import parse_batch
+from dim.runtime.bundle_format.locate import SHIPPED
 from dim.runtime.errors import BadValueError
 
 
@@ -46,30 +47,51 @@ def test_a_run_becomes_a_bundle(calls: list[Any], tmp_path: Path, tiny_bundle: P
     assert options["precisions"] == ("fp32", "fp16")
     assert (options["name"], options["licence"], options["overwrite"]) == ("mine", "MIT", True)
     assert ran.out.startswith(f"{tiny_bundle}: fp32, fp16, int8, ")
-    assert ran.err == f"Run: {run}.\n"
+    assert ran.err == f"Run: {run}.\nNext:  dim generate --bundle {tiny_bundle} --ipc 50 --out data/\n"
 
 
-def test_the_newest_finished_run_is_the_default(
-    calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_or_bundle_is_always_named(calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIM_BUNDLE", "mnist")
+    assert one_line(dim("export")) == (
+        "Name a run or a bundle, as in dim export runs/mnist; there is none under runs/: make one with dim distill"
+    )
     make_run(tmp_path / "runs" / "old")
     make_run(tmp_path / "runs" / "new")
-    unfinished = make_run(tmp_path / "runs" / "unfinished")
-    (unfinished / "generator.safetensors").unlink()
-    assert dim("export").err == "Run: runs/new.\n"
+    assert one_line(dim("export", "--format", "rtx")) == (
+        "Name a run or a bundle, as in dim export runs/new; under runs/ lie runs/new, runs/old"
+    )
+    assert calls == []
 
 
-def test_without_runs_the_default_bundle_is_compiled(
-    calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+def test_a_bundle_is_compiled(calls: list[Any], tiny_bundle: Path) -> None:
+    options = ("--format", "rtx", "--batch", "1:8:16", "--target", "sm89", "--precision", "fp16", "--json")
+    ran = dim("export", tiny_bundle, *options)
+    ((name, path, given),) = calls
+    assert (name, path) == ("build", tiny_bundle)
+    assert (given["format"], given["batch"], given["compute_capabilities"]) == ("rtx", (1, 8, 16), ["sm89"])
+    assert json.loads(ran.out)["engines"] == [] and ran.err == ""
+
+
+def test_a_run_is_exported_and_compiled(calls: list[Any], tmp_path: Path, tiny_bundle: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert dim("export", run, "--format", "rtx").code == 0
+    assert [(name, path) for name, path, _ in calls] == [("run", run), ("build", tiny_bundle)]
+
+
+def test_the_bundle_that_comes_with_dim_has_a_name(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dim("export", "mnist", "--format", "rtx").code == 0
+    assert [(name, path) for name, path, _ in calls] == [("build", SHIPPED)]
+
+
+@pytest.mark.parametrize(("named", "printed"), [("plain", "./plain"), ("a b.dim", "'a b.dim'"), ("x/y", "x/y")])
+def test_the_next_command_names_the_bundle_by_a_path(
+    calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, named: str, printed: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIM_BUNDLE", str(tiny_bundle))
-    ran = dim("export", "--format", "rtx", "--batch", "1:8:16", "--target", "sm89", "--precision", "fp16", "--json")
-    ((name, path, options),) = calls
-    assert (name, path) == ("build", tiny_bundle)
-    assert (options["format"], options["batch"], options["compute_capabilities"]) == ("rtx", (1, 8, 16), ["sm89"])
-    assert json.loads(ran.out)["engines"] == []
+    shutil.copytree(tiny_bundle, tmp_path / named)
+    ran = dim("export", named, "--format", "trt")
+    assert ran.err == f"Next:  dim generate --bundle {printed} --ipc 50 --out data/\n"
 
 
 def test_a_precision_is_added_to_a_bundle(calls: list[Any], tiny_bundle: Path) -> None:

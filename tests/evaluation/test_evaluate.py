@@ -29,7 +29,7 @@ from dim.evaluation.protocol import PROTOCOLS, EvalProtocol, Execution
 from dim.evaluation.results import aggregate
 from dim.evaluation.subjects import Subject, find_split_seed
 from dim.evaluation.table import accuracy_table, cost_table, format_bytes
-from dim.export.card import record_accuracy
+from dim.export.record_accuracy import record_accuracy
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.engines.base import EngineOptions

@@ -12,7 +12,10 @@ from export_runs import generator_config, run_config
 from tiny_bundle import build_tiny_bundle
 
 from dim.config import to_dict
-from dim.export.card import model_card, read_record, record_accuracy, reproducing_command
+from dim.export.card import render_card
+from dim.export.distill_command import write_distill_command
+from dim.export.record import read_record
+from dim.export.record_accuracy import record_accuracy
 from dim.presets import preset
 from dim.runtime.bundle_format.files import load_manifest
 
@@ -52,15 +55,15 @@ def test_the_shipped_card_is_what_its_manifest_says_today(folder: str) -> None:
     """Its command names every field in which the bundle differs from the preset, which may have changed since."""
     shipped = ROOT / folder
     manifest = load_manifest(shipped)
-    assert (shipped / "README.md").read_text() == model_card(manifest, read_record(shipped, manifest))
+    assert (shipped / "README.md").read_text() == render_card(manifest, read_record(shipped, manifest))
 
 
 def test_a_preset_needs_no_settings() -> None:
-    assert reproducing_command(config_of("mnist", {})) == "dim distill --data mnist --preset small --out runs/mnist"
+    assert write_distill_command(config_of("mnist", {})) == "dim distill --data mnist --preset small --out runs/mnist"
 
 
 def test_settings_seed_and_shape_are_spelled_out() -> None:
-    command = reproducing_command(
+    command = write_distill_command(
         config_of("my set", {"seed": 7, "stage1.steps": 9, "pool.architectures": ("mlp", "vgg11")})
     )
     assert command is not None
@@ -71,23 +74,23 @@ def test_settings_seed_and_shape_are_spelled_out() -> None:
 
 
 def test_how_often_a_run_reported_is_left_out() -> None:
-    assert reproducing_command(config_of("mnist", {"log_steps": 3})) == reproducing_command(config_of("mnist", {}))
+    assert write_distill_command(config_of("mnist", {"log_steps": 3})) == write_distill_command(config_of("mnist", {}))
 
 
 def test_a_run_from_before_a_field_has_the_value_that_changes_nothing() -> None:
     old = config_of("mnist", {})
     assert old["deployment"].pop("refine_steps") == 400
     line = "dim distill --data mnist --preset small --set deployment.refine_steps=0 --out runs/mnist"
-    assert reproducing_command(old) == line
+    assert write_distill_command(old) == line
 
 
 def test_an_unknown_preset_has_no_command() -> None:
-    assert reproducing_command(run_config(generator_config(), preset="lost")) is None
+    assert write_distill_command(run_config(generator_config(), preset="lost")) is None
 
 
 def test_accuracy_rows_go_into_manifest_and_card(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
-    assert "Not measured yet:" in model_card(load_manifest(bundle))
+    assert "Not measured yet:" in render_card(load_manifest(bundle))
     before = load_manifest(bundle)
     after = record_accuracy(bundle, [ROW])
     assert after.accuracy == (ROW,)
@@ -131,13 +134,13 @@ def test_rows_may_lack_fields(tmp_path: Path) -> None:
 
 def test_names_cannot_be_markup(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim", classes=("<script>", "a|b", "[x](y)", "*b*"))
-    card = model_card(load_manifest(bundle))
+    card = render_card(load_manifest(bundle))
     assert "\\<script\\> (10), a\\|b (20), \\[x\\](y) (30), \\*b\\* (40)" in card
 
 
 def test_many_classes_are_cut_short(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim", classes=[f"class {i}" for i in range(100)])
-    card = model_card(load_manifest(bundle))
+    card = render_card(load_manifest(bundle))
     assert "class 19 (200), and 80 more." in card
     assert "class 20 " not in card
 
@@ -145,7 +148,7 @@ def test_many_classes_are_cut_short(tmp_path: Path) -> None:
 def test_every_file_is_listed_with_its_hash(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim", precisions=("fp32", "fp16"))
     manifest = load_manifest(bundle)
-    card = model_card(manifest)
+    card = render_card(manifest)
     for name, record in manifest.files.items():
         listed = f"| `{name}` | {record.size_bytes:,} | `{record.sha256}` |" in card
         assert listed == (name != "README.md")

@@ -26,11 +26,14 @@ from tiny_bundle import build_tiny_bundle
 from torch import nn
 
 from dim.export.add_precisions import add_precisions
-from dim.export.card import model_card, record_accuracy
+from dim.export.card import render_card
 from dim.export.export_run import export_run
-from dim.export.publish import kept_from
-from dim.export.run_files import Classifier, newest_run, read_classifiers, read_run
-from dim.runs.checkpoint import read_tensors, write_tensors
+from dim.export.record import read_record
+from dim.export.record_accuracy import record_accuracy
+from dim.export.reuse import read_reusable
+from dim.export.run_classifiers import Classifier, read_classifiers
+from dim.export.run_files import read_run
+from dim.runs.checkpoint import write_tensors
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
@@ -112,16 +115,6 @@ def test_teacher_gives_the_logits_of_torch(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_teacher_may_be_one_entry_without_a_number(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    write_classifiers(run, "teacher", generator_config(), ("mlp",))
-    numbered = read_tensors(run / "teacher.safetensors")
-    write_tensors(run / "teacher.safetensors", {name.removeprefix("0."): t for name, t in numbered.items()})
-    [entry] = json.loads((run / "teacher.json").read_text())
-    (run / "teacher.json").write_text(json.dumps(entry))
-    assert (export_run(run) / "teacher.onnx").is_file()
-
-
 def test_a_second_export_keeps_accuracy_and_further_precisions(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     bundle = export_run(run, precisions=("fp16",))
@@ -142,7 +135,7 @@ def test_engines_stay_while_their_onnx_file_does(tmp_path: Path) -> None:
     plans = {f"generator.{p}.rtx.sm86.{end}": b"{}" for p in ("fp32", "fp16") for end in ("engine", "engine.json")}
     manifest = update_bundle(bundle, add_files=plans)
     new = dict(manifest.files) | {"generator.fp16.onnx": FileRecord(sha256="0" * 64, size_bytes=1)}
-    kept = kept_from(bundle, manifest.content_id, new, print)
+    kept = read_reusable(bundle, manifest.content_id, new, print)
     assert sorted(kept.files) == [
         "generator.fp32.onnx",
         "generator.fp32.rtx.sm86.engine",
@@ -157,10 +150,10 @@ def test_accuracy_measured_with_another_file_of_a_precision_is_dropped(tmp_path:
     rows.append({"accuracy_mean": 9.0})
     record_accuracy(bundle, rows)
     manifest = load_manifest(bundle)
-    assert kept_from(bundle, manifest.content_id, manifest.files, print).accuracy == manifest.accuracy
+    assert read_reusable(bundle, manifest.content_id, manifest.files, print).accuracy == manifest.accuracy
     other = dict(manifest.files) | {"generator.fp16.onnx": FileRecord(sha256="0" * 64, size_bytes=1)}
     left = tuple(row for row in manifest.accuracy if row.get("engine_precision") != "fp16")
-    assert kept_from(bundle, manifest.content_id, other, print).accuracy == left
+    assert read_reusable(bundle, manifest.content_id, other, print).accuracy == left
     assert add_precisions(bundle, ("fp16",)) == bundle and load_manifest(bundle).accuracy == manifest.accuracy
     smaller = onnx.load(bundle / "generator.fp16.onnx")
     smaller.doc_string = "from an earlier exporter"
@@ -204,25 +197,6 @@ def test_name_licence_and_place_can_be_chosen(tmp_path: Path) -> None:
     assert load_manifest(bundle).name == "little"
 
 
-def test_the_newest_finished_run_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        RunError, match="^There is no run under runs/: name a run directory, or make one with  dim distill$"
-    ):
-        newest_run()
-    for number, name in enumerate(("old", "new", "unfinished")):
-        run = make_run(Path("runs") / name)
-        os.utime(run / "generator.safetensors", (1e9 + number, 1e9 + number))
-    (Path("runs") / "unfinished" / "generator.safetensors").unlink()
-    said: list[str] = []
-    assert export_run(say=said.append) == Path("runs/new/little.dim")
-    assert said[0] == "Run: runs/new, the newest finished one under runs/."
-    for name in ("old", "new"):
-        shutil.rmtree(Path("runs") / name)
-    with pytest.raises(RunError, match="^The run runs/unfinished is not finished: go on with  dim distill --resume"):
-        newest_run()
-
-
 def test_a_run_is_read_whole(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     assert (run.classes, run.latent_dim, run.latent_std, run.latents) == (CLASSES, 16, 1.0, None)
@@ -234,8 +208,7 @@ def test_the_card_is_written_from_the_manifest(tmp_path: Path) -> None:
     bundle = export_run(make_run(tmp_path / "run"))
     card = (bundle / "README.md").read_text()
     manifest = load_manifest(bundle)
-    record = json.loads((bundle / "export.json").read_text())
-    assert card == model_card(manifest, record)
+    assert card == render_card(manifest, read_record(bundle, manifest))
 
 
 def test_precisions_are_added_to_a_bundle_from_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +241,7 @@ def test_int8_for_a_bundle_needs_its_own_run(tmp_path: Path) -> None:
         add_precisions(bundle, ("int8",))
     other = make_run(tmp_path / "other", pool=("mlp",), width=9)
     with pytest.raises(RunError, match=f"{wish}{other} is another run: export that run with --precision int8 instead."):
-        add_precisions(bundle, ("int8",), run_dir=other)
+        add_precisions(bundle, ("int8",), run=other)
     with pytest.raises(BadValueError, match="There is no precision 'fp8': choose from fp32, fp16, int8."):
         add_precisions(bundle, ("fp8",))
     with pytest.raises(BundleError, match="There is no bundle at "):

@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dim.export.graph.editor import GraphEditor, parse, serialised
+from dim.export.agreement import check_precision
+from dim.export.drawing import draw_samples, draw_with_onnx, draw_with_torch
+from dim.export.graph.editor import GraphEditor, parse
 from dim.export.graph.half import to_half
-from dim.export.graph.pixels import block_weight, mirror
-from dim.export.graph.simplify import exact_scale
+from dim.export.graph.pixels import expand_to_block
+from dim.export.graph.simplify import find_exact_scale
 from dim.export.graph.trace import generator_to_onnx
-from dim.export.parity import check_precision, draw_samples, draw_with_onnx, draw_with_torch
 from dim.runtime.bundle_format.graph_contract import check_contract
 from dim.runtime.bundle_format.graph_rules import GraphContract
 from dim.runtime.errors import GraphError
@@ -72,8 +73,8 @@ NETWORKS = {
     "norm": lambda: make_generator(generator_config(conditioning="norm")),
     "odd size, grey": lambda: make_generator(generator_config(image_px=13, channels=1)),
     "grey": lambda: make_generator(generator_config(image_px=16, channels=1)),
-    "mirrored, in blocks": lambda: make_generator(generator_config(image_px=16, mirrored=True)),
-    "mirrored, odd size": lambda: make_generator(generator_config(image_px=13, conditioning="norm", mirrored=True)),
+    "flipped, in blocks": lambda: make_generator(generator_config(image_px=16, mirrored=True)),
+    "flipped, odd size": lambda: make_generator(generator_config(image_px=13, conditioning="norm", mirrored=True)),
     "published": lambda: make_generator(generator_config(kind="paper", image_px=8)),
     "transposed": lambda: trained_norms(Transposed(), 12),
 }
@@ -95,31 +96,14 @@ def test_draws_what_torch_draws_at_three_batch_sizes(exported: tuple[nn.Module, 
 
 
 @pytest.mark.parametrize("convert", [lambda model: model, to_half], ids=["fp32", "fp16"])
-def test_a_positive_last_latent_mirrors_an_image_and_changes_nothing_else(convert: Callable[[bytes], bytes]) -> None:
-    plain, mirrored = (canonical_onnx(image_px=16, mirrored=wanted) for wanted in (False, True))
+def test_a_positive_last_latent_flips_an_image_and_changes_nothing_else(convert: Callable[[bytes], bytes]) -> None:
+    plain, flipped = (canonical_onnx(image_px=16, mirrored=wanted) for wanted in (False, True))
     latents, labels = draw_samples(4, 16, 1.0, seed=2)
-    drawn = [draw_with_onnx(convert(model), latents, labels) for model in (plain, mirrored)]
+    drawn = [draw_with_onnx(convert(model), latents, labels) for model in (plain, flipped)]
     positive = latents[:, -1] > 0
     assert 50 < positive.sum() < len(positive) - 50
     assert np.array_equal(drawn[1][~positive], drawn[0][~positive])
     assert np.array_equal(drawn[1][positive], drawn[0][positive][:, :, ::-1])
-
-
-def test_an_exported_file_can_be_mirrored_once() -> None:
-    latents, labels = draw_samples(4, 16, 1.0, seed=2)
-    for image_px in (13, 16):  # pixel by pixel, and in blocks
-        model, wanted = parse(canonical_onnx(image_px=image_px)), canonical_onnx(image_px=image_px, mirrored=True)
-        mirror(model)
-        drawn = [draw_with_onnx(file, latents, labels).astype(int) for file in (serialised(model), wanted)]
-        apart = np.abs(drawn[0] - drawn[1])  # ONNX Runtime may fuse them differently
-        assert apart.max() <= 1 and (apart > 0).mean() < 1e-4
-    with pytest.raises(GraphError, match="This ONNX file mirrors already."):
-        mirror(model)
-    other = parse(canonical_onnx(image_px=13))
-    for node in other.graph.node:
-        node.op_type = "Floor" if node.op_type == "Round" else node.op_type
-    with pytest.raises(GraphError, match="does not end as this version writes a generator"):
-        mirror(other)
 
 
 def test_keeps_the_graph_contract(exported: tuple[nn.Module, bytes]) -> None:
@@ -226,7 +210,7 @@ def test_images_of_another_size_are_refused() -> None:
 
 @given(st.integers(1, 300), st.integers(1, 600))
 def test_an_exact_scale_picks_the_pixels_that_torch_picks(before: int, after: int) -> None:
-    scale = exact_scale(before, after)
+    scale = find_exact_scale(before, after)
     if scale is None:
         assert after % before
         return
@@ -258,7 +242,7 @@ def test_an_exact_scale_picks_the_pixels_that_torch_picks(before: int, after: in
 
 
 def test_doubling_always_has_an_exact_scale() -> None:
-    assert all(exact_scale(size, 2 * size) == 2.0 for size in range(1, 129))
+    assert all(find_exact_scale(size, 2 * size) == 2.0 for size in range(1, 129))
 
 
 @given(st.sampled_from([(4, 1), (2, 3), (2, 1), (4, 2)]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -268,7 +252,7 @@ def test_a_block_at_a_time_is_the_same_convolution(
     side, outputs = block
     torch.manual_seed(rows)
     weight, image = torch.randn(outputs, inputs, 3, 3), torch.randn(2, inputs, side * rows, side * columns)
-    blocks = F.conv2d(image, torch.from_numpy(block_weight(weight.numpy(), side)), stride=side, padding=1)
+    blocks = F.conv2d(image, torch.from_numpy(expand_to_block(weight.numpy(), side)), stride=side, padding=1)
     split = blocks.view(2, side, side, outputs, rows, columns).permute(0, 3, 4, 1, 5, 2)
     expected = F.conv2d(image, weight, padding=1)
     torch.testing.assert_close(split.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from dim.export.acceptance import judge, oldest_of_each
+from dim.export.agreement import check_precision
+from dim.export.drawing import draw_samples, draw_with_onnx
 from dim.export.graph.editor import GraphEditor, parse
 from dim.export.graph.half import to_half
-from dim.export.graph.int8 import best_scale, to_int8
+from dim.export.graph.int8 import find_best_scale, to_int8
 from dim.export.graph.resizes import replace_resizes
 from dim.export.graph.trace import generator_to_onnx
-from dim.export.parity import check_precision, draw_samples, draw_with_onnx
-from dim.export.run_files import Classifier
+from dim.export.run_classifiers import Classifier
+from dim.export.run_int8 import choose_oldest, compare_classes
 from dim.runtime.bundle_format.graph_contract import check_contract
 from dim.runtime.bundle_format.graph_rules import GraphContract
 from dim.runtime.engines.onnx_session import open_cpu_session
@@ -33,7 +34,7 @@ Sides = tuple[int, int]
 SHAPES = {
     "input": generator_config(),
     "norm": generator_config(conditioning="norm"),
-    "mirrored": generator_config(mirrored=True),
+    "flipped": generator_config(mirrored=True),
     "grey": generator_config(image_px=13, channels=1),
     "published": generator_config(kind="paper", image_px=8),
 }
@@ -198,7 +199,7 @@ def test_int8_is_smaller() -> None:
 def test_no_other_step_of_the_search_is_better(values: list[float], through: object) -> None:
     sample = np.array(values, np.float32)
     assert callable(through)
-    scale = best_scale(sample, through)
+    scale = find_best_scale(sample, through)
     assert scale > 0
 
     def error(step: float) -> float:
@@ -211,7 +212,7 @@ def test_no_other_step_of_the_search_is_better(values: list[float], through: obj
 
 
 def test_nothing_but_zeros_has_a_step_all_the_same() -> None:
-    assert best_scale(np.zeros(10, np.float32)) > 0
+    assert find_best_scale(np.zeros(10, np.float32)) > 0
 
 
 @pytest.mark.parametrize("name", ["input", "norm", "published"])
@@ -264,20 +265,20 @@ def pairs(num_different: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_int8_is_accepted_at_99_percent_and_not_below() -> None:
-    judges = {"threshold": Classifier(Brightness(0.5), [0.0], [1.0])}
-    found = judge(judges, *pairs(10))
+    classifiers = {"threshold": Classifier(Brightness(0.5), [0.0], [1.0])}
+    found = compare_classes(classifiers, *pairs(10))
     assert (found.pairs, found.same_class, found.by_classifier) == (1000, 0.99, {"threshold": 0.99})
     message = (
         "int8 changes too much: the pool's classifiers give the same class to 98.90% of 1,000 fp32/int8 pairs "
         r"\(least: threshold, 98.90%\), at least 99% is required; export without int8."
     )
     with pytest.raises(ParityError, match=message):
-        judge(judges, *pairs(11))
+        compare_classes(classifiers, *pairs(11))
 
 
-def test_the_last_snapshot_of_an_architecture_judges() -> None:
+def test_the_last_snapshot_of_an_architecture_compares() -> None:
     young, old = (Classifier(Brightness(t), [0.0], [1.0]) for t in (0.1, 0.9))
-    assert oldest_of_each([("a", young), ("b", young), ("a", old)]) == {"a": old, "b": young}
+    assert choose_oldest([("a", young), ("b", young), ("a", old)]) == {"a": old, "b": young}
 
 
 def test_a_classifier_normalises_pixels() -> None:

@@ -15,10 +15,12 @@ import pytest
 import torch
 from export_runs import CLASSES, canonical_onnx, export_each_network_once, files_of, make_run
 
+from dim.export import agreement, publish, run_int8
 from dim.export import export_run as module
-from dim.export import parity, publish
-from dim.export.card import record_accuracy
+from dim.export.agreement import check_diversity
+from dim.export.drawing import draw_samples, draw_with_onnx
 from dim.export.export_run import export_run
+from dim.export.record_accuracy import record_accuracy
 from dim.runs.checkpoint import read_tensors, write_tensors
 from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import BadValueError, DimError, OutputError, ParityError, RunError
@@ -77,6 +79,7 @@ def damage(name: str) -> Callable[[Path], object]:
         "config contradicts itself": edit_config(lambda c: c["generator"].update(channels=1)),
         "other width": edit_config(lambda c: c["generator"].update(width=16)),
         "unknown field": edit_config(lambda c: c["generator"].update(depth=16)),
+        "impossible size": edit_config(lambda c: c["generator"].update(kind="paper")),
         "truncated weights": lambda run: os.truncate(run / "generator.safetensors", 5000),
         "a flipped bit": flip_a_bit,
         "overflow": edit_weights(lambda t: t["first.weight"].mul_(1e38)),
@@ -99,15 +102,32 @@ def damage(name: str) -> Callable[[Path], object]:
         ("no config", RunError, "RUN holds no run: it has no config.json; make one with  dim distill"),
         ("unfinished", RunError, "The run RUN is not finished: go on with  dim distill --resume --out RUN"),
         ("config no JSON", RunError, "RUN/config.json is not UTF-8 JSON: "),
-        ("config without data", RunError, "RUN/config.json lacks the field 'data': it was not written by dim distill"),
-        ("config of a newer dim", RunError, "RUN/config.json has format version 2; this dim reads version 1."),
+        (
+            "config without data",
+            RunError,
+            "RUN/config.json lacks the field data: it was not written by this dim distill",
+        ),
+        (
+            "config of a newer dim",
+            RunError,
+            "RUN/config.json has format version 2 and was made by a newer dim; this one reads version 1: run  pip",
+        ),
         (
             "config contradicts itself",
             RunError,
             "RUN/config.json contradicts itself: its generator and its data",
         ),
         ("other width", RunError, "RUN/generator.safetensors does not fit the network of its run, so one of them was"),
-        ("unknown field", RunError, "The network of RUN/generator.safetensors cannot be built from its description: "),
+        (
+            "unknown field",
+            RunError,
+            "RUN/config.json has the unknown field generator.depth: it was not written by this dim",
+        ),
+        (
+            "impossible size",
+            RunError,
+            "The network of RUN/generator.safetensors cannot be built from its description: ",
+        ),
         ("truncated weights", RunError, "RUN/generator.safetensors cannot be read as safetensors "),
         ("a flipped bit", RunError, "RUN/generator.safetensors was altered: its tensors do not match the hash in it; "),
         ("overflow", ParityError, "The generator draws values that are not finite (NaN or infinite): its training"),
@@ -145,8 +165,8 @@ def test_int8_needs_the_classifiers_of_the_run(tmp_path: Path) -> None:
 
 
 def test_int8_that_changes_classes_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NUM_PAIRS", 64)
-    monkeypatch.setattr("dim.export.acceptance.MIN_SAME_CLASS", 1.01)
+    monkeypatch.setattr(run_int8, "NUM_PAIRS", 64)
+    monkeypatch.setattr("dim.export.run_int8.MIN_SAME_CLASS", 1.01)
     run = make_run(tmp_path / "run", pool=("mlp",))
     with pytest.raises(ParityError, match="^int8 changes too much: "):
         export_run(run, precisions=("int8",))
@@ -207,7 +227,7 @@ def test_a_failure_at_any_step_leaves_nothing_behind(
 
 def test_a_bundle_that_fails_its_verification_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.runtime.engines.image_checks.MIN_STD_LEVELS", 1.0)
-    monkeypatch.setattr(module, "check_worth", lambda *args: None)
+    monkeypatch.setattr(module, "check_diversity", lambda *args: None)
     run = make_run(tmp_path / "run")
     damage("collapsed")(run)
     message = (
@@ -228,8 +248,8 @@ def test_a_bundle_that_fails_its_verification_is_not_published(tmp_path: Path, m
 def test_an_engine_that_mixes_up_rows_is_noticed(monkeypatch: pytest.MonkeyPatch, equal: bool, message: str) -> None:
     """TensorRT issue 4813, acted by a session that errs in the second row of some batches."""
     model = canonical_onnx()
-    latents, labels = parity.draw_samples(4, 16, 1.0, seed=0, at_least=64)
-    expected = parity.draw_with_onnx(model, latents, labels)
+    latents, labels = draw_samples(4, 16, 1.0, seed=0, at_least=64)
+    expected = draw_with_onnx(model, latents, labels)
     session = open_cpu_session(model)
 
     def run(names: Any, inputs: dict[str, Any]) -> list[Any]:
@@ -239,18 +259,18 @@ def test_an_engine_that_mixes_up_rows_is_noticed(monkeypatch: pytest.MonkeyPatch
             images[1, 0, 0, 0] = old - 9 if old > 99 else old + 9
         return [images]
 
-    monkeypatch.setattr(parity, "open_cpu_session", lambda model: SimpleNamespace(run=run))
+    monkeypatch.setattr(agreement, "open_cpu_session", lambda model: SimpleNamespace(run=run))
     with pytest.raises(ParityError) as caught:
-        parity.check_precision("fp32", model, latents, labels, expected, "torch")
+        agreement.check_precision("fp32", model, latents, labels, expected, "torch")
     assert message in str(caught.value)
 
 
 def test_one_class_that_collapsed_is_named() -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3)).astype(np.uint8)
     labels = np.arange(40) % 4
-    parity.check_worth(images, labels, CLASSES)
+    check_diversity(images, labels, CLASSES)
     images[labels == 2] = images[2]
     with pytest.raises(
         ParityError, match="^The class 'cat' collapsed: its images are on average 0 of 255 levels apart"
     ):
-        parity.check_worth(images, labels, CLASSES)
+        check_diversity(images, labels, CLASSES)

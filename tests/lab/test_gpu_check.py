@@ -42,7 +42,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: ModuleType)
     )
     short = {"rounds": 1, "turn_s": 0.001, "batches": (8,), "find_best": False}
     monkeypatch.setattr(script, "benchmark", lambda path, **options: benchmark(path, **{**options, **short}))
-    monkeypatch.setattr("dim.export.untrained.untrained_bundle", lambda preset, folder, precisions: machine.path)
+    monkeypatch.setattr("dim.export.untrained.export_untrained", lambda preset, folder, precisions: machine.path)
     yield machine
     trt_library.load_library.cache_clear()
 

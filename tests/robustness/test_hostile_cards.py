@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tiny_bundle import build_tiny_bundle
 
-from dim.export.card import RECORD_NAME, model_card, read_record, reproducing_command
-from dim.export.publish import merged_record
+from dim.export.card import render_card
+from dim.export.distill_command import write_distill_command
+from dim.export.record import RECORD_NAME, ExportRecord, read_record
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.locate import SHIPPED
 from dim.runtime.bundle_format.manifest import create_manifest
@@ -34,8 +35,8 @@ def test_any_record_gives_a_card(tmp_path: Path) -> None:
             record = read_record(bundle, manifest)
         except BundleError:
             continue
-        taken += bool(record)
-        model_card(manifest, merged_record({"agreements": []}, record))
+        taken += record != ExportRecord()
+        render_card(manifest, ExportRecord().merge(record))
     assert taken > MUTATIONS // 20
 
 
@@ -53,17 +54,17 @@ def test_any_configuration_gives_a_card() -> None:
         except (BundleError, ValueError, TypeError):
             continue
         taken += 1
-        model_card(changed, record)
+        render_card(changed, record)
     assert taken > MUTATIONS // 2
 
 
 def test_no_word_of_a_configuration_leaves_its_quotes() -> None:
     config = dict(load_manifest(SHIPPED).distill_config)
-    whole = reproducing_command(config)
+    whole = write_distill_command(config)
     assert whole is not None and shlex.split(whole)[:2] == ["dim", "distill"]
     for place, key in ((config, "name"), (config, "seed"), (config["data"], "name"), (config["data"], "image_px")):
         old, place[key] = place[key], "$(touch evil); `x`"
-        command = reproducing_command(config)
+        command = write_distill_command(config)
         assert command is None or set(shlex.split(command, comments=False)) & {
             "$(touch evil); `x`",
             "runs/$(touch evil); `x`",

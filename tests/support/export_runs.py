@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from dim.export import export_run
+from dim.config import DistillConfig, StageConfig, to_dict
+from dim.export import export_run, run_int8
 from dim.export.graph.trace import generator_to_onnx
 from dim.networks.batch_norm import ClassBatchNorm
 from dim.networks.classifiers import build_classifier
@@ -65,14 +66,13 @@ def canonical_onnx(**changes: Any) -> bytes:
 def run_config(generator: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A run's `config.json`."""
     channels = generator["channels"]
+    stage = StageConfig(steps=1, batch_size=4)
+    config = to_dict(DistillConfig(name="little", preset="tiny", stage1=stage, stage2=stage))
     return {
+        **config,
         "format_version": 1,
         "dim_version": "0",
-        "name": "little",
-        "preset": "tiny",
-        "seed": 0,
-        "latent_std": 1.0,
-        "generator": generator,
+        "generator": config["generator"] | generator,
         "data": {
             "name": "little",
             "classes": list(CLASSES),
@@ -84,6 +84,7 @@ def run_config(generator: dict[str, Any], **changes: Any) -> dict[str, Any]:
             "licence": "CC0-1.0",
             "note": "drawn for a test",
             "fingerprint": "0" * 64,
+            "split_seed": None,
         },
     } | changes
 
@@ -134,8 +135,8 @@ def export_each_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def accept_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Untrained classifiers change their minds about one pair in thirty; and 5,000 pairs take seconds."""
-    monkeypatch.setattr("dim.export.acceptance.MIN_SAME_CLASS", 0.5)
-    monkeypatch.setattr(export_run, "NUM_PAIRS", 64)
+    monkeypatch.setattr("dim.export.run_int8.MIN_SAME_CLASS", 0.5)
+    monkeypatch.setattr(run_int8, "NUM_PAIRS", 64)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

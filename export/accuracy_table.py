@@ -1,0 +1,93 @@
+"""Rows of `dim eval` in a bundle: which of them belong together, and the table of the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dim.export.markdown import escape
+
+Row = Mapping[str, Any]
+
+PROTOCOL_FIELDS = (
+    "data",
+    "source",
+    "subject",
+    "mode",
+    "ipc",
+    "arch",
+    "width",
+    "labels",
+    "recipe",
+    "precision",
+    "epochs",
+)
+"""Fields of a row that say what was measured, without the numbers found."""
+HEADINGS = (
+    "trained on",
+    "drawn in",
+    "mode",
+    "images per class",
+    "network",
+    "recipe, epochs, precision",
+    "labels",
+    "accuracy %",
+    "seeds",
+    "steps",
+    "distinct images",
+)
+
+
+def replace_rows(rows: Sequence[Row], new: Sequence[Row]) -> tuple[Row, ...]:
+    """Add rows to others; each takes the place of an earlier one of the same protocol."""
+    measured = {_identify_protocol(row) for row in new}
+    return (*(row for row in rows if _identify_protocol(row) not in measured), *new)
+
+
+def render_accuracy_table(rows: Sequence[Row]) -> str:
+    """Write rows as a Markdown table, with their protocols below."""
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+    lines += [f"| {' | '.join(_render_cells(row))} |" for row in rows]
+    protocols = dict.fromkeys(str(row["protocol"]) for row in rows if row.get("protocol"))
+    notes = [f"Protocol: {escape(protocol)}." for protocol in protocols]
+    return "\n".join([*lines, "", *notes, "Mean ± standard deviation over the seeds."])
+
+
+def _identify_protocol(row: Row) -> tuple[object, ...]:
+    return (*(row.get(name) for name in PROTOCOL_FIELDS), _find_engine_precision(row))
+
+
+def _find_engine_precision(row: Row) -> str:
+    """The precision of the engine that drew a row's images; empty for real ones."""
+    engine = str(row.get("engine") or "").split()
+    return str(row.get("engine_precision") or "".join(engine[1:2]))
+
+
+def _render_cells(row: Row) -> list[str]:
+    network = escape(row.get("arch", "?")) + (f" (width {escape(row['width'])})" if row.get("width") else "")
+    recipe = [row.get("recipe", "?"), _render_count(row.get("epochs"))]
+    recipe += [row["precision"]] if row.get("precision") else []
+    return [
+        escape(row.get("subject", "?")),
+        escape(_find_engine_precision(row) or "-"),
+        escape(row.get("mode", "?")),
+        escape(row.get("ipc") or "all"),
+        network,
+        escape(", ".join(str(part) for part in recipe)),
+        escape(row.get("labels", "hard")),
+        _render_accuracy(row),
+        str(len(row["seeds"]) if isinstance(row.get("seeds"), list | tuple) else 0),
+        _render_count(row.get("steps")),
+        _render_count(row.get("distinct_images")),
+    ]
+
+
+def _render_accuracy(row: Row) -> str:
+    mean, deviation = row.get("accuracy_mean"), row.get("accuracy_std")
+    if not isinstance(mean, int | float):
+        return "?"
+    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if isinstance(deviation, int | float) else "")
+
+
+def _render_count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "?"

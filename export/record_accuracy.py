@@ -1,0 +1,35 @@
+"""Measured accuracy goes into a bundle: its manifest and its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dim.export.accuracy_table import replace_rows
+from dim.export.card import render_card
+from dim.export.record import read_record
+from dim.runtime.bundle_format.files import load_manifest, update_bundle
+from dim.runtime.bundle_format.manifest import Manifest
+
+
+def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Manifest:
+    """Put rows of `dim eval` into a bundle's manifest and its card.
+
+    Args:
+        bundle_path: the bundle's folder.
+        rows: as `dim eval` writes them into `results.json`; each replaces the old one of the same protocol. Without
+            rows, only the card is written anew.
+
+    Returns:
+        the new manifest.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        OutputError: the disk refused.
+    """
+    manifest = load_manifest(bundle_path)
+    merged = replace_rows(manifest.accuracy, rows)
+    card = render_card(replace(manifest, accuracy=merged), read_record(bundle_path, manifest))
+    return update_bundle(bundle_path, accuracy=merged, readme=card)
