@@ -34,7 +34,7 @@ from dim.runtime.errors import DeviceError, DimError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
 from dim.runtime.inspection.doctor import examine_machine
 from dim.runtime.inspection.self_test import SelfTest
-from dim.runtime.inspection.verify_engines import verify_engines
+from dim.runtime.inspection.verify import verify_engines
 from dim.runtime.sets.generate import generate
 from dim.runtime.sets.request import SetRequest
 from dim.runtime.trt.build import build_engines

@@ -49,7 +49,6 @@ _OPENERS: dict[str, Callable[[EngineRequest], Engine]] = {
     "onnxruntime-cpu": _open_onnx_cpu,
     "fake": _open_fake,
 }
-_NOT_ASKED = Driver(version=None, cuda=None, gpus=(), problem="the driver was not asked")
 
 
 def open_engine(
@@ -92,7 +91,7 @@ def open_engine(
         manifest=manifest,
         options=options,
         batch=batch,
-        driver=driver or (find_driver() if wants_gpu else _NOT_ASKED),
+        driver=driver or (find_driver() if wants_gpu else None),
         say=say,
     )
     if onnx_name(request.precision) not in manifest.files:
@@ -109,7 +108,7 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
     passed_over: list[str] = []
     if device == "gpu":
         require_gpu("run with --device gpu", request.driver)
-    elif device == "auto" and request.driver.problem is not None:
+    elif device == "auto" and request.driver is not None and request.driver.problem is not None:
         device = "cpu"
         passed_over.append(f"no GPU engine, because {request.driver.problem}")
     for name, opener in _OPENERS.items():

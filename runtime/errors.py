@@ -14,10 +14,27 @@ DimError                    anything the command line reports in one line with e
 └── OutputError             a training set that cannot be written, resumed or replaced
 """
 
+import re
+
 
 def printable(text: str) -> str:
     """Return a stranger's text for a message: letters that would act on a terminal become question marks."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return what another library's exception says, for the middle of a sentence.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        the first line of its text without the operating system's number and the last full stop, printable, at most 300
+        letters; the exception's class where it has no text.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = (text.strip() or type(error).__name__).splitlines()[0]
+    return printable(re.sub(r"^\[Errno -?\d+\] ", "", line).rstrip(".")[:300])
 
 
 class DimError(Exception):

@@ -21,8 +21,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import onnx_name
-from dim.runtime.engines.onnx_session import first_line
-from dim.runtime.errors import EngineError, MissingExtraError
+from dim.runtime.errors import EngineError, MissingExtraError, describe_error
 
 TORCH = "torch"
 """Its name for `--engine`."""
@@ -76,7 +75,9 @@ class TorchEngine:
                 raise EngineError(f"{self.name} drew {drawn.dtype} {tuple(drawn.shape)}, not uint8 {expected}.")
             images: NDArray[np.uint8] = drawn[: len(labels)].cpu().numpy()
         except (RuntimeError, LookupError, ValueError, TypeError) as error:
-            raise EngineError(f"{self.name} failed while drawing {len(labels)} images: {first_line(error)}") from error
+            raise EngineError(
+                f"{self.name} failed while drawing {len(labels)} images: {describe_error(error)}"
+            ) from error
         return images
 
     def close(self) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from dim.networks.generator import generator_from_dict
 from dim.runtime.benchmark.contenders import Batch, Contender
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.engines.onnx_session import first_line
-from dim.runtime.errors import EngineError, RunError
+from dim.runtime.errors import EngineError, RunError, describe_error
 
 VARIANTS = ("torch-eager", "torch-channels-last", "torch-compile")
 
@@ -124,7 +123,7 @@ class TorchRunner:
                     inputs = [torch.from_numpy(array).to(self._device) for array in (latents, labels)]
                     yield self._draw(*inputs).cpu().numpy()
         except RuntimeError as error:  # what torch.compile raises is one too
-            raise EngineError(f"{self._name} does not run here: {first_line(error)}") from error
+            raise EngineError(f"{self._name} does not run here: {describe_error(error)}") from error
         finally:
             torch.set_num_threads(before)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from dim.runtime.errors import BundleError, DimError, OutputError
+from dim.runtime.errors import BundleError, DimError, OutputError, describe_error
 from dim.runtime.messages import say_to_log
 from dim.runtime.storage.atomic import replace_folder, sync_folder, temporary_sibling
-from dim.runtime.storage.object_store import credentials_wanted, first_line, lacks_credentials, open_file_system
+from dim.runtime.storage.object_store import credentials_wanted, lacks_credentials, open_file_system
 from dim.runtime.storage.private_cache import cache_dir
 from dim.version import __version__
 
@@ -48,9 +48,9 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
     Raises:
         BundleError: it cannot be fetched, is malformed, or is not the bundle that was pinned.
     """
-    pinned = check_digits(sha256) if sha256 is not None else None
+    pinned = parse_sha256(sha256) if sha256 is not None else None
     url = url.rstrip("/")
-    if pinned is not None and (path := _cached(pinned)) is not None:
+    if pinned is not None and (path := _find_cached(pinned)) is not None:
         say(f"Bundle {url} is in the cache: {path}.")
         return path
     data = b"".join(_read(f"{url}/{MANIFEST_NAME}", MAX_MANIFEST_BYTES, pinned is not None))
@@ -59,7 +59,7 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
     except BundleError as error:
         raise BundleError(f"There is no bundle at {url}: {error}") from None
     check_pin(manifest, pinned, url)
-    if (path := _cached(manifest.manifest_sha256)) is not None:
+    if (path := _find_cached(manifest.manifest_sha256)) is not None:
         say(f"Bundle {url} is in the cache: {path}.")
         return path
     total = sum(record.size_bytes for record in manifest.files.values())
@@ -78,14 +78,14 @@ def check_pin(manifest: Manifest, sha256: str | None, where: str) -> None:
     Raises:
         BundleError: it is another bundle.
     """
-    if sha256 is not None and manifest.manifest_sha256 != check_digits(sha256):
+    if sha256 is not None and manifest.manifest_sha256 != parse_sha256(sha256):
         raise BundleError(
-            f"The bundle at {where} has the hash {manifest.manifest_sha256}; {check_digits(sha256)} was pinned: "
+            f"The bundle at {where} has the hash {manifest.manifest_sha256}; {parse_sha256(sha256)} was pinned: "
             "it is another bundle, or it was altered."
         )
 
 
-def check_digits(sha256: str) -> str:
+def parse_sha256(sha256: str) -> str:
     """Return the 64 digits of a hash without a leading `sha256:`; raises BundleError where it is none."""
     digits = sha256.strip().lower().removeprefix("sha256:")
     if len(digits) != 64 or not all(letter in "0123456789abcdef" for letter in digits):
@@ -93,7 +93,7 @@ def check_digits(sha256: str) -> str:
     return digits
 
 
-def _cached(manifest_sha256: str) -> Path | None:
+def _find_cached(manifest_sha256: str) -> Path | None:
     path = cache_dir() / "bundles" / f"{manifest_sha256}.dim"
     if not path.is_dir():
         return None
@@ -164,7 +164,7 @@ def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
         raise BundleError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}.") from None
     except (urllib.error.URLError, TimeoutError, OSError) as error:
         reason = getattr(error, "reason", error)
-        said = first_line(reason) if isinstance(reason, Exception) else reason
+        said = describe_error(reason) if isinstance(reason, Exception) else reason
         raise BundleError(f"{url} cannot be fetched: {said}.") from None
 
 
@@ -189,5 +189,9 @@ def _read_store(url: str) -> Iterator[bytes]:
     except DimError:
         raise
     except Exception as error:  # every store has errors of its own
-        said = credentials_wanted(url) if lacks_credentials(error) else f"{url} cannot be fetched: {first_line(error)}."
+        said = (
+            credentials_wanted(url)
+            if lacks_credentials(error)
+            else f"{url} cannot be fetched: {describe_error(error)}."
+        )
         raise BundleError(said) from None

@@ -92,7 +92,7 @@ def read_checked_file(bundle_path: Path, manifest: Manifest, name: str, *, max_b
     Raises:
         BundleError: the file is not listed, missing, a link, too large, or altered.
     """
-    record = _record(bundle_path, manifest, name, max_bytes)
+    record = _find_record(bundle_path, manifest, name, max_bytes)
     with _open_inside(Path(bundle_path), name) as descriptor:
         _check_size(bundle_path, name, descriptor, record)
         data = _read(descriptor, record.size_bytes)
@@ -111,7 +111,7 @@ def check_file_hash(bundle_path: Path, manifest: Manifest, name: str) -> None:
     Raises:
         BundleError: as `read_checked_file`.
     """
-    record = _record(bundle_path, manifest, name, MAX_FILE_BYTES)
+    record = _find_record(bundle_path, manifest, name, MAX_FILE_BYTES)
     digest, left = hashlib.sha256(), record.size_bytes
     with _open_inside(Path(bundle_path), name) as descriptor:
         _check_size(bundle_path, name, descriptor, record)
@@ -155,7 +155,7 @@ def write_bundle(
         if destination.is_symlink() or not (destination / MANIFEST_NAME).is_file():
             raise OutputError(f"{destination} exists and is not a bundle, so it is not replaced: choose another place.")
     with _new_folder(destination) as folder:
-        records = {path: _place(folder, path, content) for path, content in files.items()}
+        records = {path: _write_file(folder, path, content) for path, content in files.items()}
         manifest = create_manifest(description, records)
         write_synced(folder / MANIFEST_NAME, manifest.to_json())
     return manifest
@@ -195,7 +195,7 @@ def update_bundle(
             with _open_inside(path, name) as descriptor:
                 _check_size(path, name, descriptor, record)
             _link_or_copy(path / name, folder / name)
-        records = kept | {name: _place(folder, name, content) for name, content in new.items()}
+        records = kept | {name: _write_file(folder, name, content) for name, content in new.items()}
         rows = manifest.accuracy if accuracy is None else tuple(accuracy)
         updated = create_manifest(replace(manifest.description, accuracy=rows), records)
         write_synced(folder / MANIFEST_NAME, updated.to_json())
@@ -238,7 +238,7 @@ def _new_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place(folder: Path, name: str, content: bytes | Path) -> FileRecord:
+def _write_file(folder: Path, name: str, content: bytes | Path) -> FileRecord:
     check_path(name)
     data = content if isinstance(content, bytes) else Path(content).read_bytes()
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +254,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         write_synced(target, source.read_bytes())
 
 
-def _record(bundle_path: Path, manifest: Manifest, name: str, max_bytes: int) -> FileRecord:
+def _find_record(bundle_path: Path, manifest: Manifest, name: str, max_bytes: int) -> FileRecord:
     record = manifest.files.get(name)
     if record is None:
         raise BundleError(f"The bundle {bundle_path} has no file {name}.")

@@ -38,7 +38,7 @@ def read_fixed_latents(data: bytes, manifest: Manifest) -> NDArray[np.float32]:
     Raises:
         BundleError: anything but one finite float32 array of that shape.
     """
-    content = _only_member(data)
+    content = _read_only_member(data)
     header = _HEADER.match(content)
     if header is None:
         raise BundleError("latents.npz is not an archive of NumPy arrays: latents.npy has no header of format 1.0.")
@@ -58,7 +58,7 @@ def read_fixed_latents(data: bytes, manifest: Manifest) -> NDArray[np.float32]:
     return latents
 
 
-def _only_member(data: bytes) -> bytes:
+def _read_only_member(data: bytes) -> bytes:
     """Unpack the archive's one member, never more bytes than its directory and the limit allow."""
     end = data[-_END_BYTES:]
     # The reader makes an object of every entry in the directory, whatever number the archive admits to.

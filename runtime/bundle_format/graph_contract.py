@@ -2,13 +2,13 @@
 
 Generator: inputs `latents` float32 [N, latent_dim] and `labels` int64 [N], output `images` uint8 [N, H, W, C], made
 by a last Cast. Teacher: input `images` uint8 [N, H, W, C], output `logits` float32 [N, K]. N is symbolic and the same
-name everywhere. The rules behind are in `graph_check`.
+name everywhere. The rules behind it are in `graph_rules`.
 """
 
 import hashlib
 from typing import Any
 
-from dim.runtime.bundle_format.graph_rules import GraphContract
+from dim.runtime.bundle_format.graph_rules import GraphContract, check_model
 from dim.runtime.bundle_format.graph_wire import check_wire
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import GraphError, MissingExtraError
@@ -21,7 +21,7 @@ _RULES_VERSION = 4
 
 
 def generator_contract(manifest: Manifest) -> GraphContract:
-    """The contract of `generator.<precision>.onnx`."""
+    """Return the contract of `generator.<precision>.onnx`."""
     return GraphContract(
         inputs=(("latents", "FLOAT", (manifest.latent_dim,)), ("labels", "INT64", ())),
         output=("images", "UINT8", (manifest.height, manifest.width, manifest.channels)),
@@ -30,7 +30,7 @@ def generator_contract(manifest: Manifest) -> GraphContract:
 
 
 def teacher_contract(manifest: Manifest) -> GraphContract:
-    """The contract of `teacher.onnx`."""
+    """Return the contract of `teacher.onnx`."""
     return GraphContract(
         inputs=(("images", "UINT8", (manifest.height, manifest.width, manifest.channels)),),
         output=("logits", "FLOAT", (manifest.num_classes,)),
@@ -46,7 +46,7 @@ def check_graph(onnx_bytes: bytes, manifest: Manifest) -> int:
         manifest: says which shapes are right.
 
     Returns:
-        rows that one run may be given, for bounded memory: see `graph_check.MAX_ELEMENTS_PER_RUN`.
+        rows that one run may be given, for bounded memory: see `graph_rules.MAX_ELEMENTS_PER_RUN`.
 
     Raises:
         GraphError: the file breaks the contract or goes beyond a limit.
@@ -60,11 +60,9 @@ def check_contract(onnx_bytes: bytes, contract: GraphContract) -> int:
     if len(onnx_bytes) > MAX_ONNX_BYTES:
         raise GraphError(f"The ONNX file has {len(onnx_bytes):,} bytes; at most {MAX_ONNX_BYTES:,} are read.")
     key = hashlib.sha256(f"{_RULES_VERSION} {contract} {hashlib.sha256(onnx_bytes).hexdigest()}".encode()).hexdigest()
-    noted = recall("graphs", key)
-    if noted is not None and noted.isdecimal():
-        return int(noted)
-    from dim.runtime.bundle_format.graph_rules import check_model
-
+    remembered = recall("graphs", key)
+    if remembered is not None and remembered.isdecimal():
+        return int(remembered)
     rows = check_model(parse_onnx(onnx_bytes), contract)
     remember("graphs", key, str(rows))
     return rows

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dim.runtime.errors import GraphError, printable
+from dim.runtime.errors import GraphError, describe_error, printable
 
 MAX_OPSET, MIN_OPSET = 18, 13
 MAX_IR, MIN_IR = 10, 7
@@ -87,7 +87,7 @@ def check_model(model: Any, contract: GraphContract) -> int:
     ):
         if len(things):
             raise GraphError(f"The ONNX file holds {what}; a generator has none.")
-    _check_border(graph, contract)
+    _check_interface(graph, contract)
     for node in graph.node:
         _check_node(node)
     for tensor in graph.initializer:
@@ -99,12 +99,11 @@ def check_model(model: Any, contract: GraphContract) -> int:
         )
     try:
         onnx.checker.check_model(model)
-        small, large = (_shapes(model, contract, batch) for batch in _BATCHES)
+        small, large = (_infer_shapes(model, contract, batch) for batch in _BATCHES)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        reason = printable((str(error).strip() or type(error).__name__).splitlines()[0][:300])
-        raise GraphError(f"The ONNX file is not a valid graph: {reason}") from None
+        raise GraphError(f"The ONNX file is not a valid graph: {describe_error(error)}") from None
     _check_sizes(graph, small, large)
-    return max(1, MAX_ELEMENTS_PER_RUN // _largest_at_once(graph, small))
+    return max(1, MAX_ELEMENTS_PER_RUN // _count_live_elements(graph, small))
 
 
 def _check_versions(model: Any) -> None:
@@ -118,14 +117,14 @@ def _check_versions(model: Any) -> None:
         raise GraphError(f"The ONNX file has opset {opsets[0][1]}; it must be {MIN_OPSET} to {MAX_OPSET}.")
 
 
-def _check_border(graph: Any, contract: GraphContract) -> None:
+def _check_interface(graph: Any, contract: GraphContract) -> None:
     found_inputs = [value.name for value in graph.input]
     found_outputs = [value.name for value in graph.output]
     expected_inputs = [name for name, _, _ in contract.inputs]
     if found_inputs != expected_inputs or found_outputs != [contract.output[0]]:
         raise GraphError(
-            f"The ONNX file has the inputs {_names(found_inputs)} and the outputs {_names(found_outputs)}; they must "
-            f"be {_names(expected_inputs)} and {contract.output[0]}."
+            f"The ONNX file has the inputs {_list_names(found_inputs)} and the outputs {_list_names(found_outputs)}; "
+            f"they must be {_list_names(expected_inputs)} and {contract.output[0]}."
         )
     symbols = set()
     for value, (name, kind, shape) in zip(
@@ -141,7 +140,9 @@ def _check_border(graph: Any, contract: GraphContract) -> None:
             )
         symbols.add(dims[0])
     if len(symbols) != 1:
-        raise GraphError(f"The batch of the ONNX file has several names, {_names(sorted(symbols))}; it must have one.")
+        raise GraphError(
+            f"The batch of the ONNX file has several names, {_list_names(sorted(symbols))}; it must have one."
+        )
 
 
 def _check_node(node: Any) -> None:
@@ -181,7 +182,7 @@ def _check_tensor(tensor: Any) -> None:
         raise GraphError(f"The tensor {name!r} of the ONNX file holds more or less than its shape {list(tensor.dims)}.")
 
 
-def _shapes(model: Any, contract: GraphContract, batch: int) -> dict[str, list[int]]:
+def _infer_shapes(model: Any, contract: GraphContract, batch: int) -> dict[str, list[int]]:
     """Infer the shape of every value for one batch size, trusting nothing that the file says about shapes."""
     import onnx
 
@@ -220,8 +221,8 @@ def _check_sizes(graph: Any, small: dict[str, list[int]], large: dict[str, list[
                     f"{MAX_ELEMENTS_PER_IMAGE:,} are allowed."
                 )
             total += elements
-            macs += elements * _macs_per_element(node, small)
-        if (columns := _columns(node, small)) > MAX_TOTAL_ELEMENTS_PER_IMAGE:
+            macs += elements * _count_macs_per_element(node, small)
+        if (columns := _count_column_elements(node, small)) > MAX_TOTAL_ELEMENTS_PER_IMAGE:
             raise GraphError(
                 f"A {node.op_type} of the ONNX file needs room for {columns:,} elements beside its output; at most "
                 f"{MAX_TOTAL_ELEMENTS_PER_IMAGE:,} are allowed."
@@ -233,8 +234,8 @@ def _check_sizes(graph: Any, small: dict[str, list[int]], large: dict[str, list[
         )
 
 
-def _macs_per_element(node: Any, shapes: dict[str, list[int]]) -> int:
-    """Multiplications behind each output element of the operators that have many."""
+def _count_macs_per_element(node: Any, shapes: dict[str, list[int]]) -> int:
+    """Return the multiplications behind each output element of the operators that have many."""
     if node.op_type == "Conv":
         return math.prod(shapes.get(node.input[1], [1])[1:])
     if node.op_type == "ConvTranspose":
@@ -248,16 +249,16 @@ def _macs_per_element(node: Any, shapes: dict[str, list[int]]) -> int:
     return 1
 
 
-def _columns(node: Any, shapes: dict[str, list[int]]) -> int:
-    """Elements that a transposed convolution spreads out before it adds them up, for one image at a time."""
+def _count_column_elements(node: Any, shapes: dict[str, list[int]]) -> int:
+    """Return the elements that a transposed convolution holds before it adds them up, for one image at a time."""
     if node.op_type != "ConvTranspose":
         return 0
     weight, image = shapes.get(node.input[1], [1]), shapes.get(node.input[0], [1])
     return math.prod(weight[1:]) * math.prod(image[2:])
 
 
-def _largest_at_once(graph: Any, shapes: dict[str, list[int]]) -> int:
-    """The most elements per image that are waiting for a later node, or being made, at any one time."""
+def _count_live_elements(graph: Any, shapes: dict[str, list[int]]) -> int:
+    """Return the most elements per image that a later node still needs, or that are being made, at any one time."""
     last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
     held: dict[str, int] = {}
     most = 1
@@ -275,6 +276,6 @@ def _type_name(number: int) -> str:
     return next((name for name, value in names if value == number), str(number))
 
 
-def _names(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     # A name that is not UTF-8 comes as bytes.
     return ", ".join(printable(str(name)[:40]) for name in names[:8]) or "none"

@@ -1,4 +1,4 @@
-"""A look at an ONNX file's bytes before they are parsed, so that parsing them costs a bounded amount of memory.
+"""Count the fields of an ONNX file's bytes before they are parsed, so that parsing takes a bounded amount of memory.
 
 A parser makes an object of every message: 120 MiB of empty nodes, two bytes each, took 10 GB. Here the fields are
 counted first, along the messages that a graph has many of; what is stored as plain bytes is free. Format: Protocol
@@ -40,32 +40,32 @@ def check_wire(data: bytes) -> None:
         kind, at, stop = waiting.pop()
         inner, plain = _INNER.get(kind, {}), _PLAIN.get(kind, ())
         while at < stop:
-            tag, at = _varint(data, at, stop)
+            tag, at = _read_varint(data, at, stop)
             number, wire = tag >> 3, tag & 7
             fields += 1
             if wire == _LENGTH:
-                size, at = _varint(data, at, stop)
+                size, at = _read_varint(data, at, stop)
                 if number in inner:
                     waiting.append((inner[number], at, at + size))
                 elif number not in plain:
                     small += size
                 at += size
             elif wire == _VARINT:
-                _, at = _varint(data, at, stop)
+                _, at = _read_varint(data, at, stop)
             elif wire in _FIXED:
                 at += _FIXED[wire]
             else:
-                raise _no_model()
+                raise _not_a_model()
             if fields > MAX_FIELDS or small > MAX_SMALL_BYTES:
                 raise GraphError(
                     f"The ONNX file holds more than {MAX_FIELDS:,} fields, or more than {MAX_SMALL_BYTES:,} bytes "
                     "outside of its weights, which no generator needs."
                 )
         if at != stop:
-            raise _no_model()
+            raise _not_a_model()
 
 
-def _varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
     """Read a whole number of seven bits per byte; return it and the place after it."""
     value = 0
     for shift in range(0, 70, 7):
@@ -76,8 +76,8 @@ def _varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise _no_model()
+    raise _not_a_model()
 
 
-def _no_model() -> GraphError:
+def _not_a_model() -> GraphError:
     return GraphError("The file is not an ONNX model: it does not parse.")

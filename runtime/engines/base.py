@@ -139,11 +139,15 @@ class EngineRequest:
     path: Path
     """The bundle's folder."""
     manifest: Manifest
+    """The bundle's manifest."""
     options: EngineOptions
+    """What the caller asked for."""
     batch: int | None
     """The padded batch of a GPU engine; None for the engine's own, halved at the start where the GPU is full."""
-    driver: Driver
+    driver: Driver | None
+    """What the NVIDIA driver says; None where no GPU engine is wanted."""
     say: Callable[[str], None] = field(repr=False)
+    """Gets each sentence for the user."""
 
     @property
     def precision(self) -> str:

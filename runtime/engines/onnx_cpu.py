@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from dim.runtime.cores import usable_cores
 from dim.runtime.engines.base import EngineRequest
 from dim.runtime.engines.onnx_session import (
-    first_line,
     import_onnxruntime,
     open_cpu_session,
     read_checked_onnx,
     run_in_pieces,
 )
-from dim.runtime.errors import EngineError
+from dim.runtime.errors import EngineError, describe_error
 
-LEAST_ROWS = 16
-"""Images in a piece at least: with fewer, starting the operators takes as long as their work."""
-PIECES = 4
-"""Per thread: enough to keep every core busy to the end when one is slower."""
+MIN_ROWS_PER_PIECE = 16
+"""With fewer images in a piece, starting the operators takes as long as their work."""
+PIECES_PER_THREAD = 4
+"""Enough to keep every core busy to the end when one is slower."""
 
 
 class CpuSessions:
@@ -44,9 +43,9 @@ class CpuSessions:
 
     def __init__(self, model: bytes, threads: int | None) -> None:
         self._threads = threads or usable_cores()
-        self._few: Any = open_cpu_session(model, self._threads)
+        self._session: Any = open_cpu_session(model, self._threads)
         self._model = model
-        self._many: Any = None
+        self._one_thread_session: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
@@ -61,24 +60,24 @@ class CpuSessions:
             the outputs, [N, ...].
         """
         count = len(next(iter(inputs.values())))
-        if self._threads == 1 or count < self._threads * LEAST_ROWS:
-            found: list[NDArray[Any]] = self._few.run(names, inputs)
+        if self._threads == 1 or count < self._threads * MIN_ROWS_PER_PIECE:
+            found: list[NDArray[Any]] = self._session.run(names, inputs)
             return found
-        rows = max(LEAST_ROWS, -(-count // (PIECES * self._threads)))
+        rows = max(MIN_ROWS_PER_PIECE, -(-count // (PIECES_PER_THREAD * self._threads)))
         pieces = [
             {name: array[start : start + rows] for name, array in inputs.items()} for start in range(0, count, rows)
         ]
-        pool, session = self._spread()
+        pool, session = self._open_pool()
         outputs = pool.map(lambda piece: session.run(names, piece), pieces)
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
-    def _spread(self) -> tuple[ThreadPoolExecutor, Any]:
-        """The threads, and the session whose runs each take one of them; made when they are first needed."""
+    def _open_pool(self) -> tuple[ThreadPoolExecutor, Any]:
+        """Return the threads, and the session whose runs each take one of them; both are made when first needed."""
         with self._lock:
             if self._pool is None:
-                self._many = open_cpu_session(self._model, 1)
+                self._one_thread_session = open_cpu_session(self._model, 1)
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="dim-draw")
-            return self._pool, self._many
+            return self._pool, self._one_thread_session
 
 
 class OnnxEngine:
@@ -116,7 +115,9 @@ class OnnxEngine:
         try:
             images: NDArray[np.uint8] = run_in_pieces(session, {"latents": latents, "labels": labels}, self._rows)
         except Exception as error:
-            raise EngineError(f"{self.name} failed while drawing {len(labels)} images: {first_line(error)}") from error
+            raise EngineError(
+                f"{self.name} failed while drawing {len(labels)} images: {describe_error(error)}"
+            ) from error
         if images.shape != (len(labels), *self._shape) or images.dtype != np.uint8:
             wanted = (len(labels), *self._shape)
             raise EngineError(f"{self.name} returned {images.dtype} {images.shape}, not uint8 {wanted}.")

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.engines.base import EngineRequest
-from dim.runtime.engines.onnx_session import first_line, import_onnxruntime, read_checked_onnx
-from dim.runtime.errors import BadValueError, DeviceError, EngineError
-from dim.runtime.gpu.driver import reason_driver_too_old, require_gpu
+from dim.runtime.engines.onnx_session import import_onnxruntime, read_checked_onnx
+from dim.runtime.errors import BadValueError, DeviceError, EngineError, describe_error
+from dim.runtime.gpu.driver import check_driver, find_driver, require_gpu
 
-_WARNINGS, _SILENT = 2, 4  # ONNX Runtime's log levels: its default, and errors that kill the process
+_LOG_WARNINGS, _LOG_FATAL = 2, 4  # ONNX Runtime's log levels: its default, and errors that kill the process
 
 PROVIDER = "CUDAExecutionProvider"
 DEFAULT_BATCH = 256
@@ -49,10 +49,9 @@ class CudaEngine:
         self._onnxruntime = import_onnxruntime("gpu")
         check_wheel(self._onnxruntime)
         cuda_major = read_cuda_major(self._onnxruntime)
-        gpu = require_gpu("run ONNX Runtime on CUDA", request.driver, cuda_major)
-        too_old = reason_driver_too_old(request.driver, cuda_major)
-        if too_old is not None:
-            raise DeviceError(f"ONNX Runtime cannot use CUDA here: {too_old}; update the NVIDIA driver.")
+        driver = request.driver or find_driver()
+        gpu = require_gpu("run ONNX Runtime on CUDA", driver, cuda_major)
+        check_driver(driver, cuda_major, "ONNX Runtime cannot use CUDA here")
         self.reason = ""
         self.precision = request.precision
         self.version = f"onnxruntime {self._onnxruntime.__version__}"
@@ -119,7 +118,7 @@ class CudaEngine:
     def _open_session(self, model: bytes) -> Any:
         onnxruntime = self._onnxruntime
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _SILENT  # what goes wrong comes as an exception
+        options.log_severity_level = _LOG_FATAL  # what goes wrong comes as an exception
         options.use_deterministic_compute = True
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -127,7 +126,7 @@ class CudaEngine:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 onnxruntime.preload_dlls()  # CUDA and cuDNN from the wheels that the extra installs
         providers = [(PROVIDER, {"device_id": str(self._gpu_index), **PROVIDER_OPTIONS})]
-        onnxruntime.set_default_logger_severity(_SILENT)
+        onnxruntime.set_default_logger_severity(_LOG_FATAL)
         try:
             # Without enable_fallback=0 a failure is printed on stdout and tried again, on the CPU.
             session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
@@ -138,9 +137,9 @@ class CudaEngine:
                     f"ONNX Runtime cannot use CUDA here, because {missing} is not found: run  "
                     "pip install 'dim-distill[gpu]'"
                 ) from error
-            raise DeviceError(f"ONNX Runtime cannot use CUDA here: {first_line(error)}; run  dim doctor") from error
+            raise DeviceError(f"ONNX Runtime cannot use CUDA here: {describe_error(error)}; run  dim doctor") from error
         finally:
-            onnxruntime.set_default_logger_severity(_WARNINGS)
+            onnxruntime.set_default_logger_severity(_LOG_WARNINGS)
         taken = session.get_providers()[0]
         if taken != PROVIDER:
             raise DeviceError(f"ONNX Runtime took {taken} although {PROVIDER} was asked for: run  dim doctor")
@@ -158,7 +157,7 @@ class CudaEngine:
                 self.run(np.zeros((1, self._latent_dim), np.float32), np.zeros(1, np.int64))
                 return batch
             except EngineError as error:
-                if not _out_of_memory(error):
+                if not _is_out_of_memory(error):
                     raise
                 if batch // 2 < least:
                     raise DeviceError(
@@ -191,7 +190,7 @@ class CudaEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"{self.name} failed at a batch of {self.batch}: {first_line(error)}") from error
+            raise EngineError(f"{self.name} failed at a batch of {self.batch}: {describe_error(error)}") from error
 
 
 class CudaImages:
@@ -218,7 +217,7 @@ class CudaImages:
     def __dlpack__(self, **options: Any) -> Any:
         """Export the images; whatever stream the consumer names, they are complete."""
         capsule = self._value.__dlpack__()
-        _shorten(capsule, len(self))
+        _cut_first_dimension(capsule, len(self))
         return capsule
 
 
@@ -281,7 +280,7 @@ def check_placement(session: Any) -> None:
         )
 
 
-def _out_of_memory(error: EngineError) -> bool:
+def _is_out_of_memory(error: EngineError) -> bool:
     text = str(error).lower()
     return any(sign in text for sign in ("out of memory", "failed to allocate memory", "cuda failure 2"))
 
@@ -299,7 +298,7 @@ class _DlTensor(ctypes.Structure):
     )
 
 
-def _shorten(capsule: Any, rows: int) -> None:
+def _cut_first_dimension(capsule: Any, rows: int) -> None:
     """Cut the first dimension of a fresh DLPack capsule; ONNX Runtime exports whole tensors only."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)

@@ -11,10 +11,10 @@ from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import onnx_name
 from dim.runtime.cores import usable_cores
 from dim.runtime.engines.base import EngineRequest
-from dim.runtime.errors import EngineError, MissingExtraError, printable
+from dim.runtime.errors import EngineError, MissingExtraError, describe_error
 
 _PROVIDER = "CPUExecutionProvider"
-ERRORS_ONLY = 3
+_LOG_ERRORS = 3
 """ONNX Runtime's log level: its warnings go to stderr and say nothing that a user could act on."""
 
 
@@ -34,7 +34,7 @@ def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
     """
     onnxruntime = import_onnxruntime("cpu")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = _LOG_ERRORS
     # Set explicitly, because the default counts the machine's cores and tries to pin threads to them.
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -42,7 +42,7 @@ def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
         # Without enable_fallback=0 a failure is printed on stdout and tried again.
         session = onnxruntime.InferenceSession(model, options, providers=[(_PROVIDER, {})], enable_fallback=0)
     except Exception as error:
-        raise EngineError(f"ONNX Runtime cannot open the ONNX file: {first_line(error)}") from error
+        raise EngineError(f"ONNX Runtime cannot open the ONNX file: {describe_error(error)}") from error
     session.disable_fallback()
     return session
 
@@ -101,8 +101,3 @@ def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
     model = read_checked_file(request.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
     rows = check_graph(model, manifest)
     return CheckedOnnx((manifest.height, manifest.width, manifest.channels), model, rows)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, at most 300 characters."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0][:300])

@@ -56,7 +56,7 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver:
     Returns:
         the driver; never raises, a missing or broken driver is told in `problem`.
     """
-    version = _driver_version(load)
+    version = _find_driver_version(load)
     try:
         cuda = load("libcuda.so.1")
     except OSError:
@@ -73,7 +73,7 @@ def find_driver(load: Load = ctypes.CDLL) -> Driver:
         problem = "this process was forked after CUDA had started, and CUDA does not survive that (use spawn)"
         return Driver(version=version, cuda=cuda_version, gpus=(), problem=problem)
     if code:
-        problem = f"the NVIDIA driver does not start ({_error_text(cuda, code)})"
+        problem = f"the NVIDIA driver does not start ({_describe_cuda_error(cuda, code)})"
         return Driver(version=version, cuda=cuda_version, gpus=(), problem=problem)
     gpus = _list_gpus(cuda)
     problem_or_none = None if gpus else "the NVIDIA driver sees no GPU"
@@ -98,6 +98,22 @@ def require_gpu(purpose: str, driver: Driver | None = None, cuda_major: int | No
             f"(version {OLDEST_DRIVER.get(cuda_major or 12, OLDEST_DRIVER[12])} or newer) and check it with  nvidia-smi"
         )
     return found.gpus[0]
+
+
+def check_driver(driver: Driver, cuda_major: int | None, cannot: str) -> None:
+    """Check that the driver runs the CUDA version that a library was built for.
+
+    Args:
+        driver: an answer of `find_driver`.
+        cuda_major: the library's CUDA major version; None where it is not known.
+        cannot: what does not work otherwise, as the start of a sentence ("TensorRT 10.9 cannot run here").
+
+    Raises:
+        DeviceError: the driver is too old.
+    """
+    too_old = reason_driver_too_old(driver, cuda_major)
+    if too_old is not None:
+        raise DeviceError(f"{cannot}: {too_old}; update the NVIDIA driver.")
 
 
 def reason_driver_too_old(driver: Driver, cuda_major: int | None) -> str | None:
@@ -135,13 +151,13 @@ def _list_gpus(cuda: Any) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def _error_text(cuda: Any, code: int) -> str:
+def _describe_cuda_error(cuda: Any, code: int) -> str:
     text = ctypes.c_char_p()
     cuda.cuGetErrorString(code, ctypes.byref(text))
     return f"CUDA error {code}: {text.value.decode(errors='replace') if text.value else 'unknown'}"
 
 
-def _driver_version(load: Load) -> str | None:
+def _find_driver_version(load: Load) -> str | None:
     try:
         nvml = load("libnvidia-ml.so.1")
     except OSError:

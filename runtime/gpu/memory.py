@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.errors import BadValueError, DeviceError, EngineError, MissingExtraError
+from dim.runtime.errors import BadValueError, DeviceError, EngineError, MissingExtraError, describe_error
 
 _DL_CUDA = 2  # kDLCUDA
 _ANY_STREAM, _LEGACY, _PER_THREAD = -1, 1, 2  # DLPack's numbers for "no ordering wanted" and CUDA's default streams
@@ -56,7 +56,7 @@ class GpuSession:
             self.compute = self.device.create_stream()
             self.copies = self.device.create_stream()
         except Exception as error:
-            raise DeviceError(f"The GPU {index} cannot be used: {_one_line(error)}; run  dim doctor") from error
+            raise DeviceError(f"The GPU {index} cannot be used: {describe_error(error)}; run  dim doctor") from error
         self._pinned = core.LegacyPinnedMemoryResource()
 
     def activate(self) -> None:
@@ -197,8 +197,4 @@ class DeviceImages:
 def _memory_error(error: Exception, size_bytes: int, kind: str) -> EngineError:
     if "OUT_OF_MEMORY" in str(error) or isinstance(error, MemoryError):
         return GpuMemoryError(f"There are not {size_bytes:,} bytes of {kind} memory left for this batch.")
-    return EngineError(f"{size_bytes:,} bytes of {kind} memory cannot be taken: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:300]
+    return EngineError(f"{size_bytes:,} bytes of {kind} memory cannot be taken: {describe_error(error)}")

@@ -1,4 +1,4 @@
-"""`dim verify`: is a bundle whole, does it keep its contracts, do its files agree, and do they draw anything?"""
+"""`dim verify`: check hashes, graphs and images of a bundle's ONNX files, and its compiled engines where they run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +14,27 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines import image_checks
-from dim.runtime.engines.base import Engine, EngineOptions
-from dim.runtime.errors import BundleError, EngineError, GraphError
-from dim.runtime.inspection.verify_engines import verify_engines
+from dim.runtime.engines.base import Engine, EngineOptions, parse_pins
+from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
+from dim.runtime.errors import BundleError, DeviceError, EngineError, GraphError, MissingExtraError
+from dim.runtime.gpu.driver import Driver, find_driver
 from dim.runtime.sampling.latents import draw_latents, order_slice
+from dim.runtime.trt.build import reason_engine_cannot_run
+from dim.runtime.trt.check_engine import Samples, check_engine, draw_samples
+from dim.runtime.trt.library import load_library
+from dim.runtime.trt.store import EngineFile, find_onnx_sha256, list_bundle_engines
+from dim.runtime.trt.trust import reason_not_trusted
+
+AddRow = Callable[[str, str, bool, str, str], None]
+"""Takes subject, check, whether it passed, what was found, what is allowed."""
 
 BATCHES = (1, 16, 64)
 """Least, middle and most rows that one run is asked for."""
 _ONE_BY_ONE = 8
 _MAX_CLASSES, _IMAGES = 1024, 800
-"""Classes that are looked at, and images that are shared out among them: 2 to 8 of each."""
+"""Most classes that are checked, and images drawn of all of them together."""
 _MAX_BYTES = 2**28
-"""Of the images that one precision draws, unless a largest batch needs more."""
+"""Most memory of the images that one precision draws, unless a largest batch needs more."""
 _SEED = 20_231
 
 
@@ -80,8 +89,8 @@ def verify(
         MissingExtraError: onnxruntime or onnx is not installed.
     """
     checks = _Checks(Path(bundle_path), threads, progress)
-    if checks.files() and checks.graphs():
-        checks.precisions()
+    if checks.check_files() and checks.check_graphs():
+        checks.check_precisions()
         verify_engines(checks.path, checks.manifest, checks.add, trust=trust)
     return VerifyReport(path=checks.path, manifest=checks.manifest, rows=tuple(checks.rows))
 
@@ -113,7 +122,7 @@ class _Checks:
     def read(self, name: str, max_bytes: int = MAX_ONNX_BYTES) -> bytes:
         return read_checked_file(self.path, self.manifest, name, max_bytes=max_bytes)
 
-    def files(self) -> bool:
+    def check_files(self) -> bool:
         """Hash every file; say what lies there unlisted."""
         names = sorted(self.manifest.files)
         whole = [
@@ -124,7 +133,7 @@ class _Checks:
             self.add(name, "listed", True, "not in the manifest", "ignored")
         return all(whole)
 
-    def graphs(self) -> bool:
+    def check_graphs(self) -> bool:
         """Check the contract of every ONNX file and of the optimised latents."""
         names = [onnx_name(precision) for precision in self.manifest.precisions]
         kept = [
@@ -144,10 +153,10 @@ class _Checks:
             )
         return all(kept)
 
-    def precisions(self) -> None:
+    def check_precisions(self) -> None:
         """Draw the same images in every precision and batch size, and look at them."""
         manifest = self.manifest
-        labels, indices = _samples(manifest)
+        labels, indices = _choose_samples(manifest)
         latents = draw_latents(_SEED, labels, indices, manifest.latent_dim, manifest.latent_std)
         reference: NDArray[np.uint8] | None = None
         for precision in manifest.precisions:
@@ -163,15 +172,15 @@ class _Checks:
                 ok, found, allowed = image_checks.compare_precision(precision, images, reference)
                 if images is not reference:
                     self.add(name, "against fp32", ok, found, allowed)
-                self._batches(name, engine, latents, labels, images)
-                self._look(name, labels, images)
+                self._check_batches(name, engine, latents, labels, images)
+                self._check_images(name, labels, images)
                 engine.close()
             except EngineError as error:
                 self.add(name, "runs", False, str(error))
         if TEACHER_ONNX in self.manifest.files and reference is not None:
-            self._teacher(reference[: BATCHES[-1]])
+            self._check_teacher(reference[: BATCHES[-1]])
 
-    def _batches(
+    def _check_batches(
         self,
         name: str,
         engine: Engine,
@@ -179,7 +188,7 @@ class _Checks:
         labels: NDArray[np.int64],
         images: NDArray[np.uint8],
     ) -> None:
-        """The batch size must not show, and identical rows must give identical images (TensorRT issue 4813)."""
+        """Check that the batch size changes nothing and identical rows give identical images (TensorRT issue 4813)."""
         for batch in BATCHES[:-1]:
             rows = slice(0, _ONE_BY_ONE if batch == 1 else BATCHES[-1])
             again = _draw(engine, latents[rows], labels[rows], batch)
@@ -190,8 +199,8 @@ class _Checks:
             levels = image_checks.max_levels(same, same[:1].repeat(batch, axis=0))
             self.add(name, f"{batch} identical rows", levels == 0, f"{levels} levels", "0")
 
-    def _look(self, name: str, labels: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-        """A network that broke draws blank images; a class that collapsed draws one image again and again."""
+    def _check_images(self, name: str, labels: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+        """Check that images are not blank (a broken network) and that no class has collapsed to one image."""
         blank = image_checks.blank_fraction(images)
         self.add(name, "blank images", blank <= 0.5, f"{blank:.0%}", "at most 50%")
         spreads = {int(label): image_checks.measure_std_levels(images[labels == label]) for label in np.unique(labels)}
@@ -204,9 +213,7 @@ class _Checks:
             f"at least {image_checks.MIN_STD_LEVELS:g}",
         )
 
-    def _teacher(self, images: NDArray[np.uint8]) -> None:
-        from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
-
+    def _check_teacher(self, images: NDArray[np.uint8]) -> None:
         model = self.read(TEACHER_ONNX)
         rows = check_contract(model, teacher_contract(self.manifest))
         logits = run_in_pieces(open_cpu_session(model, self._threads), {"images": images}, rows)
@@ -214,8 +221,8 @@ class _Checks:
         self.add(TEACHER_ONNX, "logits", finite, "finite" if finite else "not finite", "finite")
 
 
-def _samples(manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Enough images of enough classes, the classes spread evenly where there are many, at least one largest batch."""
+def _choose_samples(manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose labels and indices, int64 [N]: evenly spaced classes, 2 to 8 images of each, at least a largest batch."""
     affordable = max(BATCHES[-1], _MAX_BYTES // (manifest.height * manifest.width * manifest.channels))
     count = min(manifest.num_classes, _MAX_CLASSES, affordable // 2)
     chosen = np.unique(np.linspace(0, manifest.num_classes - 1, count).astype(int))
@@ -230,3 +237,57 @@ def _draw(engine: Engine, latents: NDArray[np.float32], labels: NDArray[np.int64
         for start in range(0, len(labels), batch)
     ]
     return np.concatenate(parts)
+
+
+def verify_engines(
+    bundle_path: Path, manifest: Manifest, add: AddRow, *, trust: Sequence[str] = (), driver: Driver | None = None
+) -> None:
+    """Check every engine of a bundle, and run those that this machine can run and may load.
+
+    Args:
+        bundle_path: the bundle's folder.
+        manifest: its manifest.
+        add: gets one row per check; an engine for other machines is no failure, it is told as not run.
+        trust: "sha256:..." of engines that may be loaded although somebody else built them.
+        driver: an answer of `find_driver`; None asks anew if there are engines at all.
+
+    Raises:
+        BadValueError: a pin of another form.
+    """
+    pins = parse_pins(trust)
+    files, problems = list_bundle_engines(bundle_path, manifest)
+    for problem in problems:
+        add("engines", "sidecar", False, problem, "")
+    samples: Samples | None = None
+    for file in files:
+        name, sidecar = file.path.name, file.sidecar
+        sha256 = find_onnx_sha256(manifest, sidecar.precision)
+        if sha256 != sidecar.onnx_sha256:
+            add(name, "built from", False, f"hash {sidecar.onnx_sha256[:12]}", f"hash {str(sha256)[:12]}")
+            continue
+        try:
+            plan = file.read(bundle_path, manifest)
+        except (BundleError, EngineError) as error:
+            add(name, "plan", False, str(error), "")
+            continue
+        driver = driver or find_driver()
+        reason = _reason_not_run(file, driver) or reason_not_trusted(sidecar.engine_sha256, pins)
+        if reason is not None:
+            add(name, "runs", True, f"not run here: {reason}", "")
+            continue
+        try:
+            samples = samples or draw_samples(bundle_path, manifest)
+            for check in check_engine(load_library(sidecar.format), plan, sidecar, manifest, samples, driver):
+                add(name, f"batch {check.batch}, {check.check}", check.ok, check.found, check.allowed)
+        except (DeviceError, MissingExtraError) as error:
+            add(name, "runs", True, f"not run here: {error}", "")
+        except EngineError as error:
+            add(name, "runs", False, str(error), "")
+
+
+def _reason_not_run(file: EngineFile, driver: Driver) -> str | None:
+    try:
+        library = load_library(file.sidecar.format)
+    except (EngineError, MissingExtraError) as error:
+        return str(error)
+    return reason_engine_cannot_run(library, file.sidecar, driver)

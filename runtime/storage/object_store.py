@@ -1,10 +1,9 @@
 """Object stores (`s3://`, `gs://`, `memory://` and whatever else fsspec reaches): open one, explain what it refuses."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.errors import BadValueError, MissingExtraError, OutputError
+from dim.runtime.errors import BadValueError, MissingExtraError, OutputError, describe_error
 
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
 _S3_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run  aws configure"
@@ -69,7 +68,7 @@ def explain_remote(error: OSError, place: str) -> OutputError:
             f"{place} cannot be written: permission denied; check the credentials and the bucket's policy."
         )
     if isinstance(error, FileNotFoundError):
-        return OutputError(f"{place} cannot be written: {first_line(error)}; does the bucket exist?")
+        return OutputError(f"{place} cannot be written: {describe_error(error)}; does the bucket exist?")
     return explain_failure(error, place)
 
 
@@ -92,13 +91,6 @@ def explain_failure(error: Exception, url: str) -> OutputError:
     if lacks_credentials(error):
         return OutputError(credentials_wanted(url))
     return OutputError(
-        f"{url} cannot be reached or written: {first_line(error)}; mend it and run the same command again, what is "
+        f"{url} cannot be reached or written: {describe_error(error)}; mend it and run the same command again, what is "
         "finished is kept."
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in a line without the number that the operating system gives it."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    said = re.sub(r"^\[Errno -?\d+\] ", "", (said.strip() or type(error).__name__).splitlines()[0])
-    return said.rstrip(".")[:200]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dim.runtime.errors import DimError, OutputError
+from dim.runtime.errors import DimError, OutputError, describe_error
 from dim.runtime.storage.local_store import altered
-from dim.runtime.storage.object_store import explain_failure, first_line, lacks_credentials, open_file_system
+from dim.runtime.storage.object_store import explain_failure, lacks_credentials, open_file_system
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE_S = 5, 0.2
@@ -44,7 +44,7 @@ class RemoteStore:
         except OSError as error:
             raise OutputError(
                 f"Files for {self.url} are made in a temporary folder first, and none can be had "
-                f"({first_line(error)}): set TMPDIR to a folder that can be written."
+                f"({describe_error(error)}): set TMPDIR to a folder that can be written."
             ) from error
 
     def __str__(self) -> str:

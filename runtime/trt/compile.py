@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dim.runtime.bundle_format.names import PRECISIONS
-from dim.runtime.errors import BadValueError, DeviceError, EngineError
-from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old, require_gpu
+from dim.runtime.errors import BadValueError, EngineError
+from dim.runtime.gpu.driver import Driver, Gpu, check_driver, find_driver, require_gpu
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.sidecar import library_title
 
@@ -88,7 +88,7 @@ def check_target(library: TrtLibrary, options: BuildOptions, driver: Driver | No
                     f"{option} is a mode of TensorRT; {title} has none: its engines cover several GPUs as they are, "
                     f"and only the version that built them."
                 )
-        _capability_members(library, options.compute_capabilities)
+        _find_targets(library, options.compute_capabilities)
         return None
     if options.compute_capabilities:
         raise BadValueError(
@@ -98,9 +98,7 @@ def check_target(library: TrtLibrary, options: BuildOptions, driver: Driver | No
     driver = driver or find_driver()
     purpose = f"build {title} engines (TensorRT for RTX builds without one: --format rtx)"
     gpu = require_gpu(purpose, driver, library.cuda_major)
-    too_old = reason_driver_too_old(driver, library.cuda_major)
-    if too_old is not None:
-        raise DeviceError(f"{title} {library.version} cannot build here: {too_old}; update the NVIDIA driver.")
+    check_driver(driver, library.cuda_major, f"{title} {library.version} cannot build here")
     return gpu
 
 
@@ -135,14 +133,14 @@ def compile_plan(
     if precision not in PRECISIONS:
         raise BadValueError(f"The precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
     trt, title = library.module, library_title(library.format)
-    library.drain()
+    library.take_messages()
     builder = trt.Builder(library.logger)
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse(onnx_bytes):
         problems = "; ".join(parser.get_error(index).desc() for index in range(min(3, parser.num_errors)))
-        library.drain()
+        library.take_messages()
         raise EngineError(f"{title} {library.version} cannot read the {precision} ONNX file: {problems}")
     config = builder.create_builder_config()
     config.add_optimization_profile(_make_profile(builder, network, options.batch))
@@ -152,13 +150,13 @@ def compile_plan(
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if monitor.raised is not None:
-        library.drain()
+        library.take_messages()
         raise monitor.raised
     if plan is None:
         raise EngineError(
             f"{title} {library.version} cannot build the {precision} engine: {library.take_first_error()}"
         )
-    library.drain()
+    library.take_messages()
     return bytes(plan), bytes(cache.serialize()) if cache is not None else b""
 
 
@@ -184,7 +182,7 @@ def _configure(library: TrtLibrary, config: Any, precision: str, options: BuildO
     if options.hardware_compatible:
         levels = trt.HardwareCompatibilityLevel
         config.hardware_compatibility_level = getattr(levels, hardware_mode(options, gpu).upper())
-    members = _capability_members(library, options.compute_capabilities)
+    members = _find_targets(library, options.compute_capabilities)
     if members:
         config.num_compute_capabilities = len(members)
         for index, member in enumerate(members):
@@ -204,7 +202,7 @@ def hardware_mode(options: BuildOptions, gpu: Gpu | None) -> str:
     return "ampere_plus" if gpu.compute_capability >= (8, 0) else "same_compute_capability"
 
 
-def _capability_members(library: TrtLibrary, wanted: Sequence[tuple[int, int]]) -> list[Any]:
+def _find_targets(library: TrtLibrary, wanted: Sequence[tuple[int, int]]) -> list[Any]:
     if not wanted:
         return []
     known = library.module.ComputeCapability.__members__

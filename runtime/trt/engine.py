@@ -15,21 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.errors import BadValueError, DeviceError, EngineError
-from dim.runtime.gpu.driver import Driver, find_driver, reason_driver_too_old, require_gpu
+from dim.runtime.errors import BadValueError, EngineError
+from dim.runtime.gpu.driver import Driver, check_driver, find_driver, require_gpu
 from dim.runtime.gpu.memory import BatchSlot, DeviceImages, GpuMemoryError, GpuSession, import_cuda_core
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.load import check_tensors, load_plan
 from dim.runtime.trt.runtime_cache import RuntimeCache
 from dim.runtime.trt.sidecar import Sidecar, library_title, reason_engine_does_not_fit
 
-_IN_FLIGHT = 2
+_BATCHES_IN_FLIGHT = 2
+"""One is computed while another is copied out."""
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 class TrtEngine:
-    """One plan on one GPU; an `Engine`.
+    """One compiled plan on one GPU; keeps the protocol `Engine`.
 
     Args:
         library: the library of the plan's format.
@@ -64,9 +65,7 @@ class TrtEngine:
         title = library_title(library.format)
         driver = driver or find_driver()
         gpu = require_gpu(f"run {title} engines", driver, library.cuda_major)
-        too_old = reason_driver_too_old(driver, library.cuda_major)
-        if too_old is not None:
-            raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")
+        check_driver(driver, library.cuda_major, f"{title} {library.version} cannot run here")
         reason = reason_engine_does_not_fit(sidecar, gpu=gpu, library_version=library.version, onnx_sha256=None)
         if reason is not None:
             raise EngineError(f"The engine {sidecar.file_name} cannot run here: {reason}.")
@@ -91,7 +90,7 @@ class TrtEngine:
         self._buffers: list[Any] = []
         self._free: deque[BatchSlot] = deque()
         self._batch = self._start(batch or optimum, batch or least, say)
-        self._graph = self._capture()
+        self._graph = self._record_graph()
         self._cache.save()
 
     @property
@@ -121,7 +120,7 @@ class TrtEngine:
         waiting: deque[tuple[BatchSlot, int]] = deque()
         try:
             for latents, labels in batches:
-                if len(waiting) == _IN_FLIGHT:
+                if len(waiting) == _BATCHES_IN_FLIGHT:
                     yield self._collect(*waiting.popleft())
                 waiting.append((self._submit(latents, labels), len(labels)))
             while waiting:
@@ -168,7 +167,7 @@ class TrtEngine:
             if self._graph is not None:
                 self._graph.close()
             self._context = self._plan = self._runtime = self._graph = None
-            self._release()
+            self._free_memory()
             self._gpu.close()
 
     def _submit(self, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> BatchSlot:
@@ -210,12 +209,12 @@ class TrtEngine:
         slot.latents.buffer.copy_to(self._device_latents, stream=self._gpu.compute)
         slot.labels.buffer.copy_to(self._device_labels, stream=self._gpu.compute)
         if self._graph is None:
-            self._execute()
+            self._launch()
         else:
             self._graph.launch(self._gpu.compute)
         return slot
 
-    def _execute(self) -> None:
+    def _launch(self) -> None:
         if self._context.execute_async_v3(int(self._gpu.compute.handle)):
             return
         reason = self._library.take_first_error()
@@ -239,7 +238,7 @@ class TrtEngine:
                 raise
             say(f"{self.name} does not start with CUDA graphs and goes on without: {error}")
         self._gpu.wait()
-        self._release()
+        self._free_memory()
         self._context = self._make_context(replaying=False)
         return self._find_room(wanted, least, say)
 
@@ -267,13 +266,13 @@ class TrtEngine:
         batch = wanted
         while True:
             try:
-                self._take_memory(batch)
+                self._bind_memory(batch)
                 self._batch = batch
                 self._free.append(self._submit(np.zeros((0, self._latent_dim), np.float32), np.zeros(0, np.int64)))
                 self._gpu.wait()
             except GpuMemoryError as error:
                 self._gpu.wait()
-                self._release()
+                self._free_memory()
                 if batch // 2 < least:
                     raise GpuMemoryError(
                         f"The GPU has no room for a batch of {batch}: close other programs on it, or use --device cpu "
@@ -284,7 +283,7 @@ class TrtEngine:
                 continue
             return batch
 
-    def _take_memory(self, batch: int) -> None:
+    def _bind_memory(self, batch: int) -> None:
         context, name = self._context, self.name
         for tensor, shape in (("latents", (batch, self._latent_dim)), ("labels", (batch,))):
             if not context.set_input_shape(tensor, shape):
@@ -295,11 +294,11 @@ class TrtEngine:
         inferred = tuple(context.get_tensor_shape("images"))
         if inferred != (batch, *self._shape):
             raise EngineError(f"{name} draws images of shape {inferred}, not {(batch, *self._shape)}.")
-        self._device_latents = self._take(4 * batch * self._latent_dim)
-        self._device_labels = self._take(8 * batch)
-        self._device_images = self._take(batch * int(np.prod(self._shape)))
+        self._device_latents = self._allocate(4 * batch * self._latent_dim)
+        self._device_labels = self._allocate(8 * batch)
+        self._device_images = self._allocate(batch * int(np.prod(self._shape)))
         scratch_bytes = context.update_device_memory_size_for_shapes()
-        scratch = int(self._take(scratch_bytes).handle) if scratch_bytes else 0
+        scratch = int(self._allocate(scratch_bytes).handle) if scratch_bytes else 0
         context.set_device_memory(scratch, scratch_bytes)
         for tensor, buffer in (
             ("latents", self._device_latents),
@@ -308,24 +307,24 @@ class TrtEngine:
         ):
             if not context.set_tensor_address(tensor, int(buffer.handle)):
                 raise EngineError(f"{name} refuses the address of {tensor}: {self._library.take_first_error()}")
-        for _ in range(_IN_FLIGHT):
+        for _ in range(_BATCHES_IN_FLIGHT):
             self._free.append(self._make_slot(batch))
 
     def _make_slot(self, batch: int) -> BatchSlot:
         return BatchSlot(self._gpu, self._buffers, batch, self._latent_dim, self._shape)
 
-    def _take(self, size_bytes: int) -> Any:
+    def _allocate(self, size_bytes: int) -> Any:
         buffer = self._gpu.allocate(size_bytes)
         self._buffers.append(buffer)
         return buffer
 
-    def _release(self) -> None:
+    def _free_memory(self) -> None:
         self._free.clear()
         for buffer in self._buffers:
             buffer.close()
         self._buffers.clear()
 
-    def _capture(self) -> Any:
+    def _record_graph(self) -> Any:
         """Record the launches of the plan, after a first run; None where the library replays or cannot be recorded."""
         if self._library.format == "rtx":
             return None
@@ -340,5 +339,5 @@ class TrtEngine:
         except Exception:
             return None  # some layers cannot be recorded: every batch is then launched kernel by kernel
         finally:
-            self._library.drain()
+            self._library.take_messages()
             builder.close()

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT for RTX behind one handle: the same API in two Python modules.
 
 Both keep one logger per process and ignore every later one, so one logger is made per module and lives for ever;
-whoever builds or loads an engine takes what was logged meanwhile with `TrtLibrary.drain`.
+whoever builds or loads an engine takes what was logged meanwhile with `TrtLibrary.take_messages`.
 """
 
 import importlib
@@ -31,7 +31,7 @@ class TrtLibrary:
     """The imported Python module."""
     version: str
     logger: Any
-    """The process's logger of that module; what it heard is in `messages`."""
+    """The process's logger of that module; what it logged is in `messages`."""
     messages: deque[tuple[str, str]] = field(repr=False)
     """(severity, text), oldest first, at most the last 200."""
 
@@ -45,7 +45,7 @@ class TrtLibrary:
         """The CUDA major version that the library was built for, None where its package does not say."""
         return find_cuda_major(self.format)
 
-    def drain(self) -> list[str]:
+    def take_messages(self) -> list[str]:
         """Take the errors and warnings logged since the last call, errors first."""
         taken = []
         while self.messages:
@@ -54,8 +54,8 @@ class TrtLibrary:
         return errors + [text for severity, text in taken if "WARNING" in severity]
 
     def take_first_error(self) -> str:
-        """The first error logged since the last drain, in one line, for the end of a message."""
-        logged = self.drain()
+        """Take what was logged since the last call and return its first error in one line, for the end of a message."""
+        logged = self.take_messages()
         if not logged:
             return f"{library_title(self.format)} gives no reason"
         line = " ".join(logged[0].split())
@@ -93,7 +93,7 @@ def load_library(format: str) -> TrtLibrary:
             f"{library_title(format)} {version or 'of unknown version'} is installed and "
             f"{oldest[0]}.{oldest[1]} or newer is needed: run  pip install --upgrade 'dim-distill[{format}]'"
         )
-    logger, messages = _logger_of(module)
+    logger, messages = _find_logger(module)
     return TrtLibrary(format=format, module=module, version=version, logger=logger, messages=messages)
 
 
@@ -119,17 +119,17 @@ def find_cuda_major(format: str) -> int | None:
     return None
 
 
-# Module -> its logger and what it heard. The library keeps a bare pointer to the first logger that it is given.
+# Module -> its logger and what was logged. The library keeps a bare pointer to its first logger.
 _loggers: list[tuple[Any, Any, deque[tuple[str, str]]]] = []
 
 
-def _logger_of(module: Any) -> tuple[Any, deque[tuple[str, str]]]:
+def _find_logger(module: Any) -> tuple[Any, deque[tuple[str, str]]]:
     for known, logger, messages in _loggers:
         if known is module:
             return logger, messages
-    heard: deque[tuple[str, str]] = deque(maxlen=_KEPT_MESSAGES)
-    _loggers.append((module, _make_logger(module, heard), heard))
-    return _loggers[-1][1], heard
+    new: deque[tuple[str, str]] = deque(maxlen=_KEPT_MESSAGES)
+    _loggers.append((module, _make_logger(module, new), new))
+    return _loggers[-1][1], new
 
 
 def _make_logger(module: Any, messages: deque[tuple[str, str]]) -> Any:

@@ -37,7 +37,7 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> tuple[Any, 
         EngineError: the library refuses the plan.
     """
     trt, title = library.module, library_title(library.format)
-    library.drain()
+    library.take_messages()
     runtime = trt.Runtime(library.logger)
     if sidecar.version_compatible:
         # Such plans carry the lean runtime of the version that built them.
@@ -45,8 +45,8 @@ def load_plan(library: TrtLibrary, plan: bytes, sidecar: Sidecar) -> tuple[Any, 
     if hasattr(runtime, "get_engine_validity"):
         validity, reasons = runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.INVALID:
-            kind = DeviceError if _only_this_gpu(trt, int(reasons)) else EngineError
-            raise kind(f"{title} refuses the engine {sidecar.file_name}: {_told(trt, int(reasons))}.")
+            kind = DeviceError if _is_only_gpu_refused(trt, int(reasons)) else EngineError
+            raise kind(f"{title} refuses the engine {sidecar.file_name}: {_describe_refusal(trt, int(reasons))}.")
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
         raise EngineError(f"{title} {library.version} cannot load {sidecar.file_name}: {library.take_first_error()}")
@@ -86,12 +86,12 @@ def check_tensors(
         )
 
 
-def _only_this_gpu(trt: Any, bits: int) -> bool:
-    """Whether nothing is wrong with the plan but the GPU that it meets."""
+def _is_only_gpu_refused(trt: Any, bits: int) -> bool:
+    """Say whether the plan is refused for the GPU alone."""
     return bits == int(trt.EngineInvalidityDiagnostics.__members__["UNSUPPORTED_CC"])
 
 
-def _told(trt: Any, bits: int) -> str:
+def _describe_refusal(trt: Any, bits: int) -> str:
     members = trt.EngineInvalidityDiagnostics.__members__
-    told = [text for name, text in _REASONS.items() if name in members and bits & int(members[name])]
-    return " and ".join(told) or "it gives no reason"
+    reasons = [text for name, text in _REASONS.items() if name in members and bits & int(members[name])]
+    return " and ".join(reasons) or "it gives no reason"

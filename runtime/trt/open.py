@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.engines.base import EngineRequest, parse_pins
-from dim.runtime.errors import DeviceError, EngineError
-from dim.runtime.gpu.driver import reason_driver_too_old, require_gpu
+from dim.runtime.errors import EngineError
+from dim.runtime.gpu.driver import Driver, check_driver, find_driver, require_gpu
 from dim.runtime.trt.build import build_engine
 from dim.runtime.trt.compile import DEFAULT_BATCH, BuildOptions, Progress
 from dim.runtime.trt.engine import TrtEngine
@@ -43,24 +43,24 @@ def open_trt_engine(request: EngineRequest, format: str) -> TrtEngine:
         ParityError: the engine that was built draws other images than the ONNX file.
     """
     library, title = load_library(format), library_title(format)
-    gpu = require_gpu(f"run {title} engines", request.driver, library.cuda_major)
-    too_old = reason_driver_too_old(request.driver, library.cuda_major)
-    if too_old is not None:
-        raise DeviceError(f"{title} {library.version} cannot run here: {too_old}; update the NVIDIA driver.")
-    found = _find(request, library)
+    driver = request.driver or find_driver()
+    gpu = require_gpu(f"run {title} engines", driver, library.cuda_major)
+    check_driver(driver, library.cuda_major, f"{title} {library.version} cannot run here")
+    found = _find_engine(request, library, driver)
     if found is None:
         sha256 = find_onnx_sha256(request.manifest, request.precision)
         assert sha256 is not None, "open_engine looked"
         with lock_builds(sha256):
-            found = _find(request, library, quiet=True)  # another process may have built it meanwhile
+            found = _find_engine(request, library, driver, quiet=True)  # another process may have built it meanwhile
             if found is None:
                 request.say(f"Building a {title} {request.precision} engine for {describe_gpu(gpu)}, for the cache.")
-                return _open(request, library, _build(request, library), "built into the cache just now")
+                built = _build(request, library, driver)
+                return _open(request, library, driver, built, "built into the cache just now")
     where = "from the bundle" if found.in_bundle else "from the cache"
-    return _open(request, library, found, f"{found.path.name} {where}")
+    return _open(request, library, driver, found, f"{found.path.name} {where}")
 
 
-def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> EngineFile | None:
+def _find_engine(request: EngineRequest, library: TrtLibrary, driver: Driver, quiet: bool = False) -> EngineFile | None:
     """Look for an engine that fits: the bundle's before the cache's, fp32 before the others."""
     in_bundle, problems = list_bundle_engines(request.path, request.manifest)
     if problems and not quiet:
@@ -70,16 +70,9 @@ def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> E
         if sha256 is None:
             continue
         for file in [*in_bundle, *list_cached_engines(sha256)]:
-            sidecar = file.sidecar
-            if (sidecar.format, sidecar.precision) != (library.format, precision):
+            if (file.sidecar.format, file.sidecar.precision) != (library.format, precision):
                 continue
-            reason = reason_engine_does_not_fit(
-                sidecar, gpu=request.driver.gpus[0], library_version=library.version, onnx_sha256=sha256
-            ) or _outside(sidecar.batch, request.batch)
-            if reason is None:
-                reason = reason_not_trusted(sidecar.engine_sha256, parse_pins(request.options.trust)) or _damaged(
-                    request, file
-                )
+            reason = _reason_not_used(request, library, driver, file, sha256)
             if reason is None:
                 return file
             if file.in_bundle and not quiet:
@@ -87,25 +80,28 @@ def _find(request: EngineRequest, library: TrtLibrary, quiet: bool = False) -> E
     return None
 
 
-def _outside(batches: tuple[int, int, int], wanted: int | None) -> str | None:
-    if wanted is None or batches[0] <= wanted <= batches[2]:
-        return None
-    return f"it takes {batches[0]} to {batches[2]} images per call and {wanted} are wanted"
+def _reason_not_used(
+    request: EngineRequest, library: TrtLibrary, driver: Driver, file: EngineFile, onnx_sha256: str
+) -> str | None:
+    """Say in one clause why an engine of the right library and precision is not used, or None if it is."""
+    sidecar, version = file.sidecar, library.version
+    least, _, most = sidecar.batch
+    reason = reason_engine_does_not_fit(sidecar, gpu=driver.gpus[0], library_version=version, onnx_sha256=onnx_sha256)
+    if reason is None and request.batch is not None and not least <= request.batch <= most:
+        reason = f"it takes {least} to {most} images per call and {request.batch} are wanted"
+    if reason is None:
+        reason = reason_not_trusted(sidecar.engine_sha256, parse_pins(request.options.trust))
+    if reason is None and not file.in_bundle:
+        # A damaged engine of the cache is built again; a bundle's damage is an error when it is read.
+        try:
+            file.read(request.path, request.manifest)
+        except EngineError as error:
+            request.say(f"{error} It is built again.")
+            reason = "it is damaged"
+    return reason
 
 
-def _damaged(request: EngineRequest, file: EngineFile) -> str | None:
-    """Read an engine of the cache before it is chosen; a damaged one is built again. A bundle's damage is an error."""
-    if file.in_bundle:
-        return None
-    try:
-        file.read(request.path, request.manifest)
-    except EngineError as error:
-        request.say(f"{error} It is built again.")
-        return "it is damaged"
-    return None
-
-
-def _build(request: EngineRequest, library: TrtLibrary) -> EngineFile:
+def _build(request: EngineRequest, library: TrtLibrary, driver: Driver) -> EngineFile:
     batch = DEFAULT_BATCH
     if request.batch is not None and request.batch > batch[2]:
         batch = (1, request.batch, request.batch)
@@ -115,14 +111,14 @@ def _build(request: EngineRequest, library: TrtLibrary) -> EngineFile:
         library,
         request.precision,
         BuildOptions(batch=batch),
-        request.driver,
+        driver,
         say=request.say,
-        progress=_now_and_then(request.say),
+        progress=_say_progress(request.say),
     )
     return store_in_cache(plan, sidecar)
 
 
-def _now_and_then(say: Callable[[str], None]) -> Progress:
+def _say_progress(say: Callable[[str], None]) -> Progress:
     """Turn a build's progress into a sentence every few seconds; a quick build says nothing."""
     last = time.monotonic()
 
@@ -135,7 +131,7 @@ def _now_and_then(say: Callable[[str], None]) -> Progress:
     return progress
 
 
-def _open(request: EngineRequest, library: TrtLibrary, file: EngineFile, reason: str) -> TrtEngine:
+def _open(request: EngineRequest, library: TrtLibrary, driver: Driver, file: EngineFile, reason: str) -> TrtEngine:
     manifest = request.manifest
     engine = TrtEngine(
         library,
@@ -143,7 +139,7 @@ def _open(request: EngineRequest, library: TrtLibrary, file: EngineFile, reason:
         file.sidecar,
         manifest,
         batch=request.batch,
-        driver=request.driver,
+        driver=driver,
         say=request.say,
     )
     engine.reason = reason

@@ -148,7 +148,7 @@ def reason_engine_does_not_fit(
         built_by = f"{library_title(sidecar.format)} {sidecar.library_version}"
         return f"it was built by {built_by} and {library_version} is installed"
     if gpu is not None and not _gpu_fits(sidecar, gpu):
-        return f"it was built for {_gpus_meant(sidecar)} and this GPU is {describe_gpu(gpu)}"
+        return f"it was built for {_describe_covered_gpus(sidecar)} and this GPU is {describe_gpu(gpu)}"
     return None
 
 
@@ -165,7 +165,7 @@ def describe_gpu(gpu: Gpu) -> str:
 def _version_fits(sidecar: Sidecar, installed: str) -> bool:
     if sidecar.library_version == installed:
         return True
-    built_by, here = _numbers(sidecar.library_version), _numbers(installed)
+    built_by, here = _split_version(sidecar.library_version), _split_version(installed)
     # Version-compatible plans run on newer releases of the same major version (TensorRT support matrix).
     return sidecar.version_compatible and built_by[:1] == here[:1] and here >= built_by
 
@@ -180,7 +180,7 @@ def _gpu_fits(sidecar: Sidecar, gpu: Gpu) -> bool:
     return gpu.compute_capability in sidecar.compute_capabilities
 
 
-def _gpus_meant(sidecar: Sidecar) -> str:
+def _describe_covered_gpus(sidecar: Sidecar) -> str:
     if sidecar.hardware == "ampere_plus" or not sidecar.compute_capabilities:
         return "GPUs of compute capability 8.0 and newer"
     listed = ", ".join(f"{major}.{minor}" for major, minor in sidecar.compute_capabilities)
@@ -189,7 +189,7 @@ def _gpus_meant(sidecar: Sidecar) -> str:
     )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _split_version(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 

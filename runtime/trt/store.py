@@ -1,4 +1,4 @@
-"""Where compiled engines lie and how one is found: in a bundle, listed in its manifest, or in this user's cache."""
+"""Find compiled engines in a bundle and in this user's cache, and keep new ones there."""
 
 import fcntl
 import hashlib
@@ -87,7 +87,7 @@ def list_bundle_engines(bundle_path: Path, manifest: Manifest) -> tuple[list[Eng
 def list_cached_engines(onnx_sha256: str) -> list[EngineFile]:
     """List the engines that this user's cache holds for one ONNX file; damaged entries are passed over."""
     try:
-        sidecars = sorted(_folder(onnx_sha256).glob("*.engine.json"))
+        sidecars = sorted(_cache_folder(onnx_sha256).glob("*.engine.json"))
     except (OSError, DimError):
         return []
     found = []
@@ -101,7 +101,7 @@ def list_cached_engines(onnx_sha256: str) -> list[EngineFile]:
 
 
 def find_onnx_sha256(manifest: Manifest, precision: str) -> str | None:
-    """Hash of a bundle's ONNX file of one precision, None where it has none."""
+    """Return the hash of a bundle's ONNX file of one precision, None where it has none."""
     record = manifest.files.get(onnx_name(precision))
     return None if record is None else record.sha256
 
@@ -113,8 +113,8 @@ def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
         DimError: the cache cannot be used.
         EngineError: the disk refused.
     """
-    folder = _folder(sidecar.onnx_sha256)
-    path = folder / f"{sidecar.file_name.removesuffix('.engine')}.{_key(sidecar)}.engine"
+    folder = _cache_folder(sidecar.onnx_sha256)
+    path = folder / f"{sidecar.file_name.removesuffix('.engine')}.{_hash_target(sidecar)}.engine"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         remember_built(sidecar.engine_sha256)
@@ -128,7 +128,7 @@ def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
 @contextmanager
 def lock_builds(onnx_sha256: str) -> Iterator[None]:
     """Let one process at a time build engines from an ONNX file, so that many workers of one node build one engine."""
-    folder = _folder(onnx_sha256)
+    folder = _cache_folder(onnx_sha256)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as lock:
         try:
@@ -139,18 +139,18 @@ def lock_builds(onnx_sha256: str) -> Iterator[None]:
 
 
 def timing_cache_path(library_version: str, gpu: str) -> Path:
-    """Where the kernel timings of one TensorRT version on one GPU are kept."""
+    """Return where the kernel timings of one TensorRT version on one GPU are kept."""
     key = hashlib.sha256(f"{library_version} {gpu}".encode()).hexdigest()[:16]
     return cache_dir() / "timing" / f"{key}.cache"
 
 
-def _folder(onnx_sha256: str) -> Path:
+def _cache_folder(onnx_sha256: str) -> Path:
     return cache_dir() / "engines" / onnx_sha256
 
 
-def _key(sidecar: Sidecar) -> str:
-    """What tells engines apart that would have one name: library, GPU, batches, modes."""
-    told = (
+def _hash_target(sidecar: Sidecar) -> str:
+    """Hash what distinguishes engines of one file name: library, GPU, batches, modes."""
+    parts = (
         sidecar.library_version,
         sidecar.gpu,
         sidecar.batch,
@@ -158,4 +158,4 @@ def _key(sidecar: Sidecar) -> str:
         sidecar.version_compatible,
         sidecar.machine,
     )
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -196,7 +196,7 @@ def test_large_images_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyP
     faced = [min((i, i[:, ::-1]), key=lambda other: np.abs(other - signed[0]).sum()) for i in signed]
     assert pieces == pytest.approx(whole) and whole[2] == pytest.approx(np.std(faced, axis=0).mean())
     monkeypatch.setattr(verify_module, "_MAX_BYTES", 64)
-    labels, indices = verify_module._samples(load_manifest(build_tiny_bundle(tmp_path / "a.dim", image_px=64)))
+    labels, indices = verify_module._choose_samples(load_manifest(build_tiny_bundle(tmp_path / "a.dim", image_px=64)))
     assert len(labels) == 66 and sorted(set(labels.tolist())) == [0, 1, 2]
 
 

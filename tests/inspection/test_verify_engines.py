@@ -15,8 +15,7 @@ from tiny_bundle import build_tiny_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.errors import BadValueError
 from dim.runtime.gpu.driver import Driver
-from dim.runtime.inspection.verify import verify
-from dim.runtime.inspection.verify_engines import verify_engines
+from dim.runtime.inspection.verify import verify, verify_engines
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt.sidecar import parse_sidecar
 

@@ -35,7 +35,7 @@ def script() -> ModuleType:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: ModuleType) -> Iterator[Machine]:
     machine = Machine(tmp_path, monkeypatch)
-    for name in ("dim.runtime.choose_engine", "dim.runtime.inspection.verify_engines", "gpu_check"):
+    for name in ("dim.runtime.choose_engine", "dim.runtime.inspection.verify", "gpu_check"):
         monkeypatch.setattr(f"{name}.find_driver", lambda: machine.driver)
     monkeypatch.setattr(
         script, "build_engines", lambda path, **options: build_engines(path, **options, batch=(1, 8, 16))
