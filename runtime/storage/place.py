@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.errors import BadValueError, OutputError, describe_error
 from dim.runtime.storage.local_store import STATE, LocalStore, Store
-from dim.runtime.storage.object_store import explain_remote, first_line, is_remote
+from dim.runtime.storage.object_store import explain_remote, is_remote
 from dim.runtime.storage.remote_store import RemoteStore
 
 
@@ -122,7 +122,7 @@ def _explain(store: LocalStore | RemoteStore, error: OSError) -> OutputError:
     if error.errno in (errno.EROFS, errno.EIO) or _is_below(error.filename, local):
         return OutputError(
             f"The temporary folder {local}, where files are made before they go to {store}, went away or "
-            f"stopped working ({first_line(error)}): run the same command again, what is finished is kept."
+            f"stopped working ({describe_error(error)}): run the same command again, what is finished is kept."
         )
     return explain_remote(error, str(store))
 
