@@ -1,4 +1,4 @@
-"""How two engines' images are compared, and what makes a set of images suspect.
+"""Compare images that two engines drew of the same latents, and find blank images and collapsed classes.
 
 The limits are the promise to users: fp32 at most 1 level of 255 apart, fp16 at least 45 dB, int8 at least 30 dB.
 """
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 MAX_FP32_LEVELS = 1
 MIN_PSNR_DB = {"fp16": 45.0, "int8": 30.0}
 MIN_STD_LEVELS = 1.0
-"""Mean over the pixels of the standard deviation within a class; below it the class draws one image again and again."""
-
+"""Of `measure_std_levels`: below it a class draws one image again and again."""
 
 _PIECE = 2**22
 """Values that are compared at a time, so that memory does not grow with the images."""
@@ -55,12 +54,12 @@ def compare_precision(precision: str, images: NDArray[np.uint8], reference: NDAr
 
 
 def changed_fraction(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
-    """Return the share of pixel values that differ at all, 0 to 1."""
+    """Return the fraction of pixel values that differ at all, 0 to 1."""
     return sum(int(np.count_nonzero(a != b)) for a, b in _pieces(images, others)) / max(1, images.size)
 
 
 def blank_fraction(images: NDArray[np.uint8]) -> float:
-    """Return the share of images [N, H, W, C] of one single colour, as a stuck or NaN network draws them."""
+    """Return the fraction of images [N, H, W, C] of one single colour, as a stuck or NaN network draws them."""
     if len(images) == 0:
         return 0.0
     one_colour_NC = images.min(axis=(1, 2)) == images.max(axis=(1, 2))
@@ -68,10 +67,10 @@ def blank_fraction(images: NDArray[np.uint8]) -> float:
 
 
 def measure_std_levels(images: NDArray[np.uint8]) -> float:
-    """Return the spread within one class's images [N, H, W, C]: the mean over the pixels of their deviation.
+    """Return the standard deviation over one class's images [N, H, W, C], averaged over the pixels, in levels.
 
-    An image counts as its mirror image where that is nearer to the first one: a generator that mirrors, and draws one
-    image and its mirror image again and again, has no spread.
+    Images are aligned with the first one by `align_flip`: a generator that draws one image and its horizontal flip
+    again and again has a deviation of 0.
     """
     if images.size == 0:
         return 0.0
@@ -81,11 +80,11 @@ def measure_std_levels(images: NDArray[np.uint8]) -> float:
     return float(sum(part.std(axis=0).sum() for part in columns) / flat.shape[1])
 
 
-def align_flip(image: NDArray[np.uint8], first: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image, or its mirror image if that is nearer to `first`."""
-    target, mirrored = first.astype(np.int16), image[:, ::-1]
-    off = [int(np.abs(other.astype(np.int16) - target).sum(dtype=np.int64)) for other in (image, mirrored)]
-    return image if off[0] <= off[1] else mirrored
+def align_flip(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image [H, W, C], or its horizontal flip where that is nearer to the reference by mean difference."""
+    target, flipped = reference.astype(np.int16), image[:, ::-1]
+    off = [int(np.abs(other.astype(np.int16) - target).sum(dtype=np.int64)) for other in (image, flipped)]
+    return image if off[0] <= off[1] else flipped
 
 
 def _pieces(

@@ -3,16 +3,14 @@
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError
 from dim.runtime.storage.atomic import replace_file
-
-if TYPE_CHECKING:
-    from dim.runtime.bundle import Bundle
 
 _GAP_PX = 2
 _PAPER = 255
@@ -22,7 +20,7 @@ _MAX_BYTES = 2**27
 
 
 def draw_rows(
-    bundle: "Bundle", *, columns: int = 12, max_rows: int = 20, seed: int = 0, use: str = "fixed"
+    bundle: Bundle, *, columns: int = 12, max_rows: int = 20, seed: int = 0, use: str = "fixed"
 ) -> NDArray[np.uint8]:
     """Draw the first images of the first classes, one row per class.
 

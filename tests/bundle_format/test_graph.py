@@ -14,7 +14,7 @@ from tiny_bundle import build_tiny_bundle, tiny_graph
 
 from dim.runtime import open_bundle
 from dim.runtime.bundle_format import graph_contract as graph
-from dim.runtime.bundle_format import graph_rules as graph_check
+from dim.runtime.bundle_format import graph_rules
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import check_contract, check_graph, parse_onnx
 from dim.runtime.bundle_format.graph_rules import GraphContract, check_model
@@ -294,7 +294,7 @@ def wide(model: Any) -> None:
 
 def test_a_run_gets_as_many_rows_as_memory_allows() -> None:
     largest = 6 * 8 * 8 + 6 * 4 * 4  # `larger`, and `positive` that it is made from
-    assert check_contract(PLAIN, CONTRACT) == graph_check.MAX_ELEMENTS_PER_RUN // largest
+    assert check_contract(PLAIN, CONTRACT) == graph_rules.MAX_ELEMENTS_PER_RUN // largest
     assert check_contract(changed(wide), CONTRACT) == 2**27 // (6 * 512 * 512 + 6 * 4 * 4)
 
 
@@ -306,7 +306,7 @@ def test_rows_that_are_drawn_in_pieces_are_the_same(tmp_path: Path, monkeypatch:
     with open_bundle(path, engine="onnxruntime-cpu", threads=1) as bundle:
         whole = bundle.sample(labels, indices)
     monkeypatch.setenv("DIM_CACHE", str(tmp_path / "second"))
-    monkeypatch.setattr(graph_check, "MAX_ELEMENTS_PER_RUN", 3 * 6 * 512 * 512)
+    monkeypatch.setattr(graph_rules, "MAX_ELEMENTS_PER_RUN", 3 * 6 * 512 * 512)
     with open_bundle(path, engine="onnxruntime-cpu", threads=1) as bundle:
         sizes: list[int] = []
         session = bundle.engine._session  # type: ignore[attr-defined]

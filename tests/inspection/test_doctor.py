@@ -20,7 +20,7 @@ from dim.runtime.inspection import self_test as selftest
 from dim.runtime.inspection.doctor import DoctorReport, EngineState, examine_machine
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt import open as open_plan
+from dim.runtime.trt import open as trt_open
 from dim.runtime.trt.build import build_engines
 
 ADA = find_driver(fake_driver())
@@ -31,7 +31,7 @@ NOTHING: dict[str, str | None] = dict.fromkeys(doctor_module.PACKAGES)
 @pytest.fixture
 def patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(open_plan, "DEFAULT_BATCH", (1, 4, 8))
+    monkeypatch.setattr(trt_open, "DEFAULT_BATCH", (1, 4, 8))
     yield monkeypatch
     trt_library.load_library.cache_clear()
 

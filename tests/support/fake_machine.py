@@ -20,7 +20,7 @@ from dim.runtime.storage.private_cache import cache_dir
 from dim.runtime.trt import build as build_engines_module
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
-from dim.runtime.trt import open as open_plan
+from dim.runtime.trt import open as trt_open
 from dim.runtime.trt.build import build_engines
 
 ADA = find_driver(fake_driver())
@@ -41,7 +41,7 @@ class Machine:
         patch.setattr(engine_trt, "import_cuda_core", lambda extra: self.gpu.core)
         patch.setattr(build_engines_module, "find_driver", lambda: self.driver)
         patch.setattr(engine_cuda, "import_onnxruntime", self._no_cuda)
-        patch.setattr(open_plan, "DEFAULT_BATCH", (1, 16, 64))
+        patch.setattr(trt_open, "DEFAULT_BATCH", (1, 16, 64))
         for name in ("tensorrt", "tensorrt_rtx"):
             patch.setitem(sys.modules, name, None)
         trt_library.load_library.cache_clear()
