@@ -16,7 +16,7 @@ from dim.cli.options import (
     TrustOption,
     choose_bundle,
 )
-from dim.cli.parsing import parse_numbers, parse_words
+from dim.cli.parsing import parse_names, parse_numbers
 from dim.cli.terminal import print_json, print_table, say
 from dim.runtime.errors import RunError
 
@@ -64,8 +64,8 @@ def bench(
     with Bars() as bars:
         report = benchmark(
             path,
-            engines=None if engines is None else parse_words(engines),
-            precisions=None if precisions is None else parse_words(precisions),
+            engines=None if engines is None else parse_names(engines),
+            precisions=None if precisions is None else parse_names(precisions),
             device=device,
             batches=parse_numbers("--batch", batches),
             rivals=() if no_torch else _torch_rivals(path, device, threads),

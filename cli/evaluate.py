@@ -16,7 +16,7 @@ from dim.cli.options import (
     choose_bundle,
     one_of,
 )
-from dim.cli.parsing import parse_duration, parse_numbers, parse_words
+from dim.cli.parsing import parse_duration, parse_names, parse_numbers
 from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
 from dim.runtime.errors import BadValueError
 
@@ -145,14 +145,14 @@ def evaluate(
         raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(PROTOCOLS)}.")
     asked: dict[str, Any] = {
         "ipcs": None if ipcs is None else parse_numbers("--ipc", ipcs),
-        "archs": None if archs is None else parse_words(archs),
+        "archs": None if archs is None else parse_names(archs),
         "width": width,
         "seeds": None if seeds is None else tuple(range(seeds)),
         "epochs": epochs,
     }
     protocol = replace(
         PROTOCOLS[preset],
-        modes=parse_words(modes),
+        modes=parse_names(modes),
         recipe=read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe,
         labels=("hard", "soft") if soft else ("hard",),
         controls=not no_controls,

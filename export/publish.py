@@ -17,7 +17,7 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, OutputError, ParityError
 from dim.runtime.inspection.preview import draw_rows, encode_png, make_grid
 from dim.runtime.inspection.verify import verify
-from dim.runtime.storage.atomic import replace_folder, temporary_sibling
+from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder
 
 PREVIEW_PX = 750
 """Small previews are enlarged by a whole factor to at most this width."""
@@ -65,7 +65,7 @@ def stage_bundle(destination: Path) -> Iterator[Path]:
         OutputError: the disk refused; what was at the destination is as it was.
     """
     destination = destination.absolute()
-    folder = temporary_sibling(destination)
+    folder = name_temporary_sibling(destination)
     path = folder / destination.name
     try:
         yield path

@@ -77,7 +77,7 @@ class ExportRecord:
 
     def to_json(self) -> bytes:
         """The bytes of `export.json`, without the fields that are empty."""
-        return strict_json.indented({key: value for key, value in to_plain(self).items() if value})
+        return strict_json.write_indented({key: value for key, value in to_plain(self).items() if value})
 
 
 def read_record(bundle_path: Path, manifest: Manifest) -> ExportRecord:

@@ -29,7 +29,7 @@ from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.messages import say_to_log
-from dim.runtime.sampling.latents import as_words, draw_latents
+from dim.runtime.sampling.latents import check_row, draw_latents
 from dim.runtime.sampling.stream import StreamPlan, iterate_ahead
 
 # Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
@@ -314,7 +314,7 @@ class Bundle:
         return self.sample(labels, indices, seed, "stream")
 
     def _check_samples(self, labels: ArrayLike, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        labels_N, indices_N = as_words(labels, "labels"), as_words(indices, "indices")
+        labels_N, indices_N = check_row(labels, "labels"), check_row(indices, "indices")
         if len(labels_N) != len(indices_N):
             raise BadValueError(f"There are {len(labels_N)} labels and {len(indices_N)} indices; give one per label.")
         # A graph turns label K into no class without a word, so labels are checked before any engine sees them.

@@ -18,8 +18,8 @@ from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.errors import BundleError, DimError, OutputError, describe_error
 from dim.runtime.messages import say_to_log
-from dim.runtime.storage.atomic import replace_folder, sync_folder, temporary_sibling
-from dim.runtime.storage.object_store import credentials_wanted, lacks_credentials, open_file_system
+from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
+from dim.runtime.storage.object_store import explain_missing_credentials, lacks_credentials, open_file_system
 from dim.runtime.storage.private_cache import cache_dir
 from dim.version import __version__
 
@@ -108,7 +108,7 @@ def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: boo
     """Fetch every file of a bundle into a new folder, which then takes its place in the cache."""
     path = cache_dir() / "bundles" / f"{manifest.manifest_sha256}.dim"
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    folder = temporary_sibling(path)
+    folder = name_temporary_sibling(path)
     try:
         folder.mkdir(mode=0o700)
         for name, record in manifest.files.items():
@@ -190,7 +190,7 @@ def _read_store(url: str) -> Iterator[bytes]:
         raise
     except Exception as error:  # every store has errors of its own
         said = (
-            credentials_wanted(url)
+            explain_missing_credentials(url)
             if lacks_credentials(error)
             else f"{url} cannot be fetched: {describe_error(error)}."
         )

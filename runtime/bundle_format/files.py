@@ -19,7 +19,7 @@ from dim.runtime.bundle_format.manifest import BundleDescription, Manifest, crea
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.bundle_format.schema import MAX_FILE_BYTES, FileRecord, check_path
 from dim.runtime.errors import BundleError, OutputError
-from dim.runtime.storage.atomic import replace_folder, sync_folder, temporary_sibling, write_synced
+from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder, write_synced
 
 _READ_STEP = 2**20
 
@@ -224,7 +224,7 @@ def copy_bundle(source: Path, destination: Path) -> None:
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[Path]:
     """Build a folder beside the destination; on success it takes the destination's name, on failure it goes."""
-    folder = temporary_sibling(destination)
+    folder = name_temporary_sibling(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()

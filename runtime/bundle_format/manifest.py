@@ -160,7 +160,7 @@ class Manifest(BundleDescription):
 
     def to_json(self) -> bytes:
         """Write the manifest as indented JSON, ready for `manifest.json`."""
-        return strict_json.indented({"format_version": FORMAT_VERSION, **to_plain(self)})
+        return strict_json.write_indented({"format_version": FORMAT_VERSION, **to_plain(self)})
 
 
 def _check_ranges(m: BundleDescription) -> None:
@@ -221,7 +221,7 @@ def compute_content_id(classes: tuple[str, ...], sampling: SamplingInfo, files: 
         "latents": latents.sha256 if latents else None,
         "sampling": to_plain(sampling),
     }
-    return hashlib.sha256(strict_json.canonical(identity)).hexdigest()
+    return hashlib.sha256(strict_json.write_canonical(identity)).hexdigest()
 
 
 def create_manifest(description: BundleDescription, files: Mapping[str, FileRecord]) -> Manifest:
@@ -271,4 +271,4 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def _hash_block(block: Mapping[str, Any]) -> str:
     """Hash a manifest's JSON without its version and its own hash."""
-    return hashlib.sha256(strict_json.canonical({"format_version": FORMAT_VERSION, **block})).hexdigest()
+    return hashlib.sha256(strict_json.write_canonical({"format_version": FORMAT_VERSION, **block})).hexdigest()

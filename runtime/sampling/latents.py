@@ -23,7 +23,7 @@ MAX_INDEX = 2**32 - 1
 _TWO_PI = 2.0 * math.pi
 
 
-def as_words(values: ArrayLike, what: str) -> NDArray[np.int64]:
+def check_row(values: ArrayLike, what: str) -> NDArray[np.int64]:
     """Check a row of labels or indices and return it as int64 [N].
 
     Args:
@@ -67,7 +67,7 @@ def draw_latents(
     Source: the module's docstring; Box and Muller 1958.
     """
     key = split_seed(seed)
-    labels_N, indices_N = as_words(labels, "labels"), as_words(indices, "indices")
+    labels_N, indices_N = check_row(labels, "labels"), check_row(indices, "indices")
     if len(labels_N) != len(indices_N):
         raise BadValueError(f"There are {len(labels_N)} labels and {len(indices_N)} indices; give one index per label.")
     if latent_dim < 1 or not latent_std > 0 or not math.isfinite(latent_std):

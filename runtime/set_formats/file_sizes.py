@@ -11,7 +11,7 @@ ROW_GROUP_IMAGES, ROW_GROUP_BYTES = 1024, 2**25
 """Images, and bytes of pixels, of a Parquet row group at most; at least one image."""
 
 
-def largest_image_bytes(format: str, image_hwc: tuple[int, int, int]) -> int:
+def bound_image_bytes(format: str, image_hwc: tuple[int, int, int]) -> int:
     """Bound the bytes that one image takes in a shard: pixels that do not compress, and what wraps them."""
     height, width, channels = image_hwc
     pixels = height * width * channels
@@ -22,7 +22,7 @@ def largest_image_bytes(format: str, image_hwc: tuple[int, int, int]) -> int:
     return png + {"imagefolder": 0, "parquet": 128, "webdataset": 512 + 511 + 1024}[format]
 
 
-def largest_file_bytes(
+def bound_file_bytes(
     format: str, images: int, image_hwc: tuple[int, int, int], classes: Sequence[str], soft_labels: bool
 ) -> int:
     """Bound the bytes of the largest file of a part.
@@ -34,51 +34,51 @@ def largest_file_bytes(
         classes: all classes of the bundle, of which NPZ and Parquet keep the names in every file.
         soft_labels: whether logits, float16 [K], are written for every image.
     """
-    pixels, image = image_hwc[0] * image_hwc[1] * image_hwc[2], largest_image_bytes(format, image_hwc)
+    pixels, image = image_hwc[0] * image_hwc[1] * image_hwc[2], bound_image_bytes(format, image_hwc)
     scores = 2 * len(classes) if soft_labels else 0
     logits = _NPY_HEAD + images * scores
     if format == "npz":
-        return max(_zip_bytes(classes) + images * image, logits)
+        return max(_bound_zip_bytes(classes) + images * image, logits)
     if format == "npy":
         return max(_NPY_HEAD + images * max(pixels, 8), logits)
     if format == "webdataset":
         if soft_labels:
-            image += _TAR_BLOCK + _whole(_NPY_HEAD + scores, _TAR_BLOCK)
-        return _whole(images * image + 2 * _TAR_BLOCK, _TAR_RECORD)
-    rows = row_group_images(pixels)
+            image += _TAR_BLOCK + _round_up(_NPY_HEAD + scores, _TAR_BLOCK)
+        return _round_up(images * image + 2 * _TAR_BLOCK, _TAR_RECORD)
+    rows = choose_row_group_images(pixels)
     # Levels of the nested logits take 3 bits beside the 16 of a number. A row group has a dictionary of its labels, and
     # for each of its four columns page headers and an entry in the footer.
     group = 2048 + 8 * min(rows, len(classes))
-    return _footer_bytes(classes) + images * (image + scores * 5 // 4) + -(-images // rows) * group
+    return _bound_footer_bytes(classes) + images * (image + scores * 5 // 4) + -(-images // rows) * group
 
 
-def images_within(
+def fit_images(
     limit: int, most: int, format: str, image_hwc: tuple[int, int, int], classes: Sequence[str], soft_labels: bool
 ) -> int:
     """Say how many images, at most `most`, a part may have so that no file of it exceeds `limit` bytes; perhaps 0."""
     return bisect_right(
         range(1, most + 1),
         limit,
-        key=lambda images: largest_file_bytes(format, images, image_hwc, classes, soft_labels),
+        key=lambda images: bound_file_bytes(format, images, image_hwc, classes, soft_labels),
     )
 
 
-def row_group_images(image_bytes: int) -> int:
+def choose_row_group_images(image_bytes: int) -> int:
     """Say how many images a Parquet row group has, from the bytes of one image's pixels."""
     return max(1, min(ROW_GROUP_IMAGES, ROW_GROUP_BYTES // image_bytes))
 
 
-def _zip_bytes(classes: Sequence[str]) -> int:
+def _bound_zip_bytes(classes: Sequence[str]) -> int:
     """Bound what an NPZ file holds beside pixels and labels: three heads, names, checksums, the directory."""
     names = 4 * len(classes) * max(1, max(map(len, classes)))
     return 3 * (_NPY_HEAD + 200) + 100 + names
 
 
-def _footer_bytes(classes: Sequence[str]) -> int:
+def _bound_footer_bytes(classes: Sequence[str]) -> int:
     """Bound a Parquet footer without its row groups: the class names as JSON, and again in Arrow's schema in base64."""
     names = len(json.dumps(list(classes), ensure_ascii=False).encode())
     return 4096 + 3 * names
 
 
-def _whole(size: int, block: int) -> int:
+def _round_up(size: int, block: int) -> int:
     return -(-size // block) * block

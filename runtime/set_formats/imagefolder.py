@@ -12,11 +12,11 @@ from dim.runtime.set_formats.part import (
     HashedFile,
     PartRecord,
     make_record,
-    numbered,
+    name_file,
 )
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
-from dim.runtime.storage.local_store import LocalStore, Store, altered, write_file
+from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error, write_file
 
 # An image, the bytes written for it, and its temporary path where it still has one.
 Made = list[tuple[FileEntry, int, str | None]]
@@ -38,7 +38,7 @@ class ImageFolder:
             for label, index in zip(labels.tolist(), indices.tolist(), strict=True):
                 yield f"{plan.classes[label]}/{index:08d}.png"
         if plan.soft_labels:
-            yield numbered("logits", plan, part, ".npy")
+            yield name_file("logits", plan, part, ".npy")
 
     def folders(self, plan: Plan) -> list[str]:
         return [name for name, count in zip(plan.classes, plan.counts, strict=True) if count]
@@ -72,7 +72,7 @@ class ImageFolderPart:
         """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
         if there := self._store.read(path):
             if there != data:
-                raise altered(self._store, path)
+                raise make_altered_error(self._store, path)
             return 0, None
         if not isinstance(self._store, LocalStore):
             self._store.put(path, data)
@@ -94,7 +94,7 @@ class ImageFolderPart:
                     os.rename(temporary, self._store.path(entry.path))
         entries = [entry for entry, _, _ in self._made]
         if self._logits is not None:
-            entries.append(self._logits.publish(self._store, numbered("logits", self._plan, self._part, ".npy")))
+            entries.append(self._logits.publish(self._store, name_file("logits", self._plan, self._part, ".npy")))
         return make_record(self._part, len(self._made), entries, listed=False)
 
     def abort(self) -> None:

@@ -22,7 +22,7 @@ from dim.runtime.set_formats.part import (
     PartRecord,
     Sink,
     make_record,
-    numbered,
+    name_file,
 )
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.storage.local_store import Store
@@ -43,9 +43,9 @@ class Npz:
         return NpzPart(plan, store, part)
 
     def files(self, plan: Plan, part: int) -> Iterator[str]:
-        yield numbered("train", plan, part, ".npz")
+        yield name_file("train", plan, part, ".npz")
         if plan.soft_labels:
-            yield numbered("logits", plan, part, ".npy")
+            yield name_file("logits", plan, part, ".npy")
 
     def folders(self, plan: Plan) -> list[str]:
         return []
@@ -61,10 +61,10 @@ class Npy:
         return NpyPart(plan, store, part)
 
     def files(self, plan: Plan, part: int) -> Iterator[str]:
-        yield numbered("images", plan, part, ".npy")
-        yield numbered("labels", plan, part, ".npy")
+        yield name_file("images", plan, part, ".npy")
+        yield name_file("labels", plan, part, ".npy")
         if plan.soft_labels:
-            yield numbered("logits", plan, part, ".npy")
+            yield name_file("logits", plan, part, ".npy")
 
     def folders(self, plan: Plan) -> list[str]:
         return []

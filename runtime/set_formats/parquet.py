@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dim.runtime.errors import MissingExtraError
-from dim.runtime.set_formats.file_sizes import row_group_images
+from dim.runtime.set_formats.file_sizes import choose_row_group_images
 from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, Sink, make_record
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
@@ -49,7 +49,7 @@ class ParquetPart:
         self._plan, self._store, self._part = plan, store, part
         self._name = next(Parquet().files(plan, part))
         self._schema = make_schema(plan)
-        self._rows = row_group_images(plan.image_bytes)
+        self._rows = choose_row_group_images(plan.image_bytes)
         self._columns: Columns = ([], [], [], [])
         self._images = 0
         self._file = HashedFile(store.scratch(f"{part}.parquet"))

@@ -122,7 +122,7 @@ def make_record(part: int, images: int, files: Sequence[FileEntry], listed: bool
     )
 
 
-def numbered(stem: str, plan: Plan, part: int, suffix: str) -> str:
+def name_file(stem: str, plan: Plan, part: int, suffix: str) -> str:
     """Name a part's file: `train.npz` for the only one, `train-00003-of-00010.npz` for one of many."""
     return f"{stem}{suffix}" if plan.parts == 1 else f"{stem}-{part:05d}-of-{plan.parts:05d}{suffix}"
 

@@ -15,7 +15,7 @@ from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.sampling.latents import order_slice
-from dim.runtime.set_formats.file_sizes import images_within, largest_file_bytes
+from dim.runtime.set_formats.file_sizes import bound_file_bytes, fit_images
 
 FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
 SINGLE_FILE_FORMATS = ("npz", "npy")
@@ -184,9 +184,9 @@ def choose_part_images(
     if shard_images is not None and shard_images < 1:
         raise BadValueError(f"A shard of {shard_images} images cannot be made; it must hold at least 1.")
     if shard_bytes is not None:
-        shard_images = images_within(shard_bytes, images, format, image_hwc, classes, soft_labels)
+        shard_images = fit_images(shard_bytes, images, format, image_hwc, classes, soft_labels)
         if shard_images < 1:
-            least = largest_file_bytes(format, 1, image_hwc, classes, soft_labels)
+            least = bound_file_bytes(format, 1, image_hwc, classes, soft_labels)
             raise BadValueError(
                 f"A shard of {shard_bytes:,} bytes does not hold one image, whose {format} file may need {least:,}."
             )

@@ -9,7 +9,7 @@ from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.set_formats.webdataset import WebDataset
 
 
-def part_format(name: str) -> PartFormat:
+def find_format(name: str) -> PartFormat:
     """Return the format of that name.
 
     Raises:

@@ -8,9 +8,9 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine
 from dim.runtime.errors import OutputError
-from dim.runtime.set_formats.part import numbered
+from dim.runtime.set_formats.part import name_file
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.table import part_format
+from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.journal import (
     DATASET,
     WITH_CLASS_NAMES,
@@ -151,7 +151,7 @@ def claim_set(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, ove
             # Where there are no locks, another worker may have begun it with another engine.
             check_resumable(store, Occupant(same=claimed), plan, overwrite=False)
     if isinstance(store, LocalStore):
-        for folder in part_format(plan.format).folders(plan):
+        for folder in find_format(plan.format).folders(plan):
             store.make_folder(folder)
     return claimed
 
@@ -187,12 +187,12 @@ def refuse_clashes(store: Store, plan: Plan, replaced: set[str] | None = None) -
 
 def _list_own_names(plan: Plan) -> set[str]:
     """List the names that a set uses at the top of its folder."""
-    formats = part_format(plan.format)
+    formats = find_format(plan.format)
     names = {DATASET, STATE, "README.md", "croissant.json"}
     names |= {folder.partition("/")[0] for folder in formats.folders(plan)}
     for part in range(plan.parts):
         if plan.format == "imagefolder":
-            names |= {numbered("logits", plan, part, ".npy")} if plan.soft_labels else set()
+            names |= {name_file("logits", plan, part, ".npy")} if plan.soft_labels else set()
         else:
             names |= {path.partition("/")[0] for path in formats.files(plan, part)}
     return names | ({"classes.json"} if plan.format in WITH_CLASS_NAMES else set())

@@ -66,7 +66,7 @@ def write_croissant(manifest: Manifest, plan: Plan, records: Sequence[PartRecord
     }
     if manifest.licence:
         block["license"] = manifest.licence
-    return strict_json.indented(block)
+    return strict_json.write_indented(block)
 
 
 def _file_object(plan: Plan, entry: FileEntry) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dim.runtime.errors import OutputError
-from dim.runtime.set_formats.file_sizes import largest_image_bytes
+from dim.runtime.set_formats.file_sizes import bound_image_bytes
 from dim.runtime.set_formats.plan import SINGLE_FILE_FORMATS, Plan
 from dim.runtime.set_formats.png import encode_png
 from dim.runtime.sets.pipeline import Draw, choose_draw_images, choose_encoders
@@ -60,7 +60,7 @@ def bound_image_from_below(plan: Plan, block: int) -> float:
 
 def bound_image_from_above(plan: Plan, block: int) -> float:
     """Bound from above the bytes that an image takes on the disk."""
-    bound = largest_image_bytes(plan.format, (plan.height, plan.width, plan.channels))
+    bound = bound_image_bytes(plan.format, (plan.height, plan.width, plan.channels))
     return _round_up(bound, block) if plan.format == "imagefolder" else bound + _count_score_bytes(plan)
 
 
@@ -128,21 +128,21 @@ def _check_workshop(store: Store, plan: Plan, part_images: int, draw: Draw) -> N
         needed, how = part_images * try_out(plan, draw).image_bytes, "about"
     if needed > free:
         raise OutputError(
-            f"A file of the set needs {how} {in_bytes(needed)} and is made in {folder} before it goes to {store}; "
-            f"{in_bytes(free)} are free there: set TMPDIR to a folder on a larger disk, or cut the set into smaller "
-            "files by --shard-size."
+            f"A file of the set needs {how} {format_bytes(needed)} and is made in {folder} before it goes to {store}; "
+            f"{format_bytes(free)} are free there: set TMPDIR to a folder on a larger disk, or cut the set into "
+            "smaller files by --shard-size."
         )
 
 
 def _refuse(store: Store, free: Free, needed: float, how: str) -> None:
     if needed > free.bytes:
         raise OutputError(
-            f"The set needs {how} {in_bytes(needed)} and {in_bytes(free.bytes)} are free under {store}: "
+            f"The set needs {how} {format_bytes(needed)} and {format_bytes(free.bytes)} are free under {store}: "
             "ask for fewer images or choose another disk."
         )
 
 
-def in_bytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Write a number of bytes for people: 1,536 -> '1.5 kB'."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if size < 1000:

@@ -15,7 +15,7 @@ from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
 from dim.runtime.set_formats.npz import encode_class_names
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.table import part_format
+from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.card import list_split_like_classes, write_card
 from dim.runtime.sets.claim import Occupant, check_resumable, claim_set, examine_place, open_engine_for
 from dim.runtime.sets.croissant import write_croissant
@@ -213,7 +213,7 @@ def _make_parts(
     plan, missing = begun.plan, list_missing_parts(store, begun, parts)
     meter.set_share(plan.images_of(parts), plan.images_of(parts) - plan.images_of(missing))
     if missing:
-        writer = part_format(plan.format)
+        writer = find_format(plan.format)
         run_pipeline(
             plan,
             missing,

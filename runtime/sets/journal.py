@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dim.runtime.errors import BundleError, OutputError
-from dim.runtime.set_formats.part import PartRecord, numbered
+from dim.runtime.set_formats.part import PartRecord, name_file
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.table import part_format
+from dim.runtime.set_formats.table import find_format
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.local_store import STATE, LocalStore, Store
 from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
@@ -58,7 +58,7 @@ class SetFile:
 
     def to_json(self) -> bytes:
         """Write the file."""
-        return strict_json.indented({"format_version": FORMAT_VERSION} | to_plain(self))
+        return strict_json.write_indented({"format_version": FORMAT_VERSION} | to_plain(self))
 
     @staticmethod
     def from_json(data: bytes, place: str) -> "SetFile":
@@ -91,7 +91,7 @@ def _fits(parts: tuple[PartRecord, ...], plan: Plan) -> bool:
         return False
     if plan.format == "imagefolder":
         return not any(record.files for record in parts)
-    files = part_format(plan.format).files
+    files = find_format(plan.format).files
     return all([entry.path for entry in record.files] == list(files(plan, record.part)) for record in parts)
 
 
@@ -113,7 +113,7 @@ def begin_set(store: Store, plan: Plan, created_by: str) -> SetFile:
 
 def note_part(store: Store, record: PartRecord) -> None:
     """Enter a finished part into the journal; an entry that a power cut takes costs one part."""
-    store.put(f"{STATE}/parts/{record.part:06d}.json", strict_json.canonical(to_plain(record)))
+    store.put(f"{STATE}/parts/{record.part:06d}.json", strict_json.write_canonical(to_plain(record)))
 
 
 def list_noted_parts(store: Store) -> set[int]:
@@ -142,7 +142,7 @@ def is_part_there(store: Store, plan: Plan, record: PartRecord) -> bool:
     if record.files:
         return all(store.size(entry.path) == entry.bytes for entry in record.files)
     total = 0
-    for path in part_format(plan.format).files(plan, record.part):
+    for path in find_format(plan.format).files(plan, record.part):
         size = store.size(path)
         if size is None:
             return False
@@ -213,7 +213,7 @@ def clear_state(store: Store) -> None:
 def remove_set(store: Store, found: SetFile) -> None:
     """Remove what an earlier set lists and nothing else; its `dataset.json` goes last, so this can be repeated."""
     there = set(store.list())
-    folders = [folder for folder in part_format(found.plan.format).folders(found.plan) if folder in there]
+    folders = [folder for folder in find_format(found.plan.format).folders(found.plan) if folder in there]
     if isinstance(store, LocalStore):
         store.refuse_links(folders)
     for path in list_files_there(store, found.plan):
@@ -239,9 +239,11 @@ def list_files_there(store: Store, plan: Plan) -> Iterator[str]:
                     if plan.start <= index < plan.start + count and file == f"{index:08d}.png":
                         yield f"{name}/{file}"
         if plan.soft_labels:
-            yield from (name for part in range(plan.parts) if (name := numbered("logits", plan, part, ".npy")) in there)
+            yield from (
+                name for part in range(plan.parts) if (name := name_file("logits", plan, part, ".npy")) in there
+            )
         return
-    formats = part_format(plan.format)
+    formats = find_format(plan.format)
     below = {folder: set(store.list(folder)) for folder in formats.folders(plan) if folder in there}
     for part in range(plan.parts):
         for path in formats.files(plan, part):

@@ -26,7 +26,7 @@ from dim.runtime.sets.generate import GenerateSummary, Meter, Progress, generate
 from dim.runtime.sets.journal import clear_state, is_whole, list_noted_parts, read_set
 from dim.runtime.sets.pipeline import MAX_ENCODERS
 from dim.runtime.sets.request import SetRequest
-from dim.runtime.storage.atomic import replace_folder, temporary_sibling, write_synced
+from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, write_synced
 from dim.runtime.storage.local_store import Store
 from dim.runtime.storage.place import check_place, check_url, open_store
 from dim.runtime.storage.private_cache import cache_dir
@@ -77,7 +77,7 @@ class BundleParcel:
         path = cache_dir() / "bundles" / f"{self.manifest_sha256}.dim"
         if not path.is_dir():
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            folder = temporary_sibling(path)
+            folder = name_temporary_sibling(path)
             for name, data in self.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 write_synced(folder / name, data)

@@ -10,7 +10,7 @@ from dim.runtime.engines.base import Engine
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.sampling.counts import check_size, resolve_counts
 from dim.runtime.set_formats.plan import EngineInfo, Plan, choose_part_images
-from dim.runtime.set_formats.table import part_format
+from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.pipeline import check_encoders
 from dim.runtime.sets.soft_labels import name_teacher_library
 
@@ -60,7 +60,7 @@ class SetRequest:
     def __post_init__(self) -> None:
         check_size(self.ipc, self.ratio, self.total, self.per_class, self.classes, self.start)
         check_encoders(self.encoders)
-        part_format(self.format)
+        find_format(self.format)
         if not 0 <= self.seed < 2**64:
             raise BadValueError(f"The seed is {self.seed}; it must lie between 0 and 2**64 - 1.")
         if self.format == "imagefolder" and (self.shard_images is not None or self.shard_bytes is not None):
@@ -161,5 +161,5 @@ def describe_engine(engine: Engine) -> EngineInfo:
 
 def _name_encoder(format: str, soft_labels: bool) -> str:
     """Name the packages of this machine that decide a set's bytes besides the engine."""
-    encoder = part_format(format).encoder()
+    encoder = find_format(format).encoder()
     return f"{encoder}, teacher on {name_teacher_library()}" if soft_labels else encoder

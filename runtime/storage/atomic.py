@@ -11,7 +11,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def temporary_sibling(path: Path) -> Path:
+def name_temporary_sibling(path: Path) -> Path:
     """Name a file or folder that does not exist yet, beside `path` and so on its file system."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
@@ -55,7 +55,7 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk refused; what was there before is untouched.
     """
-    temporary = temporary_sibling(path)
+    temporary = name_temporary_sibling(path)
     try:
         write_synced(temporary, data)
         os.replace(temporary, path)
@@ -80,7 +80,7 @@ def replace_folder(new: Path, destination: Path) -> None:
     elif _exchange(new, destination):
         shutil.rmtree(new, ignore_errors=True)
     else:
-        old = temporary_sibling(destination)
+        old = name_temporary_sibling(destination)
         os.rename(destination, old)
         try:
             os.rename(new, destination)

@@ -122,7 +122,7 @@ class LocalStore:
         if self.size(name):
             with open(self.path(name), "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise altered(self, name)
+                    raise make_altered_error(self, name)
             made.unlink()
             return
         with open(made, "rb") as file:
@@ -198,7 +198,7 @@ class LocalStore:
                 )
 
 
-def altered(store: Store, name: str) -> OutputError:
+def make_altered_error(store: Store, name: str) -> OutputError:
     """Make the error for a file that stands where another one belongs."""
     return OutputError(
         f"{store}/{name} is not what this set's plan draws: it was altered or is another file; "

@@ -81,7 +81,7 @@ def lacks_credentials(error: BaseException | None) -> bool:
     return False
 
 
-def credentials_wanted(url: str) -> str:
+def explain_missing_credentials(url: str) -> str:
     """Say in words how to give the credentials that a store asks for and did not find."""
     how = _CREDENTIALS.get(url.partition("://")[0], "see the manual of the store")
     return f"{url} needs credentials and none were found: {how}."
@@ -89,7 +89,7 @@ def credentials_wanted(url: str) -> str:
 
 def explain_failure(error: Exception, url: str) -> OutputError:
     if lacks_credentials(error):
-        return OutputError(credentials_wanted(url))
+        return OutputError(explain_missing_credentials(url))
     return OutputError(
         f"{url} cannot be reached or written: {describe_error(error)}; mend it and run the same command again, what is "
         "finished is kept."

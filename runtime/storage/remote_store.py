@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dim.runtime.errors import DimError, OutputError, describe_error
-from dim.runtime.storage.local_store import altered
+from dim.runtime.storage.local_store import make_altered_error
 from dim.runtime.storage.object_store import explain_failure, lacks_credentials, open_file_system
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class RemoteStore:
     def publish(self, made: Path, name: str, sha256: str) -> None:
         if self._size(name):
             if self._try(lambda: self._digest(name)) != sha256:
-                raise altered(self, name)
+                raise make_altered_error(self, name)
         else:
             self._try(lambda: self._fs.put_file(str(made), self._path(name)))
         made.unlink()

@@ -109,11 +109,11 @@ def check_plain(value: Any, what: str, depth: int = 0) -> None:
         raise BundleError(f"{what} holds a {type(value).__name__}; only JSON's own types can be written.")
 
 
-def canonical(value: Any) -> bytes:
+def write_canonical(value: Any) -> bytes:
     """Write JSON in its one canonical form, for hashing: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def indented(value: Any) -> bytes:
+def write_indented(value: Any) -> bytes:
     """Write JSON for people: sorted keys, two spaces, UTF-8, a newline at the end."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

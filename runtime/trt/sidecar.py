@@ -95,7 +95,7 @@ class Sidecar:
 
     def to_json(self) -> bytes:
         """Serialise as indented UTF-8 JSON with sorted keys and a newline at the end."""
-        return strict_json.indented({"format_version": FORMAT_VERSION, **to_plain(self)})
+        return strict_json.write_indented({"format_version": FORMAT_VERSION, **to_plain(self)})
 
 
 def engine_name(precision: str, format: str, target: str) -> str:

@@ -35,7 +35,7 @@ def mutate_json(data: bytes, seed: int) -> bytes | None:
     if isinstance(root[0], dict) and "manifest_sha256" in root[0] and choose.random() < 0.9:
         unsigned = {key: value for key, value in root[0].items() if key != "manifest_sha256"}
         with suppress(ValueError):
-            root[0]["manifest_sha256"] = hashlib.sha256(strict_json.canonical(unsigned)).hexdigest()
+            root[0]["manifest_sha256"] = hashlib.sha256(strict_json.write_canonical(unsigned)).hexdigest()
     return json.dumps(root[0], ensure_ascii=choose.random() < 0.9).encode("utf-8", "surrogatepass")
 
 

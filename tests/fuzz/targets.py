@@ -49,7 +49,7 @@ from dim.runtime.bundle_format.manifest import (
 )
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import DimError
-from dim.runtime.set_formats.table import part_format
+from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.journal import SetFile
 from dim.runtime.trt.sidecar import parse_sidecar
 
@@ -176,7 +176,7 @@ def dataset_json(data: bytes) -> None:
     """The plan and the list of a written set; every file that it names lies inside the set."""
     found = SetFile.from_json(data, "f")
     assert SetFile.from_json(found.to_json(), "f") == found
-    formats, parts = part_format(found.plan.format), found.written.parts if found.written is not None else ()
+    formats, parts = find_format(found.plan.format), found.written.parts if found.written is not None else ()
     names = [*formats.folders(found.plan)[:20], *(entry.path for part in parts for entry in part.files)]
     if found.plan.images <= 1000:
         names += [name for part in range(found.plan.parts) for name in formats.files(found.plan, part)]

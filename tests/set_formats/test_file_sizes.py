@@ -14,10 +14,10 @@ from tiny_bundle import build_tiny_bundle
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BadValueError
 from dim.runtime.set_formats import file_sizes as part_bytes
-from dim.runtime.set_formats.file_sizes import images_within, largest_file_bytes
+from dim.runtime.set_formats.file_sizes import bound_file_bytes, fit_images
 from dim.runtime.set_formats.part import Batch
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.table import part_format
+from dim.runtime.set_formats.table import find_format
 from dim.runtime.storage.local_store import LocalStore
 from dim.runtime.storage.place import make_place
 
@@ -33,9 +33,9 @@ def written(folder: Path, plan: Plan, images_NHWC: np.ndarray) -> int:
     """Write a plan's only part and return the bytes of its largest file."""
     store = LocalStore(folder)
     make_place(store)
-    for name in part_format(plan.format).folders(plan):
+    for name in find_format(plan.format).folders(plan):
         store.make_folder(name)
-    writer = part_format(plan.format).open(plan, store, 0)
+    writer = find_format(plan.format).open(plan, store, 0)
     labels, indices = plan.samples(0, plan.images)
     scores = np.random.default_rng(1).normal(size=(plan.images, len(plan.classes))).astype(np.float16)
     batch = Batch(images=images_NHWC, labels=labels, indices=indices, scores=scores if plan.soft_labels else None)
@@ -64,7 +64,7 @@ def test_noise_keeps_below_the_bound(
         )
         images = random.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
         size = written(tmp_path / str(at), plan, images)
-        bound = largest_file_bytes(format, count, (height, width, channels), classes, soft)
+        bound = bound_file_bytes(format, count, (height, width, channels), classes, soft)
         assert size <= bound, (count, height, size, bound)
         if format in ("npz", "npy"):
             assert bound <= size + 1024
@@ -74,11 +74,11 @@ def test_noise_keeps_below_the_bound(
 def test_as_many_images_as_the_limit_lets_in(format: str) -> None:
     shape, classes = (8, 8, 3), ("cat", "dog")
     for images in (1, 2, 77, 1024, 1025, 5000):
-        bound = largest_file_bytes(format, images, shape, classes, True)
-        most = images_within(bound, 10**6, format, shape, classes, True)
-        assert most >= images and largest_file_bytes(format, most, shape, classes, True) <= bound
-        assert images_within(bound - 1, 10**6, format, shape, classes, True) < images or format == "webdataset"
-        assert images_within(bound, images, format, shape, classes, True) == images
+        bound = bound_file_bytes(format, images, shape, classes, True)
+        most = fit_images(bound, 10**6, format, shape, classes, True)
+        assert most >= images and bound_file_bytes(format, most, shape, classes, True) <= bound
+        assert fit_images(bound - 1, 10**6, format, shape, classes, True) < images or format == "webdataset"
+        assert fit_images(bound, images, format, shape, classes, True) == images
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
 @pytest.mark.parametrize("format", SHARDED)
 def test_no_file_of_a_set_exceeds_the_limit(bundle: Bundle, tmp_path: Path, format: str, soft: bool) -> None:
     shape = (bundle.manifest.height, bundle.manifest.width, bundle.manifest.channels)
-    least = largest_file_bytes(format, 1, shape, bundle.classes, soft)
+    least = bound_file_bytes(format, 1, shape, bundle.classes, soft)
     for limit in (least, least + 1, least + 500, 3 * least, 40_000):
         wish: dict[str, Any] = {"counts": (9, 6, 2), "format": format, "soft_labels": soft}
         generate(bundle, tmp_path / str(limit), shard_bytes=limit, **wish)

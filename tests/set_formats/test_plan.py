@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from plans import PLAN
 
 from dim.runtime.errors import BadValueError, OutputError
-from dim.runtime.set_formats.file_sizes import largest_file_bytes
+from dim.runtime.set_formats.file_sizes import bound_file_bytes
 from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS, Plan, choose_part_images
 from dim.runtime.storage.records import from_plain, to_plain
 
@@ -87,7 +87,7 @@ def test_default_parts_are_bounded(format: str, images: int, px: int, batch: int
 def test_shards_by_images_and_bytes() -> None:
     assert choose_part_images("parquet", 1000, (8, 8, 3), None, shard_images=100) == 100
     assert choose_part_images("parquet", 50, (8, 8, 3), None, shard_images=100) == 50
-    limit = largest_file_bytes("parquet", 100, (8, 8, 3), ("cat", "dog"), False)
+    limit = bound_file_bytes("parquet", 100, (8, 8, 3), ("cat", "dog"), False)
     cut = choose_part_images("parquet", 10**6, (8, 8, 3), None, shard_bytes=limit, classes=("cat", "dog"))
     assert cut == 100
     with pytest.raises(BadValueError, match="not both"):

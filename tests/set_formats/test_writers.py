@@ -17,7 +17,7 @@ from plans import PLAN
 
 from dim.runtime.errors import BundleError
 from dim.runtime.set_formats import npz
-from dim.runtime.set_formats.file_sizes import largest_image_bytes
+from dim.runtime.set_formats.file_sizes import bound_image_bytes
 from dim.runtime.set_formats.npz import Npz, encode_npy_header
 from dim.runtime.set_formats.part import Batch, PartRecord
 from dim.runtime.set_formats.plan import FORMATS
@@ -42,9 +42,9 @@ def test_png_holds_the_pixels(images: np.ndarray) -> None:
 @pytest.mark.parametrize("px", [8, 32, 128])
 def test_noise_stays_below_the_bound_that_shards_are_cut_by(px: int, channels: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, px, px, channels), dtype=np.uint8)
-    bound = largest_image_bytes("imagefolder", (px, px, channels))
+    bound = bound_image_bytes("imagefolder", (px, px, channels))
     assert max(len(data) for data in encode_png(noise)) <= bound
-    assert all(largest_image_bytes(format, (px, px, channels)) >= px * px * channels for format in FORMATS)
+    assert all(bound_image_bytes(format, (px, px, channels)) >= px * px * channels for format in FORMATS)
 
 
 def test_png_bytes_do_not_depend_on_the_batch() -> None:

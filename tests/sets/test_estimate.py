@@ -11,7 +11,7 @@ from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.sets import dry_run, estimate
-from dim.runtime.sets.estimate import in_bytes
+from dim.runtime.sets.estimate import format_bytes
 from dim.runtime.storage.place import Free
 
 
@@ -102,7 +102,7 @@ def test_what_is_replaced_counts_as_free(bundle: Bundle, tmp_path: Path, monkeyp
 
 
 def test_bytes_for_people() -> None:
-    assert [in_bytes(n) for n in (0, 999, 1500, 123_456, 2.5e9, 3e18)] == [
+    assert [format_bytes(n) for n in (0, 999, 1500, 123_456, 2.5e9, 3e18)] == [
         "0 bytes",
         "999 bytes",
         "1.5 kB",
