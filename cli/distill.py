@@ -81,7 +81,7 @@ def distill(
 ) -> None:
     """Turn a labelled image dataset into a generator.
 
-    Stage 1 trains a conditional GAN; stage 2 matches what a pool of classifiers makes of real and generated images.
+    Stage 1 trains a conditional GAN; stage 2 matches a pool of classifiers' outputs for real and generated images.
     Ctrl-C loses at most one checkpoint interval; --resume goes on. Several GPUs:
     torchrun --nproc-per-node 2 -m dim.cli.main distill ...
 
@@ -98,12 +98,11 @@ def distill(
 
     with training_libraries():
         from dim.data.load import load_data
-        from dim.distillation.distill import distill as run_distillation
+        from dim.distillation import distill as library
         from dim.execution.threads import default_threads
-        from dim.presets import preset as start_from
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
-    speak = say if is_main else _say_nothing
+    speak = say if is_main else lambda line: None
     started = time.monotonic()
     with Bars(hidden=not is_main) as bars:
         images = load_data(
@@ -119,10 +118,11 @@ def distill(
         bars.clear()
         run_dir = out or Path("runs") / images.name
         try:
-            outcome = run_distillation(
-                start_from(preset, data=images, overrides=overrides),
+            result = library.distill(
                 images,
+                preset,
                 run_dir,
+                overrides=overrides,
                 resume=resume,
                 from_stage1=from_stage1,
                 device=device,
@@ -135,25 +135,27 @@ def distill(
         except KeyboardInterrupt:
             speak(f"What was done up to the last checkpoint is kept in {run_dir}: add --resume to go on.")
             raise
-    if not is_main:
-        return
+    if is_main:
+        _report(run_dir, result.finished, time.monotonic() - started, as_json)
+
+
+def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> None:
     if as_json:
-        print_json({"run_dir": run_dir, "finished": outcome.finished, "seconds": time.monotonic() - started})
+        print_json({"run_dir": run_dir, "finished": finished, "seconds": seconds})
         return
-    print(f"{'Distilled' if outcome.finished else 'Stopped'} after {in_time(time.monotonic() - started)}: {run_dir}")
+    print(f"{'Distilled' if finished else 'Stopped'} after {in_time(seconds)}: {run_dir}")
     for what, where in (("samples", "grids"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
         print(f"  {what + ':':<9}{run_dir / where}")
 
 
 class _StageBars:
-    """One bar per stage with its images per second, and the latest losses below."""
+    """Shows `dim.distillation.session.Progress`: one bar per stage with its images per second, the losses below."""
 
     def __init__(self, bars: "Bars") -> None:
         self._bars = bars
         self._speed: dict[str, str] = {}
 
     def __call__(self, report: Any) -> None:
-        """Show one `dim.distillation.session.Progress`."""
         if report.images_per_s:
             self._speed[report.stage] = f"  {report.images_per_s:,.0f} images/s"
         if report.losses:
@@ -166,10 +168,6 @@ class _StageBars:
 def _short(name: str) -> str:
     """`generator_loss` -> `generator`: every number below the bars is a loss or as good as one."""
     return name.removesuffix("_loss").replace("_", " ")
-
-
-def _say_nothing(line: str) -> None:
-    """The other processes of torchrun keep quiet."""
 
 
 def parse_settings(entries: list[str]) -> dict[str, Any]:

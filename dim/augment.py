@@ -8,7 +8,7 @@ code do. Students and the matching pool use it on normalised images, the GAN on 
 | step | per image, strength s | default s |
 |---|---|---|
 | crop | shift by whole pixels, at most s of the side, in both directions | 0.125 |
-| flip | mirror left and right with probability s | 0.5 |
+| flip | flip horizontally with probability s | 0.5 |
 | brightness | add U(-s/2, s/2) | 1.0 |
 | saturation | scale the distance from the grey image by U(0, s); nothing for one channel | 2.0 |
 | contrast | scale the distance from the image's mean by U(1 - s, 1 + s) | 0.5 |
@@ -93,8 +93,8 @@ def _cutout(images: Tensor, strength: float, generator: torch.Generator | None, 
         offset = torch.arange(side, device=images.device) - (centre - length // 2)
         return (offset >= 0) & (offset < length)
 
-    hole = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
-    return images.masked_fill(hole, fill)
+    cut = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
+    return images.masked_fill(cut, fill)
 
 
 def _resample(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
@@ -219,15 +219,15 @@ def _apply(images: Tensor, steps: Steps, generator: torch.Generator | None, fill
 
 
 def default_policy(data_name: str) -> str:
-    """Return the student's augmentation for a dataset: small shifts, and mirroring where it is known to keep the class.
+    """Return the student's augmentation for a dataset: small shifts, and flips where they are known to keep the class.
 
     Args:
-        data_name: the dataset's name, as `load_data` knows it; other folders and archives are never mirrored, because
+        data_name: the dataset's name, as `load_data` knows it; other folders and archives are never flipped, because
             nobody knows whether their classes survive it (digits and letters do not). A folder of CIFAR images is known
             by the beginning of its name.
 
     Returns:
         A policy.
     """
-    mirrored = data_name.lower().startswith(("cifar", "fashion-mnist"))
-    return "flip_crop" if mirrored else "crop=0.0625"
+    flips = data_name.lower().startswith(("cifar", "fashion-mnist"))
+    return "flip_crop" if flips else "crop=0.0625"

@@ -11,19 +11,19 @@ from dim.runtime.errors import BadValueError
 from dim.runtime.storage.records import from_plain, to_plain
 
 
-def _between(owner: object, name: str, low: float, high: float) -> None:
+def _check_between(owner: object, name: str, low: float, high: float) -> None:
     value = getattr(owner, name)
     if not low <= value <= high:
         raise BadValueError(f"{type(owner).__name__}.{name} is {value}; it must lie between {low:g} and {high:g}.")
 
 
-def _one_of(owner: object, name: str, allowed: Collection[str]) -> None:
+def _check_one_of(owner: object, name: str, allowed: Collection[str]) -> None:
     value = getattr(owner, name)
     if value not in allowed:
         raise BadValueError(f"{type(owner).__name__}.{name} is {value!r}; it must be one of {', '.join(allowed)}.")
 
 
-def _one_policy(owner: object, name: str) -> None:
+def _check_policy(owner: object, name: str) -> None:
     """Refuse alternatives: real and generated images, augmented apart, would each get their own."""
     policy = getattr(owner, name)
     try:
@@ -52,18 +52,18 @@ class GeneratorConfig:
     conditioning: str = "input"
     """`input`: a class embedding beside the latents; `norm`: per-class gain and bias in every batch norm as well."""
     mirrored: bool = False
-    """Whether every image whose last latent is positive is mirrored: for images whose classes survive it. A
-    discriminator that is shown mirrored images cannot tell whether every object looks one way; the generator then draws
-    one, and students that do not mirror all they see learn less (docs/method.md)."""
+    """Whether images whose last latent is positive are flipped horizontally; for classes that survive it. A
+    discriminator whose images are flipped cannot observe orientation, so that without this the generator draws every
+    object facing one way, and students that do not flip learn less (docs/method.md)."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "kind", ("resize", "paper"))
+        _check_one_of(self, "kind", ("resize", "paper"))
         if self.mirrored and self.kind == "paper":
-            raise BadValueError("generator.mirrored is for the kind resize; the published generator mirrors nothing.")
-        _between(self, "latent_dim", 1, 4096)
-        _between(self, "width", 1, 1024)
-        _between(self, "max_width", self.width, 2048)
-        _one_of(self, "conditioning", ("input", "norm"))
+            raise BadValueError("generator.mirrored is for the kind resize; the published generator flips nothing.")
+        _check_between(self, "latent_dim", 1, 4096)
+        _check_between(self, "width", 1, 1024)
+        _check_between(self, "max_width", self.width, 2048)
+        _check_one_of(self, "conditioning", ("input", "norm"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,15 @@ class DiscriminatorConfig:
     """Consecutive images of one class over which the standard deviation is a feature (Karras 2017); 1 turns it off."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "kind", ("projection", "paper"))
-        _between(self, "width", 1, 1024)
-        _between(self, "max_width", self.width, 2048)
-        _between(self, "group_size", 1, 64)
+        _check_one_of(self, "kind", ("projection", "paper"))
+        _check_between(self, "width", 1, 1024)
+        _check_between(self, "max_width", self.width, 2048)
+        _check_between(self, "group_size", 1, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """The game between the two networks, in both stages."""
+    """Losses and optimisers of the adversarial training, in both stages."""
 
     loss: str = "logistic"
     """`logistic` with a lazy R1 penalty (arXiv 1801.04406), or `wgan-gp-ac`, the paper's WGAN-GP with class heads."""
@@ -115,17 +115,17 @@ class AdversarialConfig:
     """Half-life of the generator's moving average, in thousands of generated images; 0 keeps the raw weights."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "loss", ("logistic", "wgan-gp-ac"))
+        _check_one_of(self, "loss", ("logistic", "wgan-gp-ac"))
         for name in ("generator_lr", "discriminator_lr"):
-            _between(self, name, 1e-8, 1.0)
+            _check_between(self, name, 1e-8, 1.0)
         for name in ("beta1", "beta2"):
-            _between(self, name, 0.0, 0.99999)
-        _between(self, "final_lr_fraction", 0.0, 1.0)
-        _between(self, "r1_gamma", 0.0, 1e4)
-        _between(self, "r1_every", 1, 10_000)
-        _between(self, "discriminator_steps", 1, 100)
-        _between(self, "ema_halflife_kimg", 0.0, 1e6)
-        _one_policy(self, "augment")
+            _check_between(self, name, 0.0, 0.99999)
+        _check_between(self, "final_lr_fraction", 0.0, 1.0)
+        _check_between(self, "r1_gamma", 0.0, 1e4)
+        _check_between(self, "r1_every", 1, 10_000)
+        _check_between(self, "discriminator_steps", 1, 100)
+        _check_between(self, "ema_halflife_kimg", 0.0, 1e6)
+        _check_policy(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +140,11 @@ class StageConfig:
     """Losses and optimisers."""
 
     def __post_init__(self) -> None:
-        _between(self, "steps", 0, 100_000_000)
-        _between(self, "batch_size", 2, 65_536)
+        _check_between(self, "steps", 0, 100_000_000)
+        _check_between(self, "batch_size", 2, 65_536)
 
 
-POOL = ("convnet3", "resnet10", "resnet18", "resnetap10", "resnetap18")
+PAPER_POOL = ("convnet3", "resnet10", "resnet18", "resnetap10", "resnetap18")
 """The paper's pool of classifiers."""
 
 
@@ -154,7 +154,7 @@ class PoolConfig:
 
     kind: str = "kept"
     """`kept`: trained once, snapshots of several ages stay on the device; `fresh`: one per epoch, as published."""
-    architectures: tuple[str, ...] = POOL
+    architectures: tuple[str, ...] = PAPER_POOL
     """Names that `build_classifier` knows."""
     width: int = 0
     """Channels of the first layer; 0 takes each architecture's own default."""
@@ -172,17 +172,17 @@ class PoolConfig:
     """Augmentation of the classifiers' training images."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "kind", ("kept", "fresh"))
+        _check_one_of(self, "kind", ("kept", "fresh"))
         if not self.architectures:
             raise BadValueError("PoolConfig.architectures is empty; name at least one classifier.")
         if not self.ages or list(self.ages) != sorted(set(self.ages)) or self.ages[0] < 1:
             raise BadValueError(f"PoolConfig.ages is {self.ages}; it must be increasing positive step counts.")
-        _between(self, "width", 0, 1024)
-        _between(self, "steps_between", 0, 10_000)
-        _between(self, "epoch_steps", 1, 10_000_000)
-        _between(self, "batch_size", 1, 65_536)
-        _between(self, "lr", 1e-8, 10.0)
-        _one_policy(self, "augment")
+        _check_between(self, "width", 0, 1024)
+        _check_between(self, "steps_between", 0, 10_000)
+        _check_between(self, "epoch_steps", 1, 10_000_000)
+        _check_between(self, "batch_size", 1, 65_536)
+        _check_between(self, "lr", 1e-8, 10.0)
+        _check_policy(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,38 +202,39 @@ class MatchingConfig:
     """Classes that share a batch; more images of each make a better estimate; `distribution` only."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "loss", ("distribution", "paper", "none"))
-        _between(self, "weight", 0.0, 1e4)
-        _between(self, "feature_weight", 0.0, 1e4)
-        _between(self, "classes_per_step", 1, 1000)
-        _one_policy(self, "augment")
+        _check_one_of(self, "loss", ("distribution", "paper", "none"))
+        _check_between(self, "weight", 0.0, 1e4)
+        _check_between(self, "feature_weight", 0.0, 1e4)
+        _check_between(self, "classes_per_step", 1, 1000)
+        _check_policy(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentConfig:
-    """What is chosen and added at the end, from training images alone.
+    """What is chosen and added after training, from training images alone.
 
     See `dim.distillation.choices` and `dim.distillation.teacher`.
     """
 
     latent_stds: tuple[float, ...] = ()
-    """Spreads of the latents to choose from (GaFi, arXiv 2305.10118, widens them); empty deploys the trained one."""
+    """Standard deviations of the latents to choose from (GaFi, arXiv 2305.10118); empty keeps `latent_std`."""
     holdout: float = 0.05
-    """Part of every class's training images that nothing is trained on, kept for the choice among several spreads."""
+    """Fraction of every class's training images that nothing is trained on, for the choice among several
+    `latent_stds`."""
     fixed_latents: int = 0
     """Latents per class chosen for fixed sets; 0 writes none."""
     candidates: int = 500
     """Latents per class to choose from."""
     refine_steps: int = 0
-    """How often the fixed latents of every class are moved for sets of one image, and then for sets of ten, to what its
-    real images show on average (`dim.distillation.refinement`); 0 leaves them as chosen. 12 classes share a gradient
-    step for sets of ten, so 100 classes take five times as many steps as ten do, and 1,000 fifty times."""
+    """Gradient steps on the fixed latents of every class for sets of one image, and then for sets of ten
+    (`dim.distillation.refinement`); 0 leaves them as chosen. 12 classes share a step for sets of ten, so 100 classes
+    take five times as many steps as ten do, and 1,000 fifty times."""
     refine_cross_entropy: float = 0.0
-    """Weight, beside the distance of means, of the cross-entropy that trained classifiers have for what is refined."""
+    """Weight of the trained classifiers' cross-entropy beside the distance of means."""
     refine_draws: int = 1
-    """Augmentations of every image per judge; by two, the variance between them does not count in the distance."""
+    """Augmentations of every image per classifier, 1 or 2; with two, their variance does not count in the distance."""
     refine_learners: int = 0
-    """Classifiers among the judges of what is refined that learn from it meanwhile, instead of from real images."""
+    """Classifiers that learn from the refined set meanwhile, instead of from real images."""
     teacher: str = ""
     """Architecture of a classifier that gives soft labels, trained on the real images; empty trains none."""
     teacher_width: int = 0
@@ -246,15 +247,15 @@ class DeploymentConfig:
             raise BadValueError(
                 f"DeploymentConfig.latent_stds is {self.latent_stds}; each must lie between 0.1 and 10."
             )
-        _between(self, "holdout", 0.001, 0.5)
-        _between(self, "candidates", 1, 100_000)
-        _between(self, "fixed_latents", 0, self.candidates)
-        _between(self, "refine_steps", 0, 1_000_000)
-        _between(self, "refine_cross_entropy", 0, 100)
-        _between(self, "refine_draws", 1, 2)
-        _between(self, "refine_learners", 0, 1000)
-        _between(self, "teacher_width", 0, 1024)
-        _between(self, "teacher_steps", 1, 10_000_000)
+        _check_between(self, "holdout", 0.001, 0.5)
+        _check_between(self, "candidates", 1, 100_000)
+        _check_between(self, "fixed_latents", 0, self.candidates)
+        _check_between(self, "refine_steps", 0, 1_000_000)
+        _check_between(self, "refine_cross_entropy", 0, 100)
+        _check_between(self, "refine_draws", 1, 2)
+        _check_between(self, "refine_learners", 0, 1000)
+        _check_between(self, "teacher_width", 0, 1024)
+        _check_between(self, "teacher_steps", 1, 10_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +293,7 @@ class DistillConfig:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     """The matching loss of stage 2."""
     deployment: DeploymentConfig = field(default_factory=DeploymentConfig)
-    """What is chosen at the end."""
+    """What is chosen after training."""
     checkpoint_steps: int = 500
     """Steps between checkpoints; an interruption loses at most this many."""
     grid_steps: int = 500
@@ -301,13 +302,13 @@ class DistillConfig:
     """Steps between lines of `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
-        _between(self, "seed", 0, 2**63 - 1)
-        _between(self, "latent_std", 1e-3, 100.0)
-        _one_of(self, "autocast", ("auto", "bf16", "off"))
-        _one_of(self, "compile", ("auto", "on", "off"))
-        _one_of(self, "graphs", ("auto", "off"))
+        _check_between(self, "seed", 0, 2**63 - 1)
+        _check_between(self, "latent_std", 1e-3, 100.0)
+        _check_one_of(self, "autocast", ("auto", "bf16", "off"))
+        _check_one_of(self, "compile", ("auto", "on", "off"))
+        _check_one_of(self, "graphs", ("auto", "off"))
         for name in ("checkpoint_steps", "grid_steps", "log_steps"):
-            _between(self, name, 1, 10_000_000)
+            _check_between(self, name, 1, 10_000_000)
         if self.wants_choices and self.pool.kind != "kept":
             raise BadValueError("DistillConfig.deployment needs the kept pool: set pool.kind to 'kept'.")
         paper = self.stage1.adversarial.loss == "wgan-gp-ac"
@@ -316,7 +317,7 @@ class DistillConfig:
 
     @property
     def wants_choices(self) -> bool:
-        """Whether anything is chosen by the pool at the end."""
+        """Whether anything is chosen with the pool after training."""
         return bool(self.deployment.latent_stds or self.deployment.fixed_latents)
 
 

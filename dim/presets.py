@@ -21,13 +21,12 @@ from dim.config import (
 )
 from dim.runtime.errors import BadValueError
 
-PAPER_WEIGHT = 0.01
+PAPER_MATCHING_WEIGHT = 0.01
 """Weight of the published matching loss, as published."""
-MANY_IMAGES = 1000
-"""Training images per class from which on the discriminator sees images as they are, or only mirrored. Augmentation
-keeps it from learning few images by heart. With the 6,000 of MNIST it only blurred what the discriminator told: without
-it, students of `stream` were 0.6 points better on a hold-out. With the 5,000 of four classes of CIFAR-10 shifts left it
-to chance where objects lie (docs/method.md)."""
+MIN_IMAGES_WITHOUT_CROP = 1000
+"""Training images per class from which on the discriminator's images are not shifted. Shifts keep it from memorising
+few images. With the 6,000 of MNIST students of `stream` were 0.6 points better without them. With the 5,000 of four
+classes of CIFAR-10 shifts made the position of objects unobservable (docs/method.md)."""
 
 
 class DataShape(Protocol):
@@ -45,37 +44,38 @@ class DataShape(Protocol):
     def channels(self) -> int: ...
 
 
-def _has_many(data: DataShape) -> bool:
-    return sum(data.class_counts) >= MANY_IMAGES * len(data.classes)
+def _has_many_images(data: DataShape) -> bool:
+    return sum(data.class_counts) >= MIN_IMAGES_WITHOUT_CROP * len(data.classes)
 
 
-def _is_mirrored(data: DataShape) -> bool:
-    """Whether the classes are known to survive mirroring."""
+def _survives_flip(data: DataShape) -> bool:
+    """Whether the classes are known to survive a horizontal flip."""
     return "flip" in default_policy(data.name)
 
 
-def _shown(data: DataShape, augment: str) -> str:
-    """What the discriminator is shown: few images by `augment`, many as they are; mirrored too where classes allow it.
+def _discriminator_augment(data: DataShape, augment: str) -> str:
+    """The discriminator's augmentation: `augment` for few images, none for many; flips too where classes allow them.
 
-    What it is shown of real and generated images alike it cannot hold the generator to: with shifts, generated images
-    lie where they like, and students who shift nothing learn less (docs/method.md). A generator that mirrors is held to
-    mirrored images.
+    The discriminator cannot observe what augmentation changes in real and generated images alike. With shifts,
+    generated objects lie anywhere, and students that shift nothing learn less (docs/method.md).
     """
-    kinds = ["flip"] * _is_mirrored(data) + [augment] * (not _has_many(data))
+    kinds = ["flip"] * _survives_flip(data) + [augment] * (not _has_many_images(data))
     return "_".join(kinds)
 
 
 def _tiny(data: DataShape) -> DistillConfig:
     """Small images in about a minute on two CPU cores: digits."""
-    game = AdversarialConfig(augment="crop=0.125", ema_halflife_kimg=5.0, generator_lr=2e-4, discriminator_lr=1e-3)
+    adversarial = AdversarialConfig(
+        augment="crop=0.125", ema_halflife_kimg=5.0, generator_lr=2e-4, discriminator_lr=1e-3
+    )
     return DistillConfig(
         name="",
         preset="tiny",
         generator=GeneratorConfig(latent_dim=32, width=32, max_width=64),
         discriminator=DiscriminatorConfig(width=32, max_width=64),
-        stage1=StageConfig(steps=1200, batch_size=64, adversarial=game),
+        stage1=StageConfig(steps=1200, batch_size=64, adversarial=adversarial),
         pool=PoolConfig(architectures=("convnet3", "resnet10"), width=16, ages=(50, 200), augment="crop=0.125"),
-        stage2=StageConfig(steps=300, batch_size=64, adversarial=replace(game, final_lr_fraction=0.1)),
+        stage2=StageConfig(steps=300, batch_size=64, adversarial=replace(adversarial, final_lr_fraction=0.1)),
         matching=MatchingConfig(augment="crop=0.125"),
         deployment=DeploymentConfig(latent_stds=(1.0, 1.15, 1.3), fixed_latents=50, candidates=300),
         grid_steps=300,
@@ -83,31 +83,31 @@ def _tiny(data: DataShape) -> DistillConfig:
     )
 
 
-def _refined(data: DataShape, deployment: DeploymentConfig) -> DeploymentConfig:
-    """With refining, in the ways by which natural images gain much and MNIST's nothing (docs/method.md)."""
-    if data.channels == 3 or _is_mirrored(data):
+def _with_refinement(data: DataShape, deployment: DeploymentConfig) -> DeploymentConfig:
+    """Add the refinement of fixed latents, with the parts that help natural images but not MNIST (docs/method.md)."""
+    if data.channels == 3 or _survives_flip(data):
         deployment = replace(deployment, refine_cross_entropy=0.2, refine_draws=2, refine_learners=8)
     return replace(deployment, refine_steps=400)
 
 
 def _small(data: DataShape) -> DistillConfig:
     """MNIST and its like in under an hour on two CPU cores."""
-    game = AdversarialConfig(ema_halflife_kimg=20.0, augment=_shown(data, "crop=0.07"))
+    adversarial = AdversarialConfig(ema_halflife_kimg=20.0, augment=_discriminator_augment(data, "crop=0.07"))
     return DistillConfig(
         name="",
         preset="small",
-        generator=GeneratorConfig(latent_dim=64, width=32, max_width=128, mirrored=_is_mirrored(data)),
+        generator=GeneratorConfig(latent_dim=64, width=32, max_width=128, mirrored=_survives_flip(data)),
         discriminator=DiscriminatorConfig(width=16, max_width=128),
-        stage1=StageConfig(steps=3000, batch_size=128, adversarial=game),
+        stage1=StageConfig(steps=3000, batch_size=128, adversarial=adversarial),
         pool=PoolConfig(width=16, ages=(50, 200, 500), augment="crop=0.07"),
         matching=MatchingConfig(augment="crop=0.07"),
-        deployment=_refined(
+        deployment=_with_refinement(
             data, DeploymentConfig(latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000)
         ),
         stage2=StageConfig(
             steps=600,
             batch_size=128,
-            adversarial=replace(game, final_lr_fraction=0.05),
+            adversarial=replace(adversarial, final_lr_fraction=0.05),
         ),
     )
 
@@ -115,11 +115,11 @@ def _small(data: DataShape) -> DistillConfig:
 def _best(data: DataShape) -> DistillConfig:
     """The largest networks and longest stages that pay for a bundle of a few megabytes; a GPU preset."""
     matched = default_policy(data.name)
-    # On a GPU two discriminator steps taught students 9 points more than one did, and half the generator's rate another
+    # On a GPU two discriminator steps gave students 9 points more than one did, and half the generator's rate another
     # 3 (docs/method.md).
-    game = AdversarialConfig(
-        # Against colours and holes the discriminator guessed.
-        augment=_shown(data, "crop" if _is_mirrored(data) else "crop=0.07"),
+    adversarial = AdversarialConfig(
+        # With colour and cutout too the discriminator stayed at chance.
+        augment=_discriminator_augment(data, "crop" if _survives_flip(data) else "crop=0.07"),
         ema_halflife_kimg=20.0,
         discriminator_steps=2,
         generator_lr=1e-4,
@@ -130,13 +130,13 @@ def _best(data: DataShape) -> DistillConfig:
     return DistillConfig(
         name="",
         preset="best",
-        generator=GeneratorConfig(latent_dim=128, width=64, max_width=256, mirrored=_is_mirrored(data)),
+        generator=GeneratorConfig(latent_dim=128, width=64, max_width=256, mirrored=_survives_flip(data)),
         discriminator=DiscriminatorConfig(width=64, max_width=256),
-        stage1=StageConfig(steps=30_000, batch_size=128, adversarial=game),
+        stage1=StageConfig(steps=30_000, batch_size=128, adversarial=adversarial),
         pool=PoolConfig(ages=(100, 400, 1600, 6400), augment=matched),
-        stage2=StageConfig(steps=8000, batch_size=128, adversarial=replace(game, final_lr_fraction=0.05)),
+        stage2=StageConfig(steps=8000, batch_size=128, adversarial=replace(adversarial, final_lr_fraction=0.05)),
         matching=MatchingConfig(augment=matched),
-        deployment=_refined(
+        deployment=_with_refinement(
             data, DeploymentConfig(latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000)
         ),
         grid_steps=1000,
@@ -151,7 +151,7 @@ def _paper(data: DataShape) -> DistillConfig:
     augmentation for the critic.
     """
     images = sum(data.class_counts)
-    game = AdversarialConfig(
+    adversarial = AdversarialConfig(
         loss="wgan-gp-ac",
         generator_lr=1e-4,
         discriminator_lr=1e-4,
@@ -167,7 +167,7 @@ def _paper(data: DataShape) -> DistillConfig:
         preset="paper",
         generator=GeneratorConfig(kind="paper", latent_dim=max(100, len(data.classes) + 90), width=196, max_width=196),
         discriminator=DiscriminatorConfig(kind="paper", width=196, max_width=196, group_size=1),
-        stage1=StageConfig(steps=150 * max(images // 128, 1), batch_size=128, adversarial=game),
+        stage1=StageConfig(steps=150 * max(images // 128, 1), batch_size=128, adversarial=adversarial),
         pool=PoolConfig(
             kind="fresh",
             architectures=("convnet3", "resnet10-half", "resnet18-half", "resnetap10-half", "resnetap18-half"),
@@ -178,9 +178,9 @@ def _paper(data: DataShape) -> DistillConfig:
             augment="color_crop_cutout",
         ),
         stage2=StageConfig(
-            steps=100 * epoch, batch_size=64, adversarial=replace(game, generator_lr=5e-6, discriminator_lr=5e-6)
+            steps=100 * epoch, batch_size=64, adversarial=replace(adversarial, generator_lr=5e-6, discriminator_lr=5e-6)
         ),
-        matching=MatchingConfig(loss="paper", weight=PAPER_WEIGHT, augment="color_crop_cutout"),
+        matching=MatchingConfig(loss="paper", weight=PAPER_MATCHING_WEIGHT, augment="color_crop_cutout"),
     )
 
 
@@ -208,7 +208,7 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     values = to_dict(replace(PRESETS[name](data), name=data.name))
     overrides = overrides or {}
     if overrides.get("matching.loss") == "paper":
-        overrides = {"matching.weight": PAPER_WEIGHT, **overrides}
+        overrides = {"matching.weight": PAPER_MATCHING_WEIGHT, **overrides}
     for path, value in overrides.items():
         _override(values, path, value)
     return from_dict(values)

@@ -31,16 +31,16 @@ import torch
 from dim.config import DistillConfig
 from dim.data.image_set import ImageSet
 from dim.data.load import load_data
-from dim.distillation.distill import choose_device, describe_run, distill
-from dim.distillation.game import amp_dtype
+from dim.distillation.distill import describe_run, distill
 from dim.distillation.session import Progress
 from dim.distillation.stage2 import wants_pool
 from dim.evaluation.choose_recipe import split_holdout
 from dim.evaluation.context import describe_machine
 from dim.evaluation.evaluate import evaluate
 from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.execution.device import autocast_dtype, choose_device
 from dim.export.export_run import export_run
-from dim.networks.published import WIDTH as PUBLISHED_WIDTH
+from dim.networks.published import PAPER_WIDTH
 from dim.presets import preset
 from dim.runs.take_over import find_stage1
 from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunError
@@ -93,8 +93,8 @@ def list_variants(
     """List what a row says, and what it changes; rows that would change nothing of this preset are left out."""
     plain = preset(options.preset, data=data, overrides=common)
     # The published networks with as many channels as published only where the others are as large.
-    wide = plain.generator.max_width >= PUBLISHED_WIDTH
-    generator, discriminator = (PUBLISHED_WIDTH, PUBLISHED_WIDTH) if wide else (64, 32)
+    wide = plain.generator.max_width >= PAPER_WIDTH
+    generator, discriminator = (PAPER_WIDTH, PAPER_WIDTH) if wide else (64, 32)
     youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
     game = plain.stage1.adversarial
     shifts = "crop" if "flip" in game.augment else "crop=0.07"
@@ -292,7 +292,7 @@ def where(options: argparse.Namespace) -> dict[str, str]:
     """Say on what and when something is measured."""
     device = choose_device(options.device)
     return {
-        "machine": f"{describe_machine(device.type)}, {'bf16' if amp_dtype('auto', device) else 'fp32'}",
+        "machine": f"{describe_machine(device.type)}, {'bf16' if autocast_dtype('auto', device) else 'fp32'}",
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
@@ -378,7 +378,7 @@ def timed(
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    distill(config, data, run, device=device, from_stage1=from_stage1, say=say, progress=note)
+    distill(data, config, run, device=device, from_stage1=from_stage1, say=say, progress=note)
     cost.seconds = clock() - began
     return cost
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from dim.config import DistillConfig
-from dim.distillation.game import Game
+from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.pool import KeptPool, PoolMember, prepare_pool
 from dim.distillation.session import Progress, Session
 from dim.distillation.stage1 import train_gan
-from dim.distillation.stage2 import match
-from dim.execution.cuda_graphs import LEAST_REPLAYS, MEETINGS
+from dim.distillation.stage2 import train_with_matching
+from dim.execution.cuda_graphs import MIN_REPLAYS, WARMUP_STEPS
 from dim.execution.device_data import DeviceData
 from dim.execution.distributed import World
 from dim.networks.classifiers import build_classifier
@@ -107,9 +107,9 @@ class Ours:
     def __init__(self, config: DistillConfig, shape: dict[str, int], data: DeviceData, folder: Path) -> None:
         self.clock, self.folder, self.ages = Clock(data.device), folder, config.pool.ages
         # On a GPU, the first steps of a kind: those before the recording, and that one.
-        self.warm_up = MEETINGS + 1 if data.device.type == "cuda" and config.graphs == "auto" else 0
+        self.warm_up = WARMUP_STEPS + 1 if data.device.type == "cuda" and config.graphs == "auto" else 0
         # A classifier's steps cost the same at every age, so a few of them tell what all of them cost.
-        config = replace(config, pool=replace(config.pool, ages=(4 + (self.warm_up and self.warm_up + LEAST_REPLAYS),)))
+        config = replace(config, pool=replace(config.pool, ages=(4 + (self.warm_up and self.warm_up + MIN_REPLAYS),)))
         channels = shape["channels"]
         about = DataRecord(
             name="noise",
@@ -127,7 +127,7 @@ class Ours:
         self.session = CapturingSession(
             run_dir=folder,
             record=record,
-            game=Game(config, record.data.images, data, World()),
+            gan=AdversarialTraining(config, record.data.images, data, World()),
             world=World(),
             checkpoints=CheckpointFolder(folder, ""),
             say=lambda line: None,
@@ -137,28 +137,28 @@ class Ours:
     def turn(self, number: int) -> Turn:
         """Time the pool's classifiers, then a few steps of both stages."""
         members, pool = self._prepare_pool(number)
-        game = self.session.config.stage1.adversarial
-        penalised = game.r1_every * number
+        adversarial = self.session.config.stage1.adversarial
+        penalised = adversarial.r1_every * number
         plain = penalised + 1  # if the penalty is lazy, this step has none
         train_gan(self.session)
         self._warm(plain)
         stage1 = mean([self.clock.time(lambda: self.session.step(plain)) for _ in range(2)])
         penalty = (0.0, 0.0)
-        if game.r1_gamma and game.r1_every > 1:
+        if adversarial.r1_gamma and adversarial.r1_every > 1:
             self._warm(penalised)
             full = self.clock.time(lambda: self.session.step(penalised))
             penalty = plus(full, stage1, -1)
         kept = ChosenPool(members, 0)
-        match(self.session, kept)
+        train_with_matching(self.session, kept)
         stage2, recording = [], (0.0, 0.0)
         for kept.chosen in members:
             first = self._warm(plain)
             stage2.append(self.clock.time(lambda: self.session.step(plain)))
             recording = plus(recording, plus(first, stage2[-1], -self.warm_up))
         # Penalised steps are recorded as well, for every age of every architecture.
-        kinds = len(self.ages) * (2 if game.r1_gamma and game.r1_every > 1 else 1)
+        kinds = len(self.ages) * (2 if adversarial.r1_gamma and adversarial.r1_every > 1 else 1)
         pool = plus(pool, recording, kinds)
-        share = 1 - self.session.game.share_of(plain)
+        share = 1 - self.session.gan.penalty_pattern_frequency(plain)
         return Turn(
             stage1_step=plus(stage1, penalty, share),
             stage2_step=plus(mean(stage2), penalty, share),

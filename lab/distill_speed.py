@@ -34,10 +34,10 @@ from typing import Any
 import torch
 
 from dim.config import DistillConfig
-from dim.distillation.distill import choose_device
 from dim.evaluation.context import describe_machine
 from dim.execution.allocator import keep_freed_memory
-from dim.execution.cuda_graphs import own_stream
+from dim.execution.cuda_graphs import use_own_stream
+from dim.execution.device import choose_device
 from dim.presets import PRESETS, preset
 from lab.distill_sides import NUM_CLASSES, RIVALS, Seconds, Turn, measure, plus
 from lab.published_recipe import SGD_STEPS
@@ -59,7 +59,7 @@ def configure(
     """What to time.
 
     Args:
-        name: a preset; `paper` stands for its networks and its game, with the kept pool on our side.
+        name: a preset; `paper` stands for its networks and its losses, with the kept pool on our side.
         shape: `num_classes`, `image_px` and `channels`.
         batch: of every loop on both sides.
         architectures: of the pool; None takes the preset's.
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config, stages = configure(
         options.preset, shape, options.batch, options.architectures, options.compile, options.graphs
     )
-    with own_stream(device):
+    with use_own_stream(device):
         turns = measure(
             config, shape, device, precisions=options.precision, rounds=options.rounds, rivals=options.rival
         )

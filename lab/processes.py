@@ -28,9 +28,10 @@ import numpy as np
 import torch
 
 from dim.data.image_set import ImageSet
-from dim.distillation.distill import choose_device, distill
+from dim.distillation.distill import distill
 from dim.distillation.session import Progress
 from dim.evaluation.context import describe_machine
+from dim.execution.device import choose_device
 from dim.presets import PRESETS, preset
 
 CLASSES, PER_CLASS = 10, 200
@@ -72,7 +73,7 @@ def work(options: argparse.Namespace) -> None:
             speeds[report.stage].append(report.images_per_s)
 
     config = preset(options.preset, data=data, overrides=overrides)
-    distill(config, data, options.out, device=options.device, threads=options.threads, progress=listen)
+    distill(data, config, options.out, device=options.device, threads=options.threads, progress=listen)
     if os.environ.get("RANK", "0") == "0":
         (options.out / "speeds.json").write_text(json.dumps({"speeds": speeds, "batch": config.stage2.batch_size}))
 

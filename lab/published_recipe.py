@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim.augment import augment
-from dim.networks.discriminator import SLOPE, ProjectionDiscriminator
+from dim.networks.discriminator import LEAKY_SLOPE, ProjectionDiscriminator
 
 SGD_STEPS = 16
 """Classifier steps before every generator step."""
@@ -40,11 +40,11 @@ class TwoHeads(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The critic's values, `[N]`, and class logits, `[N, K]`."""
-        hidden = F.leaky_relu(self.body.first(images_NCHW), SLOPE)
+        hidden = F.leaky_relu(self.body.first(images_NCHW), LEAKY_SLOPE)
         for block in self.body.blocks:
             hidden = block(hidden)
-        hidden = F.leaky_relu(self.body.last(hidden), SLOPE)
-        hidden = F.leaky_relu(self.body.head(hidden.flatten(1)), SLOPE)
+        hidden = F.leaky_relu(self.body.last(hidden), LEAKY_SLOPE)
+        hidden = F.leaky_relu(self.body.head(hidden.flatten(1)), LEAKY_SLOPE)
         return self.body.critic(hidden)[:, 0], self.classes(hidden)
 
 

@@ -1,4 +1,4 @@
-"""What stage 2 minimises: distances between what a classifier says of real and of generated images.
+"""Matching losses of stage 2: distances between a classifier's outputs for real and for generated images.
 
 Shapes: N images of one process, G groups, n images of one class in a group, D features or K logits.
 """
@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_SPREAD = 0.01
-"""Floor of the spread of a class's real points, as a part of their mean length: a class may have a single image."""
+MIN_RELATIVE_SCALE = 0.01
+"""Floor of the mean distance between real points of a class, relative to their mean length: a class may have a single
+image."""
 
 
 def paper_loss(real_NK: Tensor, fake_NK: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def paper_loss(real_NK: Tensor, fake_NK: Tensor) -> Tensor:
 
 
 def energy_distance(real_ND: Tensor, fake_ND: Tensor, group_size: int) -> Tensor:
-    """Energy distance within each class, relative to the spread of the real points, averaged over groups.
+    """Energy distance within each class, relative to the mean distance of the real points, averaged over groups.
 
     2 E|x - y| - E|x - x'| - E|y - y'| over E|x - x'|, without the zero distances of a point to itself: an unbiased
     estimate of a distance that is zero only for equal distributions (Szekely and Rizzo 2013; an MMD, Sejdinovic et al.
@@ -47,8 +48,8 @@ def energy_distance(real_ND: Tensor, fake_ND: Tensor, group_size: int) -> Tensor
     across = _distances(real, fake).mean(dim=(1, 2))
     within_real = _distances(real, real).sum(dim=(1, 2)) / pairs
     within_fake = _distances(fake, fake).sum(dim=(1, 2)) / pairs
-    # Floored, because a class of one image may have no spread at all.
-    scale = torch.maximum(within_real, MIN_SPREAD * real.norm(dim=2).mean(dim=1)).detach().clamp_min(1e-6)
+    # Floored, because a class of one image may have no distance at all.
+    scale = torch.maximum(within_real, MIN_RELATIVE_SCALE * real.norm(dim=2).mean(dim=1)).detach().clamp_min(1e-6)
     return ((2 * across - within_real - within_fake) / scale).mean()
 
 
@@ -63,7 +64,7 @@ def _distances(a_GnD: Tensor, b_GnD: Tensor) -> Tensor:
     return distances
 
 
-def group_size_for(batch_size: int, classes_per_step: int, discriminator_group: int) -> int:
+def choose_group_size(batch_size: int, classes_per_step: int, discriminator_group: int) -> int:
     """The largest group that divides the batch, holds whole discriminator groups, and leaves room for the classes.
 
     Args:

@@ -1,8 +1,8 @@
 """The pool of classifiers whose outputs stage 2 matches.
 
-Published: a fresh classifier per epoch, trained by sixteen SGD steps before every generator step. Kept: every
-architecture trained once, and its snapshots at several ages stay on the device, so that a generator step costs one
-forward pass more and no training.
+`fresh`, as published: a new classifier per epoch, trained by sixteen SGD steps before every generator step. `kept`:
+every architecture is trained once and its snapshots at several ages stay on the device, so that a generator step costs
+one more forward pass and no training.
 
 Shapes: N batch, C channels, H = W image_px, K classes.
 """
@@ -25,7 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from dim.augment import augment
 from dim.config import PoolConfig
 from dim.distillation.pool_training import train_in_pieces
-from dim.distillation.session import Progress, Session
+from dim.distillation.session import Session
 from dim.execution.device_data import seed_of, to_signed
 from dim.networks.batch_norm import span_processes
 from dim.networks.classifiers import build_classifier
@@ -39,7 +39,7 @@ MIN_STD = 1e-3
 
 
 class PoolMember(nn.Module):
-    """A classifier that takes images as the generator draws them.
+    """A classifier with the normalisation of its images.
 
     Args:
         name: an architecture of `build_classifier`.
@@ -82,13 +82,13 @@ class PoolMember(nn.Module):
         }
 
 
-def new_member(session: Session, name: str, width: int, *seed: int | str) -> PoolMember:
+def build_member(session: Session, name: str, width: int, *seed: int | str) -> PoolMember:
     """A classifier with fresh weights on the device, which the run's seed and `seed` decide."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(session.config.seed, *seed))
         member = PoolMember(name, session.images, width)
     layout = member.classifier.memory_format
-    return member.to(session.game.device, memory_format=layout)  # type: ignore[no-any-return, call-overload]
+    return member.to(session.gan.device, memory_format=layout)  # type: ignore[no-any-return, call-overload]
 
 
 def _optimiser(member: PoolMember, config: PoolConfig) -> torch.optim.SGD:
@@ -100,10 +100,10 @@ def _train_step(
     session: Session, member: PoolMember, optimiser: torch.optim.SGD, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """One SGD step on real images; every process makes the same one."""
-    config, game = session.config.pool, session.game
-    labels = game.data.draw_labels(config.batch_size, 1, generator)
-    images = member.normalise(to_signed(game.data.draw_images(labels, generator)))
-    with game.autocast():
+    config, gan = session.config.pool, session.gan
+    labels = gan.data.draw_labels(config.batch_size, 1, generator)
+    images = member.normalise(to_signed(gan.data.draw_images(labels, generator)))
+    with gan.autocast():
         _, logits = member(augment(images, config.augment, generator))
     loss = F.cross_entropy(logits.float(), labels)
     optimiser.zero_grad(set_to_none=True)
@@ -128,7 +128,7 @@ class KeptPool:
         return self.members[seed_of(self.seed, "pool choice", step) % len(self.members)]
 
     def steps_left(self, step: int, steps: int) -> float:
-        """How many of `steps` generator steps, from this one on, ask the same classifier, on average."""
+        """Expected number of the remaining generator steps, of `steps` in all, that draw the same classifier."""
         return (steps - step) / len(self.members)
 
 
@@ -136,7 +136,7 @@ def prepare_pool(session: Session) -> KeptPool | None:
     """Train the pool, or read it from the run directory, where every finished architecture is kept.
 
     Under `torchrun` the processes share the architectures out, train side by side, and send each other the results.
-    Once all are there, `pool.safetensors` and `pool.json`, by which the export judges int8, take their place.
+    At the end `pool.safetensors` and `pool.json` take their place, with which the export checks int8.
 
     Returns:
         The pool; None if the time limit stopped its training, and a checkpoint was made.
@@ -147,7 +147,7 @@ def prepare_pool(session: Session) -> KeptPool | None:
     config, world = session.config.pool, session.world
     folder = session.run_dir / "checkpoints"
     snapshots = [
-        [new_member(session, name, config.width, "pool", number) for _ in config.ages]
+        [build_member(session, name, config.width, "pool", number) for _ in config.ages]
         for number, name in enumerate(config.architectures)
     ]
     members = [member for of_one in snapshots for member in of_one]
@@ -158,7 +158,7 @@ def prepare_pool(session: Session) -> KeptPool | None:
             _train_snapshots(session, snapshots[number], number, folder)
             for number in range(world.rank, len(snapshots), world.size)
         )
-        if world.agree(not finished, session.game.device):
+        if world.any_true(not finished, session.gan.device):
             return None
         for number, of_one in enumerate(snapshots):
             _broadcast(of_one, number % world.size, world.size)
@@ -202,7 +202,7 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
     member = copy.deepcopy(snapshots[0]).train()
     optimiser = _optimiser(member, config)
     total = config.ages[-1]
-    steps = session.game.graphed_steps()
+    steps = session.gan.graphed_steps()
 
     def step(index: int) -> Tensor:
         seed = seed_of(session.config.seed, "pool", number, index)
@@ -212,8 +212,7 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
         return report["loss"]
 
     def report(done: int) -> None:
-        done, steps = number * total + done, total * len(config.architectures)
-        session.progress(Progress(stage="pool", step=done, steps=steps, images_per_s=0.0, losses={}))
+        session.report("pool", number * total + done, total * len(config.architectures))
 
     if not train_in_pieces(
         session,
@@ -269,7 +268,10 @@ def _is_written(run_dir: Path, members: list[PoolMember]) -> bool:
 class FreshPool:
     """The published pool: a random architecture per epoch, trained between generator steps.
 
-    Its weights and momentum ride in the session's checkpoints.
+    Its weights and momentum are part of the session's checkpoints.
+
+    Args:
+        session: after stage 1.
     """
 
     def __init__(self, session: Session) -> None:
@@ -279,7 +281,7 @@ class FreshPool:
         """Whether the last call of `member_for` began with another classifier."""
 
     def steps_left(self, step: int, steps: int) -> int:
-        """How many of `steps` generator steps, from this one on, ask this epoch's classifier."""
+        """Number of generator steps left with this epoch's classifier, this one included, of `steps` in all."""
         return min(self.config.epoch_steps - step % self.config.epoch_steps, steps - step)
 
     def member_for(self, step: int) -> PoolMember:
@@ -307,16 +309,16 @@ class FreshPool:
 
     def _span_processes(self, together: bool) -> None:
         for norm in self.norms:
-            norm.alone = not together
+            norm.local_only = not together
 
     def _start(self, epoch: int) -> None:
         names = self.config.architectures
         name = names[seed_of(self.session.config.seed, "fresh choice", epoch) % len(names)]
         self.epoch = epoch
-        self.member = new_member(self.session, name, self.config.width, "fresh", epoch)
+        self.member = build_member(self.session, name, self.config.width, "fresh", epoch)
         self.norms = span_processes(self.member)
         self.optimiser = _optimiser(self.member, self.config)
-        self.steps = self.session.game.graphed_steps()
+        self.steps = self.session.gan.graphed_steps()
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         prefix = "classifier.model."

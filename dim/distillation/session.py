@@ -1,4 +1,4 @@
-"""What both stages share: the loop around a step, with logs, grids, checkpoints, a time limit, divergence checks."""
+"""The loop around a training step that both stages share: logs, grids, checkpoints, time limit, divergence checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dim.config import DistillConfig, StageConfig
-from dim.distillation.game import Game
+from dim.distillation.adversarial import AdversarialTraining
 from dim.execution.device_data import DeviceData, step_generator
 from dim.execution.distributed import World
 from dim.runs.checkpoint import Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
@@ -25,23 +25,20 @@ from dim.runs.record import ImageSpec, RunRecord
 from dim.runtime.errors import DivergedError
 
 COLLAPSE_LOSS = 0.01
-"""A logistic discriminator loss below this says that it separates real from generated without error.
+"""A logistic discriminator loss below this means that real and generated images are separated without error.
 
-`wgan-gp-ac` has no such number. Its loss has no floor: it holds a distance that grows with the scale of the images and
-of the critic, and its penalty lets a critic be steeper than 1 where that distance is large, so no bound can be drawn. A
-critic far ahead still has a slope of about 1 everywhere and teaches, which is what it is for. Only a loss or a weight
-that is not finite stops it."""
+The loss of `wgan-gp-ac` has no floor, and a critic far ahead still has a useful slope of about 1: there only a loss or
+a weight that is not finite stops training."""
 COLLAPSE_LINES = 20
 """Consecutive log lines below `COLLAPSE_LOSS` that count as collapse; a checkpoint made meanwhile is suspect."""
 
-GUESS_LOSS = 2 * math.log(2)
-"""The logistic discriminator loss of one that says "half" to every image."""
-GUESS_SHARE = 0.99
-"""Part of `GUESS_LOSS` above which the mean of `COLLAPSE_LINES` log lines says that it does nothing but guess. Runs
-that taught students well lay at 0.6 to 0.98 of it, and some that taught them badly at 0.97, so by this number only a
-complete guess can be told; and it stops nothing."""
+CHANCE_LOSS = 2 * math.log(2)
+"""The logistic loss of a discriminator at chance, which gives every image the probability one half."""
+CHANCE_FRACTION = 0.99
+"""Fraction of `CHANCE_LOSS` above which the mean of `COLLAPSE_LINES` log lines counts as chance. Good runs lay at 0.6
+to 0.98, some bad ones at 0.97, so it only warns."""
 
-VOTE_STEPS = 10
+TIME_LIMIT_VOTE_STEPS = 10
 """Steps between the votes of several processes on whether the time limit has passed."""
 
 
@@ -50,33 +47,41 @@ class Progress:
     """One report of a running distillation."""
 
     stage: str
-    """`stage1`, `pool`, `stage2`, `spread`, `herding`, `refining` or `teacher`."""
+    """`stage1`, `pool`, `stage2`, `latent std`, `herding`, `refining` or `teacher`."""
     step: int
     """Steps done."""
     steps: int
     """Steps of the stage."""
     images_per_s: float
-    """Real images consumed per second since the last report."""
+    """Real images consumed per second since the last log line; 0 between log lines."""
     losses: Mapping[str, float]
     """Means since the last log line; empty between log lines."""
 
 
 @dataclass
 class Session:
-    """One call of `distill`: the run's folder, its game, and what the caller wants to hear."""
+    """One call of `distill`: the run's folder, its networks, and who receives reports."""
 
     run_dir: Path
+    """The run directory."""
     record: RunRecord
-    game: Game
+    """Configuration and data."""
+    gan: AdversarialTraining
+    """Networks, optimisers and data on the device."""
     world: World
+    """This process among all."""
     checkpoints: CheckpointFolder
+    """Of the run."""
     say: Callable[[str], None]
+    """Receives lines for the user."""
     progress: Callable[[Progress], None]
+    """Receives a report after every step."""
     deadline: float = float("inf")
     """`time.monotonic()` after which the run stops at the next checkpoint."""
     holdout: DeviceData | None = None
-    """Training images that nothing is trained on; None where nothing is chosen by them."""
+    """Training images that nothing is trained on; None where no latent std is chosen by them."""
     resumed: Checkpoint | None = None
+    """Where to go on from; None at the start and once its stage goes on."""
     log: Callable[[str, int, Mapping[str, float]], None] = lambda stage, step, values: None
     """A further sink for scalars (TensorBoard)."""
     extra: dict[str, Tensor] = field(default_factory=dict)
@@ -98,6 +103,16 @@ class Session:
         """Number of classes, size and statistics of the images."""
         return self.record.data.images
 
+    def load_newest_checkpoint(self) -> None:
+        """Set `resumed` to the newest checkpoint that is whole; without one the metrics begin anew."""
+        self.resumed = self.checkpoints.newest(self.say)
+        if self.world.is_main:
+            self.checkpoints.prune()
+        if self.resumed is not None:
+            self.say(f"Resuming at step {self.resumed.step} of {self.resumed.stage}.")
+        elif self.world.is_main:
+            self.metrics_path.unlink(missing_ok=True)
+
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
 
@@ -108,17 +123,17 @@ class Session:
             DivergedError: a loss is not finite, or the discriminator has won; the newest checkpoint then is the last
                 from before.
         """
-        first, told = 0, False
+        first, warned = 0, False
         self.recent.clear()
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
             self.restore(self.resumed)
-            self._remember(stage)
+            self._recall_losses(stage)
         else:
             self.unlogged.clear()
         last_time, last_step = time.monotonic(), first
         for index in range(first, config.steps):
-            self.game.set_learning_rates(index / config.steps)
+            self.gan.set_learning_rates(index / config.steps)
             for name, value in step(index).items():
                 self.unlogged.setdefault(name, []).append(value)
             done = index + 1
@@ -127,14 +142,14 @@ class Session:
                 losses = self._means(self.unlogged)
                 self.unlogged.clear()
                 self._check(stage, done, losses)
-                told = told or self._tell_guesses(stage, done, losses)
+                warned = warned or self._warn_if_at_chance(stage, done, losses)
                 now = time.monotonic()
                 speed = (done - last_step) * config.batch_size / max(now - last_time, 1e-9)
                 last_time, last_step = now, done
                 self._write_metrics(stage, done, losses)
                 self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=speed, losses=losses))
             else:
-                self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=0.0, losses={}))
+                self.report(stage, done, config.steps)
             if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
                 self.write_make_grid(f"{stage}-{done:06d}")
             late = self._is_late(done)
@@ -145,11 +160,15 @@ class Session:
         self.resumed = None
         return True
 
+    def report(self, stage: str, step: int, steps: int) -> None:
+        """Report the progress of a part that has no losses to show."""
+        self.progress(Progress(stage=stage, step=step, steps=steps, images_per_s=0.0, losses={}))
+
     def _is_late(self, done: int) -> bool:
-        """Whether the time limit has passed; several processes ask each other now and then."""
-        if self.deadline == float("inf") or (self.world.size > 1 and done % VOTE_STEPS):
+        """Whether the time limit has passed; several processes agree on it every `TIME_LIMIT_VOTE_STEPS`."""
+        if self.deadline == float("inf") or (self.world.size > 1 and done % TIME_LIMIT_VOTE_STEPS):
             return False
-        return self.world.agree(time.monotonic() > self.deadline, self.game.device)
+        return self.world.any_true(time.monotonic() > self.deadline, self.gan.device)
 
     def _means(self, sums: Mapping[str, list[Tensor]]) -> dict[str, float]:
         means = {name: torch.stack([v.float() for v in values]).mean() for name, values in sorted(sums.items())}
@@ -164,33 +183,33 @@ class Session:
             raise self._diverged(stage, step, f"{bad[0]} is not finite")
         self.quiet_lines = self.quiet_lines + 1 if self._is_won(losses.get("discriminator_loss")) else 0
         if self.quiet_lines >= COLLAPSE_LINES:
-            raise self._diverged(stage, step, "the discriminator has won and teaches nothing")
+            raise self._diverged(stage, step, "the discriminator has won and gives no gradient")
 
-    def _remember(self, stage: str) -> None:
-        """Take up the last losses of a resumed stage from the metrics."""
+    def _recall_losses(self, stage: str) -> None:
+        """Read the last losses of a resumed stage from the metrics."""
         if self.metrics_path.exists():
             lines = [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
             losses = [line.get("discriminator_loss") for line in lines if line["stage"] == stage]
             self.recent.extend(loss for loss in losses if loss is not None)
 
-    def _tell_guesses(self, stage: str, step: int, losses: Mapping[str, float]) -> bool:
-        """Say it if the discriminator has told nothing apart for a while; returns whether it was said."""
-        if self.game.adversarial.loss != "logistic" or "discriminator_loss" not in losses:
+    def _warn_if_at_chance(self, stage: str, step: int, losses: Mapping[str, float]) -> bool:
+        """Warn if the discriminator has been at chance for `COLLAPSE_LINES` log lines; returns whether it did."""
+        if self.gan.adversarial.loss != "logistic" or "discriminator_loss" not in losses:
             return False
         self.recent.append(losses["discriminator_loss"])
         mean = sum(self.recent) / len(self.recent)
-        if len(self.recent) < COLLAPSE_LINES or mean < GUESS_SHARE * GUESS_LOSS:
+        if len(self.recent) < COLLAPSE_LINES or mean < CHANCE_FRACTION * CHANCE_LOSS:
             return False
         self.say(
             f"Step {step} of {stage}: the discriminator's loss was {mean:.2f} over the last {COLLAPSE_LINES} log "
-            f"lines; one that guesses has {GUESS_LOSS:.2f}. If the newest picture in {self.run_dir / 'grids'} looks "
+            f"lines; one at chance has {CHANCE_LOSS:.2f}. If the newest picture in {self.run_dir / 'grids'} looks "
             f"poor, stop, and show it less augmentation ({stage}.adversarial.augment), give it more steps "
             f"({stage}.adversarial.discriminator_steps) or a smaller R1 penalty ({stage}.adversarial.r1_gamma)."
         )
         return True
 
     def _is_won(self, loss: float | None) -> bool:
-        return loss is not None and self.game.adversarial.loss == "logistic" and loss < COLLAPSE_LOSS
+        return loss is not None and self.gan.adversarial.loss == "logistic" and loss < COLLAPSE_LOSS
 
     def _is_suspect(self) -> bool:
         """Whether the discriminator seems to have won, by the last line or by the steps since."""
@@ -198,7 +217,7 @@ class Session:
         return self.quiet_lines > 0 or (since is not None and self._is_won(float(torch.stack(since).mean())))
 
     def _diverged(self, stage: str, step: int, what: str) -> DivergedError:
-        """Forget the suspect checkpoints, so that the newest one is good, and say what is left."""
+        """Delete the suspect checkpoints, so that the newest one is good; returns the error that says what is left."""
         if self.world.is_main:
             self.checkpoints.forget_suspects()
         good = self.checkpoints.newest_good()
@@ -214,33 +233,33 @@ class Session:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds."""
-        game, tensors = self.game, dict(self.extra)
+        gan, tensors = self.gan, dict(self.extra)
         tensors |= {f"unlogged.{name}": torch.stack(values) for name, values in self.unlogged.items()}
         for prefix, network in (
-            ("generator", game.generator),
-            ("discriminator", game.discriminator),
-            ("ema", game.ema),
+            ("generator", gan.generator),
+            ("discriminator", gan.discriminator),
+            ("ema", gan.ema),
         ):
             tensors |= {f"{prefix}.{k}": v for k, v in network.state_dict().items()}
-        tensors |= optimiser_tensors("generator_optimiser", game.generator_optimiser)
-        tensors |= optimiser_tensors("discriminator_optimiser", game.discriminator_optimiser)
+        tensors |= optimiser_tensors("generator_optimiser", gan.generator_optimiser)
+        tensors |= optimiser_tensors("discriminator_optimiser", gan.discriminator_optimiser)
         return tensors
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the networks and optimisers back to a checkpoint, and cut the metrics that came after it."""
-        game, tensors = self.game, checkpoint.tensors
+        gan, tensors = self.gan, checkpoint.tensors
         for prefix, network in (
-            ("generator", game.generator),
-            ("discriminator", game.discriminator),
-            ("ema", game.ema),
+            ("generator", gan.generator),
+            ("discriminator", gan.discriminator),
+            ("ema", gan.ema),
         ):
             network.load_state_dict({k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")})
-        load_optimiser("generator_optimiser", game.generator_optimiser, tensors)
-        load_optimiser("discriminator_optimiser", game.discriminator_optimiser, tensors)
+        load_optimiser("generator_optimiser", gan.generator_optimiser, tensors)
+        load_optimiser("discriminator_optimiser", gan.discriminator_optimiser, tensors)
         self.quiet_lines = checkpoint.quiet_lines
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
         prefix = "unlogged."
-        self.unlogged = {k[len(prefix) :]: list(v.to(game.device)) for k, v in tensors.items() if k.startswith(prefix)}
+        self.unlogged = {k[len(prefix) :]: list(v.to(gan.device)) for k, v in tensors.items() if k.startswith(prefix)}
         if self.world.is_main and self.metrics_path.exists():
             os.truncate(self.metrics_path, min(checkpoint.metrics_bytes, self.metrics_path.stat().st_size))
 
@@ -283,12 +302,12 @@ class Session:
         """A PNG of samples of the moving average, one row per class (the first twenty), the same latents every time."""
         from dim.runtime.inspection.preview import make_grid, write_png
 
-        network = self.game.deployed_generator(batches=4)
-        rows = min(self.game.data.num_classes, max_rows)
-        labels = torch.arange(rows, device=self.game.device).repeat_interleave(columns)
-        generator = step_generator(self.game.device, self.config.seed, "grid")
+        network = self.gan.copy_ema_generator(batches=4)
+        rows = min(self.gan.data.num_classes, max_rows)
+        labels = torch.arange(rows, device=self.gan.device).repeat_interleave(columns)
+        generator = step_generator(self.gan.device, self.config.seed, "grid")
         shape = (columns, self.config.generator.latent_dim)
-        latents = torch.randn(shape, device=self.game.device, generator=generator).repeat(rows, 1)
+        latents = torch.randn(shape, device=self.gan.device, generator=generator).repeat(rows, 1)
         images = network(latents * self.config.latent_std, labels)
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         images_RCHWC = pixels.cpu().numpy().reshape(rows, columns, *pixels.shape[1:])

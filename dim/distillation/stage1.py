@@ -11,21 +11,21 @@ from dim.distillation.session import Session
 
 
 def train_gan(session: Session) -> bool:
-    """Play the game for the stage's steps; returns False if the time limit stopped it."""
-    game, config = session.game, session.config
+    """Train the GAN for the stage's steps; returns False if the time limit stopped it."""
+    gan, config = session.gan, session.config
     stage, group_size = config.stage1, config.discriminator.group_size
-    steps = game.graphed_steps()
-    game.start_stage(stage.adversarial, steps)
+    steps = gan.graphed_steps()
+    gan.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
 
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
-            draws, report = game.teach_discriminator(generator, stage.batch_size, group_size, index)
-            loss, _ = game.generator_loss(draws)
-            game.generator_step(loss, stage.batch_size)
+            draws, report = gan.train_discriminator(generator, stage.batch_size, group_size, index)
+            loss, _ = gan.generator_loss(draws)
+            gan.generator_step(loss, stage.batch_size)
             return {**report, "generator_loss": loss.detach()}
 
-        left = (stage.steps - index) * game.share_of(index)
-        return steps.take(game.penalties(index), play, left=left, seed=game.step_seed("stage1", index))
+        left = (stage.steps - index) * gan.penalty_pattern_frequency(index)
+        return steps.take(gan.penalty_pattern(index), play, left=left, seed=gan.step_seed("stage1", index))
 
     return session.run_stage("stage1", stage, step)

@@ -1,6 +1,6 @@
-"""Stage 2: match what a pool of classifiers says of real and of generated images (DiM, section 3.3).
+"""Stage 2: match the outputs of a pool of classifiers for real and for generated images (DiM, section 3.3).
 
-The game of stage 1 goes on; the generator's loss gains a matching term.
+The adversarial training of stage 1 goes on; the generator's loss gains a matching term.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from dim.config import DistillConfig
-from dim.distillation.losses import energy_distance, group_size_for, paper_loss
+from dim.distillation.losses import choose_group_size, energy_distance, paper_loss
 from dim.distillation.pool import FreshPool, KeptPool, PoolMember, prepare_pool
 from dim.distillation.session import Session
 
 
 def wants_pool(config: DistillConfig) -> bool:
-    """Whether anything is matched, or chosen by a pool at the end."""
+    """Whether stage 2 matches anything, or anything is chosen by a pool after it."""
     return (config.matching.loss != "none" and config.stage2.steps > 0) or config.wants_choices
 
 
 def build_pool(session: Session) -> KeptPool | FreshPool | None:
-    """The pool that the configuration asks for.
+    """Build the pool that the configuration names.
 
     Args:
         session: after stage 1.
@@ -34,29 +34,29 @@ def build_pool(session: Session) -> KeptPool | FreshPool | None:
     return FreshPool(session) if fresh else prepare_pool(session)
 
 
-def matched_group_size(config: DistillConfig) -> int:
-    """How many consecutive images of a batch of stage 2 share a class.
+def matching_group_size(config: DistillConfig) -> int:
+    """Number of consecutive images of a batch of stage 2 that share a class.
 
     Chosen by the batch of all processes: every number of them then makes the same draws.
     """
     matching, group_size = config.matching, config.discriminator.group_size
     if matching.loss != "distribution":
         return group_size
-    return group_size_for(config.stage2.batch_size, matching.classes_per_step, group_size)
+    return choose_group_size(config.stage2.batch_size, matching.classes_per_step, group_size)
 
 
-def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
-    """Match for the stage's steps; returns False if the time limit stopped it.
+def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> bool:
+    """Train for the stage's steps with the matching term; returns False if the time limit stopped it.
 
     Args:
         session: after stage 1.
         pool: of `build_pool`; None where nothing is matched.
     """
-    game, config = session.game, session.config
-    stage, matching, group_size = config.stage2, config.matching, matched_group_size(config)
+    gan, config = session.gan, session.config
+    stage, matching, group_size = config.stage2, config.matching, matching_group_size(config)
     matched = pool if matching.loss != "none" else None
-    steps = game.graphed_steps()
-    game.start_stage(stage.adversarial, steps)
+    steps = gan.graphed_steps()
+    gan.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
         member = None if matched is None else matched.member_for(index)
@@ -65,18 +65,20 @@ def match(session: Session, pool: KeptPool | FreshPool | None) -> bool:
             steps.forget()
 
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
-            draws, report = game.teach_discriminator(generator, stage.batch_size, group_size, index)
-            loss, fake = game.generator_loss(draws)
+            draws, report = gan.train_discriminator(generator, stage.batch_size, group_size, index)
+            loss, fake = gan.generator_loss(draws)
             report["generator_loss"] = loss.detach()
             if member is not None:
                 distance = _distance(session, member, draws.real_NCHW, fake, generator, group_size)
                 report["matching_loss"] = distance.detach()
                 loss = loss + matching.weight * distance
-            game.generator_step(loss, stage.batch_size)
+            gan.generator_step(loss, stage.batch_size)
             return report
 
-        kind = (game.penalties(index), id(member))
-        report = steps.take(kind, play, left=left * game.share_of(index), seed=game.step_seed("stage2", index))
+        kind = (gan.penalty_pattern(index), id(member))
+        report = steps.take(
+            kind, play, left=left * gan.penalty_pattern_frequency(index), seed=gan.step_seed("stage2", index)
+        )
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()
         return report
@@ -95,14 +97,14 @@ def _distance(
     generator: torch.Generator,
     group_size: int,
 ) -> Tensor:
-    """The configured distance between what `member` says of real and of generated images."""
-    game, matching = session.game, session.config.matching
+    """The configured distance between the outputs of `member` for real and for generated images."""
+    gan, matching = session.gan, session.config.matching
     frozen = [p for p in member.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    real = game.augmented(member.normalise(real_NCHW), matching.augment, generator, fill=0.0)
-    fake = game.augmented(member.normalise(fake_NCHW), matching.augment, generator, fill=0.0)
-    with game.autocast():
+    real = gan.augment_share(member.normalise(real_NCHW), matching.augment, generator, fill=0.0)
+    fake = gan.augment_share(member.normalise(fake_NCHW), matching.augment, generator, fill=0.0)
+    with gan.autocast():
         with torch.no_grad():
             real_features, real_logits = member(real)
         fake_features, fake_logits = member(fake)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dim.distillation.pool import new_member, write_classifiers
+from dim.distillation.pool import build_member, write_classifiers
 from dim.distillation.pool_training import train_in_pieces
-from dim.distillation.session import Progress, Session
-from dim.execution.cuda_graphs import recordable_rate, set_rate
+from dim.distillation.session import Session
+from dim.execution.cuda_graphs import capturable_lr, set_lr
 from dim.execution.device_data import seed_of
 from dim.students.recipes import resolve_recipe
 from dim.students.train import Normalizer, prepare
@@ -34,26 +34,26 @@ def train_teacher(session: Session) -> bool:
     Raises:
         DivergedError: its loss is not finite.
     """
-    config, game, path = session.config.deployment, session.game, session.run_dir / "checkpoints/teacher.safetensors"
+    config, gan, path = session.config.deployment, session.gan, session.run_dir / "checkpoints/teacher.safetensors"
     if all((session.run_dir / name).exists() for name in FILES):
         path.unlink(missing_ok=True)
         return True
     recipe = resolve_recipe("default", session.record.data.name)
-    teacher = new_member(session, config.teacher, config.teacher_width, "teacher")
-    steps = game.graphed_steps()
+    teacher = build_member(session, config.teacher, config.teacher_width, "teacher")
+    steps = gan.graphed_steps()
     optimiser = torch.optim.SGD(
         teacher.parameters(),
-        lr=recordable_rate(recipe.lr, steps),
+        lr=capturable_lr(recipe.lr, steps),
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    normalise = Normalizer(session.images.mean, teacher.std_values, game.device)
+    normalise = Normalizer(session.images.mean, teacher.std_values, gan.device)
 
     def learn(generator: torch.Generator) -> Mapping[str, Tensor]:
-        labels = game.data.draw_labels(recipe.batch_size, 1, generator)
-        images = prepare(game.data.draw_images(labels, generator), normalise, recipe, generator)
-        with game.autocast():
+        labels = gan.data.draw_labels(recipe.batch_size, 1, generator)
+        images = prepare(gan.data.draw_images(labels, generator), normalise, recipe, generator)
+        with gan.autocast():
             _, logits = teacher(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         optimiser.zero_grad(set_to_none=True)
@@ -62,15 +62,19 @@ def train_teacher(session: Session) -> bool:
         return {"loss": loss.detach()}
 
     def step(index: int) -> Tensor:
-        set_rate(optimiser, recipe.lr_at(index, config.teacher_steps))
+        set_lr(optimiser, recipe.lr_at(index, config.teacher_steps))
         seed = seed_of(session.config.seed, "teacher", index)
         return steps.take("sgd", learn, left=config.teacher_steps - index, seed=seed)["loss"]
 
-    def report(done: int) -> None:
-        session.progress(Progress(stage="teacher", step=done, steps=config.teacher_steps, images_per_s=0.0, losses={}))
-
     if not train_in_pieces(
-        session, teacher, optimiser, step, config.teacher_steps, what="The teacher", path=path, report=report
+        session,
+        teacher,
+        optimiser,
+        step,
+        config.teacher_steps,
+        what="The teacher",
+        path=path,
+        report=lambda done: session.report("teacher", done, config.teacher_steps),
     ):
         return False
     write_classifiers(session.run_dir, "teacher", [teacher])

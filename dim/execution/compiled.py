@@ -1,4 +1,4 @@
-"""Which networks of the game `torch.compile` turns into faster code, and when.
+"""Which networks of the adversarial training `torch.compile` turns into faster code, and when.
 
 Compiled: the generator, and the discriminator wherever no gradient of its gradient is taken. R1 and the gradient
 penalty of WGAN-GP differentiate the discriminator twice, which compiled graphs do not support, so those passes stay as
@@ -28,11 +28,11 @@ from dim.runtime.errors import BadValueError, DeviceError
 
 BACKEND = "inductor"
 """What `torch.compile` compiles with."""
-LEAST_STEPS = 10_000
+MIN_STEPS_TO_COMPILE = 10_000
 """Steps of both stages below which `auto` compiles nothing: an estimate, for compiling takes a minute or two."""
 
 
-def compiler_for(config: DistillConfig, device: torch.device, world: World) -> Callable[[nn.Module], Any]:
+def choose_compiler(config: DistillConfig, device: torch.device, world: World) -> Callable[[nn.Module], Any]:
     """What to pass the networks through.
 
     Args:
@@ -53,22 +53,22 @@ def compiler_for(config: DistillConfig, device: torch.device, world: World) -> C
             "set compile to 'off' or 'auto'."
         )
     steps = config.stage1.steps + config.stage2.steps
-    worthwhile = device.type == "cuda" and world.size == 1 and steps >= LEAST_STEPS and config.graphs == "off"
+    worthwhile = device.type == "cuda" and world.size == 1 and steps >= MIN_STEPS_TO_COMPILE and config.graphs == "off"
     if config.compile == "off" or (config.compile == "auto" and not worthwhile):
-        return _as_it_is
+        return _leave_eager
     torch.compiler.reset()  # past eight compiled shapes of one function it would run eagerly without a word
     try:
         # A shape of its own, or code kept from an earlier run would hide that the compiler is gone.
         torch.compile(_probe, backend=BACKEND, dynamic=False)(torch.ones(1024 + os.getpid(), device=device))
     except (RuntimeError, OSError, ImportError) as error:
         if config.compile == "auto":
-            return _as_it_is
-        raise _explained(error, device) from error
+            return _leave_eager
+        raise _compiler_error(error, device) from error
     return partial(torch.compile, backend=BACKEND, dynamic=False)
 
 
 @contextmanager
-def compiling_explained(device: torch.device) -> Iterator[None]:
+def explain_compiler_errors(device: torch.device) -> Iterator[None]:
     """Turn the compiler's errors into a sentence: networks are compiled when they are first called.
 
     Raises:
@@ -79,10 +79,10 @@ def compiling_explained(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise _explained(error, device) from error
+        raise _compiler_error(error, device) from error
 
 
-def _explained(error: Exception, device: torch.device) -> DeviceError:
+def _compiler_error(error: Exception, device: torch.device) -> DeviceError:
     lines = (str(error).strip() or type(error).__name__).splitlines()
     first = " ".join(lines[:2])[:300]  # the first line often names the compiler alone
     needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
@@ -95,5 +95,5 @@ def _probe(values: Tensor) -> Tensor:
     return values * 2 + 1
 
 
-def _as_it_is(network: nn.Module) -> nn.Module:
+def _leave_eager(network: nn.Module) -> nn.Module:
     return network

@@ -22,12 +22,11 @@ from torch import Tensor
 from dim.runtime.errors import DeviceError
 
 Step = Callable[..., Mapping[str, Tensor]]
-"""Takes a generator and tensors, trains, and returns scalars by name."""
+"""Trains on the draws of a generator and on tensors; returns scalars by name."""
 
-MEETINGS = 2
-"""Steps of a kind that run as they are before one is recorded: they make the optimiser's state, let cuDNN choose its
-algorithms, and have compiled code compiled."""
-LEAST_REPLAYS = 30
+WARMUP_STEPS = 2
+"""Eager steps of a kind before one is recorded: optimiser state, cuDNN autotuning, torch.compile."""
+MIN_REPLAYS = 30
 """Steps of a kind that must be left to record it: an estimate, for recording takes as long as a few dozen."""
 
 
@@ -63,7 +62,7 @@ class Graph:
 
 
 class GraphedSteps:
-    """Takes steps, on a GPU as graphs, elsewhere as they are.
+    """Takes training steps: on a GPU as CUDA graphs, elsewhere eagerly.
 
     Args:
         device: of everything that the steps touch.
@@ -75,7 +74,7 @@ class GraphedSteps:
         self.recording = wanted and device.type == "cuda"
         self.generator = torch.Generator(device=device)
         self.remedy = remedy
-        self._met: dict[Hashable, int] = {}
+        self._eager_steps: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, Graph] = {}
         self._memory: Any = None
 
@@ -103,9 +102,9 @@ class GraphedSteps:
             return step(self.generator, *inputs)
         graph = self._graphs.get(kind)
         if graph is None:
-            met = self._met.get(kind, 0)
-            if met < MEETINGS or left < LEAST_REPLAYS:
-                self._met[kind] = met + 1
+            taken = self._eager_steps.get(kind, 0)
+            if taken < WARMUP_STEPS or left < MIN_REPLAYS:
+                self._eager_steps[kind] = taken + 1
                 with warnings.catch_warnings():
                     # Optimisers that can be recorded say so when they are not.
                     warnings.filterwarnings("ignore", message=".*capturable=True")
@@ -114,8 +113,8 @@ class GraphedSteps:
         return graph.replay(inputs)
 
     def forget(self) -> None:
-        """Drop what was recorded: a network that the steps train or ask has another in its place."""
-        self._met.clear()
+        """Drop the recorded graphs: for when a network of the steps is replaced by another."""
+        self._eager_steps.clear()
         self._graphs.clear()
 
     def _record(self, step: Step, inputs: tuple[Tensor, ...]) -> Graph:
@@ -136,13 +135,13 @@ class GraphedSteps:
 
 @functools.cache
 def _stream(device: torch.device) -> Any:
-    """One for all work: memory that was freed on a stream serves that stream alone."""
+    """One stream per device: freed memory serves only the stream that used it."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, work on a stream of its own: the default one cannot be recorded."""
+def use_own_stream(device: torch.device) -> Iterator[None]:
+    """On a GPU, work on a stream other than the default, which cannot be recorded; elsewhere do nothing."""
     if device.type != "cuda":
         yield
         return
@@ -153,12 +152,12 @@ def own_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def recordable_rate(rate: float, steps: GraphedSteps) -> float | Tensor:
-    """A learning rate for an optimiser whose steps may be recorded: on a GPU a tensor, which may change."""
+def capturable_lr(rate: float, steps: GraphedSteps) -> float | Tensor:
+    """A learning rate for an optimiser: a tensor, which may change, where its steps are recorded."""
     return torch.tensor(rate, device=steps.generator.device) if steps.recording else rate
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters, in place where it is a tensor."""
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):

@@ -71,7 +71,7 @@ class DeviceData:
         index = torch.randint(len(self.labels_N), (count,), device=self.device, generator=generator)
         return self.labels_N[index]
 
-    def images_of(self, label: int, most: int, generator: torch.Generator) -> Tensor:
+    def draw_class_images(self, label: int, most: int, generator: torch.Generator) -> Tensor:
         """Different images of one class in random order, uint8 NCHW: all of them, or `most`."""
         count = int(self.counts_K[label])
         chosen = torch.randperm(count, device=self.device, generator=generator)[:most]

@@ -1,4 +1,4 @@
-"""What a process knows of its fellows under `torchrun`; in a plain run there is one process and nothing to do."""
+"""The processes of a data-parallel run under `torchrun`; in a plain run there is one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that works alone: torch's ten minutes are fewer than a pool or a teacher takes."""
+GROUP_TIMEOUT = timedelta(hours=6)
+"""How long processes wait for one that works alone; torch's default of ten minutes is shorter than training a pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class World:
         share = values.shape[0] // self.size
         return values[self.rank * share : (self.rank + 1) * share]
 
-    def agree(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says so, so that all stop at the same step."""
+    def any_true(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is true in any process; every process gets the same answer."""
         if self.size == 1:
             return flag
         votes = torch.tensor([int(flag)], device=device)
@@ -66,7 +66,7 @@ lock to free a tensor, for ever (torch 2.13, seen at the end of a run). A group 
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[World]:
+def join_process_group(device: str) -> Iterator[World]:
     """Join the group that `torchrun` announces in the environment, and leave it at the end.
 
     Args:
@@ -79,7 +79,7 @@ def process_group(device: str) -> Iterator[World]:
     world = World(rank=int(os.environ["RANK"]), size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if device == "cuda" else "gloo"
     _left.clear()
-    dist.init_process_group(backend, rank=world.rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, rank=world.rank, world_size=size, timeout=GROUP_TIMEOUT)
     _left.append(dist.group.WORLD)
     try:
         yield world

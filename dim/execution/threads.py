@@ -21,7 +21,7 @@ def default_threads() -> int:
 
 
 @contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
+def use_cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch use `count` threads inside the block.
 
     Args:

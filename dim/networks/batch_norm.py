@@ -23,8 +23,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     def __init__(self, num_features: int, *, affine: bool = True) -> None:
         super().__init__(num_features, affine=affine)
-        self.alone = False
-        """Keep to this process's statistics: for work that only one process does."""
+        self.local_only = False
+        """Use this process's statistics only, for work that one process does."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -32,7 +32,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input`, `[N, C, ...]`, by the batch while training and by the running statistics otherwise."""
-        together = not self.alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        together = not self.local_only and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or not together:
             return super().forward(input)
         values = input.float()
@@ -128,8 +128,8 @@ class ClassBatchNorm(nn.Module):
 def refresh_statistics(network: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
     """Replace the running statistics by averages over `batches` ("standing statistics", BigGAN, arXiv 1809.11096).
 
-    A moving average of weights has no batch statistics of its own: these must be measured. The network keeps to this
-    process from then on.
+    A moving average of weights has no batch statistics of its own, so they are measured. The network uses
+    this process's statistics from then on.
 
     Args:
         network: left in evaluation mode.
@@ -141,7 +141,7 @@ def refresh_statistics(network: nn.Module, batches: Sequence[tuple[Tensor, ...]]
         return
     momenta = [m.momentum for m in norms]
     for norm in norms:
-        norm.alone = True
+        norm.local_only = True
         norm.reset_running_stats()
         norm.momentum = None
     network.train()

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self.feature_dim = feature_dim
 
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Return what the last linear layer sees, float `[N, feature_dim]`."""
+        """Return the input of the last linear layer, float `[N, feature_dim]`."""
         features_ND: Tensor = self.body(images_NCHW)
         return features_ND
 

@@ -1,4 +1,4 @@
-"""The network that judges images in both stages.
+"""The discriminator of both stages.
 
 With a flattened head instead of a mean-pooled one, the standard deviation over groups of one class as a feature, and
 the logistic loss with R1, the classes of MNIST no longer collapse to one or two digits (docs/method.md: 96.7 % against
@@ -17,7 +17,7 @@ from dim.config import DiscriminatorConfig
 from dim.networks.generator import resolutions
 from dim.networks.published import PaperDiscriminator
 
-SLOPE = 0.2
+LEAKY_SLOPE = 0.2
 
 
 class ProjectionDiscriminator(nn.Module):
@@ -49,7 +49,7 @@ class ProjectionDiscriminator(nn.Module):
         self.embed = nn.Embedding(num_classes, widths[-1])
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, a=SLOPE)
+                nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.critic.weight, std=widths[-1] ** -0.5)
@@ -62,13 +62,13 @@ class ProjectionDiscriminator(nn.Module):
             images_NCHW: -1 to 1; every run of `group_size` images has one class.
             labels_N: int64.
         """
-        hidden = F.leaky_relu(self.first(images_NCHW), SLOPE)
+        hidden = F.leaky_relu(self.first(images_NCHW), LEAKY_SLOPE)
         for block in self.blocks:
             hidden = block(hidden)
         if self.group_size > 1:
             hidden = torch.cat([hidden, self._group_deviation(hidden)], dim=1)
-        hidden = F.leaky_relu(self.last(hidden), SLOPE)
-        hidden = F.leaky_relu(self.head(hidden.flatten(1)), SLOPE)
+        hidden = F.leaky_relu(self.last(hidden), LEAKY_SLOPE)
+        hidden = F.leaky_relu(self.head(hidden.flatten(1)), LEAKY_SLOPE)
         logits: Tensor = self.critic(hidden)[:, 0] + (hidden * self.embed(labels_N)).sum(dim=1)
         return logits.float()
 
@@ -96,8 +96,8 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         skip = self.skip(F.adaptive_avg_pool2d(hidden, self.px))
-        hidden = F.leaky_relu(self.conv1(hidden), SLOPE)
-        output: Tensor = (skip + F.leaky_relu(self.conv2(hidden), SLOPE)) * 0.5**0.5
+        hidden = F.leaky_relu(self.conv1(hidden), LEAKY_SLOPE)
+        output: Tensor = (skip + F.leaky_relu(self.conv2(hidden), LEAKY_SLOPE)) * 0.5**0.5
         return output
 
 

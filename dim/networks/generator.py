@@ -1,4 +1,4 @@
-"""The deployed network: latents and labels in, images out.
+"""The generator: latents and labels in, images out.
 
 Resize + convolution instead of transposed convolution, because int8 gains little on the latter and checkerboards are
 one thing less to worry about (Odena et al. 2016).
@@ -19,7 +19,7 @@ from dim.config import GeneratorConfig
 from dim.networks.batch_norm import BatchNorm, ClassBatchNorm
 from dim.networks.published import PaperGenerator
 
-SMALLEST_PX = 7
+MAX_FIRST_PX = 7
 """The first feature map is at most this wide and at least half of it."""
 
 
@@ -29,7 +29,7 @@ def resolutions(image_px: int) -> list[int]:
     Halving rounds up, so that every size is reached by resizing to a fixed size.
     """
     sizes = [image_px]
-    while sizes[0] > SMALLEST_PX:
+    while sizes[0] > MAX_FIRST_PX:
         sizes.insert(0, (sizes[0] + 1) // 2)
     return sizes
 
@@ -45,7 +45,7 @@ class ResizeGenerator(nn.Module):
         width: channels at full resolution, doubled at every halving.
         max_width: upper bound on the channels.
         conditioning: `input` or `norm`; see `GeneratorConfig`.
-        mirrored: whether an image whose last latent is positive is mirrored.
+        mirrored: whether an image whose last latent is positive is flipped horizontally.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ResizeGenerator(nn.Module):
         return torch.where(latents_NZ[:, -1, None, None, None] > 0, images.flip(3), images)
 
     def draw(self, latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
-        """The images before any is mirrored: what `dim.export` has torch convert."""
+        """The images before any horizontal flip, which is the part that `dim.export` has torch convert."""
         condition = F.normalize(self.embed(labels_N), dim=1) * self.latent_dim**0.5
         hidden = self.first(torch.cat([latents_NZ, condition.to(latents_NZ.dtype)], dim=1))
         hidden = hidden.view(-1, self.first_width, self.first_px, self.first_px)

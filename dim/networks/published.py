@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dim.networks.batch_norm import BatchNorm
 
-WIDTH = 196
+PAPER_WIDTH = 196
 
 
 class PaperGenerator(nn.Module):
@@ -28,7 +28,9 @@ class PaperGenerator(nn.Module):
         width: channels inside; the paper's is 196.
     """
 
-    def __init__(self, *, latent_dim: int, num_classes: int, image_px: int, channels: int, width: int = WIDTH) -> None:
+    def __init__(
+        self, *, latent_dim: int, num_classes: int, image_px: int, channels: int, width: int = PAPER_WIDTH
+    ) -> None:
         super().__init__()
         if latent_dim <= num_classes:
             raise ValueError(f"latent_dim {latent_dim} leaves no noise beside {num_classes} one-hot labels")
@@ -76,7 +78,7 @@ class PaperDiscriminator(nn.Module):
         width: channels inside; the paper's is 196.
     """
 
-    def __init__(self, *, num_classes: int, image_px: int, channels: int, width: int = WIDTH) -> None:
+    def __init__(self, *, num_classes: int, image_px: int, channels: int, width: int = PAPER_WIDTH) -> None:
         super().__init__()
         strides = (1, 2, 1, 2, 1, 1, 1, 2)
         px, layers, before = image_px, [], channels

@@ -20,7 +20,7 @@ from torch import Tensor
 from dim.runtime.errors import RunError
 from dim.runtime.storage.atomic import replace_file
 
-KEEP = 2
+KEPT_CHECKPOINTS = 2
 """Checkpoints kept, newest first. Beside them stay the end of stage 1, from which other runs may begin, and, where both
 are suspect, the last good one."""
 
@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The inverse of `write_tensors`; a file without a hash is read as it is.
+    """The inverse of `write_tensors`; a file without a hash is not checked.
 
     Raises:
         RunError: missing, damaged or altered.
@@ -148,7 +148,7 @@ class CheckpointFolder:
         quiet_lines: int = 0,
         suspect: bool = False,
     ) -> Path:
-        """Write a checkpoint and forget the old ones.
+        """Write a checkpoint and delete old ones.
 
         Args:
             stage: `stage1` or `stage2`.
@@ -176,17 +176,18 @@ class CheckpointFolder:
         return path
 
     def prune(self) -> None:
-        """Forget all but what `KEEP` says, and what a killed run left of others."""
+        """Delete all but the newest `KEPT_CHECKPOINTS`, the last good one and the end of stage 1, and remains of
+        others."""
         records = self._records()
         good = next(filter(_is_good, records), None)
         end_of_stage1 = next((record for record in records if record.name.startswith("stage1-")), None)
-        for old in records[KEEP:]:
+        for old in records[KEPT_CHECKPOINTS:]:
             if old not in (good, end_of_stage1):
                 old.unlink(missing_ok=True)
         self._sweep()
 
     def forget_suspects(self) -> None:
-        """Forget every checkpoint made since the discriminator seems to have won."""
+        """Delete every checkpoint made since the discriminator seems to have won."""
         for record in self._records():
             if not _is_good(record):
                 record.unlink(missing_ok=True)
@@ -219,7 +220,7 @@ class CheckpointFolder:
         for record_path in self._records():
             try:
                 checkpoint = read_checkpoint(record_path)
-            except DAMAGE as error:
+            except DAMAGED_ERRORS as error:
                 say(f"Checkpoint {record_path.name} is damaged ({error}); trying the one before.")
                 continue
             if checkpoint.config_sha256 != self.config_sha256:
@@ -231,7 +232,7 @@ class CheckpointFolder:
         return None
 
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+DAMAGED_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 """What `read_checkpoint` raises for a checkpoint that is not whole."""
 
 
@@ -239,7 +240,7 @@ def read_checkpoint(record_path: Path) -> Checkpoint:
     """Read the checkpoint that a JSON file names.
 
     Raises:
-        one of `DAMAGE`: it is not whole.
+        one of `DAMAGED_ERRORS`: it is not whole.
     """
     record = json.loads(record_path.read_bytes())
     content = record_path.with_name(Path(record["file"]).name).read_bytes()
@@ -249,9 +250,9 @@ def read_checkpoint(record_path: Path) -> Checkpoint:
         stage=str(record["stage"]),
         step=int(record["step"]),
         metrics_bytes=int(record["metrics_bytes"]),
-        quiet_lines=int(record.get("quiet_lines", 0)),  # older versions did not count
-        suspect=bool(record.get("suspect", False)),
-        config_sha256=str(record.get("config_sha256", "")),
+        quiet_lines=int(record["quiet_lines"]),
+        suspect=bool(record["suspect"]),
+        config_sha256=str(record["config_sha256"]),
         tensors=load(content),
     )
 
@@ -262,10 +263,10 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) and {"stage", "step"} <= record.keys() else {}
+    return record if isinstance(record, dict) and {"stage", "step", "suspect"} <= record.keys() else {}
 
 
 def _is_good(path: Path) -> bool:
     """Whether the checkpoint is whole, as far as its JSON file tells, and not suspect."""
     record = _read_record(path)
-    return bool(record) and not record.get("suspect", False)
+    return bool(record) and not record["suspect"]

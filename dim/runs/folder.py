@@ -1,4 +1,4 @@
-"""A run's folder while it is written: one process at a time, what a killed one left swept, errors in a sentence."""
+"""A run's folder: made or checked, locked by one process while it is written, errors of the disk in a sentence."""
 
 from __future__ import annotations
 
@@ -7,15 +7,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dim.runs.checkpoint import write_json
+from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
 from dim.runtime.errors import RunError
 
 FOLDERS = (".", "checkpoints", "grids")
 """Where a run keeps files of its own."""
 
 
+def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
+    """Make a run's folder with its `config.json`, or check that it holds the same run.
+
+    Args:
+        run_dir: new or empty, or with a run in it where `resume`.
+        record: of the run.
+        resume: whether a run may be there already.
+
+    Raises:
+        RunError: the folder holds something else, another run, or a run that is not to be resumed.
+    """
+    config_path = run_dir / CONFIG_FILE
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file: choose another --out.")
+    if config_path.exists():
+        if not resume:
+            raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
+        try:
+            old = read_run_record(run_dir)
+        except RunError:
+            raise RunError(f"{config_path} is damaged or of another version of dim: choose another --out.") from None
+        before, now = old.fields_that_affect_weights(), record.fields_that_affect_weights()
+        if before != now:
+            differing = sorted(k for k in before | now if before.get(k) != now.get(k))
+            raise RunError(
+                f"{run_dir} holds a run of another configuration ({', '.join(differing)} differ): "
+                "resume with the options of the first call, or choose another --out."
+            )
+        return
+    if run_dir.exists() and set(run_dir.iterdir()) - set(list_leftovers(run_dir)):
+        raise RunError(f"{run_dir} is not empty and holds no run: choose another --out.")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"Cannot make {run_dir}: {error.strerror}.") from error
+    write_json(config_path, record.to_dict())
+
+
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """Keep other processes from writing the same run, and remove what a killed one left half-written.
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Lock a run against other processes while the block runs, and remove half-written files of a killed one.
 
     Args:
         run_dir: the run, which exists.
@@ -36,20 +76,20 @@ def held(run_dir: Path) -> Iterator[None]:
         except OSError:
             pass  # A file system without locks.
         for folder in FOLDERS:
-            for path in unfinished(run_dir / folder):
+            for path in list_leftovers(run_dir / folder):
                 path.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
 
 
-def unfinished(folder: Path) -> list[Path]:
-    """Files that a killed process left in a folder under temporary names."""
+def list_leftovers(folder: Path) -> list[Path]:
+    """Files that a killed process left in a folder under temporary names, in order."""
     return sorted(folder.glob(".*.tmp"))
 
 
 @contextmanager
-def explained(run_dir: Path) -> Iterator[None]:
+def explain_os_errors(run_dir: Path) -> Iterator[None]:
     """Turn the operating system's errors into a sentence that says how to go on.
 
     Raises:

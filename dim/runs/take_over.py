@@ -1,4 +1,4 @@
-"""A run that begins with the finished stage 1 of another, and with its pool where that is the same.
+"""Begin a run with the finished stage 1 of another, and with its pool where that is the same.
 
 What stage 2 matches and what is chosen at the end decide nothing about stage 1, so runs that differ there alone need
 not train it twice: on the CPU the result is that of a run from scratch, bit for bit.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dim.runs.checkpoint import (
-    DAMAGE,
+    DAMAGED_ERRORS,
     Checkpoint,
     CheckpointFolder,
     read_checkpoint,
@@ -71,7 +71,7 @@ def find_stage1(source: Path, record: RunRecord) -> Stage1Source:
         raise RunError(f"{source} has not finished stage 1: finish it with --resume, or take another run.")
     try:
         checkpoint = read_checkpoint(path)
-    except DAMAGE as error:
+    except DAMAGED_ERRORS as error:
         raise RunError(f"{path} is damaged ({error}): take stage 1 from another run, or train it.") from None
     same_pool = record.config.pool.kind == "kept" and other.config.pool == record.config.pool
     has_pool = same_pool and all((source / name).exists() for name in POOL_FILES)
@@ -104,12 +104,12 @@ def _holdout_fraction(record: RunRecord) -> float:
 def take_over(
     source: Stage1Source, run_dir: Path, folder: CheckpointFolder, *, pool: bool, say: Callable[[str], None]
 ) -> None:
-    """Write into a run that has not begun what it would have written up to the end of stage 1.
+    """Copy the files of a finished stage 1 into a run that has not begun.
 
     Args:
         source: of `find_stage1`.
-        run_dir: the run, which is held by this process.
-        folder: its checkpoints; what is there last is the checkpoint, so that a killed call is made again.
+        run_dir: the run, which this process has locked.
+        folder: its checkpoints; the checkpoint is written last, so that a killed call is made again.
         pool: whether the run wants a pool.
         say: receives a line for the user.
 

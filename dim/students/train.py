@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dim.augment import augment
-from dim.execution.cuda_graphs import GraphedSteps, own_stream, recordable_rate, set_rate
+from dim.execution.cuda_graphs import GraphedSteps, capturable_lr, set_lr, use_own_stream
 from dim.execution.device_data import seed_of
 from dim.networks.classifiers import Classifier, build_classifier
 from dim.runtime.errors import BadValueError
@@ -135,7 +135,7 @@ def train_student(
     steps_taken = GraphedSteps(device, wanted=graphs, remedy="--no-graphs")
     optimizer = torch.optim.SGD(
         student.parameters(),
-        lr=recordable_rate(recipe.lr, steps_taken),
+        lr=capturable_lr(recipe.lr, steps_taken),
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
@@ -157,10 +157,10 @@ def train_student(
         return {"loss": loss.detach()}
 
     loss = torch.zeros(())
-    with own_stream(device):
+    with use_own_stream(device):
         for step in range(steps):
             batch = [tensor for tensor in next(batches) if tensor is not None]
-            set_rate(optimizer, recipe.lr_at(step, steps))
+            set_lr(optimizer, recipe.lr_at(step, steps))
             loss = steps_taken.take(len(batch[0]), learn, *batch, left=steps - step)["loss"]
             progress(step + 1)
     student.eval()

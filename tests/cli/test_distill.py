@@ -10,6 +10,7 @@ from cli_tools import dim, one_line
 
 from dim.cli.distill import parse_settings
 from dim.cli.parsing import parse_duration
+from dim.presets import preset
 from dim.runtime.errors import BadValueError
 
 
@@ -46,8 +47,9 @@ def test_a_setting_needs_a_field_and_a_value(entry: str) -> None:
 def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
-    def record(config: Any, images: Any, run_dir: Path, **options: Any) -> Any:
-        seen.update(config=config, images=images, run_dir=run_dir, **options)
+    def record(images: Any, config: str, run_dir: Path, **options: Any) -> Any:
+        made = preset(config, data=images, overrides=options["overrides"])
+        seen.update(config=made, images=images, run_dir=run_dir, **options)
         options["progress"](SimpleNamespace(stage="stage1", step=1, steps=9, images_per_s=5.0, losses={"a_loss": 1.0}))
         return SimpleNamespace(run_dir=run_dir, finished=True)
 

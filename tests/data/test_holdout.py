@@ -32,7 +32,7 @@ def test_nothing_is_trained_on_the_hold_out(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(dim.distillation.distill, "DeviceData", Recorded)
     data = make_images()
-    distill(preset("tiny", data=data, overrides={**QUICK, "stage1.steps": 1}), data, tmp_path / "run", device="cpu")
+    distill(data, preset("tiny", data=data, overrides={**QUICK, "stage1.steps": 1}), tmp_path / "run", device="cpu")
     trained, held = ({image.numpy().tobytes() for image in part.images_NCHW} for part in made)
     everything = {image.transpose(2, 0, 1).tobytes() for image in data.train_images}
     assert trained | held == everything

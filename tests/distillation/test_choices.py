@@ -18,11 +18,15 @@ from small_images import make_images
 from dim.augment import augment
 from dim.config import DeploymentConfig
 from dim.data.load import ImageSet
-from dim.distillation.choices import Judge, class_weights, herd
 from dim.distillation.distill import describe_run, distill
+from dim.distillation.extractors import FeatureExtractor
+from dim.distillation.feature_targets import FeatureTarget, make_target, measure_moments
+from dim.distillation.herding import herd
+from dim.distillation.latent_std import class_weights
 from dim.distillation.pool import PoolMember
-from dim.distillation.refinement import LEARNER_STEPS, UNTRAINED, Refinement, _Learners, _moments, _Target, _target
+from dim.distillation.refinement import UNTRAINED_EXTRACTORS, Refinement
 from dim.distillation.session import Session
+from dim.distillation.set_learners import LEARNER_STEPS, SetLearners
 from dim.execution.device_data import DeviceData, to_signed
 from dim.networks.classifiers import build_classifier
 from dim.presets import preset
@@ -70,18 +74,18 @@ def test_every_candidate_may_be_taken() -> None:
     ("counts", "weights"),
     [
         ([50, 50], [0.5, 0.5]),
-        ([50, 1, 0], [1.0, 0.0, 0.0]),  # one image has no spread, so its class would decide alone
+        ([50, 1, 0], [1.0, 0.0, 0.0]),  # one image has no distance to another, so its class would decide alone
         ([31, 11], [0.75, 0.25]),
         ([1, 0, 1], [0.5, 0.0, 0.5]),
         ([5000, 1000], [0.5, 0.5]),  # as many are looked at
     ],
 )
-def test_classes_judge_the_spread_by_what_was_held_out(counts: list[int], weights: list[float]) -> None:
+def test_classes_weigh_by_what_was_held_out(counts: list[int], weights: list[float]) -> None:
     assert class_weights(torch.tensor(counts)).tolist() == pytest.approx(weights)
 
 
-def test_a_run_chooses_its_spread_and_its_fixed_latents(tmp_path: Path) -> None:
-    distill(quick(), make_images(), tmp_path / "run")
+def test_a_run_chooses_its_latent_std_and_its_fixed_latents(tmp_path: Path) -> None:
+    distill(make_images(), quick(), tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "deployment.json").read_text())
     assert set(chosen["energy_distances"]) == {"1", "1.2"}
     best = min(chosen["energy_distances"], key=lambda k: chosen["energy_distances"][k])
@@ -94,20 +98,20 @@ def test_a_run_chooses_its_spread_and_its_fixed_latents(tmp_path: Path) -> None:
     ("architectures", "expected"),
     [(("mlp", "convnet3"), ["convnet3", "convnet3"]), (("mlp", "resnet10"), ["mlp", "resnet10"])],
 )
-def test_the_convnets_of_every_age_judge_the_latents_where_there_are_some(
+def test_the_convnets_of_every_age_compare_the_latents_where_there_are_some(
     architectures: tuple[str, ...], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: list[str] = []
+    asked: list[str] = []
 
     def herd_nothing(
-        session: Session, network: torch.nn.Module, judges: list[Judge], latent_std: float
+        session: Session, network: torch.nn.Module, extractors: list[FeatureExtractor], latent_std: float, path: Path
     ) -> torch.Tensor:
-        judged.extend(judge.member.name for judge in judges)
+        asked.extend(extractor.member.name for extractor in extractors)
         return torch.zeros(3, 3, 8)
 
     monkeypatch.setattr("dim.distillation.choices.herd_latents", herd_nothing)
-    distill(quick(**{"pool.architectures": architectures}), make_images(), tmp_path / "run")
-    assert judged == expected
+    distill(make_images(), quick(**{"pool.architectures": architectures}), tmp_path / "run")
+    assert asked == expected
 
 
 def canvas(latents_NZ: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -119,7 +123,7 @@ def spec_of(data: ImageSet) -> ImageSpec:
     return describe_run(quick(), data).data.images
 
 
-def judges() -> list[PoolMember]:
+def untrained() -> list[PoolMember]:
     """Four ConvNets that were never trained."""
     data, members = make_images(), []
     for seed in range(4):
@@ -128,38 +132,53 @@ def judges() -> list[PoolMember]:
     return members
 
 
+def make_refinement(
+    latents_KMZ: torch.Tensor,
+    trained: Sequence[PoolMember],
+    untrained: Sequence[PoolMember],
+    data: DeviceData,
+    *,
+    steps: int,
+    learners: int = 0,
+) -> Refinement:
+    """With learners every classifier is asked at every step."""
+    config = DeploymentConfig(refine_steps=steps, refine_cross_entropy=0.2, refine_learners=learners)
+    every = {"extractors_per_step": 9} if learners else {}
+    return Refinement(
+        canvas, latents_KMZ, trained, untrained, data, config, policy="", seed=0, build_learner=new_learner, **every
+    )
+
+
 def refine(latents_KMZ: torch.Tensor, steps: int = 150) -> tuple[torch.Tensor, DeviceData]:
-    """Latents of the canvas for the test data's classes, moved to where `judges` see them."""
+    """Latents of the canvas for the test data's classes, moved to where `untrained` classifiers see them."""
     data = make_images()
     on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
-    refinement = Refinement(
-        canvas, latents_KMZ, [], judges(), on_device, steps=steps, policy="", seed=0, cross_entropy=0.2
-    )
+    refinement = make_refinement(latents_KMZ, [], untrained(), on_device, steps=steps)
     for index in range(refinement.total):
         refinement.step(index)
     return refinement.result(), on_device
 
 
-def judged(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
+def features_of(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
     """Features as ConvNets of other weights see them, `[3, N / 3, D]` each."""
     features = []
     for seed in range(5):
         torch.manual_seed(1000 + seed)
         with torch.no_grad():
-            judge = build_classifier("convnet3", 3, 1, 8, 16).eval()
-            features.append(judge.features(images_NCHW).unflatten(0, (3, -1)))
+            classifier = build_classifier("convnet3", 3, 1, 8, 16).eval()
+            features.append(classifier.features(images_NCHW).unflatten(0, (3, -1)))
     return features
 
 
 def test_sets_of_one_and_ten_come_nearer_to_the_means_of_their_classes() -> None:
     start = torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0))
     refined, data = refine(start)
-    reals = judged(to_signed(data.images_NCHW))
+    reals = features_of(to_signed(data.images_NCHW))
 
     def distance(latents_KmZ: torch.Tensor) -> float:
         """Of the means, in parts of what lies between the classes."""
         found = []
-        for real, drawn in zip(reals, judged(canvas(latents_KmZ.flatten(0, 1), torch.empty(0))), strict=True):
+        for real, drawn in zip(reals, features_of(canvas(latents_KmZ.flatten(0, 1), torch.empty(0))), strict=True):
             means = real.mean(dim=1)
             off = drawn.mean(dim=1) - means
             found.append(float(off.square().sum() / (means - means.mean(dim=0)).square().sum()))
@@ -171,7 +190,7 @@ def test_sets_of_one_and_ten_come_nearer_to_the_means_of_their_classes() -> None
 
 
 class Eye(torch.nn.Module):
-    """A judge whose features are the pixels."""
+    """A classifier whose features are the pixels."""
 
     def normalise(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         return images_NCHW
@@ -188,20 +207,22 @@ def test_mean_squares_keep_the_images_of_a_class_apart(monkeypatch: pytest.Monke
     start = 0.05 * torch.randn(1, 10, 64, generator=torch.Generator().manual_seed(0))
 
     def spread() -> float:
-        judge = cast(PoolMember, Eye())
-        refinement = Refinement(canvas, start, [], [judge], data, steps=200, policy="", seed=0, cross_entropy=0.2)
+        eye = cast(PoolMember, Eye())
+        refinement = make_refinement(start, [], [eye], data, steps=200)
         for index in range(refinement.total):
             refinement.step(index)
         return float(canvas(refinement.result()[0], torch.empty(0)).std(dim=0).mean())
 
     assert spread() > 0.8
-    monkeypatch.setattr("dim.distillation.refinement.SQUARES", 0.0)
+    monkeypatch.setattr("dim.distillation.feature_targets.SQUARES_WEIGHT", 0.0)
     assert spread() < 0.2
 
 
-def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_extractors_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features say nothing here: the logits alone tell two classes apart."""
-    monkeypatch.setattr("dim.distillation.refinement.GROUP", 1)  # the second class is the first of its group
+    monkeypatch.setattr(
+        "dim.distillation.refinement.CLASSES_PER_GROUP", 1
+    )  # the second class is the first of its group
 
     class Side(Eye):
         """Calls bright images the second class; its features see nothing."""
@@ -217,7 +238,7 @@ def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> No
     for trained in (True, False):
         side = [cast(PoolMember, Side())]
         asked = (side, []) if trained else ([], side)
-        refinement = Refinement(canvas, start, *asked, data, steps=20, policy="", seed=0, cross_entropy=0.2)
+        refinement = make_refinement(start, *asked, data, steps=20)
         for index in range(refinement.total):
             refinement.step(index)
         sides[trained] = refinement.result()
@@ -229,12 +250,14 @@ def test_trained_judges_ask_for_the_class(monkeypatch: pytest.MonkeyPatch) -> No
 def test_two_draws_leave_out_what_lies_between_them(monkeypatch: pytest.MonkeyPatch, squares: bool) -> None:
     """A class of one image, shown its own image: augmented at random, it is off its mean by chance alone. Twice the
     image makes a set of two, whose mean squares count as well."""
-    monkeypatch.setattr("dim.distillation.refinement.SQUARES", 50.0 if squares else 0.0)  # so that they weigh most
+    monkeypatch.setattr(
+        "dim.distillation.feature_targets.SQUARES_WEIGHT", 50.0 if squares else 0.0
+    )  # so that they weigh most
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     generator, policy = torch.Generator().manual_seed(1), "crop=0.25"
-    judge = cast(PoolMember, Eye())
-    seen = _moments(augment(image.expand(20_000, 1, 8, 8), policy, generator).flatten(1))
-    target = replace(_target(judge, [seen], 0.0), variance=1.0, square_variance=1.0)
+    eye = cast(PoolMember, Eye())
+    seen = measure_moments(augment(image.expand(20_000, 1, 8, 8), policy, generator).flatten(1))
+    target = replace(make_target(eye, [seen], 0.0), variance=1.0, square_variance=1.0)
     none = torch.zeros(1, dtype=torch.int64)
     shown = image.expand(1, 2, 1, 8, 8)
     found = {
@@ -254,10 +277,10 @@ def new_learner(number: int) -> PoolMember:
 
 
 def test_learners_learn_the_set_and_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.distillation.refinement.LEARNER_AGE", 40)
+    monkeypatch.setattr("dim.distillation.set_learners.LEARNER_RESET_STEPS", 40)
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.arange(30) % 3  # of noise: nothing but these images can teach it
-    learners, generator = _Learners(new_learner, 2), torch.Generator().manual_seed(0)
+    learners, generator = SetLearners(new_learner, 2), torch.Generator().manual_seed(0)
 
     def losses(member: PoolMember) -> float:
         return float(torch.nn.functional.cross_entropy(member(member.normalise(images))[1], labels))
@@ -266,7 +289,7 @@ def test_learners_learn_the_set_and_are_renewed(monkeypatch: pytest.MonkeyPatch)
         before = losses(new_learner(1).eval())
     ages, learned = [], []
     for _ in range(20):
-        member = learners.taught(1, lambda: (images, labels), "", generator)
+        member = learners.teach(1, lambda: (images, labels), "", generator)
         assert not member.training and not any(p.requires_grad for p in member.parameters())
         ages.append(int(learners.ages[1]))
         learned.append(losses(member))
@@ -283,11 +306,8 @@ def test_a_learner_that_diverges_is_renewed(monkeypatch: pytest.MonkeyPatch) -> 
     start = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0))
     made: dict[float, int] = {}
     for rate in (0.1, float("nan")):
-        monkeypatch.setattr("dim.distillation.refinement.LEARNER_LR", rate)
-        refinement = Refinement(
-            canvas, start, [], judges()[:1], on_device, steps=3, policy="", seed=0, judges_per_step=9,
-            cross_entropy=0.2, learners=2, fresh=new_learner,
-        )  # fmt: skip
+        monkeypatch.setattr("dim.distillation.set_learners.LEARNER_LR", rate)
+        refinement = make_refinement(start, [], untrained()[:1], on_device, steps=3, learners=2)
         for index in range(refinement.total):
             refinement.step(index)
         assert refinement.learners is not None
@@ -297,31 +317,18 @@ def test_a_learner_that_diverges_is_renewed(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(made.values()) == [2, 2 + 2 * 3]  # both are asked in each of the three steps for sets of two
 
 
-def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learners_see_sets_of_several_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is shown the set of the group's classes, with their labels, and aims at real images of those that move."""
-    monkeypatch.setattr("dim.distillation.refinement.GROUP", 2)
+    monkeypatch.setattr("dim.distillation.refinement.CLASSES_PER_GROUP", 2)
     monkeypatch.setattr("dim.distillation.refinement.IMAGES_PER_STEP", 4)  # sets of four are moved one class at a time
     data = make_images()
     on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
     start = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
-    refinement = Refinement(
-        canvas,
-        start,
-        [],
-        judges()[:1],
-        on_device,
-        steps=1,
-        policy="",
-        seed=0,
-        judges_per_step=9,
-        cross_entropy=0.2,
-        learners=2,
-        fresh=new_learner,
-    )
-    taught, shown = _Learners.taught, list[set[tuple[int, bool]]]()
+    refinement = make_refinement(start, [], untrained()[:1], on_device, steps=1, learners=2)
+    teach, shown = SetLearners.teach, list[set[tuple[int, bool]]]()
     sets: list[torch.Tensor] = []
 
-    def noted(learners: _Learners, number: int, draw: Any, *rest: Any) -> PoolMember:
+    def noted(learners: SetLearners, number: int, draw: Any, *rest: Any) -> PoolMember:
         seen = set[tuple[int, bool]]()
 
         def watched() -> tuple[torch.Tensor, torch.Tensor]:
@@ -331,18 +338,18 @@ def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytes
                 seen.add((label, bool(known)))
             return images, labels
 
-        member = taught(learners, number, watched, *rest)
+        member = teach(learners, number, watched, *rest)
         shown.append(seen)
         return member
 
-    monkeypatch.setattr("dim.distillation.refinement._Learners.taught", noted)
-    learn, targets = Refinement._learn, list[tuple[_Target, list[int], int]]()
+    monkeypatch.setattr("dim.distillation.set_learners.SetLearners.teach", noted)
+    learn, targets = Refinement._learn, list[tuple[FeatureTarget, list[int], int]]()
 
     def kept(refinement: Refinement, number: int, labels: Any, prefix: int, labels_k: torch.Tensor, *rest: Any) -> Any:
         target = learn(refinement, number, labels, prefix, labels_k, *rest)
         assert refinement.learners is not None
-        judge = copy.deepcopy(refinement.learners.members[number])
-        targets.append((replace(target, member=judge), labels_k.tolist(), int(refinement.learners.made)))
+        copied = copy.deepcopy(refinement.learners.members[number])
+        targets.append((replace(target, member=copied), labels_k.tolist(), int(refinement.learners.made)))
         return target
 
     monkeypatch.setattr(Refinement, "_learn", kept)
@@ -362,7 +369,9 @@ def test_learners_judge_sets_of_several_images_of_every_class(monkeypatch: pytes
     for target, (label,), _ in targets:
         with torch.no_grad():
             means = [
-                target.member(target.member.normalise(to_signed(on_device.images_of(k, 1000, torch.Generator()))))[0]
+                target.member(
+                    target.member.normalise(to_signed(on_device.draw_class_images(k, 1000, torch.Generator())))
+                )[0]
                 for k in range(3)
             ]
         off = torch.stack([(target.mean_kD[0] - mean.mean(dim=0)).norm() for mean in means])
@@ -382,7 +391,7 @@ def test_presets_refine_natural_images_by_learners_and_others_without() -> None:
 
 @pytest.mark.parametrize("group", [100, 2])
 def test_the_first_latent_does_not_depend_on_the_later_ones(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.distillation.refinement.GROUP", group)
+    monkeypatch.setattr("dim.distillation.refinement.CLASSES_PER_GROUP", group)
     start = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(refine(start, steps=5)[0][:, :1], refine(start[:, :1], steps=5)[0])
 
@@ -390,17 +399,15 @@ def test_the_first_latent_does_not_depend_on_the_later_ones(group: int, monkeypa
 def test_refining_moves_the_latents_of_small_sets_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dim.distillation.refinement.PREFIXES", (1, 2))
+    monkeypatch.setattr("dim.distillation.refinement.REFINED_IPCS", (1, 2))
     for name, steps in (("chosen", 0), ("refined", 3)):
-        distill(quick(**{"deployment.refine_steps": steps}), make_images(), tmp_path / name)
+        distill(make_images(), quick(**{"deployment.refine_steps": steps}), tmp_path / name)
     chosen, refined = (np.load(tmp_path / name / "latents.npz")["latents"] for name in ("chosen", "refined"))
     assert np.array_equal(chosen[:, 2:], refined[:, 2:])
     assert (chosen[:, :2] != refined[:, :2]).any(axis=2).all()
 
 
-def test_convnets_and_resnets_of_every_age_judge_what_is_refined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_convnets_and_resnets_of_every_age_see_what_is_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     fresh: list[str] = []
 
@@ -414,21 +421,21 @@ def test_convnets_and_resnets_of_every_age_judge_what_is_refined(
             *rest: Any,
             **how: Any,
         ):
-            asked.extend(judge.name for judge in trained)
-            fresh.extend(judge.name for judge in untrained)
+            asked.extend(member.name for member in trained)
+            fresh.extend(member.name for member in untrained)
             super().__init__(network, latents, trained, untrained, *rest, **how)
 
     monkeypatch.setattr("dim.distillation.choices.Refinement", Noted)
-    distill(quick(**{"pool.architectures": ("convnet3", "resnet10", "mlp")}), make_images(), tmp_path / "run")
+    distill(make_images(), quick(**{"pool.architectures": ("convnet3", "resnet10", "mlp")}), tmp_path / "run")
     assert sorted(asked) == ["convnet3"] * 2 + ["resnet10"] * 2
-    assert fresh == ["convnet3"] * UNTRAINED
+    assert fresh == ["convnet3"] * UNTRAINED_EXTRACTORS
 
 
 @pytest.mark.parametrize(
     "changes", [{"pool.architectures": ("mlp",)}, {"pool.architectures": ("mlp",), "deployment.fixed_latents": 1}]
 )
 def test_refining_needs_no_convnet_in_the_pool(changes: dict[str, object], tmp_path: Path) -> None:
-    distill(quick(**changes), make_images(), tmp_path / "run")
+    distill(make_images(), quick(**changes), tmp_path / "run")
     assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
 
 
@@ -437,7 +444,7 @@ def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
     config = quick(**{"deployment.teacher": "mlp", "deployment.teacher_steps": 3})
     for resume in (False, *(True for _ in range(60))):
         progress = lambda report: seen.append((report.stage, report.step))  # noqa: E731
-        run = distill(config, make_images(), tmp_path / "run", resume=resume, time_limit_s=0.0, progress=progress)
+        run = distill(make_images(), config, tmp_path / "run", resume=resume, time_limit_s=0.0, progress=progress)
         if run.finished:
             break
     assert run.finished
@@ -447,25 +454,25 @@ def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
 
 
 def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.distillation.refinement.GROUP", 2)
+    monkeypatch.setattr("dim.distillation.refinement.CLASSES_PER_GROUP", 2)
     monkeypatch.setattr("dim.distillation.refinement.IMAGES_PER_STEP", 3)  # sets of three are moved one class at a time
-    monkeypatch.setattr("dim.distillation.refinement.LEARNER_AGE", 4)
+    monkeypatch.setattr("dim.distillation.set_learners.LEARNER_RESET_STEPS", 4)
     config = quick(**{"deployment.refine_learners": 2, "deployment.refine_draws": 2})
     renewed: list[int] = []
-    taught = _Learners.taught
+    teach = SetLearners.teach
 
-    def noted(learners: _Learners, *arguments: Any) -> PoolMember:
-        member = taught(learners, *arguments)
+    def noted(learners: SetLearners, *arguments: Any) -> PoolMember:
+        member = teach(learners, *arguments)
         renewed.append(int(learners.made) - 2)
         return member
 
-    monkeypatch.setattr("dim.distillation.refinement._Learners.taught", noted)
-    distill(config, make_images(), tmp_path / "whole")
+    monkeypatch.setattr("dim.distillation.set_learners.SetLearners.teach", noted)
+    distill(make_images(), config, tmp_path / "whole")
     whole, renewed[:] = list(renewed), []
-    finished = distill(config, make_images(), tmp_path / "run", time_limit_s=0.0).finished
+    finished = distill(make_images(), config, tmp_path / "run", time_limit_s=0.0).finished
     calls = 1
     while not finished and calls < 60:
-        finished = distill(config, make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
+        finished = distill(make_images(), config, tmp_path / "run", resume=True, time_limit_s=0.0).finished
         calls += 1
     assert renewed == whole and max(renewed) >= 2
     # A step a call: of two classes together, then by turns, and then of the third class.
@@ -491,13 +498,13 @@ def test_a_class_of_one_image_has_a_mean(tmp_path: Path) -> None:
     keep = [i for i, label in enumerate(data.train_labels) if label != 2 or i == len(data.train_labels) - 1]
     data = replace(data, train_images=data.train_images[keep], train_labels=data.train_labels[keep])
     config = preset("tiny", data=data, overrides={**QUICK, "pool.augment": "", "deployment.latent_stds": ()})
-    distill(config, data, tmp_path / "run")
+    distill(data, config, tmp_path / "run")
     assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
 
 
 def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None:
     nothing = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
-    distill(quick(**nothing), make_images(), tmp_path / "run")
+    distill(make_images(), quick(**nothing), tmp_path / "run")
     assert not (tmp_path / "run" / "deployment.json").exists()
     assert not (tmp_path / "run" / "latents.npz").exists()
     with pytest.raises(BadValueError, match="needs the kept pool"):

@@ -33,9 +33,10 @@ from dim.config import (
     to_dict,
 )
 from dim.data.load import ImageSet, load_data
-from dim.distillation.distill import Outcome, choose_device, describe_run, distill
-from dim.distillation.game import Draws, Game
+from dim.distillation.adversarial import AdversarialTraining, Draws
+from dim.distillation.distill import DistillResult, describe_run, distill
 from dim.distillation.session import COLLAPSE_LINES, Progress
+from dim.execution.device import choose_device
 from dim.export.export_run import export_run
 from dim.presets import PRESETS, preset
 from dim.runs.checkpoint import CheckpointFolder, read_tensors
@@ -47,7 +48,7 @@ from dim.runtime.inspection.verify import verify
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert distill(quick(), make_images(), run_dir) == Outcome(run_dir=run_dir, finished=True)
+    assert distill(make_images(), quick(), run_dir) == DistillResult(run_dir=run_dir, finished=True)
     return run_dir
 
 
@@ -77,8 +78,8 @@ def test_a_run_leaves_everything_that_export_and_people_need(undisturbed: Path) 
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(undisturbed: Path, tmp_path: Path) -> None:
-    distill(quick(), make_images(), tmp_path / "again")
-    distill(quick(seed=1), make_images(), tmp_path / "other")
+    distill(make_images(), quick(), tmp_path / "again")
+    distill(make_images(), quick(seed=1), tmp_path / "other")
     assert same(weights(undisturbed), weights(tmp_path / "again"))
     assert not same(weights(undisturbed), weights(tmp_path / "other"))
 
@@ -107,7 +108,7 @@ def begun_from(source: Path, run_dir: Path, **changes: object) -> list[str]:
         stages[report.stage] = None
 
     config = quick(**changes)
-    assert distill(config, make_images(), run_dir, from_stage1=source, progress=note, say=said.append).finished
+    assert distill(make_images(), config, run_dir, from_stage1=source, progress=note, say=said.append).finished
     return [line for line in said if "taken from" in line] + [s for s in stages if s in ("stage1", "pool", "stage2")]
 
 
@@ -131,10 +132,10 @@ def test_a_run_that_begins_with_the_stage_1_of_another_is_a_run_from_scratch(
     first: dict[str, object], second: dict[str, object], trained: list[str], tmp_path: Path
 ) -> None:
     source, run_dir = tmp_path / "source", tmp_path / "run"
-    distill(quick(**first), make_images(), source)
+    distill(make_images(), quick(**first), source)
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     assert begun_from(source, run_dir, **second) == [f"{trained[0]} taken from {source}.", *trained[1:]]
-    distill(quick(**second), make_images(), tmp_path / "whole")
+    distill(make_images(), quick(**second), tmp_path / "whole")
     kept = [name for name in CHOSEN if (tmp_path / "whole" / name).exists()]
     for name in RESULTS + kept:
         assert (run_dir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -148,11 +149,11 @@ def test_a_run_that_began_with_the_stage_1_of_another_goes_on_alone(
     undisturbed: Path, stage: str, step: int, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
-    distill(quick(**{**UNMATCHED, "pool.width": 4}), make_images(), source)
+    distill(make_images(), quick(**{**UNMATCHED, "pool.width": 4}), source)
     with pytest.raises(Stop):
-        distill(quick(), make_images(), tmp_path / "run", from_stage1=source, progress=stop_at(stage, step))
+        distill(make_images(), quick(), tmp_path / "run", from_stage1=source, progress=stop_at(stage, step))
     shutil.rmtree(source)
-    assert distill(quick(), make_images(), tmp_path / "run", from_stage1=source, resume=True).finished
+    assert distill(make_images(), quick(), tmp_path / "run", from_stage1=source, resume=True).finished
     for name in RESULTS + CHOSEN:
         assert (tmp_path / "run" / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
@@ -179,7 +180,7 @@ def test_a_stage_1_that_cannot_be_taken_over(undisturbed: Path, tmp_path: Path) 
     ) -> str:
         config = quick(**changes)
         with pytest.raises(error) as caught:
-            distill(config, data or make_images(), run_dir, from_stage1=source)
+            distill(data or make_images(), config, run_dir, from_stage1=source)
         assert not run_dir.exists()
         return str(caught.value).replace(str(source), "SOURCE")
 
@@ -199,7 +200,7 @@ def test_a_stage_1_that_cannot_be_taken_over(undisturbed: Path, tmp_path: Path) 
     )
     assert refused(tmp_path / "missing") == ("There is no run at SOURCE to take stage 1 from: it has no config.json.")
     with pytest.raises(Stop):
-        distill(quick(), make_images(), tmp_path / "begun", progress=stop_at("stage1", 5))
+        distill(make_images(), quick(), tmp_path / "begun", progress=stop_at("stage1", 5))
     assert refused(tmp_path / "begun") == (
         "SOURCE has not finished stage 1: finish it with --resume, or take another run."
     )
@@ -238,15 +239,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step
         stage, step = "stage2", 5
     config = quick(**(FRESH if kind == "fresh" else {}))
     data = make_images()
-    distill(config, data, tmp_path / "whole")
+    distill(data, config, tmp_path / "whole")
 
     def interrupt(report: Progress) -> None:
         if (report.stage, report.step) == (stage, step):
             raise Stop
 
     with pytest.raises(Stop):
-        distill(config, data, tmp_path / "run", progress=interrupt)
-    assert distill(config, data, tmp_path / "run", resume=True).finished
+        distill(data, config, tmp_path / "run", progress=interrupt)
+    assert distill(data, config, tmp_path / "run", resume=True).finished
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     names = ["metrics.jsonl", "pool.safetensors", "generator-stage1.safetensors"]
     for name in names + (["latents.npz", "deployment.json"] if kind == "kept" else []):
@@ -258,7 +259,7 @@ def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: 
         "import sys; from pathlib import Path; from quick_runs import quick;"
         "from small_images import make_images;"
         "from dim.distillation.distill import distill; print('go', flush=True);"
-        "distill(quick(), make_images(), Path(sys.argv[1]), resume=True, progress=lambda r: print(r.step, flush=True))"
+        "distill(make_images(), quick(), Path(sys.argv[1]), resume=True, progress=lambda r: print(r.step, flush=True))"
     )
     run_dir = tmp_path / "run"
     for lines in (3, 9):
@@ -277,14 +278,14 @@ def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: 
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    distill(quick(), make_images(), run_dir, resume=True)
+    distill(make_images(), quick(), run_dir, resume=True)
     assert same(weights(undisturbed), weights(run_dir))
 
 
 def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path, tmp_path: Path) -> None:
-    outcomes = [distill(quick(), make_images(), tmp_path / "run", time_limit_s=0.0).finished]
+    outcomes = [distill(make_images(), quick(), tmp_path / "run", time_limit_s=0.0).finished]
     while not outcomes[-1] and len(outcomes) < 40:
-        outcomes.append(distill(quick(), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished)
+        outcomes.append(distill(make_images(), quick(), tmp_path / "run", resume=True, time_limit_s=0.0).finished)
     # A step a call, in both stages and in the two classifiers of the pool, then the spread of one of three classes, the
     # latents of one, and a step of the refinement of sets of one and of three; the last of each does not stop it, but
     # for that of the latents.
@@ -297,11 +298,11 @@ def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path,
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        distill(quick(), make_images(), tmp_path / "run", progress=stop_at("stage1", 5))
+        distill(make_images(), quick(), tmp_path / "run", progress=stop_at("stage1", 5))
     newest = max((tmp_path / "run" / "checkpoints").glob("stage1-*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-1])
     said: list[str] = []
-    distill(quick(), make_images(), tmp_path / "run", resume=True, say=said.append)
+    distill(make_images(), quick(), tmp_path / "run", resume=True, say=said.append)
     assert any("is damaged" in line for line in said) and "Resuming at step 2 of stage1." in said
     assert same(weights(undisturbed), weights(tmp_path / "run"))
 
@@ -312,46 +313,48 @@ def checkpoints_of(config: DistillConfig, run_dir: Path) -> CheckpointFolder:
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_what_is_not_finite_is_told_and_not_kept(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teach = Game.teach_discriminator
+    teach = AdversarialTraining.train_discriminator
 
-    def poisoned(game: Game, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
-        draws, report = teach(game, *args)
+    def poisoned(gan: AdversarialTraining, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
+        draws, report = teach(gan, *args)
         if args[-1] < 8:
             return draws, report
         if what == "loss":
             return draws, {**report, "discriminator_loss": torch.tensor(torch.nan)}
         with torch.no_grad():
-            game.ema.last.bias.fill_(torch.nan)  # in no loss: only the checkpoint meets it
+            gan.ema.last.bias.fill_(torch.nan)  # in no loss: only the checkpoint meets it
         return draws, report
 
-    monkeypatch.setattr(Game, "teach_discriminator", poisoned)
+    monkeypatch.setattr(AdversarialTraining, "train_discriminator", poisoned)
     config = quick(**{"stage1.steps": 20, "checkpoint_steps": 4})
     message = "discriminator_loss is not finite" if what == "loss" else "the tensor ema.last.bias is not finite"
     with pytest.raises(DivergedError, match=f"{message}. The last good checkpoint, step 8 of stage1, is kept in "):
-        distill(config, make_images(), tmp_path / "run")
+        distill(make_images(), config, tmp_path / "run")
     kept = checkpoints_of(config, tmp_path / "run").newest(print)
     assert kept is not None and kept.step == 8
     assert all(bool(torch.isfinite(t).all()) for t in kept.tensors.values())
 
 
 def test_divergence_before_any_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Game, "discriminator_step", lambda *args: {"discriminator_loss": torch.tensor(torch.inf)})
+    monkeypatch.setattr(
+        AdversarialTraining, "discriminator_step", lambda *args: {"discriminator_loss": torch.tensor(torch.inf)}
+    )
     with pytest.raises(
         DivergedError, match="at step 2 of stage1: .* There had been no good checkpoint yet; try a lower"
     ):
-        distill(quick(), make_images(), tmp_path / "run")
+        distill(make_images(), quick(), tmp_path / "run")
 
 
 def win(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**6, loss: float = 0.001) -> None:
     """Let the discriminator's loss look as if it had won, or be another, from the step `first` of a stage to `last`."""
-    teach = Game.teach_discriminator
+    teach = AdversarialTraining.train_discriminator
 
-    def winning(game: Game, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
-        draws, report = teach(game, *args)
+    def winning(gan: AdversarialTraining, *args: Any) -> tuple[Draws, dict[str, torch.Tensor]]:
+        draws, report = teach(gan, *args)
         won = {"discriminator_loss": torch.tensor(loss)} if first <= args[-1] + 1 <= last else {}
         return draws, report | won
 
-    monkeypatch.setattr(Game, "teach_discriminator", winning)
+    monkeypatch.setattr(AdversarialTraining, "train_discriminator", winning)
     monkeypatch.setattr("dim.distillation.session.draw_curves", lambda *args: None)  # most of a checkpoint's time
 
 
@@ -364,16 +367,16 @@ def test_a_discriminator_that_has_won_is_told_and_the_checkpoint_before_is_kept(
     win(monkeypatch, 11)
     if interrupted:  # while it is suspected: what was counted is not lost
         with pytest.raises(Stop):
-            distill(config, make_images(), tmp_path / "run", progress=stop_at("stage1", 25))
+            distill(make_images(), config, tmp_path / "run", progress=stop_at("stage1", 25))
         assert checkpoints_of(config, tmp_path / "run").newest_good() == ("stage1", 9)
     said: list[str] = []
     told = 10 + COLLAPSE_LINES * log_steps
     message = (
-        f"at step {told} of stage1: the discriminator has won and teaches nothing. "
+        f"at step {told} of stage1: the discriminator has won and gives no gradient. "
         "The last good checkpoint, step 9 of stage1, is kept in "
     )
     with pytest.raises(DivergedError, match=message):
-        distill(config, make_images(), tmp_path / "run", resume=interrupted, say=said.append)
+        distill(make_images(), config, tmp_path / "run", resume=interrupted, say=said.append)
     assert ("Resuming at step 24 of stage1." in said) == interrupted
     kept = checkpoints_of(config, tmp_path / "run").newest(print)
     assert kept is not None and (kept.step, kept.quiet_lines) == (9, 0)
@@ -385,7 +388,7 @@ def test_a_suspicion_that_passes_leaves_no_trace(tmp_path: Path, monkeypatch: py
     config = quick(**{"stage1.steps": 40, "log_steps": 1, "checkpoint_steps": 3})
     win(monkeypatch, 11, 29)
     with pytest.raises(Stop):
-        distill(config, make_images(), tmp_path / "run", progress=stop_at("stage1", 38))
+        distill(make_images(), config, tmp_path / "run", progress=stop_at("stage1", 38))
     folder = checkpoints_of(config, tmp_path / "run")
     assert folder.newest_good() == ("stage1", 36)
     assert sorted(p.name for p in folder.folder.glob("*.json")) == ["stage1-00000033.json", "stage1-00000036.json"]
@@ -395,8 +398,8 @@ def test_a_discriminator_that_guesses_is_told_once_per_stage(tmp_path: Path, mon
     config = quick(**{"stage1.steps": 50, "stage2.steps": 24, "log_steps": 1, "checkpoint_steps": 100})
     win(monkeypatch, 1, loss=1.38)
     said: list[str] = []
-    assert distill(config, make_images(), tmp_path / "run", say=said.append).finished
-    told = [line for line in said if "one that guesses has 1.39" in line]
+    assert distill(make_images(), config, tmp_path / "run", say=said.append).finished
+    told = [line for line in said if "one at chance has 1.39" in line]
     assert len(told) == 2
     assert told[0].startswith("Step ") and "of stage1: the discriminator's loss was 1.38 over the last 20" in told[0]
     assert f"newest picture in {tmp_path / 'run' / 'grids'} looks poor" in told[0]
@@ -412,11 +415,11 @@ def test_a_run_in_pieces_is_told_of_a_guessing_discriminator_as_well(
     for step in (12, 18):  # neither piece has twenty log lines
         with pytest.raises(Stop):
             distill(
-                config, make_images(), tmp_path / "run", resume=True, say=said.append, progress=stop_at("stage1", step)
+                make_images(), config, tmp_path / "run", resume=True, say=said.append, progress=stop_at("stage1", step)
             )
-    assert not [line for line in said if "guesses" in line]
-    distill(config, make_images(), tmp_path / "run", resume=True, say=said.append)
-    assert [line.split(":")[0] for line in said if "guesses" in line and "stage1" in line] == ["Step 20 of stage1"]
+    assert not [line for line in said if "at chance" in line]
+    distill(make_images(), config, tmp_path / "run", resume=True, say=said.append)
+    assert [line.split(":")[0] for line in said if "at chance" in line and "stage1" in line] == ["Step 20 of stage1"]
 
 
 def test_a_discriminator_that_tells_some_things_apart_is_left_alone(
@@ -425,8 +428,8 @@ def test_a_discriminator_that_tells_some_things_apart_is_left_alone(
     win(monkeypatch, 1, loss=1.36)  # as that of the digits, which teach well
     said: list[str] = []
     config = quick(**{"stage1.steps": 40, "log_steps": 1, "checkpoint_steps": 100})
-    assert distill(config, make_images(), tmp_path / "run", say=said.append).finished
-    assert not [line for line in said if "guesses" in line]
+    assert distill(make_images(), config, tmp_path / "run", say=said.append).finished
+    assert not [line for line in said if "at chance" in line]
 
 
 def test_the_critic_of_wgan_has_no_loss_by_which_it_has_won(tmp_path: Path) -> None:
@@ -444,13 +447,13 @@ def test_the_critic_of_wgan_has_no_loss_by_which_it_has_won(tmp_path: Path) -> N
     with pytest.MonkeyPatch.context() as patch:
         win(patch, 1)
         config = preset("tiny", data=make_images(), overrides=overrides)
-        assert distill(config, make_images(), tmp_path / "run").finished
+        assert distill(make_images(), config, tmp_path / "run").finished
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
     said: list[str] = []
-    assert distill(quick(), make_images(), undisturbed, resume=True, say=said.append).finished
+    assert distill(make_images(), quick(), undisturbed, resume=True, say=said.append).finished
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
     assert said == [f"{undisturbed} is finished already."]
 
@@ -458,27 +461,27 @@ def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
 def test_run_directories_that_cannot_be_used(undisturbed: Path, tmp_path: Path) -> None:
     data = make_images()
     with pytest.raises(RunError, match="already holds a run: add --resume"):
-        distill(quick(), data, undisturbed)
+        distill(data, quick(), undisturbed)
     with pytest.raises(RunError, match=r"another configuration \(seed differ\)"):
-        distill(quick(seed=3), data, undisturbed, resume=True)
+        distill(data, quick(seed=3), undisturbed, resume=True)
     with pytest.raises(RunError, match=r"another configuration \(data differ\)"):
-        distill(quick(), make_images(seed=5), undisturbed, resume=True)
+        distill(make_images(seed=5), quick(), undisturbed, resume=True)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty and holds no run"):
-        distill(quick(), data, tmp_path)
+        distill(data, quick(), tmp_path)
     with pytest.raises(RunError, match="is a file"):
-        distill(quick(), data, tmp_path / "notes.txt")
+        distill(data, quick(), tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text("{")
     with pytest.raises(RunError, match="is damaged"):
-        distill(quick(), data, tmp_path / "damaged", resume=True)
+        distill(data, quick(), tmp_path / "damaged", resume=True)
 
 
 def test_how_often_a_run_reports_may_change_when_it_resumes(undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        distill(quick(), make_images(), tmp_path / "run", progress=stop_at("stage1", 3))
-    distill(quick(checkpoint_steps=3, log_steps=1), make_images(), tmp_path / "run", resume=True)
+        distill(make_images(), quick(), tmp_path / "run", progress=stop_at("stage1", 3))
+    distill(make_images(), quick(checkpoint_steps=3, log_steps=1), tmp_path / "run", resume=True)
     assert same(weights(undisturbed), weights(tmp_path / "run"))
 
 
@@ -529,17 +532,17 @@ def test_the_published_loss_has_its_published_weight_unless_it_is_set(name: str)
 def test_a_generator_that_mirrors_is_told_in_the_record_and_goes_on(tmp_path: Path) -> None:
     config = quick(**{"generator.mirrored": True, "stage1.steps": 4, "stage2.steps": 2})
     with pytest.raises(Stop):
-        distill(config, make_images(), tmp_path / "run", progress=stop_at("stage1", 3))
-    assert distill(config, make_images(), tmp_path / "run", resume=True).finished
+        distill(make_images(), config, tmp_path / "run", progress=stop_at("stage1", 3))
+    assert distill(make_images(), config, tmp_path / "run", resume=True).finished
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["generator"]["mirrored"] is True
     with pytest.raises(RunError, match=r"another configuration \(generator differ\)"):
-        distill(quick(**{"stage1.steps": 4, "stage2.steps": 2}), make_images(), tmp_path / "run", resume=True)
+        distill(make_images(), quick(**{"stage1.steps": 4, "stage2.steps": 2}), tmp_path / "run", resume=True)
 
 
 def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
     for loss in ("none", "paper"):
-        distill(quick(**{"matching.loss": loss}), make_images(), tmp_path / loss)
+        distill(make_images(), quick(**{"matching.loss": loss}), tmp_path / loss)
         assert (tmp_path / loss / "latents.npz").exists()
         lines = (tmp_path / loss / "metrics.jsonl").read_text().splitlines()
         assert ("matching_loss" in json.loads(lines[-1])) == (loss == "paper")
@@ -547,7 +550,7 @@ def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
 
 def test_stage_2_can_be_left_out(tmp_path: Path) -> None:
     nothing = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
-    assert distill(quick(**{"stage2.steps": 0, **nothing}), make_images(), tmp_path / "run").finished
+    assert distill(make_images(), quick(**{"stage2.steps": 0, **nothing}), tmp_path / "run").finished
     run_dir = tmp_path / "run"
     assert same(weights(run_dir), read_tensors(run_dir / "generator-stage1.safetensors"))
     assert not (run_dir / "pool.json").exists()
@@ -558,7 +561,7 @@ def test_the_published_recipe_runs_with_its_own_networks(tmp_path: Path) -> None
     small = {"stage1.steps": 1, "stage2.steps": 1, "pool.steps_between": 1, "stage1.batch_size": 4}
     config = preset("paper", data=data, overrides={**small, "stage2.batch_size": 4, "pool.batch_size": 4})
     assert config.matching.loss == "paper" and config.stage1.adversarial.loss == "wgan-gp-ac"
-    distill(config, data, tmp_path / "run")
+    distill(data, config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "pool.json").read_text())[0]["arch"] in config.pool.architectures
 
 
@@ -567,7 +570,7 @@ def test_colour_unbalanced_and_many_classes(tmp_path: Path) -> None:
     keep = [i for i, label in enumerate(data.train_labels) if label != 7 or i % 3 == 0]
     data = replace(data, train_images=data.train_images[keep], train_labels=data.train_labels[keep])
     config = preset("tiny", data=data, overrides={**QUICK, "generator.conditioning": "norm"})
-    assert distill(config, data, tmp_path / "run").finished
+    assert distill(data, config, tmp_path / "run").finished
 
 
 @pytest.mark.parametrize(
@@ -577,7 +580,11 @@ def test_every_size_and_number_of_classes(
     num_classes: int, per_class: int, image_px: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Batch statistics over 4,096 large images would take most of the time.
-    monkeypatch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=1, batch_size=8))
+    monkeypatch.setattr(
+        AdversarialTraining,
+        "copy_ema_generator",
+        partialmethod(AdversarialTraining.copy_ema_generator, batches=1, batch_size=8),
+    )
     data = make_images(num_classes=num_classes, per_class=per_class, image_px=image_px, channels=channels)
     data = replace(data, name="cifar-bars" if channels == 3 else data.name)
     if per_class > 1:  # unbalanced
@@ -590,7 +597,7 @@ def test_every_size_and_number_of_classes(
     chosen |= {"generator.conditioning": "input" if image_px > 8 else "norm"}
     config = preset("best", data=data, overrides={**QUICK, **few, **chosen, "pool.architectures": ("convnet3",)})
     assert config.generator.mirrored == (channels == 3) and config.stage1.adversarial.discriminator_steps == 2
-    assert distill(config, data, tmp_path / "run").finished
+    assert distill(data, config, tmp_path / "run").finished
     with np.load(tmp_path / "run" / "latents.npz") as archive:
         assert archive["latents"].shape == (num_classes, 1, 8) and np.isfinite(archive["latents"]).all()
     bundle = export_run(tmp_path / "run")
@@ -615,8 +622,8 @@ def test_all_that_best_does_ends_in_a_bundle_that_holds(tmp_path: Path) -> None:
     assert config.generator.mirrored and len(config.pool.architectures) == 5
     assert {**to_dict(config)["deployment"], **plain["deployment"]} == plain["deployment"]
     with pytest.raises(Stop):
-        distill(config, data, tmp_path / "run", progress=stop_at("refining", 1))
-    assert distill(config, data, tmp_path / "run", resume=True).finished
+        distill(data, config, tmp_path / "run", progress=stop_at("refining", 1))
+    assert distill(data, config, tmp_path / "run", resume=True).finished
     pool = json.loads((tmp_path / "run" / "pool.json").read_text())
     assert len(pool) == 5 * 4
     bundle = export_run(tmp_path / "run", precisions=("fp32", "fp16"))
@@ -643,14 +650,14 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(BadValueError, match="StageConfig.steps is -1"):
         quick(**{"stage1.steps": -1})
     with pytest.raises(BadValueError, match=r"stage1.batch_size is 22; it must be a multiple of 4"):
-        distill(quick(**{"stage1.batch_size": 22}), data, tmp_path / "run")
+        distill(data, quick(**{"stage1.batch_size": 22}), tmp_path / "run")
     with pytest.raises(
         BadValueError, match=r"stage2.batch_size is 5; it must be a multiple of 2 \(1 processes, matched"
     ):
-        distill(quick(**{"stage2.batch_size": 5, "discriminator.group_size": 1}), data, tmp_path / "run")
+        distill(data, quick(**{"stage2.batch_size": 5, "discriminator.group_size": 1}), tmp_path / "run")
     with pytest.raises(BadValueError, match="multiples of 8 and 28 pixels, not 12"):
         images = make_images(image_px=12)
-        distill(preset("paper", data=images), images, tmp_path / "run")
+        distill(images, preset("paper", data=images), tmp_path / "run")
     with pytest.raises(BadValueError, match="belong together"):
         DistillConfig(
             name="x",
@@ -709,8 +716,8 @@ def test_tensorboard_gets_what_the_metrics_hold_and_nothing_twice_after_a_resume
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=FakeWriter))
     config = quick(**{"stage1.steps": 6, "stage2.steps": 3, "log_steps": 1, "checkpoint_steps": 4})
     with pytest.raises(Stop):  # two log lines after its last checkpoint
-        distill(config, make_images(), tmp_path / "run", tensorboard=True, progress=stop_at("stage1", 6))
-    assert distill(config, make_images(), tmp_path / "run", resume=True, tensorboard=True).finished
+        distill(make_images(), config, tmp_path / "run", tensorboard=True, progress=stop_at("stage1", 6))
+    assert distill(make_images(), config, tmp_path / "run", resume=True, tensorboard=True).finished
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [
         *(("stage1", step) for step in range(1, 7)),
@@ -727,7 +734,7 @@ def test_tensorboard_gets_what_the_metrics_hold_and_nothing_twice_after_a_resume
 def test_a_missing_tensorboard_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match="tensorboard"):
-        distill(quick(), make_images(), tmp_path / "run", tensorboard=True)
+        distill(make_images(), quick(), tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -744,7 +751,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stop):
-        distill(quick(), make_images(), tmp_path / "run", progress=stop_at("stage1", 3))
+        distill(make_images(), quick(), tmp_path / "run", progress=stop_at("stage1", 3))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -752,7 +759,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(RunError, match=r"cannot be written \(No space left on device\): mend it"):
-            distill(quick(), make_images(), tmp_path / "run", resume=True)
+            distill(make_images(), quick(), tmp_path / "run", resume=True)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["stage1-00000002.json"]
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    assert distill(quick(), make_images(), tmp_path / "run", resume=True).finished
+    assert distill(make_images(), quick(), tmp_path / "run", resume=True).finished

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dim.distillation.losses import energy_distance, group_size_for, paper_loss
+from dim.distillation.losses import choose_group_size, energy_distance, paper_loss
 
 
 def naive_energy_distance(real: torch.Tensor, fake: torch.Tensor, n: int) -> float:
@@ -79,5 +79,5 @@ def test_gradients_are_finite_where_points_coincide() -> None:
     [(128, 4, 4, 32), (128, 8, 4, 16), (64, 4, 4, 16), (24, 4, 4, 4), (128, 1000, 4, 4), (6, 3, 1, 2), (4, 4, 4, 4)],
 )
 def test_group_sizes(batch: int, classes: int, discriminator_group: int, expected: int) -> None:
-    size = group_size_for(batch, classes, discriminator_group)
+    size = choose_group_size(batch, classes, discriminator_group)
     assert size == expected and batch % size == 0 and size % discriminator_group == 0

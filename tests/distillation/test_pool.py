@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from dim.config import POOL
+from dim.config import PAPER_POOL
 from dim.distillation.pool import PoolMember, fold_batch_norms
 from dim.runs.record import ImageSpec
 
 SPEC = ImageSpec(num_classes=4, image_px=12, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3)
 
 
-@pytest.mark.parametrize("name", [*POOL, "vgg11", "densenet", "mlp"])
+@pytest.mark.parametrize("name", [*PAPER_POOL, "vgg11", "densenet", "mlp"])
 def test_folding_batch_norms_changes_nothing_but_the_time(name: str) -> None:
     torch.manual_seed(0)
     member = PoolMember(name, SPEC, 4)

@@ -32,8 +32,8 @@ TEACHER = {
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "taught"
-    assert distill(quick(**TEACHER), make_images(), path).finished
+    path = tmp_path_factory.mktemp("runs") / "teacher"
+    assert distill(make_images(), quick(**TEACHER), path).finished
     return path
 
 
@@ -60,18 +60,18 @@ def test_a_teacher_reaches_sets_and_students(run_dir: Path, tmp_path: Path) -> N
 
 def test_a_teacher_goes_on_where_it_was_stopped(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        distill(quick(**TEACHER), make_images(), tmp_path / "run", progress=stop_at("teacher", 33))
+        distill(make_images(), quick(**TEACHER), tmp_path / "run", progress=stop_at("teacher", 33))
     assert int(read_tensors(tmp_path / "run" / "checkpoints" / "teacher.safetensors")["done"]) == 20
-    assert not distill(quick(**TEACHER), make_images(), tmp_path / "run", resume=True, time_limit_s=0.0).finished
+    assert not distill(make_images(), quick(**TEACHER), tmp_path / "run", resume=True, time_limit_s=0.0).finished
     assert int(read_tensors(tmp_path / "run" / "checkpoints" / "teacher.safetensors")["done"]) == 21
-    assert distill(quick(**TEACHER), make_images(), tmp_path / "run", resume=True).finished
+    assert distill(make_images(), quick(**TEACHER), tmp_path / "run", resume=True).finished
     assert not (tmp_path / "run" / "checkpoints" / "teacher.safetensors").exists()
-    taught, again = (read_tensors(path / "teacher.safetensors") for path in (run_dir, tmp_path / "run"))
-    assert same(taught, again)
+    whole, again = (read_tensors(path / "teacher.safetensors") for path in (run_dir, tmp_path / "run"))
+    assert same(whole, again)
 
 
 def test_an_unknown_classifier_is_told_before_anything_is_made(tmp_path: Path) -> None:
     for field, value in (("deployment.teacher", "resnet9"), ("pool.architectures", ("convnet3", "resnet9"))):
         with pytest.raises(BadValueError, match="Unknown classifier 'resnet9'"):
-            distill(quick(**{field: value}), make_images(), tmp_path / "run")
+            distill(make_images(), quick(**{field: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

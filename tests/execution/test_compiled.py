@@ -1,4 +1,4 @@
-"""Compiled networks play the same game, and whoever cannot compile is told so."""
+"""Compiled networks train the same GAN, and whoever cannot compile is told so."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from small_images import make_images
 from torch import nn
 
 from dim.config import DistillConfig
+from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.distill import distill
-from dim.distillation.game import Game
 from dim.execution import compiled
-from dim.execution.compiled import LEAST_STEPS, compiler_for
+from dim.execution.compiled import MIN_STEPS_TO_COMPILE, choose_compiler
 from dim.execution.distributed import World
 from dim.runtime.errors import BadValueError, DeviceError
 
@@ -51,13 +51,17 @@ def graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def longest() -> DistillConfig:
     config = quick()
-    return replace(config, graphs="off", stage1=replace(config.stage1, steps=LEAST_STEPS))
+    return replace(config, graphs="off", stage1=replace(config.stage1, steps=MIN_STEPS_TO_COMPILE))
 
 
 def test_a_compiled_game_gives_what_a_plain_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=1, batch_size=8))
+    monkeypatch.setattr(
+        AdversarialTraining,
+        "copy_ema_generator",
+        partialmethod(AdversarialTraining.copy_ema_generator, batches=1, batch_size=8),
+    )
     for how in ("off", "on"):
-        distill(quick(**SHORT, compile=how), make_images(), tmp_path / how, device="cpu")
+        distill(make_images(), quick(**SHORT, compile=how), tmp_path / how, device="cpu")
     for plain, fast in zip(metrics(tmp_path / "off"), metrics(tmp_path / "on"), strict=True):
         assert plain.keys() == fast.keys()
         assert ("r1" in plain) == (plain["step"] % 2 == 1)
@@ -75,7 +79,7 @@ def test_only_long_runs_of_one_process_on_a_gpu_without_graphs_are_compiled_unas
     network, gpu = nn.Linear(1, 1), torch.device("cuda")
 
     def is_compiled(config: DistillConfig, device: torch.device, processes: int = 1) -> bool:
-        return compiler_for(config, device, World(size=processes))(network) is not network
+        return choose_compiler(config, device, World(size=processes))(network) is not network
 
     assert quick().compile == "auto"
     assert is_compiled(longest(), gpu)
@@ -97,12 +101,12 @@ def test_a_machine_that_cannot_compile_says_so_or_goes_on_without(
         r"^torch.compile does not work here \(.*\): it needs a C\+\+ compiler such as g\+\+; install that, or set "
     )
     with pytest.raises(DeviceError, match=message + "compile to 'off'.$"):
-        distill(quick(compile="on"), make_images(), tmp_path / "run", device="cpu")
+        distill(make_images(), quick(compile="on"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(compiled, "LEAST_STEPS", 0)
+    monkeypatch.setattr(compiled, "MIN_STEPS_TO_COMPILE", 0)
     monkeypatch.setattr(torch, "ones", lambda count, device: torch.zeros(count))
     network = nn.Linear(1, 1)
-    assert compiler_for(longest(), torch.device("cuda"), World())(network) is network
+    assert choose_compiler(longest(), torch.device("cuda"), World())(network) is network
 
 
 def test_a_network_that_cannot_be_compiled_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +116,12 @@ def test_a_network_that_cannot_be_compiled_is_one_sentence(tmp_path: Path, monke
     monkeypatch.setattr(compiled, "_probe", lambda values: values)  # nothing to compile
     monkeypatch.setattr(compiled, "BACKEND", broken)
     with pytest.raises(DeviceError, match=r"^torch.compile does not work here \(.*out of luck.*\): it needs"):
-        distill(quick(**SHORT, compile="on"), make_images(), tmp_path / "run", device="cpu")
+        distill(make_images(), quick(**SHORT, compile="on"), tmp_path / "run", device="cpu")
     assert (tmp_path / "run").exists()  # the probe had nothing to say
 
 
 def test_several_processes_are_not_compiled() -> None:
     with pytest.raises(BadValueError, match="^compile is 'on' with 2 processes; batch statistics that span processes"):
-        compiler_for(quick(compile="on"), CPU, World(size=2))
+        choose_compiler(quick(compile="on"), CPU, World(size=2))
     with pytest.raises(BadValueError, match="compile is 'fast'; it must be one of auto, on, off"):
         quick(compile="fast")

@@ -15,13 +15,13 @@ from dim.augment import augment
 from dim.distillation.distill import distill
 from dim.distillation.session import Progress
 from dim.execution.cuda_graphs import (
-    LEAST_REPLAYS,
-    MEETINGS,
+    MIN_REPLAYS,
+    WARMUP_STEPS,
     GraphedSteps,
     Step,
-    own_stream,
-    recordable_rate,
-    set_rate,
+    capturable_lr,
+    set_lr,
+    use_own_stream,
 )
 from dim.execution.device_data import seed_of
 from dim.runtime.errors import DeviceError
@@ -79,12 +79,12 @@ def draw(generator: torch.Generator, *inputs: Tensor) -> dict[str, Tensor]:
 
 def test_a_step_is_recorded_when_it_has_run_often_enough(recorded: list[Replayed]) -> None:
     steps, plain = recording_steps(), GraphedSteps(CPU)
-    for number in range(MEETINGS + 3):
+    for number in range(WARMUP_STEPS + 3):
         for kind in ("a", "b"):
             images = torch.full((2,), float(number))
             found = steps.take(kind, draw, images, left=MANY, seed=seed_of(kind, number))
             assert found == plain.take(kind, draw, images, left=MANY, seed=seed_of(kind, number))
-        assert len(recorded) == (2 if number >= MEETINGS else 0)
+        assert len(recorded) == (2 if number >= WARMUP_STEPS else 0)
     assert [graph.replays for graph in recorded] == [3, 3]
     steps.forget()
     steps.take("a", draw, left=MANY, seed=1)
@@ -93,10 +93,10 @@ def test_a_step_is_recorded_when_it_has_run_often_enough(recorded: list[Replayed
 
 def test_a_step_that_does_not_come_often_is_not_recorded(recorded: list[Replayed]) -> None:
     steps = recording_steps()
-    for left in (LEAST_REPLAYS + 2, LEAST_REPLAYS + 1, LEAST_REPLAYS - 0.5, 3):
+    for left in (MIN_REPLAYS + 2, MIN_REPLAYS + 1, MIN_REPLAYS - 0.5, 3):
         steps.take("rare", draw, left=left)
     assert recorded == []
-    for left in (LEAST_REPLAYS + 2, LEAST_REPLAYS + 1, LEAST_REPLAYS, 3):
+    for left in (MIN_REPLAYS + 2, MIN_REPLAYS + 1, MIN_REPLAYS, 3):
         steps.take("frequent", draw, left=left)
     assert [graph.replays for graph in recorded] == [2]
 
@@ -105,8 +105,8 @@ def test_without_a_seed_the_generator_goes_on(recorded: list[Replayed]) -> None:
     found = []
     for steps in (recording_steps(), GraphedSteps(CPU)):
         steps.generator.manual_seed(3)
-        found.append([float(steps.take("a", draw, left=MANY)["value"]) for _ in range(MEETINGS + 3)])
-    assert found[0] == found[1] and len(set(found[0])) == MEETINGS + 3
+        found.append([float(steps.take("a", draw, left=MANY)["value"]) for _ in range(WARMUP_STEPS + 3)])
+    assert found[0] == found[1] and len(set(found[0])) == WARMUP_STEPS + 3
     assert len(recorded) == 1
 
 
@@ -115,7 +115,7 @@ def test_a_step_that_cannot_be_recorded_is_an_error_that_says_why(
 ) -> None:
     monkeypatch.setattr(dim.execution.cuda_graphs, "Graph", Refused)
     steps = recording_steps()
-    for _ in range(MEETINGS):
+    for _ in range(WARMUP_STEPS):
         steps.take("a", draw, left=MANY)
     message = (
         r"^A training step cannot be recorded as a CUDA graph here "
@@ -128,8 +128,8 @@ def test_a_step_that_cannot_be_recorded_is_an_error_that_says_why(
 def test_nothing_is_recorded_on_a_cpu_or_where_it_is_not_wanted(recorded: list[Replayed]) -> None:
     assert not GraphedSteps(CPU).recording
     assert not GraphedSteps(torch.device("cpu"), wanted=False).recording
-    with own_stream(CPU):
-        for _ in range(MEETINGS + 1):
+    with use_own_stream(CPU):
+        for _ in range(WARMUP_STEPS + 1):
             value = GraphedSteps(CPU).take("a", draw, left=MANY, seed=1)
     assert value == draw(torch.Generator().manual_seed(1)) and recorded == []
 
@@ -149,13 +149,13 @@ def test_a_warning_is_shown_once_on_a_cpu() -> None:
 
 def test_a_rate_changes_in_place_where_it_is_a_tensor() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    rate, tensor = recordable_rate(0.5, GraphedSteps(CPU)), recordable_rate(0.5, recording_steps())
+    rate, tensor = capturable_lr(0.5, GraphedSteps(CPU)), capturable_lr(0.5, recording_steps())
     assert rate == 0.5 and not isinstance(rate, Tensor)
     assert isinstance(tensor, Tensor)
     for lr in (rate, tensor):
         optimiser = torch.optim.SGD([weight], lr=lr)
         held = optimiser.param_groups[0]["lr"]
-        set_rate(optimiser, 0.25)
+        set_lr(optimiser, 0.25)
         assert float(optimiser.param_groups[0]["lr"]) == 0.25
         assert (held is optimiser.param_groups[0]["lr"]) == isinstance(lr, Tensor)
 
@@ -184,9 +184,9 @@ def test_a_recorded_distillation_is_the_plain_one(
 ) -> None:
     """Every kind of step holds all that it depends on: a closure over another step's values would show."""
     overrides = {"pool.architectures": ("mlp",), "stage1.steps": 12, "stage2.steps": 12, "autocast": "off", **changes}
-    distill(quick(**overrides), make_images(), tmp_path / "plain", device="cpu")
+    distill(make_images(), quick(**overrides), tmp_path / "plain", device="cpu")
     assert recorded == []
-    monkeypatch.setattr(dim.execution.cuda_graphs, "LEAST_REPLAYS", 1)
+    monkeypatch.setattr(dim.execution.cuda_graphs, "MIN_REPLAYS", 1)
     made = GraphedSteps.__init__
 
     def recording(self: GraphedSteps, device: torch.device, *, wanted: bool = True, **rest: str) -> None:
@@ -195,10 +195,10 @@ def test_a_recorded_distillation_is_the_plain_one(
 
     monkeypatch.setattr(GraphedSteps, "__init__", recording)
     # A rate in a tensor is float32; here the sums shall be the same to the last bit.
-    monkeypatch.setattr("dim.distillation.game.recordable_rate", lambda rate, steps: rate)
+    monkeypatch.setattr("dim.distillation.adversarial.capturable_lr", lambda rate, steps: rate)
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda *args, capturable=False, **options: adam(*args, **options))
-    distill(quick(**overrides), make_images(), tmp_path / "recorded", device="cpu")
+    distill(make_images(), quick(**overrides), tmp_path / "recorded", device="cpu")
     assert sum(graph.replays for graph in recorded) > 12
     one, other = weights(tmp_path / "plain"), weights(tmp_path / "recorded")
     assert one.keys() == other.keys()
@@ -214,7 +214,7 @@ def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
         layer = torch.nn.Linear(8, 8).to(device)
         steps = GraphedSteps(device, wanted=wanted)
         optimiser = torch.optim.Adam(
-            layer.parameters(), lr=recordable_rate(0.1, steps), fused=True, capturable=steps.recording
+            layer.parameters(), lr=capturable_lr(0.1, steps), fused=True, capturable=steps.recording
         )
 
         def step(generator: torch.Generator, scale: Tensor, layer=layer, optimiser=optimiser) -> dict[str, Tensor]:
@@ -224,9 +224,9 @@ def test_a_replayed_step_trains_as_the_step_does_on_a_gpu() -> None:
             optimiser.step()
             return {"loss": loss.detach()}
 
-        with own_stream(device):
+        with use_own_stream(device):
             for number in range(20):
-                set_rate(optimiser, 0.1 / (number + 1))
+                set_lr(optimiser, 0.1 / (number + 1))
                 steps.take("a", step, torch.tensor(1.0 + number, device=device), left=MANY, seed=number)
         found.append(layer.weight.detach().cpu())
     torch.testing.assert_close(*found)
@@ -245,7 +245,7 @@ def test_a_replayed_step_draws_among_alternatives_as_the_step_does_on_a_gpu() ->
     for wanted in (True, False):
         steps = GraphedSteps(device, wanted=wanted)
         kinds = []
-        with own_stream(device):
+        with use_own_stream(device):
             for number in range(60):
                 seen = steps.take("a", step, images, left=MANY, seed=number)["seen"]
                 kinds.append([torch.equal(seen, other) for other in (images.flip(3), grey, images)].index(True))
@@ -265,5 +265,5 @@ def test_a_run_on_a_gpu_goes_on_between_two_lines_of_its_log(stage: str, tmp_pat
 
     config = quick(log_steps=4, checkpoint_steps=1)
     with pytest.raises(Stop):
-        distill(config, make_images(), tmp_path, device="gpu", progress=interrupt)
-    assert distill(config, make_images(), tmp_path, device="gpu", resume=True).finished
+        distill(make_images(), config, tmp_path, device="gpu", progress=interrupt)
+    assert distill(make_images(), config, tmp_path, device="gpu", resume=True).finished

@@ -32,8 +32,8 @@ from small_images import make_images
 from torch import nn
 
 from dim.distillation.distill import _check_fit
-from dim.distillation.stage2 import matched_group_size
-from dim.execution.distributed import World, process_group
+from dim.distillation.stage2 import matching_group_size
+from dim.execution.distributed import World, join_process_group
 from dim.networks.batch_norm import BatchNorm, ClassBatchNorm, refresh_statistics, span_processes
 from dim.networks.classifiers import build_classifier
 from dim.presets import preset
@@ -99,7 +99,7 @@ def test_the_documented_command_gives_what_one_process_gives(tmp_path: Path) -> 
 
 def test_groups_are_chosen_by_the_batch_of_all_processes(tmp_path: Path) -> None:
     config, data = quick(**{"stage1.batch_size": 64, "stage2.batch_size": 64}), make_images()
-    assert matched_group_size(config) == 16
+    assert matching_group_size(config) == 16
     _check_fit(config, data, World(size=4))
     message = (
         r"stage2.batch_size is 64; it must be a multiple of 128 \(8 processes, matched in groups of 16\): change it, "
@@ -112,7 +112,7 @@ def test_groups_are_chosen_by_the_batch_of_all_processes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("best", 32), ("paper", 1)])
 def test_groups_of_the_presets_stay_as_they_were(name: str, size: int) -> None:
-    assert matched_group_size(preset(name, data=make_images())) == size
+    assert matching_group_size(preset(name, data=make_images())) == size
 
 
 def test_batch_statistics_and_their_gradients_span_all_processes(two: Path) -> None:
@@ -162,9 +162,9 @@ def test_class_batch_norm_uses_each_images_class() -> None:
 
 
 def test_one_process_is_the_whole_world() -> None:
-    with process_group("cpu") as world:
+    with join_process_group("cpu") as world:
         values = torch.arange(6)
         assert world == World() and world.is_main and torch.equal(world.slice(values), values)
-        assert world.agree(True, values.device) and not world.agree(False, values.device)
+        assert world.any_true(True, values.device) and not world.any_true(False, values.device)
         assert torch.equal(world.mean(values), values)
         world.barrier()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dim.execution.threads import cpu_threads, default_threads
+from dim.execution.threads import default_threads, use_cpu_threads
 from dim.runtime.cores import usable_cores
 from dim.runtime.errors import BadValueError
 
 
 def test_threads_are_set_inside_and_put_back() -> None:
     before = torch.get_num_threads()
-    with cpu_threads(before + 1):
+    with use_cpu_threads(before + 1):
         assert torch.get_num_threads() == before + 1
-    with cpu_threads(None):
+    with use_cpu_threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
-    with pytest.raises(BadValueError, match="threads is 0; it must be at least 1"), cpu_threads(0):
+    with pytest.raises(BadValueError, match="threads is 0; it must be at least 1"), use_cpu_threads(0):
         pass
 
 

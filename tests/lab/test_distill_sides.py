@@ -107,14 +107,14 @@ def test_both_sides_have_networks_of_one_size(
     bench: ModuleType, sides: ModuleType, tmp_path: Path, preset: str
 ) -> None:
     ours, theirs = make_sides(bench, sides, tmp_path, preset)
-    game, recipe = ours.session.game, theirs.recipe
+    gan, recipe = ours.session.gan, theirs.recipe
 
     def widths(network: torch.nn.Module) -> list[int]:
         layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
         return [layer.weight.shape[0] for layer in layers]
 
-    assert [p.shape for p in game.generator.parameters()] == [p.shape for p in recipe.generator.parameters()]
-    ours_widths, theirs_widths = widths(game.discriminator), widths(recipe.critic)
+    assert [p.shape for p in gan.generator.parameters()] == [p.shape for p in recipe.generator.parameters()]
+    ours_widths, theirs_widths = widths(gan.discriminator), widths(recipe.critic)
     assert theirs_widths == ours_widths + ([10] if preset == "tiny" else [])  # the class head
     members = sides.prepare_pool(ours.session).members
     assert [widths(member) for member in members] == [widths(classifier) for classifier in recipe.classifiers]

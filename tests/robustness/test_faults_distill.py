@@ -19,7 +19,7 @@ from small_images import make_images
 from dim.config import DistillConfig
 from dim.distillation.distill import distill
 from dim.runs import curves
-from dim.runs.folder import held
+from dim.runs.folder import lock_run
 from dim.runtime.errors import RunError
 
 SHORT = {"stage1.steps": 2, "stage2.steps": 2, "checkpoint_steps": 1, "grid_steps": 1, "log_steps": 1}
@@ -41,7 +41,7 @@ def every_picture_is_drawn_once() -> Iterator[None]:
 @pytest.fixture(scope="module", params=CONFIGS)
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     config, folder = CONFIGS[request.param], tmp_path_factory.mktemp("undisturbed")
-    counted = count_points(folder, lambda: distill(config, DATA, folder / "run"))
+    counted = count_points(folder, lambda: distill(DATA, config, folder / "run"))
     assert {"write", "fsync", "replace", "open", "mkdir", "unlink"} <= counted.kinds.keys()
     return config, counted.calls, tree(folder / "run")
 
@@ -57,7 +57,7 @@ def test_resuming_after_a_fault_ends_in_the_same_bytes(
         where = f"{how} at call {at}, {calls[at - 1]}"
         with Faults(fast, at, how) as faults:
             try:
-                distill(config, DATA, run_dir)
+                distill(DATA, config, run_dir)
             except RunError as error:
                 said = str(error)
             except Killed:
@@ -66,7 +66,7 @@ def test_resuming_after_a_fault_ends_in_the_same_bytes(
         check_nothing_partial(run_dir, expected, where)
         assert said or faults.dead or tree(run_dir) == expected, where
         assert "\n" not in said and "None" not in said
-        assert distill(config, DATA, run_dir, resume=True).finished
+        assert distill(DATA, config, run_dir, resume=True).finished
         found = tree(run_dir)
         assert found.keys() == expected.keys(), where
         assert [name for name in expected if found[name] != expected[name]] == [], where
@@ -85,7 +85,7 @@ def check_nothing_partial(run_dir: Path, expected: dict[str, bytes], where: str)
 
 def test_a_run_is_written_by_one_process(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    distill(CONFIGS["kept"], DATA, run_dir, time_limit_s=0.0)
+    distill(DATA, CONFIGS["kept"], run_dir, time_limit_s=0.0)
     message = f"^Another process is writing {run_dir}: wait for it, stop it, or choose another --out.$"
-    with held(run_dir), pytest.raises(RunError, match=message):
-        distill(CONFIGS["kept"], DATA, run_dir, resume=True)
+    with lock_run(run_dir), pytest.raises(RunError, match=message):
+        distill(DATA, CONFIGS["kept"], run_dir, resume=True)

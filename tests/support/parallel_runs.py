@@ -17,9 +17,9 @@ from quick_runs import QUICK
 from small_images import make_images
 from torch.nn.parallel import DistributedDataParallel
 
+from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.distill import distill
-from dim.distillation.game import Game
-from dim.execution.distributed import process_group
+from dim.execution.distributed import join_process_group
 from dim.networks.batch_norm import BatchNorm
 from dim.networks.generator import generator_from_dict
 from dim.presets import preset
@@ -66,9 +66,13 @@ def run_case(name: str, folder: Path, **changes: object) -> Path:
     data = make_images(channels=3 if name == "paper" else 1)
     base, overrides = CASES[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=2, batch_size=64))
+        patch.setattr(
+            AdversarialTraining,
+            "copy_ema_generator",
+            partialmethod(AdversarialTraining.copy_ema_generator, batches=2, batch_size=64),
+        )
         config = preset(base, data=data, overrides=overrides | changes)
-        assert distill(config, data, folder / name, device="cpu", threads=1).finished
+        assert distill(data, config, folder / name, device="cpu", threads=1).finished
     return folder / name
 
 
@@ -77,12 +81,16 @@ def run_in_pieces(name: str, folder: Path, ports: list[int]) -> int:
     data = make_images()
     base, overrides = CASES[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Game, "deployed_generator", partialmethod(Game.deployed_generator, batches=2, batch_size=64))
-        patch.setattr("dim.distillation.session.VOTE_STEPS", 1)
+        patch.setattr(
+            AdversarialTraining,
+            "copy_ema_generator",
+            partialmethod(AdversarialTraining.copy_ema_generator, batches=2, batch_size=64),
+        )
+        patch.setattr("dim.distillation.session.TIME_LIMIT_VOTE_STEPS", 1)
         config = preset(base, data=data, overrides=overrides)
         for pieces, port in enumerate(ports, 1):
             os.environ["MASTER_PORT"] = str(port)
-            if distill(config, data, folder / name, resume=True, device="cpu", threads=1, time_limit_s=0).finished:
+            if distill(data, config, folder / name, resume=True, device="cpu", threads=1, time_limit_s=0).finished:
                 return pieces
     raise AssertionError(f"not finished in {len(ports)} pieces")
 
@@ -105,7 +113,7 @@ def many_groups(rank: int, ports: list[int]) -> None:
 
 
 def wait_and_leave() -> None:
-    with process_group("cpu") as world:
+    with join_process_group("cpu") as world:
         network = DistributedDataParallel(torch.nn.Linear(4, 4))
         network(torch.randn(3, 4)).sum().backward()
         world.mean(torch.ones(3))
@@ -131,7 +139,7 @@ def norm_case() -> tuple[BatchNorm, torch.Tensor, torch.Tensor]:
 
 def normalise_share() -> dict[str, torch.Tensor | None]:
     """This process's part of `norm_case`, forwards and backwards."""
-    with process_group("cpu") as world:
+    with join_process_group("cpu") as world:
         norm, inputs, weights = norm_case()
         share = world.slice(inputs).clone().requires_grad_(True)
         output = norm(share)

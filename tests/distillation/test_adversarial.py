@@ -1,4 +1,4 @@
-"""The game's step: how often the discriminator is taught, and when it is penalised."""
+"""Adversarial training: how often the discriminator takes a step, and when it is penalised."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from quick_runs import quick
 from small_images import make_images
 
+from dim.distillation.adversarial import AdversarialTraining, Draws
 from dim.distillation.distill import describe_run
-from dim.distillation.game import Draws, Game
 from dim.distillation.session import Session
 from dim.execution.device_data import DeviceData
 from dim.execution.distributed import World
@@ -17,10 +17,10 @@ from dim.execution.distributed import World
 CPU = torch.device("cpu")
 
 
-def make_game(**changes: object) -> Game:
+def make_training(**changes: object) -> AdversarialTraining:
     config, data = quick(**{f"stage1.adversarial.{k}": v for k, v in changes.items()}), make_images()
     on_device = DeviceData(data.train_images, data.train_labels, len(data.classes), CPU)
-    return Game(config, describe_run(config, data).data.images, on_device, World())
+    return AdversarialTraining(config, describe_run(config, data).data.images, on_device, World())
 
 
 @pytest.mark.parametrize(
@@ -36,41 +36,41 @@ def make_game(**changes: object) -> Game:
 def test_r1_is_due_at_every_so_many_steps_of_the_discriminator(
     changes: dict[str, object], expected: list[tuple[bool, ...]]
 ) -> None:
-    game = make_game(**changes)
-    assert [game.penalties(step) for step in range(4)] == expected
-    many = [game.penalties(step) for step in range(120)]
-    assert {kind: game.share_of(many.index(kind)) for kind in set(many)} == pytest.approx(
+    gan = make_training(**changes)
+    assert [gan.penalty_pattern(step) for step in range(4)] == expected
+    many = [gan.penalty_pattern(step) for step in range(120)]
+    assert {kind: gan.penalty_pattern_frequency(many.index(kind)) for kind in set(many)} == pytest.approx(
         {kind: many.count(kind) / 120 for kind in set(many)}
     )
 
 
 def test_every_step_of_the_discriminator_has_images_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    game, seen, step = make_game(discriminator_steps=3, r1_every=2), [], Game.discriminator_step
+    gan, seen, step = make_training(discriminator_steps=3, r1_every=2), [], AdversarialTraining.discriminator_step
 
-    def noted(game: Game, draws: Draws, penalise: bool) -> dict[str, torch.Tensor]:
-        seen.append((draws, penalise, step(game, draws, penalise)))
+    def noted(gan: AdversarialTraining, draws: Draws, penalise: bool) -> dict[str, torch.Tensor]:
+        seen.append((draws, penalise, step(gan, draws, penalise)))
         return seen[-1][2]
 
-    monkeypatch.setattr(Game, "discriminator_step", noted)
-    draws, report = game.teach_discriminator(torch.Generator().manual_seed(1), 24, 4, 1)
+    monkeypatch.setattr(AdversarialTraining, "discriminator_step", noted)
+    draws, report = gan.train_discriminator(torch.Generator().manual_seed(1), 24, 4, 1)
     assert [penalise for _, penalise, _ in seen] == [False, True, False]  # the fourth to sixth of all
     assert draws is seen[-1][0]
     assert not any(torch.equal(a[0].real_NCHW, b[0].real_NCHW) for a, b in zip(seen, seen[1:], strict=False))
     losses = [report["discriminator_loss"] for *_, report in seen]
     assert report["discriminator_loss"] == torch.stack(losses).mean()
     assert report["r1"] == seen[1][2]["r1"]
-    assert game.discriminator_optimiser.state_dict()["state"][0]["step"] == 3
+    assert gan.discriminator_optimiser.state_dict()["state"][0]["step"] == 3
 
 
 def test_losses_of_a_checkpoint_go_back_to_the_device_that_the_next_ones_are_on() -> None:
-    game: Any = make_game()
+    gan: Any = make_training()
     create: Any = Session
-    session = create(run_dir=None, record=None, game=game, world=World(), checkpoints=None, say=print, progress=print)
+    session = create(run_dir=None, record=None, gan=gan, world=World(), checkpoints=None, say=print, progress=print)
     session.unlogged = {"discriminator_loss": [torch.tensor(1.0), torch.tensor(2.0)]}
     tensors = session.tensors()
     session.unlogged = {}
     session.world = SimpleNamespace(is_main=False)
-    game.device = torch.device("meta")  # stands for a GPU; checkpoints are read to the CPU
+    gan.device = torch.device("meta")  # stands for a GPU; checkpoints are read to the CPU
     session.restore(SimpleNamespace(tensors=tensors, quiet_lines=0))
     (losses,) = session.unlogged.values()
     assert [loss.device.type for loss in losses] == ["meta", "meta"]

@@ -1,4 +1,4 @@
-"""The two networks of a conditional GAN, their optimisers and one step of their game.
+"""Adversarial training of a conditional GAN: its networks and optimisers, and one step of each.
 
 Shapes: N batch (this process's share), Z latent dimension, C channels, H = W image_px.
 """
@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dim.augment import augment
 from dim.config import AdversarialConfig, DistillConfig
-from dim.execution.compiled import compiler_for
-from dim.execution.cuda_graphs import GraphedSteps, recordable_rate, set_rate
+from dim.execution.compiled import choose_compiler
+from dim.execution.cuda_graphs import GraphedSteps, capturable_lr, set_lr
+from dim.execution.device import autocast_dtype
 from dim.execution.device_data import DeviceData, seed_of, step_generator, to_signed
 from dim.execution.distributed import World
 from dim.networks.batch_norm import refresh_statistics
@@ -45,8 +46,8 @@ class Draws:
     """For the augmentations that follow."""
 
 
-class Game:
-    """Generator, its moving average, discriminator and optimisers.
+class AdversarialTraining:
+    """Generator, its exponential moving average (EMA), discriminator and optimisers.
 
     Args:
         config: of the distillation.
@@ -57,7 +58,7 @@ class Game:
 
     def __init__(self, config: DistillConfig, images: ImageSpec, data: DeviceData, world: World) -> None:
         self.config, self.data, self.world, self.device = config, data, world, data.device
-        self.amp_dtype = amp_dtype(config.autocast, self.device)
+        self.autocast_dtype = autocast_dtype(config.autocast, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(config.seed, "networks"))
             sizes = {"num_classes": images.num_classes, "image_px": images.image_px, "channels": images.channels}
@@ -67,7 +68,7 @@ class Game:
         self.generator = generator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-        compiled = compiler_for(config, self.device, world)
+        compiled = choose_compiler(config, self.device, world)
         self.fast_generator, self.fast_discriminator = compiled(self.generator), compiled(self.discriminator)
         self.parallel_generator = self._parallel(self.generator) if world.size > 1 else self.fast_generator
         self.parallel_discriminator = self._parallel(self.discriminator)
@@ -80,7 +81,7 @@ class Game:
         return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
     def graphed_steps(self) -> GraphedSteps:
-        """What takes the steps of one optimiser, as CUDA graphs where the configuration and the device want it."""
+        """An executor for the steps of a stage: CUDA graphs where configuration and device allow them."""
         return GraphedSteps(self.device, wanted=self.config.graphs == "auto" and self.world.size == 1)
 
     def start_stage(self, adversarial: AdversarialConfig, steps: GraphedSteps | None = None) -> None:
@@ -88,16 +89,16 @@ class Game:
 
         Args:
             adversarial: of the stage.
-            steps: what will take the stage's steps; None where they are not taken yet.
+            steps: executor of the stage's steps; None where none is taken yet.
         """
         self.adversarial = adversarial
-        self._shares = Counter(self.penalties(step) for step in range(adversarial.r1_every))
+        self._pattern_counts = Counter(self.penalty_pattern(step) for step in range(adversarial.r1_every))
         steps = steps or GraphedSteps(self.device, wanted=False)
 
         def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
             return torch.optim.Adam(
                 network.parameters(),
-                lr=recordable_rate(rate, steps),
+                lr=capturable_lr(rate, steps),
                 betas=(adversarial.beta1, adversarial.beta2),
                 fused=True,
                 capturable=steps.recording,
@@ -108,15 +109,21 @@ class Game:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 where the configuration and the device want it."""
-        enabled = self.amp_dtype is not None
-        return torch.autocast(self.device.type, dtype=self.amp_dtype or torch.bfloat16, enabled=enabled)
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)
 
     def step_seed(self, stage: str, step: int) -> int:
-        """What a step's generator is seeded with: all its draws are a function of (seed, stage, step) alone."""
+        """Seed of a step's random generator: all draws are a function of (seed, stage, step) alone."""
         return seed_of(self.config.seed, stage, step)
 
     def draw(self, generator: torch.Generator, batch_size: int, group_size: int) -> Draws:
-        """A step's draws, from a generator that was seeded for it."""
+        """Draw labels, real images and latents of one step.
+
+        Args:
+            generator: seeded for the step.
+            batch_size: of all processes.
+            group_size: consecutive images of one class.
+        """
         if self.adversarial.loss == "wgan-gp-ac" and group_size == 1:
             labels = self.data.draw_natural_labels(batch_size, generator)
             shape = (batch_size,)
@@ -136,8 +143,10 @@ class Game:
             generator=generator,
         )
 
-    def augmented(self, images_NCHW: Tensor, policy: str, generator: torch.Generator, *, fill: float = -1.0) -> Tensor:
-        """`augment` with draws made for the whole batch of all processes and cut to this one's share."""
+    def augment_share(
+        self, images_NCHW: Tensor, policy: str, generator: torch.Generator, *, fill: float = -1.0
+    ) -> Tensor:
+        """Augment this process's share of a batch with the draws that one process would make for the whole batch."""
         if self.world.size == 1:
             return augment(images_NCHW, policy, generator, fill=fill)
         share = images_NCHW.shape[0]
@@ -146,29 +155,30 @@ class Game:
         return augment(everyone, policy, generator, fill=fill)[before : before + share]
 
     def set_learning_rates(self, progress: float) -> None:
-        """Linear decay; `progress` runs from 0 to 1 over the stage."""
+        """Set both learning rates by linear decay; `progress` runs from 0 to 1 over the stage."""
         a = self.adversarial
         factor = 1.0 + (a.final_lr_fraction - 1.0) * progress
         for optimiser, lr in (
             (self.generator_optimiser, a.generator_lr),
             (self.discriminator_optimiser, a.discriminator_lr),
         ):
-            set_rate(optimiser, lr * factor)
+            set_lr(optimiser, lr * factor)
 
-    def penalties(self, step: int) -> tuple[bool, ...]:
-        """For every discriminator step that belongs to a generator step, whether R1 is due at it."""
+    def penalty_pattern(self, step: int) -> tuple[bool, ...]:
+        """For every discriminator step of a generator step, whether it has the R1 penalty."""
         a = self.adversarial
         first = step * a.discriminator_steps
         return tuple(a.r1_gamma > 0 and i % a.r1_every == 0 for i in range(first, first + a.discriminator_steps))
 
-    def share_of(self, step: int) -> float:
-        """Which part of all steps has the penalties of this one."""
-        return self._shares[self.penalties(step)] / self._shares.total()
+    def penalty_pattern_frequency(self, step: int) -> float:
+        """Fraction of a stage's steps with the same R1 pattern as `step`; tells how often a CUDA graph will be
+        replayed."""
+        return self._pattern_counts[self.penalty_pattern(step)] / self._pattern_counts.total()
 
-    def teach_discriminator(
+    def train_discriminator(
         self, generator: torch.Generator, batch_size: int, group_size: int, step: int
     ) -> tuple[Draws, dict[str, Tensor]]:
-        """The discriminator's steps of one generator step.
+        """Take the discriminator's steps of one generator step.
 
         Args:
             generator: seeded for the generator step; every step draws on from it.
@@ -180,7 +190,7 @@ class Game:
             The last draws, on which the generator's step is to be taken, and the mean of every loss.
         """
         reports = []
-        for penalise in self.penalties(step):
+        for penalise in self.penalty_pattern(step):
             draws = self.draw(generator, batch_size, group_size)
             reports.append(self.discriminator_step(draws, penalise))
         names = {name for report in reports for name in report}
@@ -189,7 +199,7 @@ class Game:
         }
 
     def discriminator_step(self, draws: Draws, penalise: bool) -> dict[str, Tensor]:
-        """One optimiser step of the discriminator, with R1 if `penalise`; returns its losses on the device."""
+        """Take one optimiser step of the discriminator, with R1 if `penalise`; returns its losses on the device."""
         with torch.no_grad(), self.autocast():
             fake = self.fast_generator(draws.discriminator_latents_NZ, draws.fake_labels_N).float()
         self.discriminator_optimiser.zero_grad(set_to_none=True)
@@ -206,8 +216,8 @@ class Game:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Non-saturating logistic loss, with R1 (arXiv 1801.04406) if `penalise`, in one pass over both halves."""
         a = self.adversarial
-        real = self.augmented(draws.real_NCHW, a.augment, draws.generator)
-        fake = self.augmented(fake_NCHW, a.augment, draws.generator)
+        real = self.augment_share(draws.real_NCHW, a.augment, draws.generator)
+        fake = self.augment_share(fake_NCHW, a.augment, draws.generator)
         real.requires_grad_(penalise)
         labels = torch.cat([draws.labels_N, draws.fake_labels_N])
         # Compiled graphs cannot be differentiated twice.
@@ -253,13 +263,13 @@ class Game:
                 critic, classes = self.fast_discriminator(fake)
                 loss = F.cross_entropy(classes.float(), draws.labels_N) - critic.float().mean()
             else:
-                shown = self.augmented(fake, self.adversarial.augment, draws.generator)
+                shown = self.augment_share(fake, self.adversarial.augment, draws.generator)
                 loss = F.softplus(-self.fast_discriminator(shown, draws.labels_N)).mean()
         self.discriminator.requires_grad_(True)
         return loss, fake
 
     def generator_step(self, loss: Tensor, batch_size: int) -> None:
-        """One optimiser step of the generator and of its moving average."""
+        """Take one optimiser step of the generator, and one of its moving average."""
         self.generator_optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.generator_optimiser.step()
@@ -269,8 +279,15 @@ class Game:
             ours, theirs = list(self.ema.parameters()), [p.detach() for p in self.generator.parameters()]
             torch._foreach_lerp_(ours, theirs, 1.0 - keep)
 
-    def deployed_generator(self, batches: int = 16, batch_size: int = 256) -> nn.Module:
-        """A float32 copy of the moving average in evaluation mode, with batch statistics measured for it."""
+    def copy_ema_generator(self, batches: int = 16, batch_size: int = 256) -> nn.Module:
+        """Copy the moving average, float32, in evaluation mode, with batch statistics measured anew.
+
+        A moving average of weights has no batch statistics of its own.
+
+        Args:
+            batches: over which statistics are averaged.
+            batch_size: of each.
+        """
         network = copy.deepcopy(self.ema)
         generator = step_generator(self.device, self.config.seed, "statistics")
         arguments = []
@@ -282,19 +299,3 @@ class Game:
             )
         refresh_statistics(network, arguments)
         return network  # type: ignore[no-any-return]
-
-
-def amp_dtype(autocast: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast: bf16, or None for float32.
-
-    Args:
-        autocast: `bf16`, `off` or `auto`.
-        device: `auto` means bf16 on GPUs, and on CPUs with bf16 matrix instructions (measured: 1.8 times as fast).
-    """
-    if autocast == "auto":
-        if device.type == "cpu":
-            capabilities = torch.backends.cpu.get_cpu_capability()
-            fast = "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
-            return torch.bfloat16 if fast else None
-        return torch.bfloat16
-    return torch.bfloat16 if autocast == "bf16" else None

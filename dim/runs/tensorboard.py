@@ -1,0 +1,60 @@
+"""TensorBoard event files of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dim.runtime.errors import MissingExtraError
+
+
+def import_summary_writer() -> Callable[[str], Any]:
+    """Return TensorBoard's `SummaryWriter`.
+
+    Raises:
+        MissingExtraError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files") from None
+    return SummaryWriter
+
+
+class TensorBoardLog:
+    """Event files with the same values as `metrics.jsonl`, also after a resume from before its last lines.
+
+    Args:
+        metrics_path: the run's `metrics.jsonl`.
+        folder: where the event files go; those that are there are replaced.
+        open_writer: `SummaryWriter`, by its folder.
+    """
+
+    def __init__(self, metrics_path: Path, folder: Path, open_writer: Callable[[str], Any]) -> None:
+        self._metrics_path = metrics_path
+        self._folder = folder
+        self._open_writer = open_writer
+        self._writer: Any = None
+
+    def __call__(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Add a line that the metrics hold already; the first time, every line before it."""
+        if self._writer is None:
+            for events in self._folder.glob("events.out.tfevents.*"):
+                events.unlink()
+            self._writer = self._open_writer(str(self._folder))
+            for line in self._metrics_path.read_text().splitlines():
+                self._add(**json.loads(line))
+        else:
+            self._add(stage=stage, step=step, **values)
+        self._writer.flush()
+
+    def _add(self, *, stage: str, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """End the event file."""
+        if self._writer is not None:
+            self._writer.close()
