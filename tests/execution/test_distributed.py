@@ -31,7 +31,8 @@ from quick_runs import quick
 from small_images import make_images
 from torch import nn
 
-from dim.distillation.distill import _check_fit
+from dim.distillation.check_config import check_config
+from dim.distillation.distill import describe_run
 from dim.distillation.stage2 import matching_group_size
 from dim.execution.distributed import World, join_process_group
 from dim.networks.batch_norm import BatchNorm, ClassBatchNorm, refresh_statistics, span_processes
@@ -98,16 +99,17 @@ def test_the_documented_command_gives_what_one_process_gives(tmp_path: Path) -> 
 
 
 def test_groups_are_chosen_by_the_batch_of_all_processes(tmp_path: Path) -> None:
-    config, data = quick(**{"stage1.batch_size": 64, "stage2.batch_size": 64}), make_images()
+    config = quick(**{"stage1.batch_size": 64, "stage2.batch_size": 64})
+    images = describe_run(config, make_images()).data.images
     assert matching_group_size(config) == 16
-    _check_fit(config, data, World(size=4))
+    check_config(config, images, World(size=4))
     message = (
         r"stage2.batch_size is 64; it must be a multiple of 128 \(8 processes, matched in groups of 16\): change it, "
         "or set matching.classes_per_step, the least number of groups, to 8 or a multiple of it."
     )
     with pytest.raises(BadValueError, match=f"^{message}$"):
-        _check_fit(config, data, World(size=8))
-    _check_fit(replace(config, matching=replace(config.matching, classes_per_step=8)), data, World(size=8))
+        check_config(config, images, World(size=8))
+    check_config(replace(config, matching=replace(config.matching, classes_per_step=8)), images, World(size=8))
 
 
 @pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("best", 32), ("paper", 1)])
