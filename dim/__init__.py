@@ -3,8 +3,8 @@
 import dim
 
 data = dim.load_data("digits")                                                      # images and labels in
-outcome = dim.distill(dim.preset("tiny", data=data), data, Path("runs/digits"))     # PyTorch: a run directory
-path = dim.export_run(outcome.run_dir)                                              # a bundle of a few megabytes
+result = dim.distill(data, "tiny", "runs/digits")                                   # PyTorch: a run directory
+path = dim.export_run(result.run_dir)                                               # a bundle of a few megabytes
 with dim.open_bundle(path) as bundle:                                               # NumPy and one engine, no PyTorch
     X, y = bundle.arrays(ipc=50)
 
