@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dim.runtime.errors import DataError, OutputError
 from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, to_plain
+from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
 from dim.students.recipes import Recipe
 
 FORMAT_VERSION = 1
@@ -143,16 +143,25 @@ def write_result(result: CellResult, out: Path) -> None:
 
 
 def read_result(cell: Cell, out: Path) -> CellResult | None:
-    """Return the finished result of a cell, or None where there is none, or only what a crash or another format left.
+    """Return the finished result of a cell, or None where there is none, or only what a crash left.
 
     Args:
         cell: which one.
         out: the evaluation's folder.
+
+    Raises:
+        OutputError: a newer dim wrote it; it would be replaced.
     """
     path = cell.path(out)
+    where = f"The result {path}"
     try:
-        result = parse_result(path.read_bytes(), f"The result {path}")
-    except (OSError, DataError):
+        data = path.read_bytes()
+        block = json.loads(data)
+        if isinstance(block, dict):
+            version, maker = block.get("format_version"), block.get("dim_version")
+            refuse_newer(version, where, version=FORMAT_VERSION, maker=maker, error=OutputError)
+        result = parse_result(data, where)
+    except (OSError, ValueError, RecursionError, DataError):
         return None
     return result if result.cell.identity() == cell.identity() else None
 

@@ -33,7 +33,7 @@ from dim.runtime.bundle_format.schema import (
 from dim.runtime.errors import BundleError
 from dim.runtime.sampling.philox import SAMPLING_VERSION
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, to_plain
+from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +262,9 @@ def parse_manifest(data: bytes) -> Manifest:
         BundleError: it is malformed, altered, or of a newer format.
     """
     block = parse_versioned(data, "The manifest", version=FORMAT_VERSION, max_bytes=MAX_MANIFEST_BYTES)
+    if isinstance(sampling := block.get("sampling"), dict):
+        found, maker = sampling.get("sampling_version"), block.get("created_by")
+        refuse_newer(found, "The manifest", version=SAMPLING_VERSION, what="sampling version", maker=maker)
     manifest = from_plain(Manifest, block, "The manifest")
     del block["manifest_sha256"]
     if _hash_block(block) != manifest.manifest_sha256:

@@ -7,6 +7,7 @@ dataclass's own `__post_init__`, which raises `FieldError`.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType, UnionType
@@ -16,6 +17,7 @@ from dim.runtime.errors import BundleError, DimError, printable
 from dim.runtime.storage import strict_json
 
 Record = TypeVar("Record")
+_RELEASE = re.compile(r"(?:dim )?(\d[\w.]{0,30})")
 
 
 class FieldError(ValueError):
@@ -75,15 +77,42 @@ def parse_versioned(
     if "format_version" not in block:
         raise error(_end_sentence(f"{where} lacks the field format_version", advice))
     found = block.pop("format_version")
-    if type(found) is int and found > version:
-        raise error(
-            f"{where} has format version {found} and was made by a newer dim; this one reads version {version}: "
-            "run  pip install --upgrade dim-distill"
-        )
+    refuse_newer(found, where, version=version, maker=block.get("created_by") or block.get("dim_version"), error=error)
     if type(found) is not int or found != version:
         clause = f"{where}'s field format_version is {show_value(found)}; it must be {version}"
         raise error(_end_sentence(clause, advice))
     return block
+
+
+def refuse_newer(
+    found: object,
+    where: str,
+    *,
+    version: int,
+    what: str = "format version",
+    maker: object = None,
+    error: type[DimError] = BundleError,
+) -> None:
+    """Refuse what a newer release wrote, in a sentence that names the release.
+
+    Args:
+        found: the version in the file; what is no integer is left to other checks.
+        where: the file's name at the start of a sentence.
+        version: the newest that this release reads.
+        what: kind of version.
+        maker: what the file says about its maker, "dim 0.3.0" or "0.3.0".
+        error: the kind of error to raise.
+
+    Raises:
+        error: `found` is newer.
+    """
+    if type(found) is int and found > version:
+        named = _RELEASE.fullmatch(maker) if isinstance(maker, str) else None
+        newer = f"a newer dim ({named[1]})" if named else "a newer dim"
+        raise error(
+            f"{where} has {what} {found} and was made by {newer}; this one reads version {version}: "
+            "run  pip install --upgrade dim-distill"
+        )
 
 
 def from_plain(

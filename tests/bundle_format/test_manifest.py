@@ -216,7 +216,10 @@ def set_at(*path: Any) -> Callable[[dict[str, Any]], object]:
         (set_at("image", "height", True), "image.height is True; it must be an integer"),
         (set_at("image", "height", 8.0), "image.height is 8.0; it must be an integer"),
         (set_at("image", "channels", 2), "image.channels is 2; it must be 1 or 3"),
-        (set_at("sampling", "sampling_version", 2), "sampling.sampling_version is 2; it must be 1"),
+        (
+            set_at("sampling", "sampling_version", 2),
+            r"has sampling version 2 and was made by a newer dim \(0.1.0\); this one reads version 1",
+        ),
         (
             set_at("sampling", "latent_dim", 10**6),
             "sampling.latent_dim is 1000000; it must be an integer from 1 to 4,096",

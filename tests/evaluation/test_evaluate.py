@@ -438,7 +438,9 @@ def test_a_result_of_format_version_1_is_read_under_its_name() -> None:
     result = parse_result(path.read_bytes(), "The result")
     assert result.cell.path(Path()).name == path.name
     assert {"format_version": 1, **to_plain(result)} == json.loads(path.read_text())
-    with pytest.raises(DataError, match=r"^The result has format version 2 and was made by a newer dim; this"):
+    with pytest.raises(
+        DataError, match=r"^The result has format version 2 and was made by a newer dim \(\d[\w.]+\); this"
+    ):
         parse_result(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 2'), "The result")
 
 

@@ -1,0 +1,94 @@
+"""Every version that docs/formats.md names: a golden file is read, and a newer one is refused with what it needs."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_tools import dim, one_line
+
+from dim.evaluation.cells import parse_result
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.manifest import parse_manifest
+from dim.runtime.errors import DimError
+from dim.runtime.sampling.philox import SAMPLING_VERSION
+from dim.runtime.sets.journal import SetFile
+from dim.runtime.trt.sidecar import parse_sidecar
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+(RESULT,) = (GOLDEN / "evaluation").glob("*.json")
+ENGINE = GOLDEN / "generator.fp16.trt.sm89.engine.json"
+
+
+def read_table() -> dict[str, tuple[str, str]]:
+    """Read the table: what a file is -> the version read, and the golden file."""
+    text = (ROOT / "docs" / "formats.md").read_text().split("\n## Versions\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    return {row[0]: (row[2], row[3].strip("`")) for row in rows[1:]}
+
+
+def newer(path: Path, field: str = "format_version") -> bytes:
+    """The file of a release to come: its version is 2, and it says who made it."""
+    text = path.read_text()
+    assert f'"{field}": 1' in text
+    text = text.replace(f'"{field}": 1', f'"{field}": 2')
+    return re.sub(r'"(created_by|dim_version)": "(dim )?[\d.]+"', r'"\1": "\g<2>9.8.7"', text).encode()
+
+
+READERS: dict[str, tuple[Path, Callable[[bytes], object], str]] = {
+    "bundle": (GOLDEN / "digits.dim" / "manifest.json", parse_manifest, "format version"),
+    "sampling contract": (GOLDEN / "digits.dim" / "manifest.json", parse_manifest, "sampling version"),
+    "compiled engine": (ENGINE, lambda data: parse_sidecar(data, ENGINE.name.removesuffix(".json")), "format version"),
+    "set": (GOLDEN / "set" / "dataset.json", lambda data: SetFile.from_json(data, "set"), "format version"),
+    "result of one student": (RESULT, lambda data: parse_result(data, "The result"), "format version"),
+}
+
+
+def test_the_table_names_every_format_with_its_version_and_file() -> None:
+    table = read_table()
+    assert list(table) == list(READERS)
+    assert all(version == "1" and (ROOT / golden).exists() for version, golden in table.values()), table
+    assert json.loads((GOLDEN / "sampling.json").read_text()) and SAMPLING_VERSION == 1
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_golden_file_is_read_and_a_newer_one_is_refused(name: str) -> None:
+    path, read, kind = READERS[name]
+    read(path.read_bytes())
+    with pytest.raises(DimError) as refused:
+        read(newer(path, kind.replace("format ", "format_").replace("sampling ", "sampling_")))
+    assert str(refused.value).endswith(
+        f" has {kind} 2 and was made by a newer dim (9.8.7); this one reads version 1: "
+        "run  pip install --upgrade dim-distill"
+    )
+
+
+def test_the_golden_bundle_is_the_one_that_its_table_of_files_lists() -> None:
+    assert load_manifest(GOLDEN / "digits.dim").sampling.sampling_version == SAMPLING_VERSION
+
+
+def test_the_golden_set_is_complete_and_made_again_to_the_same_bytes(tmp_path: Path) -> None:
+    command = (
+        "generate",
+        "--bundle",
+        GOLDEN / "digits.dim",
+        "--ipc",
+        1,
+        "--format",
+        "npz",
+        "--engine",
+        "fake",
+        "--out",
+    )
+    kept = shutil.copytree(GOLDEN / "set", tmp_path / "kept")
+    assert "complete" in dim(*command, kept).out
+    assert dim(*command, tmp_path / "new").code == 0
+    for place in (kept, tmp_path / "new"):
+        assert (place / "train.npz").read_bytes() == (GOLDEN / "set" / "train.npz").read_bytes()
+        found, golden = (json.loads((folder / "dataset.json").read_text()) for folder in (place, GOLDEN / "set"))
+        assert found["plan"] == golden["plan"] and found["written"]["parts"] == golden["written"]["parts"]
+    (kept / "dataset.json").write_bytes(newer(kept / "dataset.json"))
+    assert "a newer dim (9.8.7)" in one_line(dim(*command, kept))
