@@ -10,6 +10,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import platform
 import secrets
 import shutil
 import stat
@@ -66,7 +67,7 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._root = os.fspath(root)
-        self.scratch_folder = root / STATE / "work" / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.scratch_folder = root / STATE / "work" / f"{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
 
     def __str__(self) -> str:
         return str(self.root)
@@ -153,9 +154,13 @@ class LocalStore:
     def scratch(self, name: str) -> Path:
         # Only `.dim` itself proves that the place is still the one where the set was begun, so it is not made here.
         if not self.scratch_folder.is_dir():
-            for folder in (self.scratch_folder.parent, self.scratch_folder):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(folder)
+            work = self.scratch_folder.parent
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(work)
+            for folder in filter(_is_abandoned, os.listdir(work)):
+                shutil.rmtree(work / folder, ignore_errors=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.scratch_folder)
         return self.scratch_folder / name
 
     def flush(self) -> None:
@@ -204,6 +209,20 @@ def make_altered_error(store: Store, name: str) -> OutputError:
         f"{store}/{name} is not what this set's plan draws: it was altered or is another file; "
         "move it away and run the same command again."
     )
+
+
+def _is_abandoned(scratch_folder: str) -> bool:
+    """Say whether a folder for files in the making belonged to a process of this machine that is dead."""
+    host, _, process = scratch_folder.rpartition(".")[0].rpartition(".")
+    if host != platform.node() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _open_plain(path: str, flags: int) -> int:

@@ -3,6 +3,8 @@
 Faults at every single call are injected in test_faults_generate.
 """
 
+import os
+import platform
 import random
 import signal
 import subprocess
@@ -76,6 +78,19 @@ def test_a_mount_that_goes_away(tiny_bundle: Path, tmp_path: Path) -> None:
         assert generate(bundle, out, counts=(900, 60, 3)).complete
         generate(bundle, tmp_path / "one", counts=(900, 60, 3))
     assert tree(out) == tree(tmp_path / "one")
+
+
+def test_what_a_killed_process_was_making_is_removed(tiny_bundle: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    work = tmp_path / ".dim" / "work"
+    kept = {f"{platform.node()}.{os.getpid()}.0", f"elsewhere.{dead.pid}.0", "of another kind"}
+    for name in (*kept, f"{platform.node()}.{dead.pid}.0"):
+        (work / name).mkdir(parents=True)
+        (work / name / "train.npz").write_bytes(b"half")
+    with open_bundle(tiny_bundle, engine="fake") as bundle:
+        generate(bundle, tmp_path, counts=(600, 0, 0), shard=(0, 2))
+    assert {path.name for path in work.iterdir()} == kept
 
 
 @pytest.mark.parametrize("format", ["npz", "npy"])
