@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dim.data.load import load_data as load_data
     from dim.distillation.distill import distill as distill
     from dim.evaluation.evaluate import evaluate as evaluate
+    from dim.evaluation.protocol import EvalProtocol as EvalProtocol
+    from dim.evaluation.protocol import Execution as Execution
     from dim.export.export_run import export_run as export_run
     from dim.presets import preset as preset
     from dim.runtime.bundle import Bundle as Bundle
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from dim.runtime.inspection.inspect import inspect as inspect
     from dim.runtime.inspection.verify import verify as verify
     from dim.runtime.sets.generate import generate as generate
+    from dim.runtime.sets.request import SetRequest as SetRequest
     from dim.runtime.trt.build import build_engines as build_engines
 
 _HOMES = {
@@ -50,11 +53,14 @@ _HOMES = {
     "distill": "dim.distillation.distill",
     "export_run": "dim.export.export_run",
     "evaluate": "dim.evaluation.evaluate",
+    "EvalProtocol": "dim.evaluation.protocol",
+    "Execution": "dim.evaluation.protocol",
     # Use a bundle.
     "open_bundle": "dim.runtime.bundle",
     "Bundle": "dim.runtime.bundle",
     "EngineOptions": "dim.runtime.engines.base",
     "generate": "dim.runtime.sets.generate",
+    "SetRequest": "dim.runtime.sets.request",
     "build_engines": "dim.runtime.trt.build",
     "inspect": "dim.runtime.inspection.inspect",
     "verify": "dim.runtime.inspection.verify",

@@ -12,7 +12,7 @@ from dim.export.record import RECORD_NAME, ExportRecord
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import update_bundle
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import MANIFEST_NAME, PRECISIONS
+from dim.runtime.bundle_format.names import MANIFEST_NAME, PRECISIONS, PREVIEW
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, OutputError, ParityError
 from dim.runtime.inspection.preview import draw_rows, encode_png, make_grid
@@ -96,7 +96,7 @@ def complete_bundle(path: Path, record: ExportRecord) -> Manifest:
     with Bundle(path, EngineOptions(engine="onnxruntime-cpu", precision="fp32")) as bundle:
         picture = make_grid(draw_rows(bundle))
     scale = max(1, PREVIEW_PX // picture.shape[1])
-    manifest = update_bundle(path, add_files={"preview.png": encode_png(picture, scale), RECORD_NAME: record.to_json()})
+    manifest = update_bundle(path, add_files={PREVIEW: encode_png(picture, scale), RECORD_NAME: record.to_json()})
     manifest = update_bundle(path, readme=render_card(manifest, record))
     failed = [row for row in verify(path).rows if not row.ok]
     if failed:

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         RunError,
     )
     from dim.runtime.sets.generate import generate
+    from dim.runtime.sets.request import SetRequest
 
 _HOMES = {
     "Bundle": "bundle",
     "open_bundle": "bundle",
     "EngineOptions": "engines.base",
     "generate": "sets.generate",
+    "SetRequest": "sets.request",
     "BadValueError": "errors",
     "BundleError": "errors",
     "DataError": "errors",
@@ -59,6 +61,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "RunError",
+    "SetRequest",
     "generate",
     "open_bundle",
 ]

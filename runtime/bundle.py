@@ -1,18 +1,17 @@
-"""The library's front door: open a bundle, draw images from it.
+"""An opened bundle: images drawn by class, whole sets as arrays, streams for training loops.
 
-from dim.runtime import open_bundle
-
-with open_bundle("cifar10.dim") as bundle:
-    images = bundle.sample(labels=[0, 1, 2], indices=[0, 0, 0])       # uint8 [3, H, W, C]
+with open_bundle("mnist") as bundle:
+    images = bundle.sample(["3", "7", "7"])                           # uint8 [3, H, W, C]
+    X, y = bundle.arrays(ipc=50)                                      # a whole set
     for images, labels in bundle.stream(ipc=10, batch_size=64, epochs=1000):
         ...
 """
 
-import difflib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dim.runtime.bundle_format.describe import describe_html, describe_line
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.locate import find_bundle
@@ -27,10 +27,12 @@ from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import FIXED_LATENTS
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
-from dim.runtime.errors import BadValueError, BundleError
+from dim.runtime.errors import BadValueError, BundleError, printable
 from dim.runtime.messages import say_to_log
-from dim.runtime.sampling.latents import check_row, draw_latents
-from dim.runtime.sampling.stream import StreamPlan, iterate_ahead
+from dim.runtime.sampling.counts import resolve_counts
+from dim.runtime.sampling.labels import Labels, count_within_classes, find_label, resolve_labels, select_labels
+from dim.runtime.sampling.latents import check_row, draw_latents, index_major_order
+from dim.runtime.sampling.stream import Stream, StreamPlan
 
 # Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
 _PIXELS_PER_RUN = 2**18
@@ -161,12 +163,14 @@ class Bundle:
                 raise BundleError(f"The bundle {self.path} was closed, or draws with another engine; open it again.")
             self._engine = engine
 
-    def latents(self, labels: ArrayLike, indices: ArrayLike, seed: int = 0, use: str = "fixed") -> NDArray[np.float32]:
+    def latents(
+        self, labels: Labels, indices: ArrayLike | None = None, seed: int = 0, use: str = "fixed"
+    ) -> NDArray[np.float32]:
         """Draw the latents of the given samples.
 
         Args:
-            labels: int64 [N], 0..K-1.
-            indices: int64 [N], 0 to 2**32 - 1.
+            labels: class names, or int64 [N], 0..K-1.
+            indices: int64 [N], 0 to 2**32 - 1; None counts each class from 0.
             seed: 0 to 2**64 - 1.
             use: "fixed" (the bundle's optimised latents where it has some) or "stream".
 
@@ -185,12 +189,15 @@ class Bundle:
             drawn[inside] = optimised[labels_N[inside], indices_N[inside]]
         return drawn
 
-    def sample(self, labels: ArrayLike, indices: ArrayLike, seed: int = 0, use: str = "fixed") -> NDArray[np.uint8]:
-        """Draw images.
+    def sample(
+        self, labels: Labels, indices: ArrayLike | None = None, seed: int = 0, use: str = "fixed"
+    ) -> NDArray[np.uint8]:
+        """Draw images: `bundle.sample(["cat", "dog", "dog"])`, or `bundle.sample([0, 1, 1], [0, 0, 1])`.
 
         Args:
-            labels: int64 [N], 0..K-1; any N.
-            indices: int64 [N], the number of each image within its class, 0 to 2**32 - 1.
+            labels: class names, or int64 [N], 0..K-1; any N.
+            indices: int64 [N], the number of each image within its class, 0 to 2**32 - 1; None counts each class from
+                0, so that a class named twice gives two images.
             seed: 0 to 2**64 - 1.
             use: "fixed" or "stream", as `latents`.
 
@@ -211,6 +218,64 @@ class Bundle:
             images[part] = drawn
         return images
 
+    def draw(
+        self, label: str | int, count: int, seed: int = 0, start: int = 0, use: str = "fixed"
+    ) -> NDArray[np.uint8]:
+        """Draw images of one class: `bundle.draw("cat", 10)`.
+
+        Args:
+            label: the class's name or label.
+            count: how many, N.
+            seed: 0 to 2**64 - 1.
+            start: the first index within the class; the images are start..start+N-1.
+            use: "fixed" or "stream", as `latents`.
+
+        Returns:
+            uint8 [N, H, W, C].
+
+        Raises:
+            BadValueError: no such class, or a number out of range.
+            EngineError: the engine cannot be opened or failed.
+        """
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+            raise BadValueError(f"count is {count!r}; it must be a whole number, 0 or more.")
+        labels = np.full(count, find_label(label, self.classes), np.int64)
+        return self.sample(labels, np.arange(start, start + count), seed, use)
+
+    def arrays(
+        self,
+        ipc: int | None = None,
+        *,
+        ratio: float | None = None,
+        total: int | None = None,
+        per_class: Mapping[str, int] | Sequence[int] | None = None,
+        classes: Sequence[str | int] | None = None,
+        seed: int = 0,
+        start: int = 0,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Draw a whole training set: `X, y = bundle.arrays(ipc=50)`; the order and pixels of `dim generate`.
+
+        Args:
+            ipc: images per class.
+            ratio: or the size relative to the source set, keeping its balance of classes.
+            total: or the number of images, keeping that balance.
+            per_class: or images by class name, or one number for each class.
+            classes: names or labels of the classes wanted; None for all.
+            seed: 0 to 2**64 - 1.
+            start: the first index of every class; continues another set of the same seed.
+
+        Returns:
+            images uint8 [N, H, W, C] and labels int64 [N], index-major: image 0 of every class, then image 1, ...
+
+        Raises:
+            BadValueError: no size or two sizes, no such class, or a number out of range.
+            EngineError: the engine cannot be opened or failed.
+        """
+        names = None if classes is None else [self.classes[label] for label in self.select(classes)]
+        counts = resolve_counts(self.manifest, ipc, ratio, total, per_class, names, start)
+        labels, indices = index_major_order(counts)
+        return self.sample(labels, indices + start, seed), labels
+
     def stream(
         self,
         ipc: int,
@@ -222,8 +287,10 @@ class Bundle:
         classes: Sequence[str | int] | None = None,
         prefetch: int = 2,
         output: str = "numpy",
-    ) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    ) -> Stream[Any]:
         """Draw fresh images epoch after epoch, the next batches in a background thread.
+
+        for images, labels in bundle.stream(ipc=10, epochs=100): ...
 
         Args:
             ipc: images per class and epoch; epoch e holds indices e*ipc to (e+1)*ipc-1.
@@ -238,7 +305,8 @@ class Bundle:
                 carry DLPack too.
 
         Returns:
-            an iterator over images uint8 [B, H, W, C] and labels int64 [B].
+            the batches, images uint8 [B, H, W, C] and labels int64 [B]; `len()` counts them, and every loop begins
+            anew.
 
         Raises:
             BadValueError: an argument is out of range.
@@ -255,11 +323,7 @@ class Bundle:
             shard=shard,
         )
 
-        def make() -> Iterator[tuple[Any, NDArray[np.int64]]]:
-            for labels, indices in plan.batches():
-                yield self._draw(labels, indices, seed, output), labels
-
-        return iterate_ahead(make, prefetch)
+        return Stream(plan, partial(self._draw, seed=seed, output=output), prefetch)
 
     def select(self, classes: Sequence[str | int] | None) -> tuple[int, ...]:
         """Turn class names or labels into ascending labels; None stands for all.
@@ -267,12 +331,7 @@ class Bundle:
         Raises:
             BadValueError: unknown, doubled, or none at all.
         """
-        if classes is None:
-            return tuple(range(len(self.classes)))
-        labels = [self._label(chosen) for chosen in ([classes] if isinstance(classes, str) else classes)]
-        if not labels or len(set(labels)) != len(labels):
-            raise BadValueError(f"The classes are {list(classes)}; name at least one, and each once.")
-        return tuple(sorted(labels))
+        return select_labels(classes, self.classes)
 
     def close(self) -> None:
         """Give back the engine; harmless when called twice."""
@@ -291,8 +350,11 @@ class Bundle:
         self.close()
 
     def __repr__(self) -> str:
-        m = self.manifest
-        return f"Bundle({str(self.path)!r}, {len(m.classes)} classes, {m.height}x{m.width}x{m.channels})"
+        return f"<Bundle {describe_line(self.manifest)}, {printable(str(self.path))}>"
+
+    def _repr_html_(self) -> str:
+        """Show the preview and the facts in a notebook."""
+        return describe_html(self.path, self.manifest)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -313,16 +375,11 @@ class Bundle:
             return engine.run_dlpack(self.latents(labels, indices, seed, "stream"), labels)
         return self.sample(labels, indices, seed, "stream")
 
-    def _check_samples(self, labels: ArrayLike, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        labels_N, indices_N = check_row(labels, "labels"), check_row(indices, "indices")
+    def _check_samples(self, labels: Labels, indices: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        labels_N = resolve_labels(labels, self.classes)
+        indices_N = count_within_classes(labels_N) if indices is None else check_row(indices, "indices")
         if len(labels_N) != len(indices_N):
             raise BadValueError(f"There are {len(labels_N)} labels and {len(indices_N)} indices; give one per label.")
-        # A graph turns label K into no class without a word, so labels are checked before any engine sees them.
-        if labels_N.size and int(labels_N.max()) >= len(self.classes):
-            raise BadValueError(
-                f"The label {int(labels_N.max())} is not one of this bundle's classes; labels go from 0 to "
-                f"{len(self.classes) - 1}."
-            )
         return labels_N, indices_N
 
     def _optimised_latents(self, use: str) -> NDArray[np.float32] | None:
@@ -335,17 +392,6 @@ class Bundle:
                 data = read_checked_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
                 self._optimised = read_fixed_latents(data, self.manifest)
             return self._optimised
-
-    def _label(self, chosen: str | int) -> int:
-        if isinstance(chosen, str):
-            if chosen in self.classes:
-                return self.classes.index(chosen)
-            near = difflib.get_close_matches(chosen, self.classes, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise BadValueError(f"There is no class {chosen!r} in {self.manifest.name}.{hint}")
-        if isinstance(chosen, bool) or not 0 <= int(chosen) < len(self.classes):
-            raise BadValueError(f"There is no class {chosen!r}; labels go from 0 to {len(self.classes) - 1}.")
-        return int(chosen)
 
     def _forget_engine(self) -> None:
         """In a forked child, while it has one thread: drop what does not survive a fork, without destroying it."""

@@ -5,5 +5,6 @@ MANIFEST_NAME = "manifest.json"
 CANONICAL_ONNX = "generator.fp32.onnx"
 FIXED_LATENTS = "latents.npz"
 TEACHER_ONNX = "teacher.onnx"
+PREVIEW = "preview.png"
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_MANIFEST_BYTES = 8 * 2**20

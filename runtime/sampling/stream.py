@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,59 @@ class StreamPlan:
             for start in range(0, len(positions), self.batch_size):
                 part = positions[start : start + self.batch_size]
                 yield label_K[part % len(label_K)], epoch * self.ipc + part // len(label_K)
+
+    def count_batches(self) -> int | None:
+        """Count the batches of all epochs; None where they go on for ever."""
+        if self.epochs is None:
+            return None
+        i, n = self.shard
+        images = max(0, -(-(len(self.labels) * self.ipc - i) // n))
+        return self.epochs * -(-images // self.batch_size)
+
+
+class Stream(Generic[T]):
+    """The batches of a plan, drawn ahead in a background thread; every loop over it draws them anew.
+
+    `len()` counts the batches; an endless stream has none. A pickled stream goes on from its beginning in the other
+    process.
+
+    Args:
+        plan: what is drawn.
+        draw: turns labels int64 [B] and indices int64 [B] into images; must be picklable where the stream is to be.
+        prefetch: batches drawn ahead; 0 for no thread.
+
+    Raises:
+        BadValueError: `prefetch` is no whole number.
+    """
+
+    def __init__(
+        self, plan: StreamPlan, draw: Callable[[NDArray[np.int64], NDArray[np.int64]], T], prefetch: int
+    ) -> None:
+        _check_whole("prefetch", prefetch, 0)
+        self.plan = plan
+        self._draw = draw
+        self._prefetch = int(prefetch)
+
+    def __iter__(self) -> Iterator[tuple[T, NDArray[np.int64]]]:
+        return iterate_ahead(self._batches, self._prefetch)
+
+    def __len__(self) -> int:
+        count = self.plan.count_batches()
+        if count is None:
+            raise TypeError("This stream has no length: it goes on for ever, because epochs is None.")
+        return count
+
+    def __bool__(self) -> bool:
+        return self.plan.count_batches() != 0
+
+    def __repr__(self) -> str:
+        count, plan = self.plan.count_batches(), self.plan
+        batches = "endless batches" if count is None else f"{count:,} batches"
+        return f"<Stream: {batches} of {plan.batch_size}, ipc {plan.ipc}, {len(plan.labels)} classes, seed {plan.seed}>"
+
+    def _batches(self) -> Iterator[tuple[T, NDArray[np.int64]]]:
+        for labels, indices in self.plan.batches():
+            yield self._draw(labels, indices), labels
 
 
 def _is_whole(value: object) -> bool:

@@ -1,9 +1,12 @@
 """The library's front door: sampling, classes, sharing between threads and processes."""
 
+import base64
+import html
 import multiprocessing
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_tools import dim as dim_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import build_tiny_bundle
@@ -52,6 +56,7 @@ def test_the_public_names_are_pinned() -> None:
         "OutputError",
         "ParityError",
         "RunError",
+        "SetRequest",
         "generate",
         "open_bundle",
     ]
@@ -145,7 +150,8 @@ def test_classes_are_chosen_by_name_or_label(opened: Bundle) -> None:
     assert opened.select(["two", 0]) == (0, 2)
     assert opened.select("one") == (1,)
     for wrong, message in (
-        (["tow"], "There is no class 'tow' in tiny. Did you mean 'two'?"),
+        (["tow"], "There is no class 'tow'. Did you mean 'two'?"),
+        (["nine"], "There is no class 'nine'. There are zero, one, two."),
         ([3], "There is no class 3; labels go from 0 to 2."),
         ([-1], "There is no class -1"),
         ([True], "There is no class True"),
@@ -292,5 +298,117 @@ def test_an_engine_that_can_runs_ahead(tiny_bundle: Path, monkeypatch: pytest.Mo
     assert sizes == [32, 32, 32, 4]
 
 
+def test_samples_are_named_by_class(opened: Bundle) -> None:
+    expected = opened.sample([2, 0, 2], [0, 0, 1], seed=3)
+    for labels in (["two", "zero", "two"], ("two", 0, "two"), np.array(["two", "zero", "two"]), [2, 0, 2]):
+        assert np.array_equal(opened.sample(labels, seed=3), expected)
+        assert np.array_equal(opened.sample(labels, [0, 0, 1], seed=3), expected)
+    assert np.array_equal(opened.sample("two", [1], seed=3), expected[2:])
+    assert np.array_equal(opened.latents(["two", "zero"]), opened.latents([2, 0], [0, 0]))
+    with pytest.raises(BadValueError, match="There is no class 'tow'. Did you mean 'two'?"):
+        opened.sample(["tow"], [0])
+
+
+def test_images_of_one_class(opened: Bundle) -> None:
+    expected = opened.sample([1] * 5, range(5), seed=3)
+    assert np.array_equal(opened.draw("one", 5, seed=3), expected)
+    assert np.array_equal(opened.draw(1, 3, seed=3, start=2), expected[2:])
+    assert opened.draw("one", 0).shape == (0, 8, 8, 1)
+    for arguments, message in (
+        (("tow", 1), "There is no class 'tow'"),
+        ((3, 1), "There is no class 3"),
+        (("one", -1), "count is -1; it must be a whole number, 0 or more."),
+        (("one", 1.5), "count is 1.5"),
+        (("one", True), "count is True"),
+    ):
+        with pytest.raises(BadValueError, match=message):
+            opened.draw(*arguments)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{"ipc": 5}, {"ratio": 0.5}, {"total": 7}, {"per_class": {"two": 3, "one": 1}}, {"ipc": 2, "classes": ["two"]}],
+    ids=str,
+)
+def test_arrays_are_what_generate_writes(opened: Bundle, tmp_path: Path, size: dict[str, Any]) -> None:
+    arguments = [word for name, value in size.items() for word in (f"--{name.replace('_', '-')}", _as_option(value))]
+    command = ["generate", "--bundle", opened.path, "--out", tmp_path / "set", "--format", "npz", "--seed", 9]
+    assert dim_command(*command, "--start", 3, "--threads", 1, *arguments).code == 0
+    (file,) = (tmp_path / "set").glob("*.npz")
+    images, labels = opened.arrays(**size, seed=9, start=3)
+    with np.load(file) as written:
+        assert np.array_equal(images, written["images"]) and images.dtype == np.uint8
+        assert np.array_equal(labels, written["labels"]) and labels.dtype == np.int64
+
+
+def _as_option(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={count}" for name, count in value.items())
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def test_arrays_hold_the_optimised_latents_and_take_labels(tmp_path: Path) -> None:
+    optimised = np.random.default_rng(0).normal(size=(3, 2, 16)).astype(np.float32)
+    path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"latents.npz": write_fixed_latents(optimised)})
+    with open_bundle(path, engine="fake") as bundle, open_bundle(path, engine="fake", fixed_latents=False) as without:
+        images, labels = bundle.arrays(ipc=3, classes=[2, "zero"])
+        assert labels.tolist() == [0, 2] * 3
+        assert np.array_equal(images, bundle.sample(labels, [0, 0, 1, 1, 2, 2]))
+        plain, _ = without.arrays(ipc=3, classes=[2, "zero"])
+        assert not np.array_equal(images[:4], plain[:4]) and np.array_equal(images[4:], plain[4:])
+    with pytest.raises(BadValueError, match="exactly one of ipc, ratio, total and per_class; none was given"):
+        bundle.arrays()
+
+
+def test_a_stream_has_a_length_and_can_be_read_again(opened: Bundle) -> None:
+    for options in ({}, {"batch_size": 7}, {"batch_size": 7, "shard": (1, 4)}, {"classes": ["one"]}, {"epochs": 0}):
+        stream = opened.stream(**({"ipc": 5, "epochs": 3} | options))
+        first, again = list(stream), list(stream)
+        assert len(stream) == len(first) == len(again) and bool(stream) == bool(first)
+        for (images, labels), (same, as_before) in zip(first, again, strict=True):
+            assert np.array_equal(images, same) and np.array_equal(labels, as_before)
+    assert repr(opened.stream(5, epochs=3)) == "<Stream: 3 batches of 64, ipc 5, 3 classes, seed 0>"
+    endless = opened.stream(5)
+    with pytest.raises(TypeError, match="no length: it goes on for ever"):
+        len(endless)
+    assert endless and repr(endless) == "<Stream: endless batches of 64, ipc 5, 3 classes, seed 0>"
+
+
+def test_a_pickled_stream_draws_the_same(opened: Bundle) -> None:
+    stream = opened.stream(4, 5, seed=2, epochs=2)
+    for (images, labels), (same, as_before) in zip(stream, pickle.loads(pickle.dumps(stream)), strict=True):
+        assert np.array_equal(images, same) and np.array_equal(labels, as_before)
+
+
 def test_a_bundle_describes_itself(opened: Bundle, tiny_bundle: Path) -> None:
-    assert repr(opened) == f"Bundle('{tiny_bundle}', 3 classes, 8x8x1)"
+    assert re.fullmatch(
+        rf"<Bundle tiny: 3 classes, 8x8x1, fp32 fp16 int8, \d\.\d MB, {re.escape(str(tiny_bundle))}>", repr(opened)
+    )
+
+
+def test_a_notebook_shows_the_preview_and_the_facts() -> None:
+    with open_bundle("mnist") as bundle:
+        shown = bundle._repr_html_()
+        preview = base64.b64encode((bundle.path / "preview.png").read_bytes()).decode()
+    assert f'<img src="data:image/png;base64,{preview}" alt="' in shown
+    assert "<strong>mnist</strong>" in shown and "<td>10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9</td>" in shown
+
+
+def test_a_notebook_runs_nothing_that_a_bundle_says(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    preview = b'<svg onload="alert(1)">'
+    path = build_tiny_bundle(
+        tmp_path / "<b>.dim", classes=(evil, 'b" onclick="x', "c&"), extra_files={"preview.png": preview}
+    )
+    shown = Bundle(path)._repr_html_()
+    assert "<script" not in shown and 'onclick="' not in shown and "<img" not in shown and "<b>" not in shown
+    assert html.escape(evil) in shown
+
+
+def test_an_altered_preview_is_not_shown(tmp_path: Path) -> None:
+    path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"preview.png": b"\x89PNG\r\n\x1a\nxx"})
+    assert "<img" in Bundle(path)._repr_html_()
+    (path / "preview.png").write_bytes(b"\x89PNG\r\n\x1a\nyy")
+    assert "<img" not in Bundle(path)._repr_html_()
+    (path / "preview.png").unlink()
+    assert "<img" not in Bundle(path)._repr_html_()

@@ -24,11 +24,14 @@ NAMES = [
     "DivergedError",
     "EngineError",
     "EngineOptions",
+    "EvalProtocol",
+    "Execution",
     "GraphError",
     "MissingExtraError",
     "OutputError",
     "ParityError",
     "RunError",
+    "SetRequest",
     "build_engines",
     "distill",
     "evaluate",
@@ -40,7 +43,14 @@ NAMES = [
     "preset",
     "verify",
 ]
-LOADS = {"preset": {"torch"}, "distill": {"torch"}, "evaluate": {"torch"}, "export_run": {"torch", "onnx"}}
+LOADS = {
+    "preset": {"torch"},
+    "EvalProtocol": {"torch"},
+    "Execution": {"torch"},
+    "distill": {"torch"},
+    "evaluate": {"torch"},
+    "export_run": {"torch", "onnx"},
+}
 """What a name needs of the heavy packages; the others need none."""
 
 

@@ -117,7 +117,7 @@ def test_images_belong_to_their_labels_and_indices(bundle: Bundle) -> None:
 
 
 def test_a_stream_without_epochs_goes_on(bundle: Bundle) -> None:
-    stream = bundle.stream(1, 3)
+    stream = iter(bundle.stream(1, 3))
     first = [next(stream)[0] for _ in range(50)]
     assert len({images.tobytes() for images in first}) == 50
     stream.close()
