@@ -33,13 +33,13 @@ class Cell:
     """One of `SOURCES`."""
     subject: str
     """What tables call the source; not part of the identity."""
-    content_id: str
+    content_id: str = ""
     """The bundle's content id; empty for real images."""
     mode: str
     """`fixed`: one set of `ipc` images per class; `stream`: fresh ones in every epoch; `whole`: all training images."""
     ipc: int
     """Images per class and epoch; 0 for `whole`."""
-    images_per_class: int
+    images_per_class: int = 0
     """Most images per class that the source may use: a limit for `real-bytes`, 0 for none."""
     arch: str
     width: int | None
@@ -48,18 +48,18 @@ class Cell:
     """Of the student, of the order of its images, and of the images drawn where they depend on a seed: the fixed
     latents of a bundle do not, so `fixed` students of such a bundle see one set."""
     epochs: int
-    labels: str
+    labels: str = "hard"
     """`hard`, or `soft` for a teacher's logits."""
-    teacher: str
+    teacher: str = ""
     """SHA-256 of the teacher; empty for hard labels."""
     recipe: Recipe
     precision: str
     """Of the student: `fp32` or `bf16`."""
-    engine: str
+    engine: str = ""
     """Name of the engine that was asked for; empty where it was left to choose, or for real images."""
-    engine_precision: str
+    engine_precision: str = ""
     """Precision in which the images are drawn; empty for real images."""
-    generator: str
+    generator: str = ""
     """SHA-256 of the ONNX file of that precision; empty for real images. An exporter that writes another int8 file
     leaves the content id, and the results of the old file, as they were."""
 

@@ -89,9 +89,8 @@ def plan_cells(data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtoc
                 arch=arch,
                 seed=seed,
                 epochs=protocol.whole_epochs,
-                labels="hard",
-                teacher="",
-                **_describe_real("whole", "whole set"),
+                source="whole",
+                subject="whole set",
                 **common,
             )
             for arch, seed in product(protocol.archs, protocol.seeds)
@@ -106,24 +105,10 @@ def _describe_bundle(subject: Subject, execution: Execution) -> dict[str, Any]:
         "source": "bundle",
         "subject": f"{subject.name}{_name_precision(precision)}",
         "content_id": subject.manifest.content_id,
-        "images_per_class": 0,
         "engine": execution.image_engine,
         "engine_precision": precision,
         # Where a bundle has no such file, opening its engine will say so.
         "generator": find_onnx_sha256(subject.manifest, precision) or "",
-    }
-
-
-def _describe_real(source: str, subject: str, images_per_class: int = 0) -> dict[str, Any]:
-    """Fields of a cell that say which real images it is trained on."""
-    return {
-        "source": source,
-        "subject": subject,
-        "content_id": "",
-        "images_per_class": images_per_class,
-        "engine": "",
-        "engine_precision": "",
-        "generator": "",
     }
 
 
@@ -137,8 +122,8 @@ def _plan_controls(
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """By labels and mode, the real images that stand beside the generated ones."""
     wanted = protocol.controls or not subjects
-    real = {
-        (labels, mode): [_describe_real("real", "real")] if wanted else []
+    real: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (labels, mode): [{"source": "real", "subject": "real"}] if wanted else []
         for labels in protocol.labels
         for mode in protocol.modes
     }
@@ -152,5 +137,6 @@ def _plan_controls(
         per_class = images_that_fit(data.class_counts, budget)
         if 0 < per_class < max(data.class_counts):
             name = f"real, equal bytes{_name_precision(precision)}"
-            real[labels, "stream"].append(_describe_real("real-bytes", name, per_class))
+            source = {"source": "real-bytes", "subject": name, "images_per_class": per_class}
+            real[labels, "stream"].append(source)
     return real

@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -90,12 +91,13 @@ def benchmark(
     driver = driver or find_driver()
     if device == "gpu":
         require_gpu("measure with --device gpu", driver)
+    common = EngineOptions(threads=threads, trust=trust)
     contenders = [
         Contender(
             engine=name,
             precision=precision,
             device=ENGINES[name],
-            open=_opener(path, manifest, name, precision, threads, trust, driver, say),
+            open=_opener(path, manifest, replace(common, engine=name, precision=precision), driver, say),
         )
         for name in ([name for name in ENGINES if name != "fake"] if engines is None else engines)
         for precision in precisions or manifest.precisions
@@ -141,21 +143,14 @@ class _EngineRunner:
 
 
 def _opener(
-    path: Path,
-    manifest: Manifest,
-    name: str,
-    precision: str,
-    threads: int | None,
-    trust: Sequence[str],
-    driver: Driver,
-    say: Callable[[str], None],
+    path: Path, manifest: Manifest, options: EngineOptions, driver: Driver, say: Callable[[str], None]
 ) -> Callable[[int], Runner]:
     def open_at(batch: int) -> Runner:
         engine = open_engine(
             path,
             manifest,
-            EngineOptions(engine=name, precision=precision, threads=threads, trust=trust),
-            batch=batch if ENGINES[name] == "gpu" else None,
+            options,
+            batch=batch if ENGINES[options.engine] == "gpu" else None,
             driver=driver,
             say=lambda message: None if message.startswith("Engine: ") else say(message),
         )

@@ -1,0 +1,78 @@
+"""`dim eval` on a dataset of stripes: time limit, recording, recipes."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_tools import dim as run_command
+from tiny_bundle import build_tiny_bundle
+
+from dim.data.load import ImageSet
+from dim.evaluation.measure import Evaluation
+from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.evaluation.subjects import find_split_seed
+from dim.runtime.bundle_format.files import load_manifest
+from dim.students.recipes import DEFAULT
+
+CPU = torch.device("cpu")
+
+
+def test_the_command_leaves_the_number_of_jobs_to_the_library_and_takes_a_chosen_recipe(
+    bundle: Path, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(DEFAULT, name="one", lr=0.03)
+    (tmp_path / "recipe.json").write_text(json.dumps({"chosen": asdict(chosen)}))
+    seen: dict[str, Any] = {}
+
+    def record(bundles: Any, images: ImageSet, protocol: EvalProtocol, execution: Execution, **_: Any) -> Evaluation:
+        seen.update(recipe=protocol.recipe, jobs=execution.jobs)
+        return Evaluation(out=tmp_path, results=(), students_left=0)
+
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
+    ran = run_command("eval", "--bundle", bundle, "--out", tmp_path / "eval", "--recipe", tmp_path / "recipe.json")
+    assert ran.code == 0, ran.err
+    assert seen["jobs"] is None and seen["recipe"] == chosen
+
+
+def test_the_command_stops_in_time_and_records_nothing_unfinished_or_foreign(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = {"data": {"fingerprint": data.fingerprint()}}
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", distill_config=origin)
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
+    words = ["eval", "--bundle", bundle, "--out", tmp_path / "eval", "--epochs", "1", "--width", "4", "--ipc", "2"]
+    words += ["--jobs", "1", "--device", "cpu", "--recipe", "holdout", "--json"]
+
+    def never(*_: Any, deadline: float | None = None, **__: Any) -> Evaluation:
+        assert deadline is not None and 3590 < deadline - time.monotonic() <= 3600
+        return Evaluation(out=tmp_path, results=(), students_left=6)
+
+    monkeypatch.setattr("dim.evaluation.choose_recipe.measure", never)
+    ran = run_command(*words, "--record", "--time-limit", "1h")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["finished"] is False
+    assert "left 6 of 6 students untrained" in ran.err and load_manifest(bundle).accuracy == ()
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["finished"] is False
+    other = replace(data, train_images=255 - data.train_images)
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: other)
+    ran = run_command(*words, "--record")
+    assert ran.code == 1 and "Such accuracy is not recorded: leave out --record." in ran.err
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 0),
+        ({"seed": 5}, 5),  # of bundles from before the split's seed was kept
+        ({"seed": 5, "data": {"split_seed": None}}, 5),  # the source has a test split, so nothing is cut
+        ({"seed": 5, "data": {"split_seed": 3}}, 3),
+        ({"seed": 5, "data": {"split_seed": 0}}, 0),
+    ],
+)
+def test_the_test_split_is_cut_as_it_was_for_distilling(config: dict[str, Any], expected: int, tmp_path: Path) -> None:
+    assert find_split_seed(load_manifest(build_tiny_bundle(tmp_path / "tiny.dim", distill_config=config))) == expected
