@@ -19,6 +19,11 @@ from torch import Tensor
 
 from dim.runtime.errors import RunError
 from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.records import refuse_newer
+from dim.version import __version__
+
+FORMAT_VERSION = 1
+"""Of a checkpoint's JSON file and the names of its tensors."""
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints kept, newest first. Beside them stay the end of stage 1, from which other runs may begin, and, where both
@@ -162,6 +167,8 @@ class CheckpointFolder:
         path = self.folder / f"{stage}-{step:08d}.safetensors"
         content = write_tensors(path, tensors)
         record = {
+            "format_version": FORMAT_VERSION,
+            "dim_version": __version__,
             "file": path.name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "stage": stage,
@@ -215,7 +222,7 @@ class CheckpointFolder:
         """The newest checkpoint that is whole, or None.
 
         Raises:
-            RunError: it was made from another configuration or other data.
+            RunError: it was made from another configuration or other data, or by a newer dim.
         """
         for record_path in self._records():
             try:
@@ -241,8 +248,11 @@ def read_checkpoint(record_path: Path) -> Checkpoint:
 
     Raises:
         one of `DAMAGED_ERRORS`: it is not whole.
+        RunError: a newer dim wrote it.
     """
     record = json.loads(record_path.read_bytes())
+    found, where = record["format_version"], f"The checkpoint {record_path}"
+    refuse_newer(found, where, version=FORMAT_VERSION, maker=record["dim_version"], error=RunError)
     content = record_path.with_name(Path(record["file"]).name).read_bytes()
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
         raise ValueError("its bytes have changed")

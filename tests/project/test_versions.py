@@ -3,13 +3,17 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cli_tools import dim, one_line
 
 from dim.evaluation.cells import parse_result
+from dim.runs.checkpoint import CheckpointFolder
+from dim.runs.record import read_run_record
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import parse_manifest
 from dim.runtime.errors import DimError
@@ -20,7 +24,23 @@ from dim.runtime.trt.sidecar import parse_sidecar
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 (RESULT,) = (GOLDEN / "evaluation").glob("*.json")
+CHECKPOINT = GOLDEN / "run" / "checkpoints" / "stage1-00000002.json"
 ENGINE = GOLDEN / "generator.fp16.trt.sm89.engine.json"
+
+
+def read_in_folder(data: bytes, source: Path, name: str, read: Callable[[Path], object]) -> None:
+    """Read a file of `source` that has other bytes now."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(source, Path(folder) / source.name)
+        (copy / name).write_bytes(data)
+        read(copy)
+
+
+def read_newest_checkpoint(folder: Path) -> None:
+    config_sha256 = read_run_record(GOLDEN / "run").fingerprint()
+    checkpoint = CheckpointFolder(folder, config_sha256).newest(say=print)
+    assert checkpoint is not None and (checkpoint.stage, checkpoint.step) == ("stage1", 2)
+    assert checkpoint.tensors["weights"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def read_table() -> dict[str, tuple[str, str]]:
@@ -43,6 +63,16 @@ READERS: dict[str, tuple[Path, Callable[[bytes], object], str]] = {
     "sampling contract": (GOLDEN / "digits.dim" / "manifest.json", parse_manifest, "sampling version"),
     "compiled engine": (ENGINE, lambda data: parse_sidecar(data, ENGINE.name.removesuffix(".json")), "format version"),
     "set": (GOLDEN / "set" / "dataset.json", lambda data: SetFile.from_json(data, "set"), "format version"),
+    "run": (
+        GOLDEN / "run" / "config.json",
+        lambda data: read_in_folder(data, GOLDEN / "run", "config.json", read_run_record),
+        "format version",
+    ),
+    "checkpoint": (
+        CHECKPOINT,
+        lambda data: read_in_folder(data, CHECKPOINT.parent, CHECKPOINT.name, read_newest_checkpoint),
+        "format version",
+    ),
     "result of one student": (RESULT, lambda data: parse_result(data, "The result"), "format version"),
 }
 
@@ -68,6 +98,16 @@ def test_the_golden_file_is_read_and_a_newer_one_is_refused(name: str) -> None:
 
 def test_the_golden_bundle_is_the_one_that_its_table_of_files_lists() -> None:
     assert load_manifest(GOLDEN / "digits.dim").sampling.sampling_version == SAMPLING_VERSION
+
+
+def test_the_golden_run_and_checkpoint_are_written_to_the_same_bytes(tmp_path: Path) -> None:
+    record = read_run_record(GOLDEN / "run")
+    assert record.to_dict() == json.loads((GOLDEN / "run" / "config.json").read_text())
+    tensors = {"weights": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(2)}
+    written = CheckpointFolder(tmp_path, record.fingerprint()).save("stage1", 2, tensors, 120, quiet_lines=1)
+    assert written.read_bytes() == CHECKPOINT.with_suffix(".safetensors").read_bytes()
+    found, golden = (json.loads(path.read_text()) for path in (written.with_suffix(".json"), CHECKPOINT))
+    assert found | {"dim_version": golden["dim_version"]} == golden
 
 
 def test_the_golden_set_is_complete_and_made_again_to_the_same_bytes(tmp_path: Path) -> None:
