@@ -10,10 +10,12 @@ import yaml
 from dim.version import __version__
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 CHECK = (ROOT / "scripts" / "check").read_text()
 FORGE = sorted(path for path in (ROOT / ".github").rglob("*.yml"))
-PAGES = ("CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Dockerfile")
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Dockerfile", "lab/README.md")
 
 
 @pytest.mark.parametrize("path", FORGE, ids=lambda path: path.name)
@@ -59,6 +61,26 @@ def test_every_path_that_is_named_exists(name: str) -> None:
     beside = (ROOT / name).parent
     paths = [word for word in words if "/" in word and word.split("/")[0] in tops]
     assert [path for path in paths if not (ROOT / path).exists() and not (beside / path).exists()] == []
+
+
+def test_every_row_of_where_do_i_change_x_leads_to_its_name() -> None:
+    table = CONTRIBUTING.split("## Where do I change X?")[1].split("\n## ")[0]
+    rows = [row.split("|") for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) >= 20
+    for _, wish, answer, _ in rows:
+        words = re.findall(r"`([\w/.]+)`", answer)
+        text = (ROOT / words[0]).read_text() if words[0].endswith(".py") else ""
+        names = [word for word in words[1:] if word.isidentifier() and word != "sampling_version"]
+        assert text and all(re.search(rf"\b{name}\b", text) for name in names), f"{wish}:{answer}"
+
+
+def test_the_floors_are_those_of_the_import_rules() -> None:
+    contracts = {contract["name"]: contract for contract in PYPROJECT["tool"]["importlinter"]["contracts"]}
+    for package in ("dim", "dim.runtime"):
+        layers = [re.split(r" [|:] ", layer) for layer in contracts[f"the floors of {package}"]["layers"]]
+        table = CONTRIBUTING.split(f"| `{package}` | holds |")[1].split("\n\n")[0]
+        floors = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+        assert floors == [layer for layer in layers if layer not in (["__main__"], ["version"])], package
 
 
 def test_nobody_is_made_up() -> None:
