@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.parsing import parse_duration
-from dim.cli.terminal import in_time, print_json, say, training_libraries
+from dim.cli.terminal import format_duration, print_json, require_training_extra, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def distill(
 
     Stage 1 trains a conditional GAN; stage 2 matches a pool of classifiers' outputs for real and generated images.
     Ctrl-C loses at most one checkpoint interval; --resume goes on. Several GPUs:
-    torchrun --nproc-per-node 2 -m dim.cli.main distill ...
+    torchrun --nproc-per-node 2 -m dim distill ...
 
     Example:  [bold]dim distill --data digits --preset tiny --out runs/digits[/bold]
     """
@@ -96,7 +96,7 @@ def distill(
 
     from dim.cli.bars import Bars
 
-    with training_libraries():
+    with require_training_extra():
         from dim.data.load import load_data
         from dim.distillation import distill as library
         from dim.execution.threads import default_threads
@@ -143,7 +143,7 @@ def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> Non
     if as_json:
         print_json({"run_dir": run_dir, "finished": finished, "seconds": seconds})
         return
-    print(f"{'Distilled' if finished else 'Stopped'} after {in_time(seconds)}: {run_dir}")
+    print(f"{'Distilled' if finished else 'Stopped'} after {format_duration(seconds)}: {run_dir}")
     for what, where in (("samples", "grids"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
         print(f"  {what + ':':<9}{run_dir / where}")
 

@@ -14,10 +14,10 @@ from dim.cli.options import (
     PrecisionOption,
     Sha256Option,
     choose_bundle,
-    one_of,
+    complete_from,
 )
 from dim.cli.parsing import parse_duration, parse_names, parse_numbers
-from dim.cli.terminal import in_time, print_json, print_rich, say, training_libraries
+from dim.cli.terminal import format_duration, print_json, print_rich, require_training_extra, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def evaluate(
             "--engine",
             help="What draws the images: auto, a name that dim doctor lists, or torch, on the students' device.",
             rich_help_panel=ENGINE_PANEL,
-            autocompletion=one_of("auto", *ENGINES, "torch"),
+            autocompletion=complete_from("auto", *ENGINES, "torch"),
         ),
     ] = "auto",
     precision: PrecisionOption = None,
@@ -132,7 +132,7 @@ def evaluate(
     """
     from dim.cli.bars import Bars
 
-    with training_libraries():
+    with require_training_extra():
         from dim.evaluation.choose_recipe import read_recipe
         from dim.evaluation.evaluate import evaluate as run_evaluation
         from dim.evaluation.protocol import PROTOCOLS, Execution
@@ -209,7 +209,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
     print(
         f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
-        f"students trained for {in_time(seconds)} in all."
+        f"students trained for {format_duration(seconds)} in all."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dim.cli.options import JsonOption
-from dim.cli.terminal import in_units, print_json, say, training_libraries
+from dim.cli.terminal import format_units, print_json, require_training_extra, say
 from dim.runtime.errors import BadValueError, RunError
 
 FORMATS = ("onnx", "trt", "rtx")
@@ -64,7 +64,7 @@ def export(
     bundle = _check_source(source)
     if not (bundle / "manifest.json").exists():
         say(f"Run: {bundle}.")
-        with training_libraries():
+        with require_training_extra():
             from dim.export.export_run import export_run
         bundle = export_run(
             bundle, out, precisions=precisions or ("fp32",), name=name, licence=licence, overwrite=overwrite, say=say
@@ -77,7 +77,7 @@ def export(
                 f"{bundle} is a bundle already: say what to add by --precision, or --format trt or rtx."
             )
         say(f"Bundle: {bundle}.")
-        with training_libraries():
+        with require_training_extra():
             from dim.export.add_precisions import add_precisions
         add_precisions(bundle, precisions, say=say)
     engines = []
@@ -126,9 +126,9 @@ def _print_bundle(bundle: Path, engines: list[Path], as_json: bool) -> None:
     if as_json:
         print_json({"bundle": bundle, "content_id": manifest.content_id, "files": files, "engines": engines})
         return
-    print(f"{bundle}: {', '.join(manifest.precisions)}, {in_units(sum(files.values()), 'B')}")
+    print(f"{bundle}: {', '.join(manifest.precisions)}, {format_units(sum(files.values()), 'B')}")
     for engine in engines:
-        print(f"  {engine.name}: {in_units(engine.stat().st_size, 'B')}")
+        print(f"  {engine.name}: {format_units(engine.stat().st_size, 'B')}")
     path = str(bundle) if "/" in str(bundle) or bundle.suffix == ".dim" else f"./{bundle}"  # else it is read as a name
     say(f"Next:  dim generate --bundle {quote(path)} --ipc 50 --out data/")
 

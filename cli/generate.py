@@ -17,10 +17,10 @@ from dim.cli.options import (
     ThreadsOption,
     TrustOption,
     choose_bundle,
-    one_of,
+    complete_from,
 )
 from dim.cli.parsing import parse_bytes, parse_classes, parse_per_class, parse_shard
-from dim.cli.terminal import in_time, in_units, print_json, say
+from dim.cli.terminal import format_duration, format_units, print_json, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def generate(
         typer.Option(
             help="imagefolder, npz, npy, parquet or webdataset.",
             rich_help_panel=OUTPUT_PANEL,
-            autocompletion=one_of("imagefolder", "npz", "npy", "parquet", "webdataset"),
+            autocompletion=complete_from("imagefolder", "npz", "npy", "parquet", "webdataset"),
         ),
     ] = "imagefolder",
     shard_images: Annotated[
@@ -185,10 +185,10 @@ def _print_estimate(estimate: "SetEstimate", on_ray: bool) -> None:
     if estimate.replaces:
         print("Removes:   another set that is there now")
     print(f"To draw:   {estimate.images_missing:,} images by {estimate.engine}")
-    free = "" if estimate.free_bytes is None else f"; {in_units(estimate.free_bytes, 'B')} are free"
-    print(f"To write:  about {in_units(estimate.bytes, 'B')}{free}")
+    free = "" if estimate.free_bytes is None else f"; {format_units(estimate.free_bytes, 'B')} are free"
+    print(f"To write:  about {format_units(estimate.bytes, 'B')}{free}")
     workers = f", on {estimate.workers} worker{'s' * (estimate.workers > 1)} as fast as this machine" if on_ray else ""
-    print(f"It takes:  about {in_time(estimate.seconds)}{workers}")
+    print(f"It takes:  about {format_duration(estimate.seconds)}{workers}")
 
 
 def _print_summary(summary: "GenerateSummary", shard: str) -> None:
@@ -196,8 +196,8 @@ def _print_summary(summary: "GenerateSummary", shard: str) -> None:
     print(f"{summary.out}: {summary.images:,} images as {summary.format}, {whole}.")
     if summary.images_drawn:
         speed = summary.images_drawn / max(summary.seconds, 1e-9)
-        drawn = f"{summary.images_drawn:,} images, {in_units(summary.bytes_written, 'B')}"
-        print(f"Drawn now: {drawn} in {in_time(summary.seconds)} ({speed:,.0f} images/s).")
+        drawn = f"{summary.images_drawn:,} images, {format_units(summary.bytes_written, 'B')}"
+        print(f"Drawn now: {drawn} in {format_duration(summary.seconds)} ({speed:,.0f} images/s).")
 
 
 class _Meter:
@@ -212,5 +212,5 @@ class _Meter:
         if self._done_before < 0:
             self._began, self._done_before = time.monotonic(), images_done
         speed = (images_done - self._done_before) / max(time.monotonic() - self._began, 1e-9)
-        detail = f"{images_done:,}/{images_total:,} images  {speed:,.0f}/s  {in_units(bytes_written, 'B')}"
+        detail = f"{images_done:,}/{images_total:,} images  {speed:,.0f}/s  {format_units(bytes_written, 'B')}"
         self._bars.show("generate", images_done, images_total, detail)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.options import JsonOption, Sha256Option, choose_bundle
-from dim.cli.terminal import in_units, print_json, print_table
+from dim.cli.terminal import format_units, print_json, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,12 +68,12 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
         "licence": facts["licence"],
         "content id": facts["content_id"],
         "manifest SHA-256": facts["manifest_sha256"],
-        "size": in_units(facts["size_bytes"], "B"),
+        "size": format_units(facts["size_bytes"], "B"),
     }
     for key, value in rows.items():
         print(f"{key:<18} {value}")
     print()
-    files = [(file["path"], in_units(file["size_bytes"], "B"), file["sha256"][:16]) for file in facts["files"]]
+    files = [(file["path"], format_units(file["size_bytes"], "B"), file["sha256"][:16]) for file in facts["files"]]
     print_table("Files", ("file", "size", "SHA-256 begins"), files, numbers=("size",))
     if facts["accuracy"]:
         columns = list(dict.fromkeys(key for row in facts["accuracy"] for key in row))

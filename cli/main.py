@@ -25,7 +25,7 @@ class _TerminatedError(KeyboardInterrupt):
 
 
 @contextmanager
-def _cleaning_up_on_sigterm() -> Iterator[None]:
+def _clean_up_on_sigterm() -> Iterator[None]:
     """Make the first SIGTERM an exception in the main thread, where nobody else has a use for the signal."""
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -49,7 +49,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _cleaning_up_on_sigterm():
+            with _clean_up_on_sigterm():
                 return super().invoke(ctx)
         except _TerminatedError:
             typer.echo("Terminated.", err=True)
@@ -59,17 +59,17 @@ class _Group(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types_of_flags(super().get_params(ctx))
+        return _hide_flag_types(super().get_params(ctx))
 
 
 class _Command(TyperCommand):
     """Shows a flag without the type of a value, because it takes none."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types_of_flags(super().get_params(ctx))
+        return _hide_flag_types(super().get_params(ctx))
 
 
-def _without_types_of_flags(parameters: list[Any]) -> list[Any]:
+def _hide_flag_types(parameters: list[Any]) -> list[Any]:
     for parameter in parameters:
         if getattr(parameter, "is_flag", False) and parameter.metavar is None:
             parameter.metavar = ""
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno == errno.EPIPE:  # the reader of stdout went away, as in `dim inspect | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        _fail(_describe(error))
+        _fail(_explain_os_error(error))
     except Exception as error:
         if with_traceback:
             raise
@@ -161,7 +161,7 @@ def _check_platform() -> None:
         typer.echo(f"dim was not tried on {machine}, only on {' and '.join(MACHINES)}.", err=True)
 
 
-def _describe(error: OSError) -> str:
+def _explain_os_error(error: OSError) -> str:
     what = os.strerror(error.errno) if error.errno else str(error)
     return f"{error.filename}: {what}." if error.filename else f"{what}."
 

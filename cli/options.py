@@ -10,7 +10,7 @@ from dim.cli.terminal import say
 from dim.runtime.engines import names as engines
 
 
-def one_of(*words: str) -> Callable[[str], list[str]]:
+def complete_from(*words: str) -> Callable[[str], list[str]]:
     """Return what a shell asks for the words that complete an option's value."""
 
     def complete(incomplete: str) -> list[str]:
@@ -41,7 +41,7 @@ EngineOption = Annotated[
         "--engine",
         help="auto, or a name that dim doctor lists.",
         rich_help_panel=ENGINE_PANEL,
-        autocompletion=one_of("auto", *ENGINES),
+        autocompletion=complete_from("auto", *ENGINES),
     ),
 ]
 DeviceOption = Annotated[
@@ -50,7 +50,7 @@ DeviceOption = Annotated[
         "--device",
         help="auto, cpu or gpu; gpu fails where there is none.",
         rich_help_panel=ENGINE_PANEL,
-        autocompletion=one_of("auto", "cpu", "gpu"),
+        autocompletion=complete_from("auto", "cpu", "gpu"),
     ),
 ]
 PrecisionOption = Annotated[
@@ -59,7 +59,7 @@ PrecisionOption = Annotated[
         "--precision",
         help="fp32 (the default), fp16 or int8.",
         rich_help_panel=ENGINE_PANEL,
-        autocompletion=one_of("fp32", "fp16", "int8"),
+        autocompletion=complete_from("fp32", "fp16", "int8"),
     ),
 ]
 ThreadsOption = Annotated[

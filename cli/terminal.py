@@ -76,7 +76,7 @@ def print_rich(what: "Table | str") -> None:
 
 
 @contextmanager
-def training_libraries() -> Iterator[None]:
+def require_training_extra() -> Iterator[None]:
     """Turn a missing torch, or another package of the extra `train`, into the line that says how to install it."""
     try:
         yield
@@ -87,8 +87,8 @@ def training_libraries() -> Iterator[None]:
         raise MissingExtraError(package, "train", "distil, export and evaluate") from None
 
 
-def in_units(count: float, unit: str) -> str:
-    """Write a number of bytes or the like in three digits: `in_units(1_234_567, "B")` is "1.23 MB"."""
+def format_units(count: float, unit: str) -> str:
+    """Write a number of bytes or the like in three digits: `format_units(1_234_567, "B")` is "1.23 MB"."""
     for prefix in ("", "k", "M", "G", "T"):
         if abs(count) < 999.5 or prefix == "T":
             digits = 0 if not prefix else max(0, 2 - int(math.log10(max(abs(count), 1))))
@@ -97,7 +97,7 @@ def in_units(count: float, unit: str) -> str:
     raise AssertionError("unreachable")
 
 
-def in_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a duration as people say it: "4.2 s", "3 min 5 s", "2 h 10 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from dim.cli.parsing import parse_duration
 
-PROGRAMS = {"dim": [sys.executable, "-m", "dim.cli.main"], "python": [sys.executable]}
+PROGRAMS = {"dim": [sys.executable, "-m", "dim"], "python": [sys.executable]}
 DATASETS = ("cifar10", "mnist", "svhn", "fashion-mnist", "cifar100")
 SIZES = "10,50,1"
 FURTHER_NETWORKS = "resnet10,resnet18-half,resnet10-half,resnetap10-half,vgg11,densenet,mlp"

@@ -43,13 +43,13 @@ _open_bundles: "weakref.WeakSet[Bundle]" = weakref.WeakSet()
 _leaked_after_fork: list[object] = []
 
 
-def _after_fork() -> None:
+def _forget_engines() -> None:
     for bundle in list(_open_bundles):
         bundle._forget_engine()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forget_engines)
 
 
 def open_bundle(
@@ -210,7 +210,7 @@ class Bundle:
         """
         labels_N, indices_N = self._check_samples(labels, indices)
         engine, manifest = self.engine, self.manifest
-        rows = engine.batch or rows_per_run(manifest)
+        rows = engine.batch or choose_rows_per_run(manifest)
         images = np.empty((len(labels_N), manifest.height, manifest.width, manifest.channels), np.uint8)
         parts = [slice(start, start + rows) for start in range(0, len(labels_N), rows)]
         batches = ((self.latents(labels_N[part], indices_N[part], seed, use), labels_N[part]) for part in parts)
@@ -400,6 +400,6 @@ class Bundle:
         self._lock = threading.RLock()
 
 
-def rows_per_run(manifest: Manifest) -> int:
+def choose_rows_per_run(manifest: Manifest) -> int:
     """Choose how many images one run of an engine without a batch of its own draws, for bounded memory."""
     return max(1, min(_MAX_ROWS_PER_RUN, _PIXELS_PER_RUN // (manifest.height * manifest.width)))

@@ -99,7 +99,7 @@ def open_engine(
             f"The bundle {path} has no {onnx_name(request.precision)}; it has {', '.join(manifest.precisions)}."
         )
     if options.engine != "auto":
-        return _opened(_OPENERS[options.engine](request), "as asked", say)
+        return _announce(_OPENERS[options.engine](request), "as asked", say)
     return _open_first(request, options.device)
 
 
@@ -120,13 +120,13 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
             passed_over.append(f"{name}: {str(error).rstrip('.')}")
             last_error: EngineError | MissingExtraError | ParityError = error
             continue
-        return _opened(opened, "; ".join(passed_over) or "the first choice", request.say)
+        return _announce(opened, "; ".join(passed_over) or "the first choice", request.say)
     if device == "gpu":
         raise DeviceError(f"No engine works on the GPU. {'; '.join(passed_over)}")
     raise last_error
 
 
-def _opened(engine: Engine, reason: str, say: Callable[[str], None]) -> Engine:
+def _announce(engine: Engine, reason: str, say: Callable[[str], None]) -> Engine:
     engine.reason = f"{reason}; {engine.reason}" if engine.reason else reason
     padded = f", batch {engine.batch}" if engine.batch is not None else ""
     say(f"Engine: {engine.name} on the {engine.device}, {engine.precision}{padded}, {engine.reason.rstrip('.')}.")

@@ -1,8 +1,8 @@
-"""What the library says when nobody listens otherwise."""
+"""Where the library's sentences go by default."""
 
 import logging
 
 
 def say_to_log(message: str) -> None:
-    """Hand a message to the logger `dim.runtime`: what the library says when nobody listens otherwise."""
+    """Hand a sentence to the logger `dim.runtime`; the default of every `say`."""
     logging.getLogger("dim.runtime").info(message)

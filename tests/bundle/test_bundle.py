@@ -24,7 +24,7 @@ from tiny_bundle import build_tiny_bundle
 
 import dim.runtime
 from dim.runtime import bundle as bundle_module
-from dim.runtime.bundle import Bundle, open_bundle, rows_per_run
+from dim.runtime.bundle import Bundle, choose_rows_per_run, open_bundle
 from dim.runtime.bundle_format.files import update_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.engines.fake import FakeEngine
@@ -276,9 +276,9 @@ def test_any_flipped_bit_of_a_bundle_is_refused_or_changes_nothing(tmp_path: Pat
 
 
 def test_runs_are_bounded_by_pixels(opened: Bundle, tmp_path: Path) -> None:
-    assert rows_per_run(opened.manifest) == 1024
+    assert choose_rows_per_run(opened.manifest) == 1024
     large = build_tiny_bundle(tmp_path / "a.dim", image_px=128, channels=3)
-    assert rows_per_run(open_bundle(large).manifest) == 16
+    assert choose_rows_per_run(open_bundle(large).manifest) == 16
 
 
 def test_an_engine_that_can_runs_ahead(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

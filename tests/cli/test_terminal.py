@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dim.cli.bars import Bars
-from dim.cli.terminal import in_time, in_units, print_json, print_table, say, training_libraries
+from dim.cli.terminal import format_duration, format_units, print_json, print_table, require_training_extra, say
 from dim.runtime.errors import MissingExtraError
 
 
@@ -26,7 +26,7 @@ from dim.runtime.errors import MissingExtraError
     ],
 )
 def test_bytes_are_written_in_three_digits(count: float, text: str) -> None:
-    assert in_units(count, "B") == text
+    assert format_units(count, "B") == text
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_bytes_are_written_in_three_digits(count: float, text: str) -> None:
     [(0.04, "0.0 s"), (9.9, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (7800, "2 h 10 min")],
 )
 def test_durations_are_written_as_people_say_them(seconds: float, text: str) -> None:
-    assert in_time(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_json_keeps_paths_and_leaves_out_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +83,7 @@ def test_bars_show_and_clean_up_on_a_terminal(
 
 
 def test_a_missing_training_package_names_its_extra() -> None:
-    with pytest.raises(MissingExtraError) as caught, training_libraries():
+    with pytest.raises(MissingExtraError) as caught, require_training_extra():
         import torch_that_is_not_there.nn  # type: ignore[import-not-found] # noqa: F401
     assert str(caught.value) == (
         "The package 'torch_that_is_not_there' is not installed and is needed to distil, export and evaluate: "
@@ -92,5 +92,5 @@ def test_a_missing_training_package_names_its_extra() -> None:
 
 
 def test_a_missing_module_of_our_own_is_not_hidden() -> None:
-    with pytest.raises(ModuleNotFoundError), training_libraries():
+    with pytest.raises(ModuleNotFoundError), require_training_extra():
         import dim.not_there  # type: ignore[import-not-found] # noqa: F401
