@@ -1,0 +1,118 @@
+"""Presets fit any data, survive JSON, and values that cannot be are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from quick_runs import quick
+from small_images import make_images
+
+from dim.config import (
+    AdversarialConfig,
+    DistillConfig,
+    MatchingConfig,
+    PoolConfig,
+    StageConfig,
+    from_dict,
+    to_dict,
+)
+from dim.data.load import load_data
+from dim.distillation.distill import distill
+from dim.presets import PRESETS, preset
+from dim.runtime.errors import BadValueError
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_fit_digits_and_survive_json(name: str) -> None:
+    config = preset(name, data=load_data("digits"))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config.preset == name and config.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "per_class", "small", "best"),
+    [
+        ("mnist", 1, 6000, "", ""),
+        ("scans", 1, 999, "crop=0.07", "crop=0.07"),
+        ("scans", 1, 1000, "", ""),
+        ("photos", 3, 6000, "", ""),
+        ("photos", 3, 999, "crop=0.07", "crop=0.07"),
+        ("cifar10", 3, 5000, "flip", "flip"),
+        ("cifar100", 3, 500, "flip_crop=0.07", "flip_crop"),
+        ("fashion-mnist", 1, 6000, "flip", "flip"),
+    ],
+)
+def test_the_discriminator_sees_many_images_less_augmented(
+    name: str, channels: int, per_class: int, small: str, best: str
+) -> None:
+    data: Any = SimpleNamespace(
+        name=name, classes=("a", "b"), class_counts=(per_class - 9, per_class + 9), height=28, channels=channels
+    )
+    for preset_name, expected in (("small", small), ("best", best)):
+        config = preset(preset_name, data=data)
+        assert {config.stage1.adversarial.augment, config.stage2.adversarial.augment} == {expected}
+        assert config.generator.mirrored == expected.startswith("flip")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_published_loss_has_its_published_weight_unless_it_is_set(name: str) -> None:
+    def weight(**overrides: object) -> float:
+        return preset(name, data=load_data("digits"), overrides=overrides).matching.weight
+
+    assert weight() == (0.01 if name == "paper" else 1.0)
+    assert weight(**{"matching.loss": "paper"}) == 0.01
+    for order in (("matching.loss", "matching.weight"), ("matching.weight", "matching.loss")):
+        assert weight(**{field: {"matching.loss": "paper", "matching.weight": 0.5}[field] for field in order}) == 0.5
+    assert preset(name, data=load_data("digits"), overrides={"matching.loss": "none"}).matching.weight == weight()
+
+
+def test_the_published_recipe_runs_with_its_own_networks(tmp_path: Path) -> None:
+    data = make_images(image_px=8, per_class=16)
+    small = {"stage1.steps": 1, "stage2.steps": 1, "pool.steps_between": 1, "stage1.batch_size": 4}
+    config = preset("paper", data=data, overrides={**small, "stage2.batch_size": 4, "pool.batch_size": 4})
+    assert config.matching.loss == "paper" and config.stage1.adversarial.loss == "wgan-gp-ac"
+    distill(data, config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "pool.json").read_text())[0]["arch"] in config.pool.architectures
+
+
+def test_values_that_cannot_be(tmp_path: Path) -> None:
+    data = make_images()
+    with pytest.raises(BadValueError, match="no preset named 'huge': choose one of"):
+        preset("huge", data=data)
+    with pytest.raises(BadValueError, match="no field 'stage1.stepz'"):
+        preset("tiny", data=data, overrides={"stage1.stepz": 3})
+    with pytest.raises(BadValueError, match="StageConfig.steps is -1"):
+        quick(**{"stage1.steps": -1})
+    with pytest.raises(BadValueError, match=r"stage1.batch_size is 22; it must be a multiple of 4"):
+        distill(data, quick(**{"stage1.batch_size": 22}), tmp_path / "run")
+    with pytest.raises(
+        BadValueError, match=r"stage2.batch_size is 5; it must be a multiple of 2 \(1 processes, matched"
+    ):
+        distill(data, quick(**{"stage2.batch_size": 5, "discriminator.group_size": 1}), tmp_path / "run")
+    with pytest.raises(BadValueError, match="multiples of 8 and 28 pixels, not 12"):
+        images = make_images(image_px=12)
+        distill(images, preset("paper", data=images), tmp_path / "run")
+    with pytest.raises(BadValueError, match="belong together"):
+        DistillConfig(
+            name="x",
+            preset="x",
+            stage1=StageConfig(steps=1, batch_size=4, adversarial=AdversarialConfig(loss="wgan-gp-ac")),
+            stage2=StageConfig(steps=1, batch_size=4),
+        )
+    with pytest.raises(BadValueError, match="must be one of distribution, paper, none"):
+        MatchingConfig(loss="sinkhorn")
+    with pytest.raises(
+        BadValueError, match=r"^AdversarialConfig.augment: Unknown augmentation step 'typo' in policy 'crop_typo': join"
+    ):
+        AdversarialConfig(augment="crop_typo")
+    for config in (AdversarialConfig, MatchingConfig, PoolConfig):
+        bars = rf"^{config.__name__}.augment is 'flip\|crop'; alternatives, joined by bars, are for students alone\.$"
+        with pytest.raises(BadValueError, match=bars):
+            config(augment="flip|crop")
+    with pytest.raises(BadValueError, match="The configuration has the unknown field colour"):
+        from_dict({**to_dict(quick()), "colour": 1})
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,75 @@
+"""TensorBoard gets what the metrics hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from quick_runs import Stop, quick, stop_at
+from small_images import make_images
+
+from dim.distillation.distill import distill
+from dim.runtime.errors import MissingExtraError
+
+
+class FakeWriter:
+    """TensorBoard's writer as far as we use it, with lines of JSON in its event file."""
+
+    def __init__(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.file = open(Path(folder) / f"events.out.tfevents.{time.monotonic_ns()}.fake", "w")
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.file.write(json.dumps([name, step, value]) + "\n")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def fake_events(folder: Path) -> list[tuple[str, int, float]]:
+    return [tuple(json.loads(line)) for path in folder.iterdir() for line in path.read_text().splitlines()]
+
+
+def real_events(folder: Path) -> list[tuple[str, int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return [(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("read", [fake_events, real_events])
+def test_tensorboard_gets_what_the_metrics_hold_and_nothing_twice_after_a_resume(
+    read: Callable[[Path], list[tuple[str, int, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if read is fake_events:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=FakeWriter))
+    config = quick(**{"stage1.steps": 6, "stage2.steps": 3, "log_steps": 1, "checkpoint_steps": 4})
+    with pytest.raises(Stop):  # two log lines after its last checkpoint
+        distill(make_images(), config, tmp_path / "run", tensorboard=True, progress=stop_at("stage1", 6))
+    assert distill(make_images(), config, tmp_path / "run", resume=True, tensorboard=True).finished
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        *(("stage1", step) for step in range(1, 7)),
+        *(("stage2", step) for step in range(1, 4)),
+    ]
+    assert sorted(read(tmp_path / "run" / "tensorboard")) == sorted(
+        (f"{line['stage']}/{name}", line["step"], pytest.approx(value, rel=1e-6))
+        for line in lines
+        for name, value in line.items()
+        if name not in ("stage", "step")
+    )
+
+
+def test_a_missing_tensorboard_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match="tensorboard"):
+        distill(make_images(), quick(), tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
