@@ -20,6 +20,7 @@ RESULTS = ["generator.safetensors", "generator-stage1.safetensors", "metrics.jso
 CHOSEN = ["pool.safetensors", "pool.json", "latents.npz", "deployment.json"]
 UNMATCHED = {"matching.loss": "none"}
 STAGE1_ALONE = {"stage2.steps": 0}
+# Several latent standard deviations need a hold-out, which stage 1 then does without.
 NOTHING_CHOSEN = {**STAGE1_ALONE, "deployment.latent_stds": (), "deployment.fixed_latents": 0}
 
 
