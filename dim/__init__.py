@@ -13,9 +13,10 @@ This is the front door: every name below is loaded on first use, so `import dim`
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from dim.version import __version__ as __version__
+
+TYPE_CHECKING = False  # type checkers take it for True; importing typing would cost more than all the rest
 
 if TYPE_CHECKING:
     from dim.data.load import load_data as load_data
@@ -83,19 +84,21 @@ _HOMES = {
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "dim"):
-            raise
-        errors = import_module("dim.runtime.errors")
-        raise errors.MissingExtraError(package, "train", "distil, export and evaluate") from None
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that saw this would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "dim"):
+                raise
+            errors = import_module("dim.runtime.errors")
+            raise errors.MissingExtraError(package, "train", "distil, export and evaluate") from None
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
