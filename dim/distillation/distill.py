@@ -112,7 +112,7 @@ def distill(
         torch_device = stack.enter_context(use_device(chosen_device, world))
         record = describe_run(config, data)
         check_config(config, record.data.images, world)
-        choose_compiler(config, torch_device, world)  # so that a missing compiler is told before anything is made
+        choose_compiler(config, torch_device, world)  # raises before anything is made
         checkpoints = CheckpointFolder(run_dir / "checkpoints", record.fingerprint())
         if world.is_main:
             begun = (run_dir / GENERATOR_FILE).exists() or not checkpoints.is_empty
@@ -172,7 +172,7 @@ def describe_run(config: DistillConfig, data: ImageSet) -> RunRecord:
 def _move_to_device(
     config: DistillConfig, data: ImageSet, device: torch.device
 ) -> tuple[DeviceData, DeviceData | None]:
-    """The images to train on, and those lock_run out where something is chosen by them."""
+    """The images to train on, and those held out where a latent std is chosen by them."""
     images, labels, num_classes = data.train_images, data.train_labels, len(data.classes)
     if len(config.deployment.latent_stds) < 2:
         return DeviceData(images, labels, num_classes, device), None
