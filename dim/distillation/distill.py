@@ -176,10 +176,10 @@ def _move_to_device(
     images, labels, num_classes = data.train_images, data.train_labels, len(data.classes)
     if len(config.deployment.latent_stds) < 2:
         return DeviceData(images, labels, num_classes, device), None
-    lock_run = holdout_mask(labels, num_classes, config.deployment.holdout, config.seed)
+    held = holdout_mask(labels, num_classes, config.deployment.holdout, config.seed)
     return (
-        DeviceData(images[~lock_run], labels[~lock_run], num_classes, device),
-        DeviceData(images[lock_run], labels[lock_run], num_classes, device),
+        DeviceData(images[~held], labels[~held], num_classes, device),
+        DeviceData(images[held], labels[held], num_classes, device),
     )
 
 
