@@ -61,7 +61,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         run_dir: the run, which exists.
 
     Raises:
-        RunError: another process is writing it.
+        RunError: another process is writing it, or a link lies in it, which could lead what is written elsewhere.
     """
     import fcntl
 
@@ -76,6 +76,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         except OSError:
             pass  # A file system without locks.
         for folder in FOLDERS:
+            _refuse_links(run_dir, folder)
             for path in list_leftovers(run_dir / folder):
                 path.unlink(missing_ok=True)
         yield
@@ -102,3 +103,10 @@ def explain_os_errors(run_dir: Path) -> Iterator[None]:
             f"{run_dir} cannot be written ({error.strerror or error}): mend it and go on with --resume, "
             "what is finished is kept."
         ) from error
+
+
+def _refuse_links(run_dir: Path, folder: str) -> None:
+    place = run_dir / folder
+    for path in (place, *(place.iterdir() if place.is_dir() else ())):
+        if path != run_dir and path.is_symlink():
+            raise RunError(f"{path} is a link, which a run does not follow: remove it, or choose another --out.")

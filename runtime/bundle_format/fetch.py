@@ -20,7 +20,7 @@ from dim.runtime.errors import BundleError, DimError, OutputError, describe_erro
 from dim.runtime.messages import say_to_log
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
 from dim.runtime.storage.object_store import explain_missing_credentials, lacks_credentials, open_file_system
-from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.storage.private_cache import cache_dir, cache_folder
 from dim.version import __version__
 
 TIMEOUT_S = 60
@@ -106,8 +106,7 @@ def _find_cached(manifest_sha256: str) -> Path | None:
 
 def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: bool) -> Path:
     """Fetch every file of a bundle into a new folder, which then takes its place in the cache."""
-    path = cache_dir() / "bundles" / f"{manifest.manifest_sha256}.dim"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path = cache_folder("bundles") / f"{manifest.manifest_sha256}.dim"
     folder = name_temporary_sibling(path)
     try:
         folder.mkdir(mode=0o700)

@@ -1,7 +1,6 @@
 """ImageFolder: `<class>/<index>.png`, what torchvision and Hugging Face `imagefolder` read."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 
 from dim.runtime.set_formats.npz import encode_npy_header
@@ -16,9 +15,9 @@ from dim.runtime.set_formats.part import (
 )
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
-from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error, write_file
+from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error
 
-# An image, the bytes written for it, and its temporary path where it still has one.
+# An image, the bytes written for it, and its temporary name where it still has one.
 Made = list[tuple[FileEntry, int, str | None]]
 
 
@@ -51,11 +50,10 @@ class ImageFolderPart:
         self._plan, self._store, self._part = plan, store, part
         self.unflushed = isinstance(store, LocalStore)
         self._made: Made = []
-        self._scratch = str(store.scratch(f"{part}-"))
         self._logits: HashedFile | None = None
         if plan.soft_labels:
             start, stop = plan.span(part)
-            self._logits = HashedFile(store.scratch(f"logits-{part}.npy"))
+            self._logits = HashedFile(store, f"logits-{part}.npy")
             with self._logits.closing_on_error():
                 self._logits.write(encode_npy_header("<f2", (stop - start, len(plan.classes))))
 
@@ -65,11 +63,11 @@ class ImageFolderPart:
         for data, label, index in zip(files, batch.labels.tolist(), batch.indices.tolist(), strict=True):
             path = f"{self._plan.classes[label]}/{index:08d}.png"
             entry = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            made.append((entry, *self._write(path, data, f"{self._scratch}{label}-{index}.png")))
+            made.append((entry, *self._write(path, data, f"{self._part}-{label}-{index}.png")))
         return made, b"" if batch.scores is None else batch.scores.astype("<f2").tobytes()
 
     def _write(self, path: str, data: bytes, temporary: str) -> tuple[int, str | None]:
-        """Write an image unless it is there; return the bytes written and its temporary path, if it has one."""
+        """Write an image unless it is there; return the bytes written and its temporary name, if it has one."""
         if there := self._store.read(path):
             if there != data:
                 raise make_altered_error(self._store, path)
@@ -77,7 +75,7 @@ class ImageFolderPart:
         if not isinstance(self._store, LocalStore):
             self._store.put(path, data)
             return len(data), None
-        write_file(temporary, data)
+        self._store.write_scratch(temporary, data)
         return len(data), temporary
 
     def write(self, encoded: tuple[Made, bytes]) -> int:
@@ -91,10 +89,10 @@ class ImageFolderPart:
         if isinstance(self._store, LocalStore):
             for entry, _, temporary in self._made:
                 if temporary is not None:
-                    os.rename(temporary, self._store.path(entry.path))
+                    self._store.rename_scratch(temporary, entry.path)
         entries = [entry for entry, _, _ in self._made]
         if self._logits is not None:
-            entries.append(self._logits.publish(self._store, name_file("logits", self._plan, self._part, ".npy")))
+            entries.append(self._logits.publish(name_file("logits", self._plan, self._part, ".npy")))
         return make_record(self._part, len(self._made), entries, listed=False)
 
     def abort(self) -> None:

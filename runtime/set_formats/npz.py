@@ -76,7 +76,7 @@ class RowsPart:
     unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int, names: list[str]) -> None:
-        self.plan, self.store, self.part = plan, store, part
+        self.plan, self.part = plan, part
         self.start, self.stop = plan.span(part)
         self.images = self.stop - self.start
         self.names = names
@@ -84,7 +84,7 @@ class RowsPart:
         self.pixels_head = encode_npy_header("|u1", (self.images, plan.height, plan.width, plan.channels))
         with self.aborting_on_error():
             for name in names:
-                self.files.append(HashedFile(store.scratch(name)))
+                self.files.append(HashedFile(store, name))
             if plan.soft_labels:
                 self.files[-1].write(encode_npy_header("<f2", (self.images, len(plan.classes))))
 
@@ -117,7 +117,7 @@ class RowsPart:
             yield self.plan.samples(start, min(start + LIST_STEP, self.stop))[0].astype("<i8").tobytes()
 
     def finish(self) -> PartRecord:
-        entries = [file.publish(self.store, name) for file, name in zip(self.files, self.names, strict=True)]
+        entries = [file.publish(name) for file, name in zip(self.files, self.names, strict=True)]
         return make_record(self.part, self.images, entries)
 
     def abort(self) -> None:

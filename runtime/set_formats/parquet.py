@@ -46,13 +46,13 @@ class ParquetPart:
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         import pyarrow.parquet
 
-        self._plan, self._store, self._part = plan, store, part
+        self._plan, self._part = plan, part
         self._name = next(Parquet().files(plan, part))
         self._schema = make_schema(plan)
         self._rows = choose_row_group_images(plan.image_bytes)
         self._columns: Columns = ([], [], [], [])
         self._images = 0
-        self._file = HashedFile(store.scratch(f"{part}.parquet"))
+        self._file = HashedFile(store, f"{part}.parquet")
         with self._file.closing_on_error():
             self._writer = pyarrow.parquet.ParquetWriter(
                 pyarrow.PythonFile(Sink(self._file), mode="w"),
@@ -94,7 +94,7 @@ class ParquetPart:
         if self._columns[0]:
             self._write_rows(len(self._columns[0]))
         self._writer.close()
-        return make_record(self._part, self._images, [self._file.publish(self._store, self._name)])
+        return make_record(self._part, self._images, [self._file.publish(self._name)])
 
     def abort(self) -> None:
         # Closing the writer would write a footer under a half-made file.

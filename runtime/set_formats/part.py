@@ -5,7 +5,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,11 +129,12 @@ def name_file(stem: str, plan: Plan, part: int, suffix: str) -> str:
 class HashedFile:
     """A file that is only appended to, hashed on the way; its name is temporary until it is published."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
         self.bytes = 0
+        self._store = store
         self._digest = hashlib.sha256()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._descriptor = store.open_scratch(name)
 
     @contextlib.contextmanager
     def closing_on_error(self) -> Iterator[None]:
@@ -163,11 +163,11 @@ class HashedFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def publish(self, store: Store, name: str) -> FileEntry:
+    def publish(self, name: str) -> FileEntry:
         """Give the file its final name; a finished file of that name with the same bytes stays untouched."""
         self.close()
         entry = FileEntry(path=name, bytes=self.bytes, sha256=self._digest.hexdigest())
-        store.publish(self.path, name, entry.sha256)
+        self._store.publish(self.name, name, entry.sha256)
         return entry
 
 

@@ -45,9 +45,9 @@ class WebDatasetPart:
     unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
-        self._store, self._part = store, part
+        self._part = part
         self._name = next(WebDataset().files(plan, part))
-        self._file = HashedFile(store.scratch(self._name))
+        self._file = HashedFile(store, self._name)
         self._images = 0
 
     def encode(self, batch: Batch) -> tuple[int, bytes]:
@@ -69,7 +69,7 @@ class WebDatasetPart:
     def finish(self) -> PartRecord:
         end = self._file.bytes + 2 * BLOCK
         self._file.write(bytes(2 * BLOCK + -end % RECORD))
-        return make_record(self._part, self._images, [self._file.publish(self._store, self._name)])
+        return make_record(self._part, self._images, [self._file.publish(self._name)])
 
     def abort(self) -> None:
         self._file.close()

@@ -29,7 +29,7 @@ from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, write_synced
 from dim.runtime.storage.local_store import Store
 from dim.runtime.storage.place import check_place, check_url, open_store
-from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.storage.private_cache import cache_folder
 
 REPORT_S = 0.5
 """Seconds between two reports of progress."""
@@ -74,9 +74,8 @@ class BundleParcel:
         return Bundle(path, options, fixed_latents=self.fixed_latents)
 
     def _unpack(self) -> Path:
-        path = cache_dir() / "bundles" / f"{self.manifest_sha256}.dim"
+        path = cache_folder("bundles") / f"{self.manifest_sha256}.dim"
         if not path.is_dir():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
             folder = name_temporary_sibling(path)
             for name, data in self.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,13 +20,19 @@ def sync_folder(path: Path) -> None:
     """Make the names inside a folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_descriptor(folder: int) -> None:
+    """Make the names inside an open folder survive a power cut."""
+    try:
+        os.fsync(folder)
     except OSError as error:
         # Some network file systems cannot sync a folder; the files themselves are synced.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
-    finally:
-        os.close(descriptor)
 
 
 def write_synced(path: Path, data: bytes) -> None:

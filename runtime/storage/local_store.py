@@ -14,16 +14,20 @@ import platform
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from dim.runtime.errors import OutputError
-from dim.runtime.storage.atomic import sync_folder
+from dim.runtime.storage.atomic import sync_descriptor
+from dim.runtime.storage.below import make_folder, open_file, open_folder, open_parent
 
 STATE = ".dim"
 MAX_READ_BYTES = 2**28
 """Of one file that is read whole, such as `dataset.json`."""
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+"""How a file in the making is opened."""
 
 
 class Store(Protocol):
@@ -38,8 +42,11 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write an object whole unless it exists; return whether it was written."""
 
-    def publish(self, made: Path, name: str, sha256: str) -> None:
-        """Give a finished local file its final name; one of that name with the same SHA-256 stays untouched.
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of an object, in hexadecimal digits, or None where there is none."""
+
+    def publish(self, made: str, name: str, sha256: str) -> None:
+        """Give a finished file in the making its final name; one of that name with the same SHA-256 stays untouched.
 
         Raises:
             OutputError: another file has that name.
@@ -51,8 +58,8 @@ class Store(Protocol):
     def remove(self, name: str, with_contents: bool = False) -> None:
         """Remove an object or an empty folder if it is there, or a folder and all in it `with_contents`."""
 
-    def scratch(self, name: str) -> Path:
-        """Return a local path for a file in the making, in a folder that exists and belongs to this process only."""
+    def open_scratch(self, name: str) -> int:
+        """Open a file in the making for writing, in a folder of this process only; the caller closes it."""
 
     def flush(self) -> None:
         """Make everything written so far durable."""
@@ -60,108 +67,120 @@ class Store(Protocol):
     def lock(self, name: str, refusal: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Hold a lock that ends with the process; if another process has it, raise OutputError(refusal) or wait."""
 
+    def close(self) -> None:
+        """Remove what is still in the making."""
+
 
 class LocalStore:
-    """A folder on a file system of this machine, perhaps shared with others."""
+    """A folder on a file system of this machine, perhaps shared with others; no link below it is followed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._root = os.fspath(root)
-        self.scratch_folder = root / STATE / "work" / f"{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._work = f"{STATE}/work"
+        self._scratch_name = f"{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._scratch_folder: int | None = None
+        self._making = threading.Lock()
 
     def __str__(self) -> str:
         return str(self.root)
 
-    def path(self, name: str) -> str:
-        """Return the path of a name within the set; as text, because a Path takes longer to make than to open."""
-        return f"{self._root}/{name}"
-
     def read(self, name: str) -> bytes | None:
-        path = self.path(name)
-        # Asked for every image before it is written; an exception takes as long as the file.
-        if not os.access(path, os.F_OK):
-            return None
         try:
-            with open(path, "rb", opener=_open_plain) as file:
+            with self._parent(name) as (folder, last):
+                # Asked for every image before it is written; an exception takes as long as the file.
+                if not os.access(last, os.F_OK, dir_fd=folder, follow_symlinks=False):
+                    return None
+            with open(name, "rb", opener=self._open_plain) as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is none."""
+        found = self._look_at(name)
+        return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
+
+    def digest(self, name: str) -> str | None:
         try:
-            return os.stat(self.path(name)).st_size
+            with open(name, "rb", opener=self._open_regular) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, name: str, data: bytes, durable: bool = False) -> None:
-        temporary = self.scratch(name.replace("/", "-") + ".new")
-        write_file(temporary, data, durable)
-        os.rename(temporary, self.path(name))
+        made = name.replace("/", "-") + ".new"
+        self.write_scratch(made, data, durable)
+        self.rename_scratch(made, name)
         if durable:
-            sync_folder(Path(self.path(name)).parent)
+            with self._parent(name) as (folder, _):
+                sync_descriptor(folder)
 
     def create(self, name: str, data: bytes) -> bool:
-        if os.path.lexists(self.path(name)):
-            return False
-        temporary = self.scratch(name.replace("/", "-") + ".new")
-        write_file(temporary, data, durable=True)
-        try:
-            # A link, unlike a rename, never replaces what another worker made in the meantime.
-            os.link(temporary, self.path(name))
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            os.rename(temporary, self.path(name))
-        else:
-            os.unlink(temporary)
+        made, scratch = name.replace("/", "-") + ".new", self._open_scratch_folder()
+        with self._parent(name) as (folder, last):
+            if os.access(last, os.F_OK, dir_fd=folder, follow_symlinks=False):
+                return False
+            self.write_scratch(made, data, durable=True)
+            try:
+                # A link, unlike a rename, never replaces what another worker made in the meantime.
+                os.link(made, last, src_dir_fd=scratch, dst_dir_fd=folder)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                os.rename(made, last, src_dir_fd=scratch, dst_dir_fd=folder)
+            else:
+                os.unlink(made, dir_fd=scratch)
         return True
 
-    def publish(self, made: Path, name: str, sha256: str) -> None:
-        if self.size(name):
-            with open(self.path(name), "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise make_altered_error(self, name)
-            made.unlink()
+    def publish(self, made: str, name: str, sha256: str) -> None:
+        found = self._look_at(name)
+        if found is not None and (found.st_size or not stat.S_ISREG(found.st_mode)):
+            if self.digest(name) != sha256:
+                raise make_altered_error(self, name)
+            os.unlink(made, dir_fd=self._open_scratch_folder())
             return
-        with open(made, "rb") as file:
+        with open(made, "rb", opener=self._open_made) as file:
             os.fsync(file.fileno())
         # Should the new name be lost in a power cut, the next run misses the file and makes it again.
-        os.rename(made, self.path(name))
+        self.rename_scratch(made, name)
 
     def list(self, folder: str = "") -> list[str]:
         try:
-            return sorted(os.listdir(self.path(folder)))
+            descriptor = open_folder(self._root, folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        try:
+            return sorted(os.listdir(descriptor))
+        finally:
+            os.close(descriptor)
 
     def remove(self, name: str, with_contents: bool = False) -> None:
-        path = self.path(name)
-        if with_contents:
-            shutil.rmtree(path, ignore_errors=True)
-            return
         try:
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.rmdir(path)
-            else:
-                os.unlink(path)
+            with self._parent(name) as (folder, last):
+                if with_contents:
+                    shutil.rmtree(last, ignore_errors=True, dir_fd=folder)
+                elif stat.S_ISDIR(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.rmdir(last, dir_fd=folder)
+                else:
+                    os.unlink(last, dir_fd=folder)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
 
-    def scratch(self, name: str) -> Path:
-        # Only `.dim` itself proves that the place is still the one where the set was begun, so it is not made here.
-        if not self.scratch_folder.is_dir():
-            work = self.scratch_folder.parent
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(work)
-            for folder in filter(_is_abandoned, os.listdir(work)):
-                shutil.rmtree(work / folder, ignore_errors=True)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.scratch_folder)
-        return self.scratch_folder / name
+    def open_scratch(self, name: str) -> int:
+        return os.open(name, WRITE, 0o644, dir_fd=self._open_scratch_folder())
+
+    def write_scratch(self, name: str, data: bytes, durable: bool = False) -> None:
+        """Write a file in the making whole; `durable` waits for the disk."""
+        write_file(name, data, durable, folder=self._open_scratch_folder())
+
+    def rename_scratch(self, made: str, name: str) -> None:
+        """Give a file in the making its final name, replacing one of that name."""
+        with self._parent(name) as (folder, last):
+            os.rename(made, last, src_dir_fd=self._open_scratch_folder(), dst_dir_fd=folder)
 
     def flush(self) -> None:
         sync_file_system(self.root)
@@ -170,7 +189,7 @@ class LocalStore:
     def lock(self, name: str, refusal: str | None = None) -> Iterator[None]:
         import fcntl
 
-        descriptor = os.open(self.path(f"{STATE}/locks/{name}"), os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_file(self._root, f"{STATE}/locks/{name}", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
@@ -190,17 +209,64 @@ class LocalStore:
         Raises:
             OutputError: it is a link.
         """
-        self.refuse_links([name])
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path(name))
+        make_folder(self._root, name)
 
     def refuse_links(self, folders: Iterable[str]) -> None:
-        """Raise OutputError if one of the folders is a link, which would lead out of the set."""
-        for path in map(self.path, folders):
-            if os.path.islink(path):
-                raise OutputError(
-                    f"{path} is a link, which a set does not follow: remove it, or choose another folder."
-                )
+        """Raise OutputError if one of the folders is a link, before anything is done in the others."""
+        for name in folders:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.close(open_folder(self._root, name))
+
+    def close(self) -> None:
+        if self._scratch_folder is not None:
+            os.close(self._scratch_folder)
+            self._scratch_folder = None
+            with contextlib.suppress(OSError, OutputError):
+                self.remove(f"{self._work}/{self._scratch_name}", with_contents=True)
+
+    def _parent(self, name: str) -> contextlib.AbstractContextManager[tuple[int, str]]:
+        return open_parent(self._root, name)
+
+    def _look_at(self, name: str) -> os.stat_result | None:
+        try:
+            with self._parent(name) as (folder, last):
+                return os.stat(last, dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _open_scratch_folder(self) -> int:
+        """Return the folder for files in the making; made at first use, and with it what dead processes left goes."""
+        with self._making:
+            if self._scratch_folder is None:
+                # Only `.dim` itself proves that the place is still the one where the set was begun, so it is not made.
+                make_folder(self._root, self._work)
+                for folder in filter(_is_abandoned, self.list(self._work)):
+                    self.remove(f"{self._work}/{folder}", with_contents=True)
+                make_folder(self._root, f"{self._work}/{self._scratch_name}")
+                self._scratch_folder = open_folder(self._root, f"{self._work}/{self._scratch_name}")
+            return self._scratch_folder
+
+    def _open_made(self, name: str, flags: int) -> int:
+        return os.open(name, flags, dir_fd=self._open_scratch_folder())
+
+    def _open_regular(self, name: str, flags: int) -> int:
+        """Open a file for reading; a pipe in its place would hang."""
+        descriptor = open_file(self._root, name, flags | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise self._no_file(name)
+
+    def _open_plain(self, name: str, flags: int) -> int:
+        """Open a file to read it whole; a huge one would fill the memory."""
+        descriptor = self._open_regular(name, flags)
+        if os.fstat(descriptor).st_size <= MAX_READ_BYTES:
+            return descriptor
+        os.close(descriptor)
+        raise self._no_file(name)
+
+    def _no_file(self, name: str) -> OutputError:
+        return OutputError(f"{self}/{name} is no file of a set: move it away and run the same command again.")
 
 
 def make_altered_error(store: Store, name: str) -> OutputError:
@@ -225,19 +291,9 @@ def _is_abandoned(scratch_folder: str) -> bool:
     return False
 
 
-def _open_plain(path: str, flags: int) -> int:
-    """Open a file to read it whole; a pipe in its place would hang, a huge file would fill the memory."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_READ_BYTES:
-        return descriptor
-    os.close(descriptor)
-    raise OutputError(f"{path} is no file of a set: move it away and run the same command again.")
-
-
-def write_file(path: str | Path, data: bytes | memoryview, durable: bool = False) -> None:
-    """Write a new file whole, replacing one of that name; `durable` waits for the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+def write_file(path: str | Path, data: bytes | memoryview, durable: bool = False, *, folder: int | None = None) -> None:
+    """Write a new file whole, replacing one of that name; `durable` waits for the disk, `folder` is where it goes."""
+    descriptor = os.open(path, WRITE, 0o644, dir_fd=folder)
     try:
         write_all(descriptor, data)
         if durable:

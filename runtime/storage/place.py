@@ -40,7 +40,7 @@ def open_store(out: str | Path) -> Iterator[Store]:
     except OSError as error:
         raise _explain(store, error) from error
     finally:
-        shutil.rmtree(store.scratch_folder, ignore_errors=True)
+        store.close()
 
 
 def check_url(out: str | Path) -> None:

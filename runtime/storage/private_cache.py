@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dim.runtime.errors import DimError
 from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import make_folder, open_file
 
 
 def cache_dir() -> Path:
@@ -46,6 +47,27 @@ def cache_dir() -> Path:
     return path
 
 
+def cache_folder(name: str) -> Path:
+    """Return a folder of the private cache, made if it is not there.
+
+    Args:
+        name: its path in the cache, with slashes.
+
+    Raises:
+        DimError: the cache cannot be used, or a link lies there instead.
+    """
+    cache, path = cache_dir(), ""
+    try:
+        for step in name.split("/"):
+            path = f"{path}/{step}".lstrip("/")
+            make_folder(cache, path, 0o700)
+    except OSError as error:
+        raise DimError(
+            f"The cache {cache} cannot be used: {error.strerror}; set DIM_CACHE to a folder of yours."
+        ) from None
+    return cache / name
+
+
 def remember(kind: str, key: str, note: str = "") -> None:
     """Note that something passed a check; silently does nothing where there is no usable cache.
 
@@ -55,9 +77,7 @@ def remember(kind: str, key: str, note: str = "") -> None:
         note: what the check found.
     """
     try:
-        folder = cache_dir() / kind
-        folder.mkdir(mode=0o700, exist_ok=True)
-        replace_file(folder / key, note.encode())
+        replace_file(cache_folder(kind) / key, note.encode())
     except (OSError, DimError):
         return
 
@@ -65,6 +85,7 @@ def remember(kind: str, key: str, note: str = "") -> None:
 def recall(kind: str, key: str) -> str | None:
     """Return the note that this user's `remember` left with these arguments, or None where it was not called."""
     try:
-        return (cache_dir() / kind / key).read_text()
+        with open(open_file(cache_dir(), f"{kind}/{key}", os.O_RDONLY | os.O_NONBLOCK)) as file:
+            return file.read()
     except (OSError, ValueError, DimError):
         return None

@@ -6,6 +6,8 @@ object once it is complete. There are no locks; two writers of one shard write t
 
 import contextlib
 import hashlib
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dim.runtime.errors import DimError, OutputError, describe_error
-from dim.runtime.storage.local_store import make_altered_error
+from dim.runtime.storage.local_store import WRITE, make_altered_error
 from dim.runtime.storage.object_store import explain_failure, lacks_credentials, open_file_system
 
 T = TypeVar("T")
@@ -74,13 +76,20 @@ class RemoteStore:
             self.put(name, data)
         return True
 
-    def publish(self, made: Path, name: str, sha256: str) -> None:
+    def digest(self, name: str) -> str | None:
+        try:
+            return self._try(lambda: self._digest(name))
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+
+    def publish(self, made: str, name: str, sha256: str) -> None:
+        local = self.scratch_folder / made
         if self._size(name):
-            if self._try(lambda: self._digest(name)) != sha256:
+            if self.digest(name) != sha256:
                 raise make_altered_error(self, name)
         else:
-            self._try(lambda: self._fs.put_file(str(made), self._path(name)))
-        made.unlink()
+            self._try(lambda: self._fs.put_file(str(local), self._path(name)))
+        local.unlink()
 
     def list(self, folder: str = "") -> list[str]:
         path = self._path(folder) if folder else self._root
@@ -100,8 +109,8 @@ class RemoteStore:
         with contextlib.suppress(FileNotFoundError):
             self._try(lambda: remove(self._path(name), **more))
 
-    def scratch(self, name: str) -> Path:
-        return self.scratch_folder / name
+    def open_scratch(self, name: str) -> int:
+        return os.open(self.scratch_folder / name, WRITE, 0o644)
 
     def flush(self) -> None:
         """An object that was uploaded is durable."""
@@ -109,6 +118,9 @@ class RemoteStore:
     @contextlib.contextmanager
     def lock(self, name: str, refusal: str | None = None) -> Iterator[None]:
         yield
+
+    def close(self) -> None:
+        shutil.rmtree(self.scratch_folder, ignore_errors=True)
 
     def check_bucket(self) -> None:
         """Raise OutputError if the bucket is not there, where that can be told without writing."""

@@ -197,8 +197,6 @@ def _write_timings(library: TrtLibrary, gpu: Gpu | None, timings: bytes) -> None
     if gpu is None or not timings:
         return
     try:
-        path = timing_cache_path(library.version, gpu.name)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        replace_file(path, timings)
+        replace_file(timing_cache_path(library.version, gpu.name), timings)
     except (OSError, DimError):
         return

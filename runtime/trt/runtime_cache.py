@@ -11,7 +11,7 @@ from typing import Any
 from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import Gpu
 from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.storage.private_cache import cache_folder
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.sidecar import Sidecar
 
@@ -52,11 +52,9 @@ class RuntimeCache:
         if content is None or bytes(content) == self._loaded:
             return
         try:
-            path = self._path()
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            replace_file(path, bytes(content))
+            replace_file(self._path(), bytes(content))
         except (OSError, DimError):
             return
 
     def _path(self) -> Path:
-        return cache_dir() / "rtx-runtime" / f"{self._key}.cache"
+        return cache_folder("rtx-runtime") / f"{self._key}.cache"

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.errors import BundleError, DimError, EngineError
 from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.storage.below import open_file
+from dim.runtime.storage.private_cache import cache_folder
 from dim.runtime.trt.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_engine_name, parse_sidecar, sidecar_name
 from dim.runtime.trt.trust import remember_built
 
@@ -116,7 +118,6 @@ def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
     folder = _cache_folder(sidecar.onnx_sha256)
     path = folder / f"{sidecar.file_name.removesuffix('.engine')}.{_hash_target(sidecar)}.engine"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         remember_built(sidecar.engine_sha256)
         replace_file(path, plan)
         replace_file(folder / sidecar_name(path.name), sidecar.to_json())
@@ -129,8 +130,7 @@ def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
 def lock_builds(onnx_sha256: str) -> Iterator[None]:
     """Let one process at a time build engines from an ONNX file, so that many workers of one node build one engine."""
     folder = _cache_folder(onnx_sha256)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as lock:
+    with open(open_file(folder, ".lock", os.O_WRONLY | os.O_CREAT, 0o600), "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
@@ -141,11 +141,11 @@ def lock_builds(onnx_sha256: str) -> Iterator[None]:
 def timing_cache_path(library_version: str, gpu: str) -> Path:
     """Return where the kernel timings of one TensorRT version on one GPU are kept."""
     key = hashlib.sha256(f"{library_version} {gpu}".encode()).hexdigest()[:16]
-    return cache_dir() / "timing" / f"{key}.cache"
+    return cache_folder("timing") / f"{key}.cache"
 
 
 def _cache_folder(onnx_sha256: str) -> Path:
-    return cache_dir() / "engines" / onnx_sha256
+    return cache_folder(f"engines/{onnx_sha256}")
 
 
 def _hash_target(sidecar: Sidecar) -> str:

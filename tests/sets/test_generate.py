@@ -219,7 +219,7 @@ def test_a_link_is_not_followed(bundle: Bundle, tmp_path: Path) -> None:
     (out / "one" / "00000000.png").unlink()
     (out / "one").rmdir()
     (out / "one").symlink_to(elsewhere / "one")
-    with pytest.raises(OutputError, match="is a link, which a set does not follow"):
+    with pytest.raises(OutputError, match="set/one is a link, which dim does not follow there"):
         generate(bundle, out, counts=(2, 2, 2), overwrite=True)
     assert (elsewhere / "one" / "00000000.png").exists()
 

@@ -1,0 +1,110 @@
+"""Files and folders below a folder, opened without following a link: what a stranger left there leads nowhere else.
+
+The folder itself is the caller's choice and may be a link; names below it are walked with `openat` and `O_NOFOLLOW`.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from dim.runtime.errors import OutputError
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def open_folder(root: str | Path, name: str = "") -> int:
+    """Open a folder for reading.
+
+    Args:
+        root: a folder, which may be a link.
+        name: a path below it, with slashes; empty for the root itself.
+
+    Returns:
+        a descriptor, which the caller closes.
+
+    Raises:
+        OutputError: the folder, or one on the way to it, is a link.
+        OSError: it is not there, or is no folder.
+    """
+    folder, path = os.open(root, os.O_RDONLY | os.O_DIRECTORY), os.fspath(root)
+    for step in name.split("/") if name else ():
+        path = f"{path}/{step}"
+        try:
+            inner = os.open(_check_step(step), _FOLDER, dir_fd=folder)
+        except OSError as error:
+            _refuse_link(error, step, folder, path)
+            raise
+        finally:
+            os.close(folder)
+        folder = inner
+    return folder
+
+
+@contextlib.contextmanager
+def open_parent(root: str | Path, name: str) -> Iterator[tuple[int, str]]:
+    """Open the folder that holds a name, for calls with `dir_fd`.
+
+    Args:
+        root: a folder, which may be a link.
+        name: a path below it, with slashes.
+
+    Returns:
+        the folder's descriptor, and the name within it.
+
+    Raises:
+        as `open_folder`.
+    """
+    above, _, last = name.rpartition("/")
+    folder = open_folder(root, above)
+    try:
+        yield folder, _check_step(last)
+    finally:
+        os.close(folder)
+
+
+def open_file(root: str | Path, name: str, flags: int, mode: int = 0o644) -> int:
+    """Open a file as `os.open`, by a path below `root`.
+
+    Raises:
+        OutputError: the file, or a folder on the way to it, is a link.
+        OSError: as `os.open`.
+    """
+    with open_parent(root, name) as (folder, last):
+        try:
+            return os.open(last, flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+        except OSError as error:
+            _refuse_link(error, last, folder, f"{root}/{name}")
+            raise
+
+
+def make_folder(root: str | Path, name: str, mode: int = 0o777) -> None:
+    """Make a folder if it is not there.
+
+    Raises:
+        OutputError: it, or one on the way to it, is a link.
+        NotADirectoryError: a file has its name.
+    """
+    with open_parent(root, name) as (folder, last):
+        try:
+            os.mkdir(last, mode, dir_fd=folder)
+        except FileExistsError:
+            os.close(open_folder(root, name))
+
+
+def _check_step(step: str) -> str:
+    if step in ("", ".", ".."):
+        raise OutputError(f"The path step {step!r} leads out of a folder and is not followed.")
+    return step
+
+
+def _refuse_link(error: OSError, step: str, folder: int, path: str) -> None:
+    """Raise OutputError if a link is what made `os.open` fail."""
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        with contextlib.suppress(OSError):
+            if stat.S_ISLNK(os.stat(step, dir_fd=folder, follow_symlinks=False).st_mode):
+                raise OutputError(
+                    f"{path} is a link, which dim does not follow there: remove it, or choose another folder."
+                ) from None
