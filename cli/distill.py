@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
 from dim.cli.parsing import parse_duration
 from dim.cli.terminal import format_duration, print_json, require_training_extra, say
 from dim.runtime.errors import BadValueError
@@ -41,9 +42,10 @@ def distill(
     data_dir: Annotated[
         Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
     ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-    ] = False,
+    skip_unreadable: SkipUnreadableOption = False,
+    layout: LayoutOption = "auto",
+    bits: BitsOption = None,
+    follow_links: FollowLinksOption = False,
     seed: Annotated[int, typer.Option(help="Fixes everything that is random.", rich_help_panel=_RECIPE)] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, the GAN.", rich_help_panel=_RECIPE)] = None,
     matching_steps: Annotated[
@@ -98,8 +100,8 @@ def distill(
 
     with require_training_extra():
         from dim.data.load import load_data
-        from dim.distillation import distill as library
-        from dim.execution.threads import default_threads
+        from dim.presets import check_names
+    check_names(preset, overrides)
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else lambda line: None
@@ -110,12 +112,18 @@ def distill(
             data_dir=data_dir,
             size=size,
             seed=seed,
-            skip_unreadable=skip_unreadable,
             channels=channels,
+            skip_unreadable=skip_unreadable,
+            layout=layout,
+            bits=bits,
+            follow_links=follow_links,
             say=speak,
             progress=lambda what, done, total: bars.show(what, done, total or None),
         )
         bars.clear()
+        with require_training_extra():  # only now, so that faults of the data are told at once
+            from dim.distillation import distill as library
+            from dim.execution.threads import default_threads
         run_dir = out or Path("runs") / images.name
         try:
             result = library.distill(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
 from dim.cli.options import (
     ENGINE_PANEL,
     ENGINES,
@@ -45,9 +46,10 @@ def evaluate(
         typer.Option(metavar="NAME=BUNDLE", help="Another bundle of the same dataset; may be repeated."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what --out already holds.")] = False,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, as distilling did.")
-    ] = False,
+    skip_unreadable: SkipUnreadableOption = False,
+    layout: LayoutOption = "auto",
+    bits: BitsOption = None,
+    follow_links: FollowLinksOption = False,
     record: Annotated[
         bool, typer.Option("--record", help="Write the measured accuracy into the bundle's manifest.")
     ] = False,
@@ -133,6 +135,7 @@ def evaluate(
     from dim.cli.bars import Bars
 
     with require_training_extra():
+        from dim.data.cautions import find_cautions
         from dim.evaluation.choose_recipe import read_recipe
         from dim.evaluation.evaluate import evaluate as run_evaluation
         from dim.evaluation.protocol import PROTOCOLS, Execution
@@ -177,6 +180,9 @@ def evaluate(
             data,
             data_dir=data_dir,
             skip_unreadable=skip_unreadable,
+            layout=layout,
+            bits=bits,
+            follow_links=follow_links,
             say=say,
             progress=lambda what, done, total: bars.show(what, done, total or None),
         )
@@ -197,15 +203,17 @@ def evaluate(
     if as_json:
         print_json({"out": evaluation.out, "finished": evaluation.finished, "rows": evaluation.rows})
     elif evaluation.results:
-        _print_evaluation(evaluation)
+        _print_evaluation(evaluation, find_cautions(images))
 
 
-def _print_evaluation(evaluation: "Evaluation") -> None:
+def _print_evaluation(evaluation: "Evaluation", cautions: tuple[str, ...]) -> None:
     from dim.evaluation.table import accuracy_table, cost_table
 
     rows = evaluation.rows
     print_rich(accuracy_table(rows))
     print_rich(cost_table(rows))
+    for caution in cautions:
+        print(f"Caution about the data: {caution}.")
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
     print(
         f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "

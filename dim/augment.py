@@ -21,13 +21,12 @@ Shape legend: N images, C channels, H height, W width.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dim.runtime.errors import BadValueError
+from dim.policy import Steps, parse_policy
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
@@ -119,73 +118,16 @@ def _rotate(images: Tensor, strength: float, generator: torch.Generator | None, 
 
 
 _Step = Callable[[Tensor, float, torch.Generator | None, float], Tensor]
-_STEPS: dict[str, tuple[_Step, float, float, float]] = {
-    # name: (function, default strength, lowest, highest)
-    "crop": (_crop, 0.125, 0.0, 0.5),
-    "flip": (_flip, 0.5, 0.0, 1.0),
-    "brightness": (_brightness, 1.0, 0.0, 2.0),
-    "saturation": (_saturation, 2.0, 0.0, 4.0),
-    "contrast": (_contrast, 0.5, 0.0, 1.0),
-    "cutout": (_cutout, 0.5, 0.0, 1.0),
-    "scale": (_scale, 1.2, 1.0, 4.0),
-    "rotate": (_rotate, 15.0, 0.0, 180.0),
+_STEPS: dict[str, _Step] = {
+    "crop": _crop,
+    "flip": _flip,
+    "brightness": _brightness,
+    "saturation": _saturation,
+    "contrast": _contrast,
+    "cutout": _cutout,
+    "scale": _scale,
+    "rotate": _rotate,
 }
-_SHORTHANDS = {"color": ("brightness", "saturation", "contrast")}
-STEP_NAMES = (*_STEPS, *_SHORTHANDS)
-"""Every step a policy may name."""
-
-
-Steps = tuple[tuple[str, float], ...]
-"""Names and strengths, in the order of application."""
-
-
-@lru_cache(maxsize=64)
-def parse_policy(policy: str) -> tuple[Steps, ...]:
-    """Split a policy into the lists of steps that it chooses from.
-
-    Args:
-        policy: steps joined by underscores, or "none", and such lists joined by bars; "" is "none".
-
-    Returns:
-        One list or more, of pairs of step name and strength, `color` resolved into its three.
-
-    Raises:
-        BadValueError: an unknown step or a strength out of range.
-
-    >>> parse_policy("flip_crop=0.0625|cutout")
-    ((('flip', 0.5), ('crop', 0.0625)), (('cutout', 0.5),))
-    """
-    if not policy:
-        return ((),)
-    return tuple(_parse_steps(steps, policy) for steps in policy.split("|"))
-
-
-def _parse_steps(text: str, policy: str) -> Steps:
-    if text == "none":
-        return ()
-    steps: list[tuple[str, float]] = []
-    for token in text.split("_"):
-        name, has_strength, number = token.partition("=")
-        if name in _SHORTHANDS and not has_strength:
-            steps += [(part, _STEPS[part][1]) for part in _SHORTHANDS[name]]
-            continue
-        if name not in _STEPS:
-            raise BadValueError(
-                f"Unknown augmentation step '{token}' in policy '{policy}': "
-                f"join steps from {', '.join(STEP_NAMES)} with underscores, lists of them with bars, or use 'none'."
-            )
-        _, default, low, high = _STEPS[name]
-        try:
-            strength = float(number) if has_strength else default
-        except ValueError:
-            strength = float("nan")
-        if not low <= strength <= high:
-            raise BadValueError(
-                f"The strength of '{token}' in augmentation policy '{policy}' must be a number from {low:g} "
-                f"to {high:g}."
-            )
-        steps.append((name, strength))
-    return tuple(steps)
 
 
 def augment(images_NCHW: Tensor, policy: str, generator: torch.Generator | None = None, *, fill: float = 0.0) -> Tensor:
@@ -214,20 +156,5 @@ def augment(images_NCHW: Tensor, policy: str, generator: torch.Generator | None 
 
 def _apply(images: Tensor, steps: Steps, generator: torch.Generator | None, fill: float) -> Tensor:
     for name, strength in steps:
-        images = _STEPS[name][0](images, strength, generator, fill)
+        images = _STEPS[name](images, strength, generator, fill)
     return images
-
-
-def default_policy(data_name: str) -> str:
-    """Return the student's augmentation for a dataset: small shifts, and flips where they are known to keep the class.
-
-    Args:
-        data_name: the dataset's name, as `load_data` knows it; other folders and archives are never flipped, because
-            nobody knows whether their classes survive it (digits and letters do not). A folder of CIFAR images is known
-            by the beginning of its name.
-
-    Returns:
-        A policy.
-    """
-    flips = data_name.lower().startswith(("cifar", "fashion-mnist"))
-    return "flip_crop" if flips else "crop=0.0625"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dim.augment import parse_policy
+from dim.policy import parse_policy
 from dim.runtime.errors import BadValueError
 from dim.runtime.storage.records import from_plain, to_plain
 

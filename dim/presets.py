@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dim.augment import default_policy
 from dim.config import (
     AdversarialConfig,
     DeploymentConfig,
@@ -19,6 +19,7 @@ from dim.config import (
     from_dict,
     to_dict,
 )
+from dim.policy import default_policy
 from dim.runtime.errors import BadValueError
 
 PAPER_MATCHING_WEIGHT = 0.01
@@ -203,8 +204,7 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     Raises:
         BadValueError: an unknown preset or field, or a value out of range.
     """
-    if name not in PRESETS:
-        raise BadValueError(f"There is no preset named {name!r}: choose one of {', '.join(PRESETS)}.")
+    _check_preset(name)
     values = to_dict(replace(PRESETS[name](data), name=data.name))
     overrides = overrides or {}
     if overrides.get("matching.loss") == "paper":
@@ -214,13 +214,66 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     return from_dict(values)
 
 
-def _override(values: dict[str, Any], path: str, value: Any) -> None:
+@dataclass(frozen=True)
+class _AnyData:
+    """Stands for a dataset where only names of fields are asked for."""
+
+    name: str = "any"
+    classes: tuple[str, ...] = ("a", "b")
+    class_counts: tuple[int, ...] = (2, 2)
+    height: int = 32
+    channels: int = 3
+
+
+def check_names(name: str, fields: Iterable[str]) -> None:
+    """Refuse a preset or fields that do not exist, before any data are there.
+
+    Args:
+        name: of the preset.
+        fields: of its configuration, nested ones with dots.
+
+    Raises:
+        BadValueError: there is no such preset or field; the nearest name is said.
+    """
+    _check_preset(name)
+    values = to_dict(PRESETS[name](_AnyData()))
+    for path in fields:
+        _find_field(values, path)
+
+
+def _check_preset(name: str) -> None:
+    if name not in PRESETS:
+        choices = ", ".join(PRESETS)
+        raise BadValueError(f"There is no preset named {name!r}{_nearest(name, PRESETS)}: choose one of {choices}.")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _list_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Give every field with its dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _list_paths(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _find_field(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return what holds a field, and the field's own name."""
     *parents, name = path.split(".")
     holder: Any = values
     for parent in parents:
         holder = holder.get(parent) if isinstance(holder, dict) else None
     if not isinstance(holder, dict) or name not in holder or isinstance(holder[name], dict):
-        raise BadValueError(f"The configuration has no field {path!r}.")
+        raise BadValueError(f"The configuration has no field {path!r}{_nearest(path, _list_paths(values))}.")
+    return holder, name
+
+
+def _override(values: dict[str, Any], path: str, value: Any) -> None:
+    holder, name = _find_field(values, path)
     old, new = holder[name], list(value) if isinstance(value, tuple) else value
     if type(new) is not type(old) and not (type(old) is float and type(new) is int):
         raise BadValueError(f"{path} is {value!r}; it must be of the same kind as {old!r}.")

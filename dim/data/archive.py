@@ -16,18 +16,19 @@ from dim.data.zip import ZIP_MAGICS, iterate_zip
 from dim.runtime.errors import DataError
 
 
-def iterate_entries(path: Path) -> Iterator[Entry]:
+def iterate_entries(path: Path, *, follow_links: bool = False) -> Iterator[Entry]:
     """Give every file and folder below a folder or in a zip, tar, tar.gz or tar.xz file (told apart by content).
 
     Args:
         path: folder or archive.
+        follow_links: whether links out of a folder are followed; those within it always are.
 
     Raises:
         DataError: unreadable, damaged, truncated, beyond a limit, a climbing path, a link, a device, a doubled path.
     """
     seen: set[str] = set()
     with named_failure(path):
-        for count, entry in enumerate(_iterate_kind(path), start=1):
+        for count, entry in enumerate(_iterate_kind(path, follow_links), start=1):
             if count > MAX_MEMBERS:
                 raise DataError(f"{path}: more than {MAX_MEMBERS} members, which is the limit")
             if not entry.path and entry.is_folder:
@@ -40,9 +41,9 @@ def iterate_entries(path: Path) -> Iterator[Entry]:
             yield entry
 
 
-def _iterate_kind(path: Path) -> Iterator[Entry]:
+def _iterate_kind(path: Path, follow_links: bool) -> Iterator[Entry]:
     if path.is_dir():
-        yield from _iterate_folder(path, path.resolve(), "", 0)
+        yield from _iterate_folder(path, None if follow_links else path.resolve(), "", 0)
         return
     with open(path, "rb") as file:
         is_zip = file.read(4) in ZIP_MAGICS
@@ -50,7 +51,8 @@ def _iterate_kind(path: Path) -> Iterator[Entry]:
         yield from (iterate_zip if is_zip else iterate_tar)(file, str(path))
 
 
-def _iterate_folder(folder: Path, root: Path, prefix: str, depth: int) -> Iterator[Entry]:
+def _iterate_folder(folder: Path, root: Path | None, prefix: str, depth: int) -> Iterator[Entry]:
+    """Give what lies in a folder; links may not leave `root`, unless it is None."""
     if depth > MAX_PATH_DEPTH:
         raise DataError(f"{folder}: more than {MAX_PATH_DEPTH} folders deep, which is the limit")
     with os.scandir(folder) as found:
@@ -58,8 +60,8 @@ def _iterate_folder(folder: Path, root: Path, prefix: str, depth: int) -> Iterat
     for child in children:
         path = Path(child.path)
         relative = prefix + child.name
-        if child.is_symlink() and not path.resolve().is_relative_to(root):
-            raise DataError(f"{path}: a link that leaves {root}; copy the file there instead")
+        if root is not None and child.is_symlink() and not path.resolve().is_relative_to(root):
+            raise DataError(f"{path}: a link that leaves {root}; copy what it leads to, or say --follow-links")
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             yield Entry(relative, True, read_nothing)

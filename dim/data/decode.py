@@ -1,17 +1,19 @@
 """Image files and arrays to square uint8 images, with Pillow (which releases the GIL while it decodes and resizes).
 
 The central square is taken and resized with Pillow's bicubic filter, antialiased when it shrinks. EXIF orientation is
-honoured, transparency is composited on white, 16-bit grey keeps its upper eight bits, an animation gives its first
-frame. The format is told by the file's first bytes, and only the formats below are opened: no PostScript, no TIFF.
+honoured wherever a file keeps it, transparency is composited on white, an animation gives its first frame. 16-bit
+values keep the upper eight of the bits that the set uses. The format is told by the file's first bytes, and only the
+formats below are opened: no PostScript.
 """
 
 import io
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import sched_getaffinity
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,14 @@ if TYPE_CHECKING:
 
 Images = NDArray[np.uint8]
 
-EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm"))
+EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm") + (".tif", ".tiff")
+)
 """Names by which image files are known."""
+
+BYTE_BITS, WORD_BITS = 8, 16
+USED_BITS = (8, 10, 12, 14, 16)
+"""How many bits of 16 cameras and scanners use."""
 
 _BATCH = 512
 _FILES_PER_TASK = 64
@@ -40,6 +48,10 @@ class ImageHeader:
     width: int
     is_grey: bool
     has_alpha: bool
+    is_animated: bool = False
+    """Whether the file holds several pictures."""
+    bits: int = BYTE_BITS
+    """Of one channel of one pixel: 8 or 16."""
 
 
 def count_threads() -> int:
@@ -81,14 +93,49 @@ def read_header(data: bytes, name: str) -> ImageHeader:
     """
     try:
         with _open(data, name) as picture:
-            return ImageHeader(picture.height, picture.width, _is_grey(picture), _has_alpha(picture))
+            return ImageHeader(
+                height=picture.height,
+                width=picture.width,
+                is_grey=_is_grey(picture),
+                has_alpha=_has_alpha(picture),
+                is_animated=bool(getattr(picture, "is_animated", False)),
+                bits=WORD_BITS if picture.mode.startswith("I") else BYTE_BITS,
+            )
     except DataError:
         raise
     except Exception as error:  # a decoder's answer to damage is not limited to any list of exceptions
         raise DataError(_describe_failure(name, error)) from error
 
 
-def decode_image(data: bytes, name: str, *, size: int, channels: int) -> Images:
+def choose_bits(largest: int, asked: int | None, name: str) -> int:
+    """Choose the smallest of `USED_BITS` that holds the largest value of a set of 16-bit images.
+
+    Args:
+        largest: of all values of both splits, 0..65535.
+        asked: the user's own choice, or None.
+        name: stands for the set in messages.
+
+    Raises:
+        DataError: the choice asked for does not hold the largest value.
+    """
+    needed = next(bits for bits in USED_BITS if largest < 2**bits)
+    if asked is not None and largest >= 2**asked:
+        raise DataError(f"{name}: values up to {largest} found, which {asked} bits do not hold; say --bits {needed}")
+    return needed if asked is None else asked
+
+
+def find_largest_value(data: bytes, name: str) -> int:
+    """Return the largest value of a 16-bit image; arguments and errors as `decode_image`."""
+    try:
+        with _open(data, name) as picture, _large_image if _is_large(picture) else nullcontext():
+            return int(_read_sixteen(picture).max())
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(_describe_failure(name, error)) from error
+
+
+def decode_image(data: bytes, name: str, *, size: int, channels: int, bits: int = WORD_BITS) -> Images:
     """Decode one image file.
 
     Args:
@@ -96,6 +143,7 @@ def decode_image(data: bytes, name: str, *, size: int, channels: int) -> Images:
         name: stands for it in messages.
         size: side of the result in pixels.
         channels: 1 (grey, ITU-R 601 luma) or 3.
+        bits: that a 16-bit image uses; the upper eight of them are kept.
 
     Returns:
         uint8 `[size, size, channels]`.
@@ -104,11 +152,8 @@ def decode_image(data: bytes, name: str, *, size: int, channels: int) -> Images:
         DataError: as `read_header`, or truncated.
     """
     try:
-        with _open(data, name) as picture:
-            if picture.width * picture.height > LARGE_IMAGE_PIXELS:
-                with _large_image:
-                    return _decode(picture, size, channels)
-            return _decode(picture, size, channels)
+        with _open(data, name) as picture, _large_image if _is_large(picture) else nullcontext():
+            return _decode(picture, size, channels, bits)
     except DataError:
         raise
     except Exception as error:  # as above
@@ -156,7 +201,8 @@ def decode_files(
 
 def _open(data: bytes, name: str) -> "Picture":
     # Not Image.open: it tries every format and guards sizes by a limit that is global to the process.
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
+    from PIL.WebPImagePlugin import WebPImageFile
 
     if not data:
         raise DataError(f"{name}: an empty file, expected an image")
@@ -170,15 +216,17 @@ def _open(data: bytes, name: str) -> "Picture":
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         picture = PngImagePlugin.PngImageFile(file)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        picture = WebPImagePlugin.WebPImageFile(file)
+        picture = WebPImageFile(file)
     elif data.startswith(b"GIF8"):
         picture = GifImagePlugin.GifImageFile(file)
     elif data.startswith(b"BM"):
         picture = BmpImagePlugin.BmpImageFile(file)
+    elif data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        picture = TiffImagePlugin.TiffImageFile(file)
     elif data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6"):
         picture = PpmImagePlugin.PpmImageFile(file)
     else:
-        raise DataError(f"{name}: not a readable image: expected PNG, JPEG, WebP, GIF, BMP or PPM")
+        raise DataError(f"{name}: not a readable image: expected PNG, JPEG, WebP, GIF, BMP, TIFF or PPM")
     if not 0 < picture.width * picture.height <= MAX_IMAGE_PIXELS:
         raise DataError(
             f"{name}: an image of {picture.width} x {picture.height} pixels, more than the limit of {MAX_IMAGE_PIXELS}"
@@ -201,15 +249,20 @@ def _has_alpha(picture: "Picture") -> bool:
     return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
 
 
-def _decode(picture: "Picture", size: int, channels: int) -> Images:
+def _is_large(picture: "Picture") -> bool:
+    return picture.width * picture.height > LARGE_IMAGE_PIXELS
+
+
+def _decode(picture: "Picture", size: int, channels: int, bits: int) -> Images:
     from PIL import Image, ImageOps
 
     if picture.format == "JPEG":
         picture.draft(None, (2 * size, 2 * size))  # large photographs: decode at a fraction, still above the target
-    if "exif" in picture.info:
-        picture = ImageOps.exif_transpose(picture)
+    picture = ImageOps.exif_transpose(picture)  # knows EXIF, PNG's text chunks, XMP and TIFF
     if picture.mode.startswith("I"):
-        picture = _sixteen_to_eight(picture)
+        picture = Image.fromarray((_read_sixteen(picture) >> (bits - BYTE_BITS)).clip(0, 255).astype(np.uint8))
+    elif picture.mode == "F":
+        raise ValueError("it holds floating-point values; save it with 8 or 16 bits")
     mode = "RGBA" if _has_alpha(picture) else "L" if _is_grey(picture) else "RGB"
     if picture.mode != mode:
         # Grey by way of RGB, because a palette's own index is not its grey.
@@ -223,13 +276,11 @@ def _decode(picture: "Picture", size: int, channels: int) -> Images:
     return np.repeat(image[..., None], channels, axis=2) if picture.mode == "L" else image
 
 
-def _sixteen_to_eight(picture: "Picture") -> "Picture":
-    from PIL import Image
-
+def _read_sixteen(picture: "Picture") -> NDArray[Any]:
     values = np.asarray(picture)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to 65535")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    return values
 
 
 def _to_square(picture: "Picture", size: int) -> "Picture":

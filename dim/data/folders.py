@@ -1,47 +1,50 @@
-"""Class folders, on disk or in an archive: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone.
+"""Trees of image files, on disk or in an archive: from paths to arrays.
 
-A single top folder around them is looked through. `val` or `validation` serves as test split where there is no `test`.
-Class folders are sorted by name, images by path, whatever the order of the archive. Images may lie in folders below
-their class. Hidden files and the droppings of file managers are passed over; text files beside images are, too, and
-said; anything else in a class folder must be an image.
+`dim.data.layout` finds the splits and classes. Class folders are sorted by name, images by path, whatever the order of
+the archive. Images may lie in folders below their class. Hidden files and what file managers leave behind are passed
+over; text files beside images are, too, and said; anything else in a class folder must be an image. All that is wrong
+with a tree is told at once.
 """
 
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dim.data.archive import iterate_entries
-from dim.data.decode import EXTENSIONS, ImageHeader, Images, decode_files, decode_image, read_header
+from dim.data.decode import (
+    EXTENSIONS,
+    WORD_BITS,
+    ImageHeader,
+    Images,
+    choose_bits,
+    decode_files,
+    decode_image,
+    find_largest_value,
+    read_header,
+)
 from dim.data.image_set import Labels, RawSet, Source
+from dim.data.layout import Fault, Layout, extension_of, find_layout, is_passed_over
 from dim.data.limits import MAX_FILE_BYTES, MAX_KEPT_BYTES
 from dim.data.prepare import check_set_bytes, choose_size
 from dim.runtime.errors import DataError
 
-_TRAIN_NAMES = ("train", "training")
-_TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-_PASSED_OVER = ("__MACOSX", "Thumbs.db", "desktop.ini")
-_SIDECARS = frozenset((".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html"))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the images of a tree lie: per split, per class, their sorted paths."""
-
-    train: dict[str, list[str]]
-    test: dict[str, list[str]]
-    remarks: tuple[str, ...]
+_NO_IMAGE = "not an image by its name; remove it or move it out of the class folder"
+_FAULTS_SHOWN = 8
 
 
 @dataclass
 class _Scan:
+    """What the first pass found."""
+
     headers: dict[str, ImageHeader | None]
     """Of every file, None where it is not a readable image."""
     problems: dict[str, str]
+    """Why a file's header cannot be read."""
     folders: list[str]
     kept: dict[str, bytes] | None
     """The files' bytes, or None when they are too many to keep."""
@@ -64,13 +67,14 @@ def read_class_folders(source: Source) -> RawSet:
         # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
         warnings.filterwarnings("ignore", module=r"PIL\.")
         scan = _scan(source)
-        layout = find_layout(list(scan.headers), scan.folders, str(source.path))
+        layout = find_layout(list(scan.headers), scan.folders, str(source.path), source.layout)
+        rows = _number_rows(layout)
+        good = _select_readable(scan, rows, source, layout.faults)
         for remark in layout.remarks:
             source.say(f"{source.name}: {remark}")
-        rows = _number_rows(layout)
-        good = _select_readable(scan, rows, source)
         size, channels, notes = _choose_form(good, len(rows), source)
-        images, decoded = _decode(scan, rows, good, size, channels, source)
+        bits = _find_bits(scan, rows, good, source, notes)
+        images, decoded = _decode(scan, rows, good, (size, channels, bits), source)
     if num_skipped := len(rows) - int(decoded.sum()):
         notes.append(f"{num_skipped} unreadable images were left out")
     for note in notes[1:]:
@@ -78,15 +82,26 @@ def read_class_folders(source: Source) -> RawSet:
     return _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
 
 
-def _select_readable(scan: _Scan, rows: dict[str, int], source: Source) -> dict[str, ImageHeader]:
-    """Choose the files whose headers were read; refuse others unless they may be skipped."""
-    bad = [_describe_problem(scan, file, source.path) for file in rows if scan.headers[file] is None]
-    if bad and not source.skip_unreadable:
-        raise DataError(bad[0] if len(bad) == 1 else f"{bad[0]} ({len(bad) - 1} more like it)")
+def _select_readable(
+    scan: _Scan, rows: dict[str, int], source: Source, faults: tuple[Fault, ...]
+) -> dict[str, ImageHeader]:
+    """Choose the files whose headers were read; refuse faults, all at once, but for files that may be skipped."""
+    by_reason: dict[str, list[str]] = {}
+    for file in rows:
+        if scan.headers[file] is None and not source.skip_unreadable:
+            by_reason.setdefault(scan.problems.get(file, _NO_IMAGE), []).append(file)
+    bad = [Fault(f"{files[0]}: {reason}", tuple(files[1:])) for reason, files in by_reason.items()]
+    if told := [*faults, *bad]:
+        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}")
     good = {file: header for file in rows if (header := scan.headers[file]) is not None}
     if not good:
         raise DataError(f"{source.path}: no image that can be read")
     return good
+
+
+def _count_more(faults: list[Fault]) -> str:
+    more = len(faults) - _FAULTS_SHOWN
+    return f"; and {more} other kinds of fault" if more > 0 else ""
 
 
 def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) -> tuple[int, int, list[str]]:
@@ -102,20 +117,44 @@ def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) ->
         notes.append(f"{which} of {len(good)} images ({'colour' if channels == 1 else 'grey'}) were {kept}")
     if num_alpha := sum(header.has_alpha for header in good.values()):
         notes.append(f"{num_alpha} images with transparency were composited on white")
+    if num_animated := sum(header.is_animated for header in good.values()):
+        notes.append(f"{num_animated} files hold several pictures: the first of each was taken")
     return size, channels, notes
 
 
+def _find_bits(
+    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], source: Source, notes: list[str]
+) -> int:
+    """Find how many bits 16-bit images use, over both splits together, and say it where it is not all of them."""
+    deep = {file for file, header in good.items() if header.bits == WORD_BITS}
+    if not deep:
+        return WORD_BITS
+    largest: list[int] = []
+
+    def look(row: int, file: str, data: bytes) -> None:
+        with suppress(DataError):  # told when it is decoded
+            largest.append(find_largest_value(data, f"{source.path}: {file}"))
+
+    decode_files(((rows[file], file, data) for file, data in _give_files(scan, source) if file in deep), look, _ignore)
+    bits = choose_bits(max(largest, default=0), source.bits, source.name)
+    if bits < WORD_BITS:
+        found = f"their largest value is {max(largest, default=0)}" if source.bits is None else "as asked for"
+        notes.append(f"{len(deep)} images of 16 bits were read as using {bits} of them ({found})")
+    return bits
+
+
 def _decode(
-    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], size: int, channels: int, source: Source
+    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], form: tuple[int, int, int], source: Source
 ) -> tuple[Images, NDArray[np.bool_]]:
-    """Decode all good files: images by row, and which rows have one."""
+    """Decode all good files to `form` (size, channels, bits used of 16): images by row, and which rows have one."""
+    size, channels, bits = form
     images = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
     decoded = np.zeros(len(rows), dtype=bool)
     done = 0
 
     def decode(row: int, file: str, data: bytes) -> None:
         try:
-            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels)
+            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels, bits=bits)
             decoded[row] = True
         except DataError:
             if not source.skip_unreadable:
@@ -126,8 +165,7 @@ def _decode(
         done += number
         source.progress(f"{source.name}: decoding", done, len(good))
 
-    files = _read_files(source.path) if scan.kept is None else iter(scan.kept.items())
-    decode_files(((rows[file], file, data) for file, data in files if file in good), decode, count)
+    decode_files(((rows[file], file, data) for file, data in _give_files(scan, source) if file in good), decode, count)
     if done < len(good):
         raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
     return images, decoded
@@ -137,12 +175,12 @@ def _scan(source: Source) -> _Scan:
     path, name, progress = source.path, source.name, source.progress
     scan = _Scan({}, {}, [], {})
     num_bytes = 0
-    for entry in iterate_entries(path):
+    for entry in iterate_entries(path, follow_links=source.follow_links):
         if entry.is_folder:
             scan.folders.append(entry.path)
-        elif not _is_passed_over(entry.path):
+        elif not is_passed_over(entry.path):
             scan.headers[entry.path] = None
-            if _extension(entry.path) in EXTENSIONS:
+            if extension_of(entry.path) in EXTENSIONS:
                 data = entry.read(MAX_FILE_BYTES)
                 num_bytes += len(data)
                 if num_bytes > MAX_KEPT_BYTES:
@@ -152,94 +190,11 @@ def _scan(source: Source) -> _Scan:
                 try:
                     scan.headers[entry.path] = read_header(data, f"{path}: {entry.path}")
                 except DataError as error:
-                    scan.problems[entry.path] = str(error)
+                    scan.problems[entry.path] = str(error).removeprefix(f"{path}: {entry.path}: ")
             if len(scan.headers) % 256 == 0:
                 progress(f"{name}: reading headers", len(scan.headers), 0)
     progress(f"{name}: reading headers", len(scan.headers), 0)
     return scan
-
-
-def _describe_problem(scan: _Scan, file: str, path: Path) -> str:
-    by_name = f"{path}: {file}: not an image by its name; remove it or move it out of the class folder"
-    return scan.problems.get(file, by_name)
-
-
-def find_layout(files: list[str], folders: list[str], source: str) -> Layout:
-    """Find splits and classes among the paths of a tree.
-
-    Args:
-        files: relative paths of all files.
-        folders: relative paths of folders, to find classes without images; may be incomplete.
-        source: stands for the tree in messages.
-
-    Raises:
-        DataError: no class folders, an image outside of them, a class without images, splits of different classes.
-    """
-    paths = [tuple(p.split("/")) for p in sorted(files) if not _is_passed_over(p)]
-    inner = {tuple(p.split("/")) for p in folders if not _is_passed_over(p)} | {p[:-1] for p in paths if len(p) > 1}
-    depth, tops = 0, _names_at(inner, 0)
-    while len(tops) == 1 and not tops & {*_TRAIN_NAMES, *_TEST_NAMES}:
-        depth += 1
-        tops = _names_at(inner, depth)
-    if not tops:
-        raise DataError(f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>")
-    train = next((n for n in _TRAIN_NAMES if n in tops), None)
-    test = next((n for n in _TEST_NAMES if n in tops), None)
-    if train is None:
-        if tops & {"test", "testing"}:
-            raise DataError(f"{source}: a test folder without a train folder beside it; name the other one 'train'")
-        classes, remarks = _find_classes(paths, inner, depth, source)
-        return Layout(classes, {}, tuple(remarks))
-    train_classes, remarks = _find_classes(*_select_below(paths, inner, depth, train), depth + 1, source)
-    test_classes: dict[str, list[str]] = {}
-    if test is not None:
-        test_classes, more = _find_classes(*_select_below(paths, inner, depth, test), depth + 1, source)
-        remarks += more
-        if test not in ("test", "testing"):
-            remarks.append(f"the folder '{test}' serves as test split")
-    if others := sorted(tops - {train, test}):
-        remarks.append(f"passed over beside the splits: {', '.join(others[:5])}")
-    if test_classes and train_classes.keys() != test_classes.keys():
-        odd = sorted(train_classes.keys() ^ test_classes.keys())[0]
-        where = f"'{train}' only" if odd in train_classes else f"'{test}' only"
-        raise DataError(f"{source}: the class '{odd}' is in {where}; both splits need the same class folders")
-    return Layout(train_classes, test_classes, tuple(remarks))
-
-
-_Parts = tuple[str, ...]
-
-
-def _names_at(folders: set[_Parts], depth: int) -> set[str]:
-    return {parts[depth] for parts in folders if len(parts) > depth}
-
-
-def _select_below(paths: list[_Parts], inner: set[_Parts], depth: int, name: str) -> tuple[list[_Parts], set[_Parts]]:
-    return (
-        [p for p in paths if len(p) > depth + 1 and p[depth] == name],
-        {p for p in inner if len(p) > depth + 1 and p[depth] == name},
-    )
-
-
-def _find_classes(
-    paths: list[_Parts], inner: set[_Parts], depth: int, source: str
-) -> tuple[dict[str, list[str]], list[str]]:
-    classes: dict[str, list[str]] = {name: [] for name in sorted(_names_at(inner, depth))}
-    sidecars = []
-    for parts in paths:
-        file = "/".join(parts)
-        extension = _extension(file)
-        if len(parts) <= depth + 1:
-            if len(parts) == depth + 1 and extension in EXTENSIONS:
-                raise DataError(f"{source}: {file}: an image outside of any class folder; move it into its class")
-        elif extension in _SIDECARS:
-            sidecars.append(file)
-        else:
-            classes[parts[depth]].append(file)
-    for name, files in classes.items():
-        if not files:
-            raise DataError(f"{source}: the class folder '{name}' has no images; add some or remove it")
-    remarks = [f"{len(sidecars)} text files beside images were passed over ({sidecars[0]})"] if sidecars else []
-    return classes, remarks
 
 
 def _number_rows(layout: Layout) -> dict[str, int]:
@@ -248,9 +203,13 @@ def _number_rows(layout: Layout) -> dict[str, int]:
     return {file: row for row, file in enumerate(files)}
 
 
-def _read_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    for entry in iterate_entries(path):
-        if not entry.is_folder and _extension(entry.path) in EXTENSIONS:
+def _give_files(scan: _Scan, source: Source) -> Iterator[tuple[str, bytes]]:
+    """Give the image files once more: those kept in memory, or by reading the tree again."""
+    if scan.kept is not None:
+        yield from scan.kept.items()
+        return
+    for entry in iterate_entries(source.path, follow_links=source.follow_links):
+        if not entry.is_folder and extension_of(entry.path) in EXTENSIONS:
             yield entry.path, entry.read(MAX_FILE_BYTES)
 
 
@@ -283,14 +242,9 @@ def _make_labels(split: dict[str, list[str]]) -> Labels:
 
 
 def _describe_files(good: dict[str, ImageHeader]) -> str:
-    kinds = Counter(_extension(file).removeprefix(".").replace("jpg", "jpeg") for file in good)
+    kinds = Counter(extension_of(file).removeprefix(".").replace("jpg", "jpeg") for file in good)
     return " and ".join(f"{count} {kind.upper()} files" for kind, count in kinds.most_common())
 
 
-def _extension(path: str) -> str:
-    stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
-    return "." + suffix.lower() if dot and stem else ""
-
-
-def _is_passed_over(path: str) -> bool:
-    return any(part.startswith(".") or part in _PASSED_OVER for part in path.split("/"))
+def _ignore(count: int) -> None:
+    """Show no progress."""

@@ -107,6 +107,12 @@ class Source:
     """1 or 3; None leaves the choice to the reader."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read."""
+    layout: str = "auto"
+    """Where splits and classes lie: one of `dim.data.layout.LAYOUTS`."""
+    bits: int | None = None
+    """Bits that 16-bit images use; None finds them."""
+    follow_links: bool = False
+    """Follow links that leave the folder."""
     say: Say
     """Receives sentences about what was passed over or changed."""
     progress: Progress

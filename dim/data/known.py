@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.cifar import BINARY_10, BINARY_100, PYTHON_10, PYTHON_100, CifarLayout, read_cifar
+from dim.data.cifar import BINARY_10, BINARY_100, BINARY_MD5, PYTHON_10, PYTHON_100, CifarLayout, read_cifar
 from dim.data.decode import Images
 from dim.data.idx import read_idx
 from dim.data.image_set import Labels, Progress, RawSet, Say
@@ -141,11 +141,23 @@ def _read_cifar_set(known: KnownSet, files: OfficialFiles) -> RawSet:
     found = [(path, layout) for name, layout in known.layouts if (path := files.find(name))]
     path, layout = found[0] if found else (files.obtain(known.files[0]), known.layouts[0][1])
     if path.is_dir():
-        note = f"{known.title}, folder {path.name}"
+        note = _describe_cifar_folder(known, path, layout, files)
     else:
         published = {file.name: file.md5 for file in known.files}
         note = _describe_origin(known, [path.name] if published.get(path.name) != file_md5(path) else [], files)
     return read_cifar(path, files.name, layout, licence=known.licence, notes=(note,))
+
+
+def _describe_cifar_folder(known: KnownSet, folder: Path, layout: CifarLayout, files: OfficialFiles) -> str:
+    """Say whether the batches of an unpacked archive are the official ones; other pickles are refused when read."""
+    if layout.labels_key:
+        return _describe_origin(known, [], files)
+    batches = [(folder / name, BINARY_MD5.get(name)) for name in (*layout.train, *layout.test)]
+    if any(md5 is None for _, md5 in batches):
+        return f"{known.title}, folder {folder.name}, for whose files no checksum is published"
+    return _describe_origin(
+        known, [path.name for path, md5 in batches if path.exists() and file_md5(path) != md5], files
+    )
 
 
 def _describe_origin(known: KnownSet, altered: list[str], files: OfficialFiles) -> str:
@@ -208,10 +220,10 @@ KNOWN: dict[str, KnownSet] = {
         licence="MIT (Zalando SE, github.com/zalandoresearch/fashion-mnist)",
         read=_read_idx_set,
         files=_idx_files(
-            ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", ""),
-            ("25c81989df183df01b3e8a0aad5dffbe", ""),
-            ("bef4ecab320f06d8554ea6380940ec79", ""),
-            ("bb300cfdad3c16e7a12a480ee83cd310", ""),
+            ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+            ("25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9"),
+            ("bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a"),
+            ("bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965"),
         ),
         mirrors=(
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",

@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from dim.data.cautions import find_cautions
 from dim.data.folders import read_class_folders
 from dim.data.image_set import ImageSet, Progress, RawSet, Say, Source
 from dim.data.known import KNOWN, name_jpeg_copy, read_known
+from dim.data.layout import AUTO, check_layout
 from dim.data.npz import read_npz
 from dim.data.prepare import check_options, make_image_set
 from dim.runtime.errors import DataError
@@ -43,6 +45,9 @@ def load_data(
     seed: int = 0,
     skip_unreadable: bool = False,
     channels: int | None = None,
+    layout: str = AUTO,
+    bits: int | None = None,
+    follow_links: bool = False,
     say: Say = _no_say,
     progress: Progress = _no_progress,
 ) -> ImageSet:
@@ -58,11 +63,15 @@ def load_data(
         seed: fixes the test split of a source that has none, 0..2**64-1.
         skip_unreadable: leave out images that cannot be read (counted in the note) instead of stopping at the first.
         channels: 1 turns colour into grey, 3 repeats grey; None keeps grey where every image is grey, else colour.
+        layout: where splits and classes lie in a tree of images: `auto`, `classes`, `splits/classes`, `classes/splits`
+            or `groups/classes` (folders of one name in every top folder are one class).
+        bits: that 16-bit images use, 8 to 16; None takes the smallest of 8, 10, 12, 14 and 16 that holds all values.
+        follow_links: follow symbolic links that leave the folder; those within it are always followed.
         say: receives sentences about choices made on the way.
         progress: is told (what, done, total) while files are downloaded or decoded; total 0 means unknown.
 
     Raises:
-        BadValueError: size, channels or seed out of range.
+        BadValueError: size, channels, seed, layout or bits out of range.
         DataError: the source is unknown, missing, damaged, inconsistent or beyond the limits.
 
     Example:
@@ -70,7 +79,8 @@ def load_data(
         >>> digits.train_images.shape[1:], len(digits.classes)
         ((8, 8, 1), 10)
     """
-    check_options(size, channels, seed)
+    check_options(size, channels, seed, bits)
+    check_layout(layout)
     if name_or_path in KNOWN:
         folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
         raw = read_known(name_or_path, None if folder is None else Path(folder), say, progress)
@@ -82,12 +92,18 @@ def load_data(
             size=size,
             channels=channels,
             skip_unreadable=skip_unreadable,
+            layout=layout,
+            bits=bits,
+            follow_links=follow_links,
             say=say,
             progress=progress,
         )
         read = next(reader for fits, reader in _READERS if fits(path))
         raw = read(source)
-    return make_image_set(raw, size=size, channels=channels, seed=seed, say=say)
+    images = make_image_set(raw, size=size, channels=channels, seed=seed, say=say)
+    for caution in find_cautions(images):
+        say(f"{images.name}: caution: {caution}")
+    return images
 
 
 def _existing(name_or_path: str) -> Path:

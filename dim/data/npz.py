@@ -1,8 +1,9 @@
 """NPZ files with `images`, `labels` and optional `classes`, read without pickle and without trusting their headers.
 
-`images` is uint8 `[N, H, W]` or `[N, H, W, C]`, `labels` any integers `[N]`, `classes` text `[K]` (default: "0", "1",
-...). `test_images` and `test_labels` make a test split. The header of each array is matched against the one form that
-NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are refused.
+`images` is uint8 `[N, H, W]` or `[N, H, W, C]`, `labels` as `dim.data.labels` takes them, `classes` text `[K]`
+(default: the labels that occur). `test_images` and `test_labels` make a test split. The header of each array is matched
+against the one form that NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are
+refused.
 """
 
 import math
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from dim.data.decode import Images
 from dim.data.entries import named_failure
-from dim.data.image_set import Labels, RawSet, Source
+from dim.data.image_set import RawSet, Source
+from dim.data.labels import name_labels
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
 from dim.data.zip import open_zip, open_zip_member
 from dim.runtime.bundle_format.schema import MAX_CLASSES
@@ -56,16 +58,18 @@ def read_npz(source: Source) -> RawSet:
                 arrays[key] = _read_member(path, archive, members, key)
     if ("test_images" in arrays) != ("test_labels" in arrays):
         raise DataError(f"{path}: test_images and test_labels belong together; only one of them is there")
-    labels = _to_labels(arrays["labels"], path, "labels")
-    test_labels = _to_labels(arrays["test_labels"], path, "test_labels") if "test_labels" in arrays else None
+    names = _to_classes(arrays["classes"], path) if "classes" in arrays else None
+    classes, labels, test_labels, remarks = name_labels(arrays["labels"], arrays.get("test_labels"), names, str(path))
+    for remark in remarks:
+        source.say(f"{source.name}: {remark}")
     return RawSet(
         name=source.name,
-        classes=_to_classes(arrays["classes"], path) if "classes" in arrays else _number_classes(labels, path),
+        classes=classes,
         train_images=_to_images(arrays["images"], path, "images"),
         train_labels=labels,
         test_images=_to_images(arrays["test_images"], path, "test_images") if test_labels is not None else None,
         test_labels=test_labels,
-        notes=(f"arrays of {path.name}",),
+        notes=(f"arrays of {path.name}", *remarks),
     )
 
 
@@ -147,14 +151,6 @@ def _to_images(array: NDArray[Any], path: Path, key: str) -> Images:
     return array
 
 
-def _to_labels(array: NDArray[Any], path: Path, key: str) -> Labels:
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(f"{path}: {key} are {array.dtype} {list(array.shape)}, expected integers [N]")
-    if len(array) and (array.min() < 0 or array.max() >= MAX_CLASSES):
-        raise DataError(f"{path}: {key} run from {array.min()} to {array.max()}, expected 0 to {MAX_CLASSES - 1}")
-    return array.astype(np.int64)
-
-
 def _to_classes(array: NDArray[Any], path: Path) -> tuple[str, ...]:
     if array.ndim != 1 or array.dtype.kind not in "US":
         raise DataError(f"{path}: classes are {array.dtype} {list(array.shape)}, expected text [K]")
@@ -162,9 +158,3 @@ def _to_classes(array: NDArray[Any], path: Path) -> tuple[str, ...]:
         return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in array.tolist())
     except ValueError as error:
         raise DataError(f"{path}: a class name is not valid text ({error}); save classes as text") from error
-
-
-def _number_classes(labels: Labels, path: Path) -> tuple[str, ...]:
-    if not len(labels):
-        raise DataError(f"{path}: holds no images")
-    return tuple(str(label) for label in range(int(labels.max()) + 1))

@@ -76,14 +76,16 @@ def make_image_set(raw: RawSet, *, size: int | None, channels: int | None, seed:
     )
 
 
-def check_options(size: int | None, channels: int | None, seed: int) -> None:
-    """Refuse a size, channel count or seed that no reader could honour (`BadValueError`)."""
+def check_options(size: int | None, channels: int | None, seed: int, bits: int | None = None) -> None:
+    """Refuse a size, channel count, seed or number of bits that no reader could honour (`BadValueError`)."""
     if size is not None and (isinstance(size, bool) or not MIN_IMAGE_PX <= size <= MAX_IMAGE_PX):
         raise BadValueError(f"size is {size!r}: it must be between {MIN_IMAGE_PX} and {MAX_IMAGE_PX} pixels")
     if channels not in (None, 1, 3):
         raise BadValueError(f"channels is {channels!r}: it must be 1 (grey) or 3 (colour)")
     if isinstance(seed, bool) or not 0 <= seed < 2**64:
         raise BadValueError(f"seed is {seed!r}: it must be between 0 and 2**64 - 1")
+    if bits is not None and (isinstance(bits, bool) or not 8 <= bits <= 16):
+        raise BadValueError(f"bits is {bits!r}: it must be between 8 and 16")
 
 
 def choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int, str]:
@@ -130,6 +132,8 @@ def _shape(images: Images) -> tuple[int, int]:
 
 
 def _check_classes(classes: tuple[str, ...], name: str, say: Say) -> None:
+    if len(classes) == 1:
+        raise DataError(f"{name}: one class alone found, '{classes[0]}'; classifiers need two or more, so add another")
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise DataError(f"{name}: {len(classes)} classes found, expected 2 to {MAX_CLASSES}")
     if len(set(classes)) != len(classes):

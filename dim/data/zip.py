@@ -5,7 +5,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, cast
 
 from dim.data.entries import Entry, check_path, named_failure, read_limited, read_nothing
@@ -16,6 +16,7 @@ ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 """The first bytes of a zip file, with and without members."""
 
 _DIRECTORY_ENTRY_BYTES = 46  # the smallest record of a zip's central directory
+_UTF8_FLAG = 0x800
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, OverflowError, NotImplementedError)
 
 
@@ -72,9 +73,19 @@ def iterate_zip(file: BinaryIO, name: str) -> Iterator[Entry]:
     with open_zip(file, name) as archive:
         for info in archive.infolist():
             _check_member(info, name)
-            path = check_path(info.filename, name)
-            is_folder = info.filename.endswith("/")
+            raw_path = _decode_name(info)
+            path = check_path(raw_path, name)
+            is_folder = raw_path.endswith("/")
             yield Entry(path, is_folder, read_nothing if is_folder else _member_reader(archive, info, name))
+
+
+def _decode_name(info: zipfile.ZipInfo) -> str:
+    """Return a path in UTF-8, even where the flag for it is missing (macOS), with slashes for backslashes (Windows)."""
+    name = info.filename
+    if not info.flag_bits & _UTF8_FLAG:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
 
 
 def _member_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Callable[[int], bytes]:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dim.data.image_set import ImageSet
+from dim.data.known import KNOWN
 from dim.data.load import load_data
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
@@ -104,29 +106,36 @@ def load_source_data(
     source: str | None = None,
     *,
     data_dir: Path | None = None,
-    skip_unreadable: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    **reading: Any,
 ) -> ImageSet:
     """Load the dataset that a bundle was distilled from, with its size, its channels and its test split.
 
     Args:
         manifest: of the bundle.
         source: as in `load_data`; None for the name that the bundle gives, which is enough for well-known datasets.
-        data_dir, skip_unreadable, say, progress: as in `load_data`.
+        data_dir, say, progress: as in `load_data`.
+        reading: further options of `load_data`, as they were when the bundle was distilled.
 
     Raises:
-        as `load_data`.
+        BadValueError: no source is given and the bundle's is a folder or file, whose place no bundle knows.
+        DataError: as `load_data`.
     """
+    if source is None and manifest.source.name not in KNOWN:
+        raise BadValueError(
+            f"The bundle was distilled from a folder or file called '{manifest.source.name}', and does not know where "
+            "it lies: name it with --data."
+        )
     return load_data(
         source or manifest.source.name,
         data_dir=data_dir,
         size=manifest.height,
         channels=manifest.channels,
         seed=find_split_seed(manifest),
-        skip_unreadable=skip_unreadable,
         say=say,
         progress=progress,
+        **reading,
     )
 
 

@@ -5,7 +5,7 @@ A recipe is named, read from a `recipe.json`, or chosen on images held out of th
 
 from dataclasses import dataclass, replace
 
-from dim.augment import default_policy, parse_policy
+from dim.policy import default_policy, parse_policy
 from dim.runtime.errors import BadValueError
 
 

@@ -82,6 +82,20 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "tinny"], "There is no preset named 'tinny' (did you mean tiny?): choose one of tiny, small, "),
+        (
+            ["--set", "generator.widht=48"],
+            "The configuration has no field 'generator.widht' (did you mean generator.width?).",
+        ),
+    ],
+)
+def test_a_misspelt_preset_or_field_is_told_before_data_are_read(arguments: list[str], message: str) -> None:
+    assert message in one_line(dim("distill", "--data", "no-such-set", *arguments))
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--data", "no-such-set"], "no-such-set"),

@@ -15,6 +15,7 @@ from dim.cli.parsing import parse_numbers
 from dim.data.load import load_data
 from dim.evaluation.measure import Evaluation
 from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError
 from dim.students.recipes import Recipe
@@ -41,6 +42,38 @@ def test_bundles_to_compare_have_names() -> None:
         parse_bundles(["a=1", "a=2"])
     with pytest.raises(BadValueError, match="^Two bundles are called 'generated': give the one to compare"):
         parse_bundles(["generated=1"])
+
+
+def test_a_bundle_of_a_folder_needs_its_data_named(digits_bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = load_manifest(digits_bundle).source.name
+    (tmp_path / source).mkdir()  # not taken, though it has the name
+    assert one_line(dim("eval", "--bundle", digits_bundle)) == (
+        f"The bundle was distilled from a folder or file called '{source}', and does not know where it lies: "
+        "name it with --data."
+    )
+
+
+def test_cautions_about_the_data_stand_below_the_table(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"seconds_per_student": 1.0, "seeds": [0], "content_id": ""}
+    found = SimpleNamespace(rows=[row], out=tmp_path, results=(1,), finished=True)
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", lambda *arguments, **options: found)
+    monkeypatch.setattr("dim.evaluation.table.accuracy_table", lambda rows: "accuracy")
+    monkeypatch.setattr("dim.evaluation.table.cost_table", lambda rows: "cost")
+    path = tmp_path / "few.npz"
+    np.savez(path, images=np.zeros((40, 8, 8), np.uint8), labels=np.arange(40) % 10)
+    ran = dim("eval", "--bundle", digits_bundle, "--data", path, "--out", tmp_path)
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[:4] == [
+        "accuracy",
+        "cost",
+        "Caution about the data: fewer than 10 training images in 10 of 10 classes ('0', '1', '2', ...).",
+        "Caution about the data: fewer than 20 test images in 10 of 10 classes ('0', '1', '2', ...), so accuracies are "
+        "rough.",
+    ]
+    assert "few: caution: fewer than 10 training images in 10 of 10 classes" in ran.err
 
 
 def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,10 +190,14 @@ def test_npy_messages(data: bytes, message: str) -> None:
     ("arrays", "message"),
     [
         ({"labels": np.arange(3)}, r"no array 'images' \(found: labels\); an .npz needs images and labels"),
-        ({"images": IMAGES, "labels": np.zeros(3)}, r"labels are float64 \[3\], expected integers \[N\]"),
-        ({"images": IMAGES, "labels": np.zeros((3, 1), int)}, r"labels are int64 \[3, 1\], expected integers"),
-        ({"images": IMAGES, "labels": np.array([0, 1, -1])}, "labels run from -1 to 1, expected 0 to 65535"),
-        ({"images": IMAGES, "labels": np.array([0, 1, 2**62])}, "labels run from 0 to 4611686018427387904"),
+        ({"images": IMAGES, "labels": np.array([0, 1.5, 2])}, r"labels are float64 \[3\], expected whole numbers or"),
+        ({"images": IMAGES, "labels": np.zeros((3, 2, 2), int)}, r"labels are int64 \[3, 2, 2\], expected whole"),
+        ({"images": IMAGES, "labels": np.zeros((3, 2), int)}, r"labels are int64 \[3, 2\] and not one-hot: each row"),
+        ({"images": IMAGES, "labels": np.array([0, 1, -1])}, r"1 labels are negative \(-1\), as of images without a"),
+        (
+            {"images": IMAGES, "labels": np.array([0, 1, 2**62]), "classes": np.array(["a", "b", "c"])},
+            "labels run from 0 to 4611686018427387904, expected 0 to 2 for 3 class names",
+        ),
         ({"images": IMAGES / 255, "labels": np.arange(3)}, "images are float64, expected uint8 from 0 to 255; convert"),
         ({"images": IMAGES[0], "labels": np.arange(3)}, r"images have shape \[8, 8\], expected \[N, H, W\] or"),
         ({"images": np.zeros((3, 8, 8, 4), np.uint8), "labels": np.arange(3)}, r"images have shape \[3, 8, 8, 4\]"),

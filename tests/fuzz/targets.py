@@ -23,6 +23,7 @@ from PIL import (  # noqa: F401
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
+    TiffImagePlugin,
     WebPImagePlugin,
 )
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.augment import STEP_NAMES, augment, default_policy, parse_policy, shift
+from dim.augment import augment, shift
+from dim.policy import STEP_NAMES, default_policy, parse_policy
 from dim.runtime.errors import BadValueError
 
 

@@ -44,7 +44,6 @@ NAMES = [
     "verify",
 ]
 LOADS = {
-    "preset": {"torch"},
     "EvalProtocol": {"torch"},
     "Execution": {"torch"},
     "distill": {"torch"},

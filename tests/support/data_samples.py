@@ -23,6 +23,11 @@ def random_images(count: int, size: int, channels: int, seed: int = 0) -> NDArra
     return np.random.RandomState(seed).randint(0, 256, (count, size, size, channels)).astype(np.uint8)
 
 
+def without_cautions(said: list[str]) -> list[str]:
+    """What was said, but for what small sets are warned of."""
+    return [sentence for sentence in said if ": caution: " not in sentence]
+
+
 def idx(array: NDArray[np.uint8]) -> bytes:
     """An IDX file of unsigned bytes."""
     return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
@@ -172,6 +177,17 @@ def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) 
         for name, data in files.items():
             archive.writestr(name, data)
     return buffer.getvalue()
+
+
+def without_utf8_flag(data: bytes) -> bytes:
+    """A zip archive as macOS packs it: names in UTF-8, and no flag that says so."""
+    changed = bytearray(data)
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = changed.find(magic)
+        while at >= 0:
+            changed[at + offset + 1] &= 0xF7
+            at = changed.find(magic, at + 1)
+    return bytes(changed)
 
 
 def tarred(files: Mapping[str, bytes], mode: str = "w", format: int = tarfile.PAX_FORMAT) -> bytes:
