@@ -7,9 +7,6 @@ with open_bundle("mnist") as bundle:
         ...
 """
 
-import os
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import FIXED_LATENTS
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
+from dim.runtime.engines.shared import SharedEngine
 from dim.runtime.errors import BadValueError, BundleError, printable
 from dim.runtime.messages import say_to_log
 from dim.runtime.sampling.counts import resolve_counts
@@ -37,19 +35,6 @@ from dim.runtime.sampling.stream import Stream, StreamPlan
 # Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
 _PIXELS_PER_RUN = 2**18
 _MAX_ROWS_PER_RUN = 1024
-
-_open_bundles: "weakref.WeakSet[Bundle]" = weakref.WeakSet()
-# A session that was inherited by fork has lost its threads; destroying it would wait for them for ever.
-_leaked_after_fork: list[object] = []
-
-
-def _forget_engines() -> None:
-    for bundle in list(_open_bundles):
-        bundle._forget_engine()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_engines)
 
 
 def open_bundle(
@@ -118,12 +103,10 @@ class Bundle:
         self.manifest: Manifest = load_manifest(self.path)
         self.fixed_latents = fixed_latents
         self.engine_options = options or EngineOptions()
-        self._say = say
-        self._closed = False
-        self._engine: Engine | None = None
+        self._engine = SharedEngine(
+            self.path, partial(open_engine, self.path, self.manifest, self.engine_options, say=say)
+        )
         self._optimised: NDArray[np.float32] | None = None
-        self._lock = threading.RLock()
-        _open_bundles.add(self)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -137,20 +120,12 @@ class Bundle:
         Raises:
             as `open_engine`; BundleError: the bundle was closed.
         """
-        engine = self._engine
-        if engine is not None:
-            return engine
-        with self._lock:
-            if self._closed:
-                raise BundleError(f"The bundle {self.path} was closed; open it again.")
-            if self._engine is None:
-                self._engine = open_engine(self.path, self.manifest, self.engine_options, say=self._say)
-            return self._engine
+        return self._engine.get()
 
     @property
     def opened_engine(self) -> Engine | None:
         """The engine if one was opened, else None."""
-        return self._engine
+        return self._engine.opened
 
     def draw_with(self, engine: Engine) -> None:
         """Draw with this engine, which the bundle closes, instead of opening one.
@@ -158,10 +133,7 @@ class Bundle:
         Raises:
             BundleError: the bundle was closed, or draws with another engine already.
         """
-        with self._lock:
-            if self._closed or self._engine is not None:
-                raise BundleError(f"The bundle {self.path} was closed, or draws with another engine; open it again.")
-            self._engine = engine
+        self._engine.put(engine)
 
     def latents(
         self, labels: Labels, indices: ArrayLike | None = None, seed: int = 0, use: str = "fixed"
@@ -249,7 +221,7 @@ class Bundle:
         ratio: float | None = None,
         total: int | None = None,
         per_class: Mapping[str, int] | Sequence[int] | None = None,
-        classes: Sequence[str | int] | None = None,
+        classes: str | Sequence[str | int] | None = None,
         seed: int = 0,
         start: int = 0,
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -271,8 +243,7 @@ class Bundle:
             BadValueError: no size or two sizes, no such class, or a number out of range.
             EngineError: the engine cannot be opened or failed.
         """
-        names = None if classes is None else [self.classes[label] for label in self.select(classes)]
-        counts = resolve_counts(self.manifest, ipc, ratio, total, per_class, names, start)
+        counts = resolve_counts(self.manifest, ipc, ratio, total, per_class, classes, start)
         labels, indices = index_major_order(counts)
         return self.sample(labels, indices + start, seed), labels
 
@@ -284,7 +255,7 @@ class Bundle:
         epochs: int | None = None,
         shard: tuple[int, int] = (0, 1),
         start_epoch: int = 0,
-        classes: Sequence[str | int] | None = None,
+        classes: str | Sequence[str | int] | None = None,
         prefetch: int = 2,
         output: str = "numpy",
     ) -> Stream[Any]:
@@ -325,7 +296,7 @@ class Bundle:
 
         return Stream(plan, partial(self._draw, seed=seed, output=output), prefetch)
 
-    def select(self, classes: Sequence[str | int] | None) -> tuple[int, ...]:
+    def select(self, classes: str | Sequence[str | int] | None) -> tuple[int, ...]:
         """Turn class names or labels into ascending labels; None stands for all.
 
         Raises:
@@ -335,11 +306,7 @@ class Bundle:
 
     def close(self) -> None:
         """Give back the engine; harmless when called twice."""
-        with self._lock:
-            self._closed = True
-            engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        self._engine.close()
 
     def __enter__(self) -> "Bundle":
         return self
@@ -387,17 +354,10 @@ class Bundle:
             raise BadValueError(f"There is no use {use!r}; there are fixed and stream.")
         if use == "stream" or not self.fixed_latents or FIXED_LATENTS not in self.manifest.files:
             return None
-        with self._lock:
-            if self._optimised is None:
-                data = read_checked_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
-                self._optimised = read_fixed_latents(data, self.manifest)
-            return self._optimised
-
-    def _forget_engine(self) -> None:
-        """In a forked child, while it has one thread: drop what does not survive a fork, without destroying it."""
-        _leaked_after_fork.append(self._engine)
-        self._engine = None
-        self._lock = threading.RLock()
+        if self._optimised is None:  # threads that come at once may each read it, and read the same
+            data = read_checked_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
+            self._optimised = read_fixed_latents(data, self.manifest)
+        return self._optimised
 
 
 def choose_rows_per_run(manifest: Manifest) -> int:

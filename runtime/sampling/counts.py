@@ -1,12 +1,12 @@
 """How many images of each class a set holds: from images per class, a ratio, a total or a list by class."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
 from dim.runtime.errors import BadValueError
+from dim.runtime.sampling.labels import find_label, select_labels
 
 MAX_PER_CLASS = 2**32
 
@@ -33,7 +33,7 @@ def resolve_counts(
     ratio: float | None = None,
     total: int | None = None,
     per_class: Mapping[str, int] | Sequence[int] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str | int] | None = None,
     start: int = 0,
 ) -> tuple[int, ...]:
     """Turn the size of a set into images per class.
@@ -44,7 +44,7 @@ def resolve_counts(
         ratio: size relative to the source set, above 0; keeps the source's class balance.
         total: number of images, at least one per class; keeps the source's class balance.
         per_class: images by class name, others get none; or one number for each class, in the bundle's order.
-        classes: the classes wanted, by name; all when absent. Does not go with `per_class`.
+        classes: names or labels of the classes wanted; all when absent. Does not go with `per_class`.
         start: the first index of every class, 0 or more.
 
     Returns:
@@ -56,19 +56,18 @@ def resolve_counts(
     """
     check_size(ipc, ratio, total, per_class, classes, start)
     counts = [0] * len(info.classes)
-    if per_class is not None and not isinstance(per_class, Mapping):
+    if isinstance(per_class, Mapping):
+        select_labels(list(per_class), info.classes)
+        for name, count in per_class.items():
+            k = find_label(name, info.classes)
+            counts[k] = _whole(count, f"The number of images for class '{info.classes[k]}'")
+    elif per_class is not None:
         counts = _check_counts(per_class, len(info.classes))
     else:
-        selected = _select(info.classes, list(per_class) if per_class is not None else classes)
-        if per_class is not None:
-            for k in selected:
-                counts[k] = _whole(per_class[info.classes[k]], f"The number of images for class '{info.classes[k]}'")
-        elif ipc is not None:
-            for k in selected:
-                counts[k] = _whole(ipc, "ipc")
-        else:
-            for k, count in zip(selected, _share(info, selected, ratio, total), strict=True):
-                counts[k] = count
+        selected = select_labels(classes, info.classes)
+        shares = _share(info, selected, ratio, total) if ipc is None else [_whole(ipc, "ipc")] * len(selected)
+        for k, count in zip(selected, shares, strict=True):
+            counts[k] = count
     largest = max(counts)
     if start + largest > MAX_PER_CLASS:
         raise BadValueError(
@@ -83,7 +82,7 @@ def check_size(
     ratio: float | None,
     total: int | None,
     per_class: Mapping[str, int] | Sequence[int] | None,
-    classes: Sequence[str] | None,
+    classes: str | Sequence[str | int] | None,
     start: int,
 ) -> None:
     """Check what can be told of the arguments of `resolve_counts` without a bundle.
@@ -115,33 +114,13 @@ def _check_counts(counts: Sequence[int], num_classes: int) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _select(classes: tuple[str, ...], wanted: Sequence[str] | None) -> list[int]:
-    """Return the wanted class numbers in ascending order."""
-    if wanted is None:
-        return list(range(len(classes)))
-    if not wanted:
-        raise BadValueError("No class was named; name at least one, or leave the choice out for all.")
-    number = {name: k for k, name in enumerate(classes)}
-    seen: set[str] = set()
-    for name in wanted:
-        if name not in number:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            known = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
-            raise BadValueError(f"The bundle has no class '{name}'{hint or '.'} Its classes are {known}.")
-        if name in seen:
-            raise BadValueError(f"The class '{name}' is named twice; name each class once.")
-        seen.add(name)
-    return sorted(number[name] for name in wanted)
-
-
 def _whole(value: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_PER_CLASS:
         raise BadValueError(f"{what} is {value}; it must be a whole number from 1 to 2**32.")
     return value
 
 
-def _share(info: ManifestLike, selected: list[int], ratio: float | None, total: int | None) -> list[int]:
+def _share(info: ManifestLike, selected: Sequence[int], ratio: float | None, total: int | None) -> list[int]:
     """Split a ratio or a total among the selected classes in proportion to the source's class counts."""
     source = [info.source.class_counts[k] if k < len(info.source.class_counts) else 0 for k in selected]
     if min(source) < 1:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ from dim.runtime.sampling.latents import check_row
 
 Labels: TypeAlias = ArrayLike | Sequence[str | int]
 """Labels of samples: integers, or names of classes."""
-_MAX_NAMES = 20
+_MAX_NAMES = 12
 
 
 def find_label(chosen: str | int, classes: Sequence[str]) -> int:
@@ -25,16 +26,18 @@ def find_label(chosen: str | int, classes: Sequence[str]) -> int:
     Raises:
         BadValueError: there is no such class.
     """
-    if isinstance(chosen, str):
-        if chosen in classes:
-            return classes.index(chosen)
-        near = difflib.get_close_matches(chosen, classes, n=1)
-        more = ", ..." if len(classes) > _MAX_NAMES else ""
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are {', '.join(classes[:_MAX_NAMES])}{more}."
-        raise BadValueError(f"There is no class {chosen!r}.{hint}")
-    if isinstance(chosen, bool) or not 0 <= int(chosen) < len(classes):
-        raise BadValueError(f"There is no class {chosen!r}; labels go from 0 to {len(classes) - 1}.")
-    return int(chosen)
+    if not isinstance(chosen, str):
+        if isinstance(chosen, bool) or not 0 <= int(chosen) < len(classes):
+            raise BadValueError(f"The bundle has no class {chosen!r}; labels go from 0 to {len(classes) - 1}.")
+        return int(chosen)
+    if chosen in classes:
+        return classes.index(chosen)
+    near = difflib.get_close_matches(chosen, classes, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    more = f" and {len(classes) - _MAX_NAMES} more" if len(classes) > _MAX_NAMES else ""
+    raise BadValueError(
+        f"The bundle has no class '{chosen}'{hint} Its classes are {', '.join(classes[:_MAX_NAMES])}{more}."
+    )
 
 
 def select_labels(chosen: str | Sequence[str | int] | None, classes: Sequence[str]) -> tuple[int, ...]:
@@ -46,9 +49,13 @@ def select_labels(chosen: str | Sequence[str | int] | None, classes: Sequence[st
     if chosen is None:
         return tuple(range(len(classes)))
     labels = [find_label(each, classes) for each in ([chosen] if isinstance(chosen, str) else chosen)]
-    if not labels or len(set(labels)) != len(labels):
-        raise BadValueError(f"The classes are {list(chosen)}; name at least one, and each once.")
-    return tuple(sorted(labels))
+    if not labels:
+        raise BadValueError("No class was named; name at least one, or leave the choice out for all.")
+    ordered = sorted(labels)
+    for label, following in pairwise(ordered):
+        if label == following:
+            raise BadValueError(f"The class '{classes[label]}' is named twice; name each class once.")
+    return tuple(ordered)
 
 
 def resolve_labels(labels: Labels, classes: Sequence[str]) -> NDArray[np.int64]:

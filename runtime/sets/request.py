@@ -39,8 +39,8 @@ class SetRequest:
     """Images in all, at least one per class; keeps the source's balance of classes."""
     per_class: Mapping[str, int] | Sequence[int] | None = None
     """Images by class name, others get none; or one number for each class of the bundle, in its order."""
-    classes: Sequence[str] | None = None
-    """The classes wanted, by name; None for all. Does not go with `per_class`."""
+    classes: str | Sequence[str | int] | None = None
+    """Names or labels of the classes wanted; None for all. Does not go with `per_class`."""
     start: int = 0
     """The first index of every class; continues another set of the same seed."""
     seed: int = 0

@@ -150,13 +150,13 @@ def test_classes_are_chosen_by_name_or_label(opened: Bundle) -> None:
     assert opened.select(["two", 0]) == (0, 2)
     assert opened.select("one") == (1,)
     for wrong, message in (
-        (["tow"], "There is no class 'tow'. Did you mean 'two'?"),
-        (["nine"], "There is no class 'nine'. There are zero, one, two."),
-        ([3], "There is no class 3; labels go from 0 to 2."),
-        ([-1], "There is no class -1"),
-        ([True], "There is no class True"),
-        ([], "name at least one, and each once"),
-        (["one", 1], "name at least one, and each once"),
+        (["tow"], "The bundle has no class 'tow'; did you mean 'two'? Its classes are zero, one, two."),
+        (["nine"], "The bundle has no class 'nine'. Its classes are zero, one, two."),
+        ([3], "The bundle has no class 3; labels go from 0 to 2."),
+        ([-1], "The bundle has no class -1"),
+        ([True], "The bundle has no class True"),
+        ([], "No class was named; name at least one, or leave the choice out for all."),
+        (["one", 1], "The class 'one' is named twice; name each class once."),
     ):
         with pytest.raises(BadValueError) as refused:
             opened.select(wrong)
@@ -305,7 +305,7 @@ def test_samples_are_named_by_class(opened: Bundle) -> None:
         assert np.array_equal(opened.sample(labels, [0, 0, 1], seed=3), expected)
     assert np.array_equal(opened.sample("two", [1], seed=3), expected[2:])
     assert np.array_equal(opened.latents(["two", "zero"]), opened.latents([2, 0], [0, 0]))
-    with pytest.raises(BadValueError, match="There is no class 'tow'. Did you mean 'two'?"):
+    with pytest.raises(BadValueError, match="The bundle has no class 'tow'; did you mean 'two'?"):
         opened.sample(["tow"], [0])
 
 
@@ -315,8 +315,8 @@ def test_images_of_one_class(opened: Bundle) -> None:
     assert np.array_equal(opened.draw(1, 3, seed=3, start=2), expected[2:])
     assert opened.draw("one", 0).shape == (0, 8, 8, 1)
     for arguments, message in (
-        (("tow", 1), "There is no class 'tow'"),
-        ((3, 1), "There is no class 3"),
+        (("tow", 1), "The bundle has no class 'tow'"),
+        ((3, 1), "The bundle has no class 3"),
         (("one", -1), "count is -1; it must be a whole number, 0 or more."),
         (("one", 1.5), "count is 1.5"),
         (("one", True), "count is True"),

@@ -150,7 +150,7 @@ def test_dlpack_of_a_cpu_engine_is_numpy(bundle: Bundle) -> None:
         ({"shard": (-1, 2)}, "shard is (-1, 2)"),
         ({"ipc": 2**31, "epochs": 3}, "need indices beyond 2**32"),
         ({"output": "torch"}, "There is no output 'torch'; there are numpy and dlpack."),
-        ({"classes": ["nine"]}, "There is no class 'nine'"),
+        ({"classes": ["nine"]}, "The bundle has no class 'nine'"),
         ({"seed": 2**64}, "The seed is"),
         ({"seed": "1"}, "The seed is"),
     ],

@@ -26,6 +26,8 @@ def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
     [
         ({"ipc": 4}, (4, 4, 4)),
         ({"ipc": 4, "classes": ["one"]}, (0, 4, 0)),
+        ({"ipc": 4, "classes": [2, "one"]}, (0, 4, 4)),
+        ({"ipc": 4, "classes": "two"}, (0, 0, 4)),
         ({"per_class": {"two": 3, "zero": 1}}, (1, 0, 3)),
         ({"per_class": (1, 0, 3)}, (1, 0, 3)),
         ({"total": 12}, (2, 4, 6)),
