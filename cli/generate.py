@@ -76,6 +76,14 @@ def generate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another set in --out.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Hash every finished file again; else only the newest parts.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
     soft_labels: Annotated[
         bool,
         typer.Option(
@@ -170,10 +178,19 @@ def generate(
         try:
             if ray:
                 summary = generate_on_ray(
-                    opened, request, out, num_workers=num_workers, overwrite=overwrite, say=say, progress=meter
+                    opened,
+                    request,
+                    out,
+                    num_workers=num_workers,
+                    overwrite=overwrite,
+                    check=check,
+                    say=say,
+                    progress=meter,
                 )
             else:
-                summary = write_set(opened, request, out, shard=part, overwrite=overwrite, say=say, progress=meter)
+                summary = write_set(
+                    opened, request, out, shard=part, overwrite=overwrite, check=check, say=say, progress=meter
+                )
         except KeyboardInterrupt:
             say(f"What is finished is kept in {out}: the same command completes the set.")
             raise

@@ -1,4 +1,4 @@
-"""`dim verify`: is this bundle whole, and does it draw what it promises?"""
+"""`dim verify`: is this bundle whole, and does it draw what it promises? Is this set as it was written?"""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -6,29 +6,35 @@ from typing import Annotated
 import typer
 
 from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption, choose_bundle
-from dim.cli.terminal import print_json, print_table
+from dim.cli.terminal import print_json, print_table, say
+from dim.runtime.errors import BadValueError
 
 
 def verify(
     bundle: Annotated[
-        str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
+        str | None,
+        typer.Argument(
+            help="The bundle, else the one that dim generate would use; or the folder of a training set.",
+            metavar="[BUNDLE or SET]",
+        ),
     ] = None,
     sha256: Sha256Option = None,
     threads: ThreadsOption = None,
     trust: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that a bundle is whole and draws what it promises.
+    """Check that a bundle is whole and draws what it promises, or that a training set is as it was written.
 
-    Hashes, the graph contract, agreement between its precisions, identical rows, blank images, and the compiled
-    engines that this machine can run. Ends with exit code 1 if any check failed.
+    Of a bundle: hashes, the graph contract, agreement between its precisions, identical rows, blank images, and the
+    compiled engines that this machine can run. Of a set: the hash of every file, and files that are not its own. Ends
+    with exit code 1 if any check failed.
 
     Example:  [bold]dim verify runs/digits/digits.dim[/bold]
     """
     from dim.cli.bars import Bars
     from dim.runtime.inspection.verify import verify as check_bundle
 
-    path = choose_bundle(bundle, sha256)
+    path = _find_set(bundle, sha256) or choose_bundle(bundle, sha256)
     with Bars() as bars:
         report = check_bundle(
             path, threads=threads, trust=trust or (), progress=lambda row: bars.show("verify", 0, None, row.subject)
@@ -43,3 +49,16 @@ def verify(
         print(f"{failed} of {len(report.rows)} checks failed." if failed else f"All {len(report.rows)} checks passed.")
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _find_set(named: str | None, sha256: str | None) -> str | None:
+    """Return what was named if it is a training set, else None; bundles that come with dim go first."""
+    from dim.runtime.bundle_format.locate import list_names
+    from dim.runtime.sets.verify_set import is_set
+
+    if named is None or named in list_names() or not is_set(named):
+        return None
+    if sha256 is not None:
+        raise BadValueError("--sha256 pins a bundle, and this is a training set: leave it out.")
+    say(f"Training set: {named}")
+    return named

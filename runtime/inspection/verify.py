@@ -1,4 +1,4 @@
-"""`dim verify`: check hashes, graphs and images of a bundle's ONNX files, and its compiled engines where they run."""
+"""`dim verify`: check a bundle's hashes, graphs, images and, where they run, compiled engines; or a set's hashes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
 from dim.runtime.errors import BundleError, DeviceError, EngineError, GraphError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
 from dim.runtime.sampling.latents import draw_latents, order_slice
+from dim.runtime.sets.verify_set import is_set, verify_set
 from dim.runtime.trt.build import reason_engine_cannot_run
 from dim.runtime.trt.check_engine import Samples, check_engine, draw_samples
 from dim.runtime.trt.library import load_library
@@ -54,8 +55,10 @@ class VerifyRow:
 class VerifyReport:
     """Everything that was checked."""
 
-    path: Path
-    manifest: Manifest
+    path: Path | str
+    """The bundle's folder; or a set's, or its URL."""
+    manifest: Manifest | None
+    """The bundle's; None for a set."""
     rows: tuple[VerifyRow, ...] = field(repr=False)
 
     @property
@@ -73,10 +76,11 @@ def verify(
 ) -> VerifyReport:
     """Check every file of a bundle and compare what its precisions draw, on ONNX Runtime's CPU provider.
 
-    Compiled engines are run, too, where this machine can run them and may load them.
+    Compiled engines are run, too, where this machine can run them and may load them. Of a training set every file is
+    hashed again.
 
     Args:
-        bundle_path: the bundle's folder.
+        bundle_path: the bundle's folder; or a set's, or its URL.
         threads: CPU threads; None for every core this process may use.
         trust: "sha256:..." of engines that may be loaded although somebody else built them.
         progress: gets each row as soon as it is known.
@@ -86,8 +90,13 @@ def verify(
 
     Raises:
         BundleError: there is no bundle, or its manifest is malformed, altered or too new.
+        OutputError: the set's `dataset.json` is malformed, or its place cannot be read.
         MissingExtraError: onnxruntime or onnx is not installed.
     """
+    if is_set(bundle_path):
+        rows = _Rows(progress)
+        verify_set(bundle_path, rows.add)
+        return VerifyReport(path=bundle_path, manifest=None, rows=tuple(rows.rows))
     checks = _Checks(Path(bundle_path), threads, progress)
     if checks.check_files() and checks.check_graphs():
         checks.check_precisions()
@@ -95,20 +104,27 @@ def verify(
     return VerifyReport(path=checks.path, manifest=checks.manifest, rows=tuple(checks.rows))
 
 
-class _Checks:
-    """A bundle being checked, and the rows so far."""
+class _Rows:
+    """The rows so far, each reported as it comes."""
 
-    def __init__(self, path: Path, threads: int | None, progress: Callable[[VerifyRow], None]) -> None:
-        self.path = path
-        self.manifest = load_manifest(path)
+    def __init__(self, progress: Callable[[VerifyRow], None]) -> None:
         self.rows: list[VerifyRow] = []
-        self._threads = threads
         self._progress = progress
 
     def add(self, subject: str, check: str, ok: bool, found: str, allowed: str = "") -> None:
         row = VerifyRow(subject=subject, check=check, found=found, allowed=allowed, ok=ok)
         self.rows.append(row)
         self._progress(row)
+
+
+class _Checks(_Rows):
+    """A bundle being checked, and the rows so far."""
+
+    def __init__(self, path: Path, threads: int | None, progress: Callable[[VerifyRow], None]) -> None:
+        super().__init__(progress)
+        self.path = path
+        self.manifest = load_manifest(path)
+        self._threads = threads
 
     def attempt(self, subject: str, check: str, action: Callable[[], object]) -> bool:
         try:

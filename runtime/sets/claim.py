@@ -11,6 +11,7 @@ from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.part import name_file
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
+from dim.runtime.sets.finished import reopen
 from dim.runtime.sets.journal import (
     DATASET,
     WITH_CLASS_NAMES,
@@ -18,7 +19,6 @@ from dim.runtime.sets.journal import (
     begin_set,
     read_set,
     remove_set,
-    reopen,
 )
 from dim.runtime.sets.request import SetRequest, describe_engine
 from dim.runtime.storage.local_store import STATE, LocalStore, Store

@@ -26,7 +26,7 @@ _MIME = {
     "parquet": "application/x-parquet",
     "webdataset": "application/x-tar",
 }
-_PATTERN = {
+PATTERN = {
     "imagefolder": "*/*.png",
     "npz": "train*.npz",
     "npy": "*.npy",
@@ -89,7 +89,7 @@ def _file_sets(plan: Plan, listed: Sequence[FileEntry]) -> list[dict[str, Any]]:
     if plan.format == "webdataset" and listed:
         inside = [{"@id": entry.path} for entry in listed]
         return [files | {"containedIn": inside, "encodingFormat": "image/png", "includes": "*.png"}]
-    return [files | {"encodingFormat": _MIME[plan.format], "includes": _PATTERN[plan.format]}]
+    return [files | {"encodingFormat": _MIME[plan.format], "includes": PATTERN[plan.format]}]
 
 
 def _classes(plan: Plan) -> dict[str, Any]:

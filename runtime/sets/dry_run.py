@@ -8,8 +8,8 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.messages import say_to_log
 from dim.runtime.sets.claim import check_replaceable, examine_place, open_engine_for
 from dim.runtime.sets.estimate import Trial, try_out
+from dim.runtime.sets.finished import is_whole, list_missing_parts
 from dim.runtime.sets.generate import check_shard, list_parts, name_engine, prepare
-from dim.runtime.sets.journal import is_whole, list_missing_parts
 from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.place import check_place, measure_free, open_store
 

@@ -1,7 +1,7 @@
 """`generate`: a training set on disk from a bundle, complete or resumable, the same bytes either way."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,14 +20,17 @@ from dim.runtime.sets.card import list_split_like_classes, write_card
 from dim.runtime.sets.claim import Occupant, check_resumable, claim_set, examine_place, open_engine_for
 from dim.runtime.sets.croissant import write_croissant
 from dim.runtime.sets.estimate import check_space
+from dim.runtime.sets.finished import (
+    count_images_left,
+    is_whole,
+    list_altered_parts,
+    list_finished_parts,
+)
 from dim.runtime.sets.journal import (
     WITH_CLASS_NAMES,
     SetFile,
     clear_state,
     complete_set,
-    count_images_left,
-    is_whole,
-    list_missing_parts,
     list_noted_parts,
     note_part,
     read_part,
@@ -75,6 +78,7 @@ def generate(
     *,
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
+    check: bool = False,
     say: Callable[[str], None] = say_to_log,
     progress: Progress | None = None,
 ) -> GenerateSummary:
@@ -86,6 +90,7 @@ def generate(
         out: the set's folder, made if it is not there, or a URL of an object store, such as `s3://bucket/set`.
         shard: (i, n) makes every n-th part from the i-th; n workers share a folder and nothing else.
         overwrite: replace another set, or write beside foreign files; only what the old set lists is removed.
+        check: hash every finished part again; otherwise the newest ones, and of the others only the sizes.
         say: gets one sentence about each choice.
         progress: called after every write.
 
@@ -95,8 +100,9 @@ def generate(
     Raises:
         BadValueError: the request does not suit the bundle, or the shard or `out` cannot be.
         BundleError: soft labels are wanted and the bundle has no teacher.
-        OutputError: the folder holds another set or foreign files, another process writes this shard, the disk is too
-            small, full or went away; what is finished stays and the same call completes it.
+        OutputError: the folder holds another set or foreign files, or a file of the set was altered; another process
+            writes this shard; the disk is too small, full or went away; what is finished stays and the same call
+            completes it.
         EngineError: the engine of the plan is not to be had or failed.
 
     Example:
@@ -109,7 +115,7 @@ def generate(
     meter = Meter(progress)
     with open_store(out) as store:
         occupant = examine_place(store, bundle, request, overwrite)
-        if occupant.same is not None and is_whole(store, occupant.same):
+        if occupant.same is not None and is_finished(store, occupant.same, check):
             # An earlier run may have been cut off while it cleared up.
             clear_state(store)
             say(f"The set in {store} is complete already.")
@@ -123,7 +129,7 @@ def generate(
                 f"Shard {shard[0]}/{shard[1]} of {store} is being written by another process: wait for it, or stop it."
             )
             with store.lock(f"shard-{shard[0]}-of-{shard[1]}", refusal):
-                _make_parts(store, begun, prepared.draw, list_parts(begun.plan, shard), meter, request.encoders)
+                _make_parts(store, begun, prepared.draw, shard, meter, request.encoders, check)
             ended = _complete_if_done(store, bundle, begun)
     return summarise(store, ended, shard, meter, began)
 
@@ -206,12 +212,32 @@ class Meter:
             self._progress(self.done, self.total, self.bytes)
 
 
+def is_finished(store: Store, found: SetFile, check: bool) -> bool:
+    """Say whether a set is complete and was not altered, as far as `generate` looks.
+
+    Raises:
+        OutputError: a file was altered.
+    """
+    if found.written is None or not is_whole(store, found):
+        return False
+    return not list_altered_parts(store, found.plan, found.written.parts, check)
+
+
 def _make_parts(
-    store: Store, begun: SetFile, draw: Draw, parts: Sequence[int], meter: Meter, encoders: int | None
+    store: Store,
+    begun: SetFile,
+    draw: Draw,
+    shard: tuple[int, int],
+    meter: Meter,
+    encoders: int | None,
+    check: bool,
 ) -> None:
-    """Make what is missing of some parts and enter each into the journal."""
-    plan, missing = begun.plan, list_missing_parts(store, begun, parts)
-    meter.set_share(plan.images_of(parts), plan.images_of(parts) - plan.images_of(missing))
+    """Make what is missing of a shard and enter each part into the journal."""
+    plan, parts = begun.plan, list_parts(begun.plan, shard)
+    finished = list_finished_parts(store, begun, parts)
+    kept = {record.part for record in finished} - set(list_altered_parts(store, plan, finished, check))
+    missing = [part for part in parts if part not in kept]
+    meter.set_share(plan.images_of(parts), plan.images_of(kept))
     if missing:
         writer = find_format(plan.format)
         run_pipeline(
@@ -234,7 +260,7 @@ def _complete_if_done(store: Store, bundle: Bundle, begun: SetFile) -> SetFile:
             return read_set(store) or begun
         with store.lock("complete"):
             found = read_set(store) or begun
-            records = [record for part in range(plan.parts) if (record := read_part(store, part)) is not None]
+            records = [record for part in range(plan.parts) if (record := read_part(store, plan, part)) is not None]
             if found.complete or len(records) < plan.parts:
                 return found
             extras = {

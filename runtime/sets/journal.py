@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dim.runtime.errors import BundleError, OutputError
-from dim.runtime.set_formats.part import PartRecord, name_file
+from dim.runtime.set_formats.part import PartRecord, make_record, name_file
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
 from dim.runtime.storage import strict_json
@@ -79,20 +79,27 @@ class SetFile:
         )
         found = from_plain(SetFile, block, where, error=OutputError, advice="use --overwrite to start anew.")
         found.plan.check()
-        if found.written is None or not _fits(found.written.parts, found.plan):
+        if found.written is None or not _fit(found.written.parts, found.plan):
             # Every part is looked at again.
             return replace(found, complete=False, written=None)
         return found
 
 
-def _fits(parts: tuple[PartRecord, ...], plan: Plan) -> bool:
+def _fit(parts: tuple[PartRecord, ...], plan: Plan) -> bool:
     """Say whether a complete set's records are those of its plan's parts, one for each, in order."""
-    if [(record.part, record.images) for record in parts] != [(p, plan.images_of([p])) for p in range(plan.parts)]:
+    return [record.part for record in parts] == list(range(plan.parts)) and all(fits(plan, part) for part in parts)
+
+
+def fits(plan: Plan, record: PartRecord) -> bool:
+    """Say whether a record is that of its part in the plan: images, files by name, a hash that covers theirs."""
+    if not record.part < plan.parts or record.images != plan.images_of([record.part]):
         return False
     if plan.format == "imagefolder":
-        return not any(record.files for record in parts)
-    files = find_format(plan.format).files
-    return all([entry.path for entry in record.files] == list(files(plan, record.part)) for record in parts)
+        return not record.files
+    paths = list(find_format(plan.format).files(plan, record.part))
+    return [entry.path for entry in record.files] == paths and record == make_record(
+        record.part, record.images, record.files
+    )
 
 
 def read_set(store: Store) -> SetFile | None:
@@ -122,8 +129,8 @@ def list_noted_parts(store: Store) -> set[int]:
     return {int(stem) for stem in stems if stem.isdecimal()}
 
 
-def read_part(store: Store, part: int) -> PartRecord | None:
-    """Read the journal's record of a part, or return None where it has none that is whole."""
+def read_part(store: Store, plan: Plan, part: int) -> PartRecord | None:
+    """Read the journal's record of a part, or return None where it has none that is whole and of this plan."""
     data = store.read(f"{STATE}/parts/{part:06d}.json")
     if data is None:
         return None
@@ -132,56 +139,7 @@ def read_part(store: Store, part: int) -> PartRecord | None:
         record = from_plain(PartRecord, block, "A record of a finished part")
     except BundleError:
         return None
-    return record if record.part == part else None
-
-
-def is_part_there(store: Store, plan: Plan, record: PartRecord) -> bool:
-    """Check that a finished part's files still have their sizes; an object store is believed."""
-    if not isinstance(store, LocalStore):
-        return True
-    if record.files:
-        return all(store.size(entry.path) == entry.bytes for entry in record.files)
-    total = 0
-    for path in find_format(plan.format).files(plan, record.part):
-        size = store.size(path)
-        if size is None:
-            return False
-        total += size
-    return total == record.bytes
-
-
-def is_whole(store: Store, found: SetFile) -> bool:
-    """Say whether a set is complete and its files are there."""
-    return found.written is not None and all(is_part_there(store, found.plan, part) for part in found.written.parts)
-
-
-def list_missing_parts(store: Store, found: SetFile, parts: Iterable[int]) -> list[int]:
-    """List those of some parts that were not finished or of which a file went missing."""
-    written = {record.part: record for record in found.written.parts} if found.written is not None else None
-    noted, missing = list_noted_parts(store) if written is None else set[int](), []
-    for part in parts:
-        record = written.get(part) if written is not None else read_part(store, part) if part in noted else None
-        if record is None or not is_part_there(store, found.plan, record):
-            missing.append(part)
-    return missing
-
-
-def count_images_left(store: Store, found: SetFile) -> int:
-    """Count the images that are not finished, of all shards; the files of parts in the journal are not looked at."""
-    parts = range(found.plan.parts)
-    if found.written is not None:
-        return found.plan.images_of(list_missing_parts(store, found, parts))
-    return found.plan.images_of(set(parts) - list_noted_parts(store))
-
-
-def reopen(store: Store, found: SetFile) -> SetFile:
-    """Turn a complete set of which files went missing back into an unfinished one."""
-    for record in found.written.parts if found.written is not None else ():
-        if is_part_there(store, found.plan, record):
-            note_part(store, record)
-    unfinished = replace(found, complete=False, written=None)
-    store.put(DATASET, unfinished.to_json(), durable=True)
-    return unfinished
+    return record if record.part == part and fits(plan, record) else None
 
 
 def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], extras: Mapping[str, bytes]) -> SetFile:

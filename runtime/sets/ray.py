@@ -22,8 +22,8 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
 from dim.runtime.sets.claim import claim_set, examine_place, open_engine_for
-from dim.runtime.sets.generate import GenerateSummary, Meter, Progress, generate, prepare, summarise
-from dim.runtime.sets.journal import clear_state, is_whole, list_noted_parts, read_set
+from dim.runtime.sets.generate import GenerateSummary, Meter, Progress, generate, is_finished, prepare, summarise
+from dim.runtime.sets.journal import clear_state, list_noted_parts, read_set
 from dim.runtime.sets.pipeline import MAX_ENCODERS
 from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, write_synced
@@ -106,6 +106,7 @@ def generate_on_ray(
     *,
     num_workers: int | None = None,
     overwrite: bool = False,
+    check: bool = False,
     say: Callable[[str], None] = say_to_log,
     progress: Progress | None = None,
 ) -> GenerateSummary:
@@ -133,7 +134,7 @@ def generate_on_ray(
     meter = Meter(progress)
     with open_store(place) as store:
         occupant = examine_place(store, bundle, request, overwrite)
-        if occupant.same is not None and is_whole(store, occupant.same):
+        if occupant.same is not None and is_finished(store, occupant.same, check):
             clear_state(store)
             say(f"The set in {store} is complete already.")
             return summarise(store, occupant.same, (0, 1), meter, began)
@@ -148,7 +149,7 @@ def generate_on_ray(
         parcel = ray.put(pack_bundle(bundle))
         resources = {"num_gpus": share.gpus, "num_cpus": share.cpus}
         encoders = min(share.threads, MAX_ENCODERS)
-        job = _Job(request=replace(request, encoders=encoders), out=place, threads=share.threads)
+        job = _Job(request=replace(request, encoders=encoders), out=place, threads=share.threads, check=check)
         with _unwrap_errors(ray):
             # First and alone: the machine that calls may have no GPU to choose the plan's engine by, and of several
             # workers that replace another set in a store without locks, one would remove what another has written.
@@ -169,6 +170,7 @@ class _Job:
     request: SetRequest
     out: str
     threads: int
+    check: bool
 
 
 def _begin(parcel: BundleParcel, job: _Job, overwrite: bool) -> None:
@@ -186,7 +188,7 @@ def _make_shard(parcel: BundleParcel, job: _Job, shard: tuple[int, int]) -> Gene
         if read_set(store) is None:
             raise _not_shared(job.out)
     with parcel.open(job.threads) as bundle:
-        return generate(bundle, job.request, job.out, shard=shard)
+        return generate(bundle, job.request, job.out, shard=shard, check=job.check)
 
 
 def _wait(ray: Any, tasks: list[Any], store: Store, meter: Meter) -> None:

@@ -12,7 +12,7 @@ from dim.runtime.sets.generate import GenerateSummary
 from dim.runtime.sets.generate import generate as write_set
 from dim.runtime.sets.request import SetRequest
 
-_OF_THE_CALL = ("shard", "overwrite", "say", "progress", "workers")
+_OF_THE_CALL = ("shard", "overwrite", "check", "say", "progress", "workers")
 
 
 def generate(bundle: Bundle, out: str | Path, *, counts: Sequence[int], **more: Any) -> GenerateSummary:

@@ -1,0 +1,119 @@
+"""Which parts of a set are finished: the record fits the plan, the files are there and, where asked, fit their hash.
+
+Sizes are looked at for every part, which costs nothing. Hashes are for the newest parts of a set that is resumed, the
+ones that a power cut may have reached, and for all of them where the caller asks.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from dim.runtime.set_formats.part import FileEntry, PartRecord, make_record
+from dim.runtime.set_formats.plan import Plan
+from dim.runtime.set_formats.table import find_format
+from dim.runtime.sets.journal import DATASET, SetFile, list_noted_parts, note_part, read_part
+from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error
+
+NEWEST_BYTES = 2**28
+"""Files of the newest finished parts that are always hashed, together; at least one part."""
+
+
+def is_part_there(store: Store, plan: Plan, record: PartRecord) -> bool:
+    """Check that a finished part's files still have their sizes; an object store is believed."""
+    if not isinstance(store, LocalStore):
+        return True
+    if record.files:
+        return all(store.size(entry.path) == entry.bytes for entry in record.files)
+    total = 0
+    for path in find_format(plan.format).files(plan, record.part):
+        size = store.size(path)
+        if size is None:
+            return False
+        total += size
+    return total == record.bytes
+
+
+def is_whole(store: Store, found: SetFile) -> bool:
+    """Say whether a set is complete and its files are there, with their sizes."""
+    return found.written is not None and all(is_part_there(store, found.plan, part) for part in found.written.parts)
+
+
+def list_finished_parts(store: Store, found: SetFile, parts: Iterable[int]) -> list[PartRecord]:
+    """List the records of those of some parts that are finished and of which no file went missing."""
+    if found.written is not None:
+        written = {record.part: record for record in found.written.parts}
+        records = [written.get(part) for part in parts]
+    else:
+        noted = list_noted_parts(store)
+        records = [read_part(store, found.plan, part) for part in parts if part in noted]
+    return [record for record in records if record is not None and is_part_there(store, found.plan, record)]
+
+
+def list_missing_parts(store: Store, found: SetFile, parts: Iterable[int]) -> list[int]:
+    """List those of some parts that were not finished or of which a file went missing."""
+    parts = list(parts)
+    finished = {record.part for record in list_finished_parts(store, found, parts)}
+    return [part for part in parts if part not in finished]
+
+
+def count_images_left(store: Store, found: SetFile) -> int:
+    """Count the images that are not finished, of all shards; the files of parts in the journal are not looked at."""
+    parts = range(found.plan.parts)
+    if found.written is not None:
+        return found.plan.images_of(list_missing_parts(store, found, parts))
+    return found.plan.images_of(set(parts) - list_noted_parts(store))
+
+
+def list_altered_parts(store: Store, plan: Plan, records: Iterable[PartRecord], every: bool = False) -> list[int]:
+    """List the finished parts of which a file is no longer what was written, by hashing it again.
+
+    Args:
+        store: the set's place.
+        plan: its plan.
+        records: finished parts, in order.
+        every: all of them; otherwise the newest of a local set, and none in an object store, which keeps its own sums.
+
+    Raises:
+        OutputError: a file that has a hash of its own differs.
+    """
+    return [record.part for record in _choose(store, list(records), every) if not _is_unaltered(store, plan, record)]
+
+
+def _choose(store: Store, records: list[PartRecord], every: bool) -> Iterator[PartRecord]:
+    if every:
+        yield from records
+    elif isinstance(store, LocalStore):
+        left = NEWEST_BYTES
+        for number, record in enumerate(reversed(records)):
+            if number and record.bytes > left:
+                return
+            left -= record.bytes
+            yield record
+
+
+def _is_unaltered(store: Store, plan: Plan, record: PartRecord) -> bool:
+    for entry in record.files:
+        if store.digest(entry.path) != entry.sha256:
+            raise make_altered_error(store, entry.path)
+    # Images are drawn again, which finds the file that differs.
+    return bool(record.files) or hash_image_files(store, plan, record) == record.sha256
+
+
+def hash_image_files(store: Store, plan: Plan, record: PartRecord) -> str | None:
+    """Hash the files of a part whose record does not list them, or return None where one is missing."""
+    entries = []
+    for path in find_format(plan.format).files(plan, record.part):
+        sha256 = store.digest(path)
+        if sha256 is None:
+            return None
+        entries.append(FileEntry(path=path, bytes=0, sha256=sha256))
+    return make_record(record.part, record.images, entries).sha256
+
+
+def reopen(store: Store, found: SetFile) -> SetFile:
+    """Turn a complete set of which files went missing back into an unfinished one."""
+    for record in found.written.parts if found.written is not None else ():
+        if is_part_there(store, found.plan, record):
+            note_part(store, record)
+    unfinished = replace(found, complete=False, written=None)
+    store.put(DATASET, unfinished.to_json(), durable=True)
+    return unfinished

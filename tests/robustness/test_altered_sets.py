@@ -1,0 +1,150 @@
+"""Files of a set that were altered behind its back: a part counts only if its hash fits, and nothing is overwritten."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from set_tools import generate, tree
+
+from dim.runtime.bundle import Bundle, open_bundle
+from dim.runtime.errors import OutputError
+from dim.runtime.set_formats.plan import FORMATS
+from dim.runtime.sets import finished
+
+COUNTS = (9, 6, 2)
+FILES = {
+    "imagefolder": ("zero/00000000.png", "zero/00000008.png"),
+    "npz": ("train-00000-of-00003.npz", "train-00002-of-00003.npz"),
+    "npy": ("images-00000-of-00003.npy", "labels-00002-of-00003.npy"),
+    "parquet": ("data/train-00000-of-00003.parquet", "data/train-00002-of-00003.parquet"),
+    "webdataset": ("train-000000.tar", "train-000002.tar"),
+}
+"""A file of the oldest part and one of the newest."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
+        yield opened
+
+
+def cut(format: str) -> dict[str, Any]:
+    return {"format": format} | ({} if format == "imagefolder" else {"shard_images": 6})
+
+
+def flip(path: Path) -> bytes:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+@pytest.fixture(params=FORMATS)
+def whole(request: pytest.FixtureRequest, bundle: Bundle, tmp_path: Path) -> tuple[str, Path]:
+    generate(bundle, tmp_path / "set", counts=COUNTS, **cut(request.param))
+    return request.param, tmp_path / "set"
+
+
+def test_a_flipped_bit_in_the_newest_part_of_a_complete_set(bundle: Bundle, whole: tuple[str, Path]) -> None:
+    format, out = whole
+    name, expected = FILES[format][1], tree(out)
+    altered = flip(out / name)
+    for _ in range(2):
+        with pytest.raises(OutputError, match=rf"{name} is not what this set's plan draws: it was altered"):
+            generate(bundle, out, counts=COUNTS, **cut(format))
+        assert (out / name).read_bytes() == altered
+    (out / name).unlink()
+    assert generate(bundle, out, counts=COUNTS, **cut(format)).complete
+    assert tree(out) == expected
+
+
+def test_check_finds_a_flipped_bit_in_the_oldest_part(
+    bundle: Bundle, whole: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    format, out = whole
+    monkeypatch.setattr(finished, "NEWEST_BYTES", 1)
+    flip(out / FILES[format][0])
+    if format != "imagefolder":  # whose images are one part here, which is the newest
+        assert generate(bundle, out, counts=COUNTS, **cut(format)).images_drawn == 0
+    with pytest.raises(OutputError, match=rf"{FILES[format][0]} is not what this set's plan draws"):
+        generate(bundle, out, counts=COUNTS, check=True, **cut(format))
+
+
+def unfinish(out: Path, change: Callable[[list[dict[str, Any]]], object] = lambda parts: None) -> None:
+    """Turn a complete set into one that was interrupted before its last step."""
+    block = json.loads((out / "dataset.json").read_bytes())
+    parts = block["written"]["parts"]
+    block.update(complete=False, written=None)
+    (out / "dataset.json").write_text(json.dumps(block))
+    change(parts)
+    (out / ".dim" / "parts").mkdir(parents=True, exist_ok=True)
+    for at, record in enumerate(parts):
+        (out / ".dim" / "parts" / f"{at:06d}.json").write_text(json.dumps(record))
+
+
+def test_a_journalled_file_that_was_replaced_by_one_of_its_size(bundle: Bundle, whole: tuple[str, Path]) -> None:
+    format, out = whole
+    for name in FILES[format]:
+        kept = (out / name).read_bytes()
+        unfinish(out)
+        (out / name).write_bytes(b"X" * len(kept))
+        with pytest.raises(OutputError, match=rf"{name} is not what this set's plan draws"):
+            generate(bundle, out, counts=COUNTS, check=True, **cut(format))
+        assert (out / name).read_bytes() == b"X" * len(kept)
+        (out / name).write_bytes(kept)
+        assert generate(bundle, out, counts=COUNTS, check=True, **cut(format)).complete
+
+
+FORGERIES: dict[str, Callable[[list[dict[str, Any]]], object]] = {
+    "another file": lambda parts: parts[0].update(files=[{"path": "x", "bytes": 4, "sha256": "0" * 64}]),
+    "no files": lambda parts: parts[0].update(files=[]),
+    "fewer images": lambda parts: parts[0].update(images=1),
+    "another hash": lambda parts: parts[0].update(sha256="0" * 64),
+    "other bytes": lambda parts: parts[0].update(bytes=1),
+    "two swapped": lambda parts: parts.reverse(),
+    "a part too many": lambda parts: parts.append(parts[0] | {"part": len(parts)}),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_record_of_something_else_does_not_count(
+    bundle: Bundle, whole: tuple[str, Path], forgery: str, tmp_path: Path
+) -> None:
+    format, out = whole
+    expected = tree(out)
+    (out / "x").write_bytes(b"mine")
+    unfinish(out, FORGERIES[forgery])
+    assert generate(bundle, out, counts=COUNTS, **cut(format)).complete
+    assert tree(out) == expected | {"x": b"mine"}
+
+
+@pytest.mark.parametrize("format", ["npz", "npy"])
+def test_half_made_files_are_made_again(bundle: Bundle, tmp_path: Path, format: str) -> None:
+    """What lies in the making when a process dies is never gone on with, whoever wrote it."""
+    generate(bundle, tmp_path / "whole", counts=COUNTS, format=format)
+    out = tmp_path / "set"
+    shutil.copytree(tmp_path / "whole", out)
+    unfinish(out, lambda parts: parts.clear())
+    for path in out.glob("*.np?"):
+        data = path.read_bytes()
+        path.unlink()
+        for folder in (".dim/partial", ".dim/work/host.1.2"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            (out / folder / path.name).write_bytes(b"\0" * len(data))
+            (out / folder / f"{path.name}.rows").write_text("9")
+    assert generate(bundle, out, counts=COUNTS, format=format).images_drawn == sum(COUNTS)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_objects_are_hashed_where_it_is_asked_for(bundle: Bundle) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    place, memory = "memory://altered/set", fsspec.filesystem("memory")
+    generate(bundle, place, counts=COUNTS, format="npy")
+    data = memory.cat_file("/altered/set/images.npy")
+    memory.pipe_file("/altered/set/images.npy", data[:-1] + bytes([data[-1] ^ 1]))
+    assert generate(bundle, place, counts=COUNTS, format="npy").images_drawn == 0
+    with pytest.raises(OutputError, match=r"images\.npy is not what this set's plan draws"):
+        generate(bundle, place, counts=COUNTS, format="npy", check=True)
