@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
-from dim.cli.parsing import parse_duration
+from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import format_duration, print_json, require_training_extra, say
 from dim.runtime.errors import BadValueError
 
@@ -27,7 +27,9 @@ def distill(
             "zip or tar, or an .npz."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=expand_home, help="The run directory; runs/NAME if left out.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="tiny, small, best or paper: where all settings start.")] = "small",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     from_stage1: Annotated[
@@ -66,7 +68,9 @@ def distill(
             rich_help_panel=_RECIPE,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or gpu.", rich_help_panel=_MACHINE)] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=read_device, help="auto, cpu or gpu.", rich_help_panel=_MACHINE)
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; every core it may use if left out.", rich_help_panel=_MACHINE)
     ] = None,

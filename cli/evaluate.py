@@ -17,7 +17,7 @@ from dim.cli.options import (
     choose_bundle,
     complete_from,
 )
-from dim.cli.parsing import parse_duration, parse_names, parse_numbers
+from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, read_device
 from dim.cli.terminal import format_duration, print_json, print_rich, require_training_extra, say
 from dim.runtime.errors import BadValueError
 
@@ -37,7 +37,9 @@ def evaluate(
     ] = None,
     bundle: BundleOption = None,
     sha256: Sha256Option = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; eval/NAME if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=expand_home, help="Folder of the results; eval/NAME if left out.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
     ] = None,
@@ -100,7 +102,9 @@ def evaluate(
     whole_epochs: Annotated[
         int, typer.Option(help="Add a row: so many epochs over the whole training split.", rich_help_panel=_PROTOCOL)
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or gpu, for the students.", rich_help_panel=_MACHINE)] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=read_device, help="auto, cpu or gpu, for the students.", rich_help_panel=_MACHINE)
+    ] = "auto",
     jobs: Annotated[
         int | None,
         typer.Option(help="Students trained side by side; as many as pay if left out.", rich_help_panel=_MACHINE),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dim.cli.options import JsonOption
+from dim.cli.parsing import expand_home
 from dim.cli.terminal import format_units, print_json, require_training_extra, say
 from dim.runtime.errors import BadValueError, RunError
 
@@ -17,7 +18,11 @@ _COMPILE = "Compile engines"
 def export(
     source: Annotated[
         Path | None,
-        typer.Argument(help="A run directory; or a bundle, by its folder or the name mnist.", metavar="RUN or BUNDLE"),
+        typer.Argument(
+            callback=expand_home,
+            help="A run directory; or a bundle, by its folder or the name mnist.",
+            metavar="RUN or BUNDLE",
+        ),
     ] = None,
     format: Annotated[
         str, typer.Option(help="onnx; trt (TensorRT) or rtx (TensorRT for RTX) compile the ONNX files too.")
@@ -25,7 +30,9 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, int8, joined by commas; a run is always exported as fp32 too.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The bundle to write; RUN/NAME.dim if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=expand_home, help="The bundle to write; RUN/NAME.dim if left out.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name; the run's if left out.")] = None,
     licence: Annotated[str | None, typer.Option(help="The bundle's licence; the source dataset's if left out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,

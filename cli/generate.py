@@ -42,9 +42,19 @@ def generate(
         int | None, typer.Option(help="Images in all, keeping the source's balance.", rich_help_panel=_SIZE)
     ] = None,
     per_class: Annotated[
-        str | None, typer.Option(help="Images by class: cat=100,dog=20.", rich_help_panel=_SIZE)
+        str | None,
+        typer.Option(
+            help='Images by class: cat=100,dog=20; with a comma in a name: "cat, black"=5.', rich_help_panel=_SIZE
+        ),
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Only these classes: cat,dog.", rich_help_panel=_SIZE)] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Only these classes: cat,dog; a name with a comma in double quotes.", rich_help_panel=_SIZE),
+    ] = None,
+    one_class: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Only this class, as it is written; may be repeated.", rich_help_panel=_SIZE),
+    ] = None,
     start: Annotated[
         int,
         typer.Option(
@@ -53,11 +63,21 @@ def generate(
             rich_help_panel=_SIZE,
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="0 to 2**64 - 1; another seed draws other images.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="0 to 2**64 - 1; another seed draws other images, except the first ones of a class where the bundle "
+            "optimised their latents."
+        ),
+    ] = 0,
     bundle: BundleOption = None,
     sha256: Sha256Option = None,
     no_fixed_latents: Annotated[
-        bool, typer.Option("--no-fixed-latents", help="Leave out the latents that the bundle optimised for small sets.")
+        bool,
+        typer.Option(
+            "--no-fixed-latents",
+            help="Leave out the latents that the bundle optimised for small sets: the seed draws every image.",
+        ),
     ] = False,
     format: Annotated[
         str,
@@ -140,12 +160,13 @@ def generate(
         raise BadValueError("--encoders is for one machine; with --ray every worker chooses for itself.")
     if ray:
         check_workers(num_workers)
+    named = [*(one_class or ()), *(() if classes is None else parse_classes(classes))]
     request = SetRequest(
         ipc=ipc,
         ratio=ratio,
         total=total,
         per_class=None if per_class is None else parse_per_class(per_class),
-        classes=None if classes is None else parse_classes(classes),
+        classes=named or None,
         start=start,
         seed=seed,
         format=format,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dim.cli.parsing import read_device
 from dim.cli.terminal import say
 from dim.runtime.engines import names as engines
 
@@ -44,11 +45,13 @@ EngineOption = Annotated[
         autocompletion=complete_from("auto", *ENGINES),
     ),
 ]
+
 DeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        help="auto, cpu or gpu; gpu fails where there is none.",
+        callback=read_device,
+        help="auto, cpu or gpu, also called cuda; it fails where there is none.",
         rich_help_panel=ENGINE_PANEL,
         autocompletion=complete_from("auto", "cpu", "gpu"),
     ),

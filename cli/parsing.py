@@ -1,7 +1,9 @@
 """What users write on the command line: lists with commas, times, sizes in bytes, shards."""
 
+import csv
 import re
 from fractions import Fraction
+from pathlib import Path
 
 from dim.runtime.errors import BadValueError
 
@@ -41,7 +43,7 @@ def parse_per_class(text: str) -> dict[str, int]:
     """Read `cat=100,dog=20`.
 
     Args:
-        text: names and whole numbers, joined by `=` and `,`.
+        text: names and whole numbers, joined by `=` and `,`; a name with a comma stands in double quotes.
 
     Returns:
         images by class name, in the order given.
@@ -50,7 +52,7 @@ def parse_per_class(text: str) -> dict[str, int]:
         BadValueError: an entry without a number, or a class that comes twice.
     """
     numbers: dict[str, int] = {}
-    for entry in text.split(","):
+    for entry in _split(text):
         name, equals, number = entry.rpartition("=")
         name, number = name.strip(), number.strip()
         if not equals or not name or not number.isascii() or not number.isdigit():
@@ -64,11 +66,27 @@ def parse_per_class(text: str) -> dict[str, int]:
 
 
 def parse_classes(text: str) -> list[str]:
-    """Read `cat,dog`: class names joined by commas, none of them empty."""
-    names = [name.strip() for name in text.split(",")]
+    """Read `cat,dog`: class names joined by commas, none of them empty; one with a comma stands in double quotes."""
+    names = [name.strip() for name in _split(text)]
     if not all(names):
         raise BadValueError(f"'{text}' holds an empty class name; write for example  cat,dog.")
     return names
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas as CSV does: those between double quotes stay, and a quote among them is written twice."""
+    rows = list(csv.reader([text.replace("\r", " ").replace("\n", " ")], skipinitialspace=True))
+    return rows[0] if rows and rows[0] else [""]
+
+
+def read_device(name: str) -> str:
+    """Return the device that a name stands for; `cuda` is another name of `gpu`."""
+    return "gpu" if name == "cuda" else name
+
+
+def expand_home(path: Path | None) -> Path | None:
+    """Return a path whose `~` at the start is the user's home, as where a shell did not see it."""
+    return None if path is None else path.expanduser()
 
 
 def parse_shard(text: str) -> tuple[int, int]:

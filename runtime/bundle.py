@@ -349,6 +349,15 @@ class Bundle:
             raise BadValueError(f"There are {len(labels_N)} labels and {len(indices_N)} indices; give one per label.")
         return labels_N, indices_N
 
+    def count_fixed_latents(self) -> int:
+        """Count the images of each class whose latents the bundle optimised for fixed sets; 0 where they are not used.
+
+        Raises:
+            BundleError: the file was altered or is malformed.
+        """
+        optimised = self._optimised_latents("fixed")
+        return 0 if optimised is None else optimised.shape[1]
+
     def _optimised_latents(self, use: str) -> NDArray[np.float32] | None:
         if use not in ("fixed", "stream"):
             raise BadValueError(f"There is no use {use!r}; there are fixed and stream.")

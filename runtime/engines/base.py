@@ -83,7 +83,7 @@ class EngineOptions:
     engine: str = "auto"
     """"auto", or an engine's name, which is then opened or fails."""
     device: str = "auto"
-    """"auto", "cpu" or "gpu"; "gpu" fails where there is none, nothing falls back in silence."""
+    """"auto", "cpu" or "gpu"; "gpu" fails where there is none, nothing falls back in silence; "cuda" becomes "gpu"."""
     precision: str | None = None
     """"fp32", "fp16" or "int8"; None for fp32, or for whatever a compiled engine that fits has."""
     threads: int | None = None
@@ -94,6 +94,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.engine != "auto" and self.engine not in ENGINES:
             raise BadValueError(f"There is no engine {self.engine!r}; there are auto, {', '.join(ENGINES)}.")
+        if self.device == "cuda":
+            object.__setattr__(self, "device", "gpu")
         if self.device not in DEVICES:
             raise BadValueError(f"There is no device {self.device!r}; there are {', '.join(DEVICES)}.")
         if self.engine != "auto" and self.device not in ("auto", ENGINES[self.engine]):

@@ -137,8 +137,10 @@ class Plan:
                 continue
             old, new = getattr(self, name), getattr(other, name)
             if old != new:
-                if name in ("classes", "counts") and len(str(old)) + len(str(new)) > 120:
-                    return f"another list of {name}"
+                if name == "counts":
+                    return self._describe_counts(other)
+                if name == "classes" and len(str(old)) + len(str(new)) > 120:
+                    return "another list of classes"
                 if name == "engine":
                     return " and ".join(
                         f"engine {key} {old_value} instead of {getattr(new, key)}"
@@ -148,6 +150,17 @@ class Plan:
                 short = [f"{value[:12]}..." if name == "content_id" else value for value in (old, new)]
                 return f"{name} {short[0]} instead of {short[1]}"
         return None
+
+    def _describe_counts(self, other: "Plan") -> str:
+        """Say how many images this plan has, and the other one."""
+        each, wanted = set(self.counts), set(other.counts)
+        if len(each) == len(wanted) == 1:
+            return f"{each.pop():,} images per class instead of {wanted.pop():,}"
+        if len(str(self.counts)) + len(str(other.counts)) <= 120:
+            return f"counts {self.counts} instead of {other.counts}"
+        if self.images != other.images:
+            return f"{self.images:,} images instead of {other.images:,}"
+        return f"other numbers of images per class, {self.images:,} in all"
 
 
 def choose_part_images(

@@ -66,6 +66,11 @@ def examine_place(store: Store, bundle: Bundle, request: SetRequest, overwrite: 
     if difference is None:
         return Occupant(same=found)
     if not overwrite:
+        if found.written is None:
+            raise OutputError(
+                f"{store} holds another set, begun and not finished ({difference}): finish it with the arguments that "
+                "began it, choose another folder, or use --overwrite to replace it."
+            )
         raise OutputError(
             f"{store} holds another set ({difference}): choose another folder, or use --overwrite to replace that set."
         )

@@ -9,7 +9,7 @@ from dim.runtime.messages import say_to_log
 from dim.runtime.sets.claim import check_replaceable, examine_place, open_engine_for
 from dim.runtime.sets.estimate import Trial, try_out
 from dim.runtime.sets.finished import is_whole, list_missing_parts
-from dim.runtime.sets.generate import check_shard, list_parts, name_engine, prepare
+from dim.runtime.sets.generate import check_shard, list_parts, name_engine, prepare, say_what_seed_keeps
 from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.place import check_place, measure_free, open_store
 
@@ -63,6 +63,7 @@ def estimate_set(
     """
     check_shard(shard)
     request.check(bundle)
+    say_what_seed_keeps(bundle, request, say)
     with open_store(out) as store:
         occupant = examine_place(store, bundle, request, overwrite)
         if occupant.same is not None and is_whole(store, occupant.same):

@@ -112,6 +112,7 @@ def generate(
     began = time.monotonic()
     check_shard(shard)
     request.check(bundle)
+    say_what_seed_keeps(bundle, request, say)
     meter = Meter(progress)
     with open_store(out) as store:
         occupant = examine_place(store, bundle, request, overwrite)
@@ -283,6 +284,15 @@ def name_engine(plan: Plan) -> str:
     engine = plan.engine
     batch = f", batch {engine.batch}" if engine.batch is not None else ""
     return f"{engine.name} ({engine.version}, {engine.device}, {engine.precision}{batch})"
+
+
+def say_what_seed_keeps(bundle: Bundle, request: SetRequest, say: Callable[[str], None]) -> None:
+    """Say which images another seed than 0 leaves as they are, because the bundle optimised their latents."""
+    if request.seed and (kept := bundle.count_fixed_latents() - request.start) > 0:
+        say(
+            f"Seed {request.seed} does not change the first {kept:,} images of each class, whose latents the bundle "
+            "optimised: with --no-fixed-latents the seed draws these too."
+        )
 
 
 def _warn_of_splits(plan: Plan, say: Callable[[str], None]) -> None:

@@ -22,13 +22,23 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
 from dim.runtime.sets.claim import claim_set, examine_place, open_engine_for
-from dim.runtime.sets.generate import GenerateSummary, Meter, Progress, generate, is_finished, prepare, summarise
+from dim.runtime.sets.generate import (
+    GenerateSummary,
+    Meter,
+    Progress,
+    generate,
+    is_finished,
+    prepare,
+    say_what_seed_keeps,
+    summarise,
+)
 from dim.runtime.sets.journal import clear_state, list_noted_parts, read_set
 from dim.runtime.sets.pipeline import MAX_ENCODERS
 from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, write_synced
 from dim.runtime.storage.local_store import Store
-from dim.runtime.storage.place import check_place, check_url, open_store
+from dim.runtime.storage.object_store import is_remote
+from dim.runtime.storage.place import check_place, check_url, find_folder, open_store
 from dim.runtime.storage.private_cache import cache_folder
 
 REPORT_S = 0.5
@@ -129,8 +139,9 @@ def generate_on_ray(
     began = time.monotonic()
     check_workers(num_workers)
     request.check(bundle)
+    say_what_seed_keeps(bundle, request, say)
     check_url(out)
-    place = str(out) if "://" in str(out) else str(Path(out).absolute())
+    place = str(out) if is_remote(out) else str(find_folder(out).absolute())
     meter = Meter(progress)
     with open_store(place) as store:
         occupant = examine_place(store, bundle, request, overwrite)

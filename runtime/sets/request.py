@@ -44,7 +44,8 @@ class SetRequest:
     start: int = 0
     """The first index of every class; continues another set of the same seed."""
     seed: int = 0
-    """0 to 2**64 - 1; another seed draws other images."""
+    """0 to 2**64 - 1; another seed draws other images, except those whose latents the bundle optimised for fixed sets
+    (`open_bundle(fixed_latents=False)` leaves these out)."""
     format: str = "imagefolder"
     """"imagefolder", "npz", "npy", "parquet" or "webdataset"."""
     shard_images: int | None = None

@@ -14,7 +14,7 @@ from dim.runtime.sets.finished import hash_image_files
 from dim.runtime.sets.journal import DATASET, SetFile, read_set
 from dim.runtime.storage.local_store import STATE, Store
 from dim.runtime.storage.object_store import is_remote
-from dim.runtime.storage.place import open_store
+from dim.runtime.storage.place import find_folder, open_store
 
 AddRow = Callable[[str, str, bool, str, str], None]
 """Takes subject, check, whether it passed, what was found, what is allowed."""
@@ -27,7 +27,7 @@ def is_set(place: str | Path) -> bool:
     if is_remote(place) and str(place).startswith(("http://", "https://")):
         return False
     if not is_remote(place):
-        folder = Path(str(place).removeprefix("file://")).expanduser()
+        folder = find_folder(place)
         return (folder / DATASET).exists() and not (folder / MANIFEST_NAME).exists()
     with open_store(place) as store:
         return store.read(DATASET) is not None

@@ -1,5 +1,6 @@
 """Object stores (`s3://`, `gs://`, `memory://` and whatever else fsspec reaches): open one, explain what it refuses."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ _NO_CREDENTIALS = {
 def is_remote(place: str | Path) -> bool:
     """Say whether a set's place is a URL rather than a folder of this machine."""
     return "://" in str(place) and not str(place).startswith("file://")
+
+
+def join_slashes(url: str) -> str:
+    """Return a URL whose path has no empty steps and no slash at the end: stores list `a//b` as another folder."""
+    scheme, mark, path = url.partition("://")
+    return scheme + mark + re.sub("/+", "/", path).rstrip("/")
 
 
 def open_file_system(url: str) -> tuple[Any, str]:

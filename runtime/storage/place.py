@@ -34,13 +34,18 @@ def open_store(out: str | Path) -> Iterator[Store]:
         BadValueError: the place is a URL that lacks a slash, or one that nothing can write to.
     """
     check_url(out)
-    store = RemoteStore(str(out)) if is_remote(out) else LocalStore(Path(str(out).removeprefix("file://")))
+    store = RemoteStore(str(out)) if is_remote(out) else LocalStore(find_folder(out))
     try:
         yield store
     except OSError as error:
         raise _explain(store, error) from error
     finally:
         store.close()
+
+
+def find_folder(out: str | Path) -> Path:
+    """Return the folder of this machine that a place names: `file://` taken off, `~` turned into the user's home."""
+    return Path(str(out).removeprefix("file://")).expanduser()
 
 
 def check_url(out: str | Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from dim.runtime.errors import DimError, OutputError, describe_error
 from dim.runtime.storage.local_store import WRITE, make_altered_error
-from dim.runtime.storage.object_store import explain_failure, lacks_credentials, open_file_system
+from dim.runtime.storage.object_store import explain_failure, join_slashes, lacks_credentials, open_file_system
 
 T = TypeVar("T")
 TRIES, FIRST_PAUSE_S = 5, 0.2
@@ -38,8 +38,8 @@ class RemoteStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = open_file_system(url)
-        self.url = url.rstrip("/")
+        self.url = join_slashes(url)
+        self._fs, root = open_file_system(self.url)
         self._root = root.rstrip("/")
         try:
             self.scratch_folder = Path(tempfile.mkdtemp(prefix="dim-"))

@@ -1,6 +1,7 @@
 """`dim generate` as users call it: sizes, formats, refusals, resuming."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import fsspec
 import numpy as np
 import pytest
 from cli_tools import dim, one_line
+from tiny_bundle import build_tiny_bundle
 
+from dim.runtime.engines.base import EngineOptions
 from dim.runtime.sets.generate import GenerateSummary
 from dim.runtime.sets.request import SetRequest
 
@@ -85,8 +88,8 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
     before = contents(out)
     line = one_line(dim("generate", "--ipc", 3, "--out", out, "--bundle", tiny_bundle))
     assert line == (
-        f"{out} holds another set (counts (2, 2, 2) instead of (3, 3, 3)): choose another folder, or use --overwrite "
-        "to replace that set."
+        f"{out} holds another set (2 images per class instead of 3): choose another folder, or use --overwrite to "
+        "replace that set."
     )
     assert contents(out) == before
     assert dim("generate", "--ipc", 3, "--out", out, "--bundle", tiny_bundle, "--overwrite").code == 0
@@ -197,8 +200,8 @@ def unwritable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the right to write from a folder, of which the tests' user may have too many to notice."""
     real = os.access
 
-    def access(path: str | Path, mode: int) -> bool:
-        return not (Path(path) == folder and mode & os.W_OK) and real(path, mode)
+    def access(path: str | Path, mode: int, **how: Any) -> bool:
+        return not (Path(path) == folder and mode & os.W_OK) and real(path, mode, **how)
 
     monkeypatch.setattr(os, "access", access)
 
@@ -292,3 +295,62 @@ def test_fetching_a_bundle_is_told(tiny_bundle: Path, tmp_path: Path, monkeypatc
     ran = dim("generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", "memory://bundles/tiny.dim")
     assert ran.code == 0
     assert ran.err.splitlines()[0].startswith("Fetching tiny from memory://bundles/tiny.dim: ")
+
+
+def test_a_size_into_an_unfinished_set_is_told_in_words(tiny_bundle: Path, tmp_path: Path) -> None:
+    out, common = tmp_path / "set", ["--bundle", tiny_bundle, "--format", "npz"]
+    dim("generate", "--ipc", 2000, "--out", out, *common, "--shard", "1/2")
+    line = one_line(dim("generate", "--ipc", 300, "--out", out, *common))
+    assert line == (
+        f"{out} holds another set, begun and not finished (2,000 images per class instead of 300): finish it with the "
+        "arguments that began it, choose another folder, or use --overwrite to replace it."
+    )
+    line = one_line(dim("generate", "--total", 12, "--out", out, *common))
+    assert "counts (2000, 2000, 2000) instead of (2, 4, 6)" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ipc", 2, "--class", "tench, Tinca tinca", "--class", "x=y"],
+        ["--ipc", 2, "--classes", '"tench, Tinca tinca",x=y'],
+        ["--ipc", 2, "--class", "x=y", "--classes", '"tench, Tinca tinca"'],
+        ["--per-class", '"tench, Tinca tinca=2",x=y=2'],
+        ["--per-class", 'x=y=2,"tench, Tinca tinca"=2'],
+    ],
+)
+def test_class_names_with_commas(tmp_path: Path, arguments: list[object]) -> None:
+    bundle = build_tiny_bundle(tmp_path / "b.dim", classes=("tench, Tinca tinca", "goldfish", "x=y"))
+    ran = dim("generate", "--bundle", bundle, "--format", "npz", "--out", tmp_path / "set", *arguments)
+    assert ran.code == 0, ran.err
+    labels = np.load(tmp_path / "set" / "train.npz", allow_pickle=False)["labels"]
+    assert np.bincount(labels, minlength=3).tolist() == [2, 0, 2]
+
+
+def test_the_tilde_is_home(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    ran = dim("generate", "--ipc", 1, "--out", "~/sets/x", "--bundle", tiny_bundle)
+    assert ran.code == 0 and ran.out.startswith(f"{tmp_path}/home/sets/x: 3 images")
+    assert not (tmp_path / "~").exists()
+    assert dim("verify", "~/sets/x").code == 0
+
+
+def test_cuda_is_another_name_of_the_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
+    common = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle, "--engine", "onnxruntime-cpu"]
+    said = [one_line(dim(*common, "--device", name)) for name in ("gpu", "cuda")]
+    assert said[0] == said[1] == "The engine onnxruntime-cpu runs on the cpu, not on the gpu."
+    assert EngineOptions(device="cuda").device == "gpu"
+
+
+def test_a_seed_that_changes_nothing_is_told(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    np.savez(stream, latents=np.zeros((3, 2, 16), np.float32))
+    bundle = build_tiny_bundle(tmp_path / "b.dim", extra_files={"latents.npz": stream.getvalue()})
+    said = "Seed 1 does not change the first 2 images of each class, whose latents the bundle optimised: with "
+    for at, (more, told) in enumerate(
+        [(["--seed", 1], True), (["--seed", 1, "--dry-run"], True), (["--seed", 1, "--no-fixed-latents"], False)]
+        + [(["--seed", 1, "--start", 2], False), ([], False)]
+    ):
+        ran = dim("generate", "--ipc", 3, "--out", tmp_path / str(at), "--bundle", bundle, *more)
+        assert ran.code == 0 and (said in ran.err) is told, more

@@ -10,6 +10,9 @@ def test_parsing() -> None:
     assert parse_per_class("cat=100, dog=20") == {"cat": 100, "dog": 20}
     assert parse_per_class("a=b=3") == {"a=b": 3}
     assert parse_classes("cat, dog") == ["cat", "dog"]
+    assert parse_classes('"a, b", c ,"say ""hi"""') == ["a, b", "c", 'say "hi"']
+    assert parse_classes('5" nail,b"') == ['5" nail', 'b"']
+    assert parse_per_class('"a, b"=3, "c, d=4"') == {"a, b": 3, "c, d": 4}
     assert parse_shard("0/4") == (0, 4)
     assert [parse_bytes(text) for text in ("500", "64MB", "1.5 GiB", "2k" + "b")] == [500, 64 * 10**6, 3 * 2**29, 2000]
 

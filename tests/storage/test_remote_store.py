@@ -77,6 +77,17 @@ def test_s3_shards_and_other_sets(bundle: Bundle, tmp_path: Path, s3: Any) -> No
     assert names == {"notes.txt", "data/train-00000-of-00001.parquet", "dataset.json", "README.md", "croissant.json"}
 
 
+@pytest.mark.parametrize("url", ["s3://bucket//a//b", "s3://bucket/a///b/", "memory://bucket//a//b//"])
+def test_double_slashes_in_a_url_are_one(bundle: Bundle, tmp_path: Path, s3: Any, url: str) -> None:
+    wish: dict[str, Any] = {"counts": COUNTS, "format": "npy", "shard_images": 8}
+    generate(bundle, tmp_path / "set", **wish)
+    summary = generate(bundle, url, **wish)
+    assert summary.complete and summary.out == f"{url.partition(':')[0]}://bucket/a/b"
+    assert generate(bundle, url, **wish).images_drawn == 0
+    if url.startswith("s3"):
+        assert objects(s3, "a/b") == tree(tmp_path / "set")
+
+
 class Flaky:
     """Wraps a file system so that some calls fail."""
 
