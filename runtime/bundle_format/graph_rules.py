@@ -1,7 +1,8 @@
 """The rules behind the graph contract, over parsed ONNX.
 
-Every value inside must have a shape that follows from the file alone and grows at most linearly with the batch, so the
-memory and the work of one image are bounded before an engine runs anything.
+Every value inside must have a shape that follows from the file alone and grows in step with the batch, so the memory
+and the time of one image are bounded before an engine runs anything. Sizes are checked node by node, and the check
+stops at the first that is too large, so the check is bounded as well.
 """
 
 import math
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dim.runtime.bundle_format.graph_cost import estimate_ns
+from dim.runtime.bundle_format.graph_rows import check_division, check_rows
+from dim.runtime.bundle_format.graph_values import BYTES_PER_ELEMENT, Step, follow_values, name_type
 from dim.runtime.errors import GraphError, describe_error, printable
 
 MAX_OPSET, MIN_OPSET = 18, 13
@@ -20,8 +24,10 @@ MAX_TOTAL_ELEMENTS_PER_IMAGE = 2**28
 """Of all values together, and of the room that one transposed convolution needs beside them."""
 MAX_ELEMENTS_PER_RUN = 2**27
 """Of the values that one run holds at a time: 512 MiB as float32; a run gets as many rows as fit, at least one."""
-MAX_MACS_PER_IMAGE = 2 * 10**11
-"""Multiply-accumulate operations: seconds on two cores; the published 32x32 generator has 0.37e9."""
+MAX_INTEGERS = 2**20
+"""Elements of all whole numbers of 4 or 8 bytes, per image and in the file: engines follow them one by one."""
+MAX_MILLISECONDS_PER_IMAGE = 600
+"""Of one core, as `graph_cost` estimates it, so that 16 images take 10 seconds at most."""
 
 # No random numbers, control flow, functions, strings or sequences, and nothing whose output size depends on data.
 OPERATORS = frozenset(
@@ -37,7 +43,6 @@ OPERATORS = frozenset(
     DequantizeLinear QuantizeLinear
     """.split()
 )
-_BYTES_PER_ELEMENT = {"FLOAT": 4, "FLOAT16": 2, "INT64": 8, "INT32": 4, "INT8": 1, "UINT8": 1, "BOOL": 1}
 _TYPED_FIELDS = {
     "FLOAT": "float_data",
     "FLOAT16": "int32_data",
@@ -47,7 +52,7 @@ _TYPED_FIELDS = {
     "UINT8": "int32_data",
     "BOOL": "int32_data",
 }
-_BATCHES = (4, 8)
+_CONSTANTS = frozenset({"value", "value_int", "value_ints", "value_float", "value_floats"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +104,9 @@ def check_model(model: Any, contract: GraphContract) -> int:
         )
     try:
         onnx.checker.check_model(model)
-        small, large = (_infer_shapes(model, contract, batch) for batch in _BATCHES)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise GraphError(f"The ONNX file is not a valid graph: {describe_error(error)}") from None
-    _check_sizes(graph, small, large)
-    return max(1, MAX_ELEMENTS_PER_RUN // _count_live_elements(graph, small))
+    return _check_steps(model, contract)
 
 
 def _check_versions(model: Any) -> None:
@@ -132,10 +135,10 @@ def _check_interface(graph: Any, contract: GraphContract) -> None:
     ):
         tensor = value.type.tensor_type
         dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-        if _type_name(tensor.elem_type) != kind or dims[1:] != list(shape) or not dims or not isinstance(dims[0], str):
+        if name_type(tensor.elem_type) != kind or dims[1:] != list(shape) or not dims or not isinstance(dims[0], str):
             expected = ", ".join(["N", *map(str, shape)])
             raise GraphError(
-                f"{name} of the ONNX file is {_type_name(tensor.elem_type)} {str(dims)[:100]}; it must be {kind} "
+                f"{name} of the ONNX file is {name_type(tensor.elem_type)} {str(dims)[:100]}; it must be {kind} "
                 f"[{expected}] with a symbolic N."
             )
         symbols.add(dims[0])
@@ -149,6 +152,8 @@ def _check_node(node: Any) -> None:
     if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise GraphError(f"The ONNX file uses the operator {name[:80]!r}, which a bundle's graphs may not.")
+    if node.op_type == "Constant" and (len(node.attribute) != 1 or node.attribute[0].name not in _CONSTANTS):
+        raise GraphError("A Constant of the ONNX file holds something other than one array of numbers.")
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs or attribute.ref_attr_name:
             raise GraphError(f"The operator {node.op_type} of the ONNX file holds a graph of its own.")
@@ -166,114 +171,108 @@ def _attribute_tensors(attribute: Any) -> Iterator[Any]:
 
 def _check_tensor(tensor: Any) -> None:
     """A tensor's bytes must lie in the file, all of them and no more than its shape says."""
-    name, kind = tensor.name[:80], _type_name(tensor.data_type)
+    name, kind = tensor.name[:80], name_type(tensor.data_type)
     if tensor.data_location or tensor.external_data:
         raise GraphError(f"The tensor {name!r} of the ONNX file lies in another file.")
-    if kind not in _BYTES_PER_ELEMENT:
+    if kind not in BYTES_PER_ELEMENT:
         raise GraphError(f"The tensor {name!r} of the ONNX file has the type {kind}, which a bundle's graphs may not.")
     if tensor.HasField("segment") or any(size < 0 for size in tensor.dims):
         raise GraphError(f"The tensor {name!r} of the ONNX file has an impossible shape.")
     count = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        fits = len(tensor.raw_data) == count * _BYTES_PER_ELEMENT[kind]
+        fits = len(tensor.raw_data) == count * BYTES_PER_ELEMENT[kind]
     else:
         fits = len(getattr(tensor, _TYPED_FIELDS[kind])) == count
     if not fits:
         raise GraphError(f"The tensor {name!r} of the ONNX file holds more or less than its shape {list(tensor.dims)}.")
 
 
-def _infer_shapes(model: Any, contract: GraphContract, batch: int) -> dict[str, list[int]]:
-    """Infer the shape of every value for one batch size, trusting nothing that the file says about shapes."""
-    import onnx
-
-    concrete = onnx.ModelProto()
-    concrete.CopyFrom(model)
-    del concrete.graph.value_info[:]
-    for value in [*concrete.graph.input, *concrete.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    inferred = onnx.shape_inference.infer_shapes(concrete, check_type=True, strict_mode=True, data_prop=True)
-    shapes = {tensor.name: list(tensor.dims) for tensor in inferred.graph.initializer}
-    for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
-        dims = value.type.tensor_type.shape.dim
-        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
-            shapes[value.name] = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
-    return shapes
-
-
-def _check_sizes(graph: Any, small: dict[str, list[int]], large: dict[str, list[int]]) -> None:
-    total, macs = 0, 0
-    for node in graph.node:
-        for output in filter(None, node.output):
-            shape, larger_shape = small.get(output, [-1]), large.get(output, [-1])
-            if min([0, *shape, *larger_shape]) < 0:
+def _check_steps(model: Any, contract: GraphContract) -> int:
+    """Check every node in turn, and what all of them need together; return the rows that one run may be given."""
+    needs = _Needs(model.graph)
+    name, kind, shape = contract.output
+    for step in follow_values(model):
+        needs.add(step)
+        check_rows(step)
+        check_division(step)
+        for made, value in zip(filter(None, step.node.output), step.outputs, strict=True):
+            if made == name and (value.kind, value.batch_axis, value.shape[1:]) != (kind, 0, shape):
                 raise GraphError(
-                    f"The size of {output[:80]!r} ({node.op_type}) does not follow from the ONNX file alone, so the "
-                    "file is not run."
+                    f"The ONNX file is not a valid graph: {name} becomes {value.kind} {list(value.shape)} for "
+                    f"{value.shape[0] if value.shape else 0} images."
                 )
-            elements = math.prod(shape)
-            if math.prod(larger_shape) > elements:
-                elements = -(-elements // _BATCHES[0])
-            if math.prod(larger_shape) > 2 * math.prod(shape):
-                raise GraphError(f"The size of {output[:80]!r} ({node.op_type}) grows faster than the batch.")
-            if elements > MAX_ELEMENTS_PER_IMAGE:
-                raise GraphError(
-                    f"{output[:80]!r} ({node.op_type}) of the ONNX file has {elements:,} elements per image; at most "
-                    f"{MAX_ELEMENTS_PER_IMAGE:,} are allowed."
-                )
-            total += elements
-            macs += elements * _count_macs_per_element(node, small)
-        if (columns := _count_column_elements(node, small)) > MAX_TOTAL_ELEMENTS_PER_IMAGE:
-            raise GraphError(
-                f"A {node.op_type} of the ONNX file needs room for {columns:,} elements beside its output; at most "
-                f"{MAX_TOTAL_ELEMENTS_PER_IMAGE:,} are allowed."
-            )
-    if total > MAX_TOTAL_ELEMENTS_PER_IMAGE or macs > MAX_MACS_PER_IMAGE:
-        raise GraphError(
-            f"The ONNX file needs {total:,} elements and {macs:,} multiplications per image; at most "
-            f"{MAX_TOTAL_ELEMENTS_PER_IMAGE:,} and {MAX_MACS_PER_IMAGE:,} are allowed."
+    return max(1, needs.rows)
+
+
+class _Needs:
+    """What one image needs so far."""
+
+    def __init__(self, graph: Any) -> None:
+        self.rows = MAX_ELEMENTS_PER_RUN
+        """As many as keep what a later node still needs, or is being made, within the limit at any one time."""
+        self._last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
+        self._freed: dict[int, list[tuple[bool, int]]] = {}
+        # Elements of 4 bytes: those that are the same for every batch, and those of one image.
+        self._held = {False: 0, True: 0}
+        self._place = self._total = 0
+        self._milliseconds = 0.0
+        self._integers = sum(
+            math.prod(t.dims) for t in graph.initializer if name_type(t.data_type) in ("INT32", "INT64")
         )
 
+    def add(self, step: Step) -> None:
+        """Count a node.
 
-def _count_macs_per_element(node: Any, shapes: dict[str, list[int]]) -> int:
-    """Return the multiplications behind each output element of the operators that have many."""
-    if node.op_type == "Conv":
-        return math.prod(shapes.get(node.input[1], [1])[1:])
-    if node.op_type == "ConvTranspose":
-        # An upper bound: a stride spreads these over several output elements.
-        weight = shapes.get(node.input[1], [1])
-        return weight[0] * math.prod(weight[2:])
-    if node.op_type in ("Gemm", "MatMul"):
-        return max(shapes.get(node.input[0], [1]), default=1)
-    if node.op_type in ("AveragePool", "MaxPool"):
-        return math.prod(next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [1]))
-    return 1
+        Raises:
+            GraphError: one value, or all together, are too large or take too long.
+        """
+        for name, value in zip(filter(None, step.node.output), step.outputs, strict=True):
+            if value.per_image > MAX_ELEMENTS_PER_IMAGE:
+                raise GraphError(
+                    f"{printable(name[:80])!r} ({step.operator}) of the ONNX file has {value.per_image:,} elements per "
+                    f"image; at most {MAX_ELEMENTS_PER_IMAGE:,} are allowed."
+                )
+            size = value.per_image * (2 if value.kind == "INT64" else 1)
+            self._total += size
+            grows = value.batch_axis is not None
+            self._held[grows] += size
+            self._integers += value.per_image if value.kind in ("INT32", "INT64") else 0
+            last = self._last_use.get(name, self._place)
+            self._freed.setdefault(last, []).append((grows, size))
+        if self._held[True]:
+            self.rows = min(self.rows, (MAX_ELEMENTS_PER_RUN - self._held[False]) // self._held[True])
+        for grows, size in self._freed.pop(self._place, []):
+            self._held[grows] -= size
+        self._place += 1
+        if (columns := _count_column_elements(step)) > MAX_TOTAL_ELEMENTS_PER_IMAGE:
+            raise GraphError(
+                f"A {step.operator} of the ONNX file needs room for {columns:,} elements beside its output; at most "
+                f"{MAX_TOTAL_ELEMENTS_PER_IMAGE:,} are allowed."
+            )
+        if self._total > MAX_TOTAL_ELEMENTS_PER_IMAGE:
+            raise GraphError(
+                f"The ONNX file needs more than {MAX_TOTAL_ELEMENTS_PER_IMAGE:,} elements per image, which no "
+                "generator does."
+            )
+        if self._integers > MAX_INTEGERS:
+            raise GraphError(
+                f"The ONNX file holds or makes more than {MAX_INTEGERS:,} whole numbers of 4 or 8 bytes per image, "
+                "which no generator does."
+            )
+        self._milliseconds += estimate_ns(step) / 1e6
+        if self._milliseconds > MAX_MILLISECONDS_PER_IMAGE:
+            raise GraphError(
+                f"The ONNX file would take more than {MAX_MILLISECONDS_PER_IMAGE / 1000:g} s of one core for every "
+                f"image; {step.operator} {printable(step.node.name[:80])!r} is the operator that went beyond."
+            )
 
 
-def _count_column_elements(node: Any, shapes: dict[str, list[int]]) -> int:
+def _count_column_elements(step: Step) -> int:
     """Return the elements that a transposed convolution holds before it adds them up, for one image at a time."""
-    if node.op_type != "ConvTranspose":
+    image, weight = (*step.inputs, None, None)[:2]
+    if step.operator != "ConvTranspose" or image is None or weight is None:
         return 0
-    weight, image = shapes.get(node.input[1], [1]), shapes.get(node.input[0], [1])
-    return math.prod(weight[1:]) * math.prod(image[2:])
-
-
-def _count_live_elements(graph: Any, shapes: dict[str, list[int]]) -> int:
-    """Return the most elements per image that a later node still needs, or that are being made, at any one time."""
-    last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
-    held: dict[str, int] = {}
-    most = 1
-    for place, node in enumerate(graph.node):
-        held |= {name: -(-math.prod(shapes.get(name, [1])) // _BATCHES[0]) for name in node.output if name}
-        most = max(most, sum(held.values()))
-        held = {name: size for name, size in held.items() if last_use.get(name, -1) > place}
-    return most
-
-
-def _type_name(number: int) -> str:
-    import onnx
-
-    names = onnx.TensorProto.DataType.items()
-    return next((name for name, value in names if value == number), str(number))
+    return math.prod(weight.shape[1:]) * math.prod(image.shape[2:])
 
 
 def _list_names(names: list[str]) -> str:

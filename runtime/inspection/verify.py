@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.runtime.bundle import rows_per_run
 from dim.runtime.bundle_format.files import check_file_hash, list_unlisted_files, load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contract, check_graph, teacher_contract
@@ -30,7 +31,7 @@ AddRow = Callable[[str, str, bool, str, str], None]
 """Takes subject, check, whether it passed, what was found, what is allowed."""
 
 BATCHES = (1, 16, 64)
-"""Least, middle and most rows that one run is asked for."""
+"""Rows that one run is asked for, besides as many as `dim generate` asks for at a time."""
 _ONE_BY_ONE = 8
 _MAX_CLASSES, _IMAGES = 1024, 800
 """Most classes that are checked, and images drawn of all of them together."""
@@ -209,6 +210,11 @@ class _Checks(_Rows):
             rows = slice(0, _ONE_BY_ONE if batch == 1 else BATCHES[-1])
             again = _draw(engine, latents[rows], labels[rows], batch)
             levels = image_checks.max_levels(again, images[rows])
+            self.add(name, f"batch {batch}", levels <= image_checks.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
+        if (batch := rows_per_run(self.manifest)) > BATCHES[-1]:
+            rows_N = np.arange(batch) % len(labels)
+            again = engine.run(latents[rows_N], labels[rows_N])
+            levels = image_checks.max_levels(again, images[rows_N])
             self.add(name, f"batch {batch}", levels <= image_checks.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
         for batch in BATCHES[1:]:
             same = engine.run(latents[:1].repeat(batch, axis=0), labels[:1].repeat(batch))

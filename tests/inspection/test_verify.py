@@ -105,10 +105,9 @@ def test_precisions_that_disagree_are_named(tmp_path: Path) -> None:
 def test_a_broken_network_is_noticed(tmp_path: Path, value: float) -> None:
     path = build_tiny_bundle(tmp_path / "a.dim")
     update_bundle(path, add_files={"generator.fp32.onnx": spoil("fp32", conv_bias=value)})
-    assert failed(verify(path)) == [
-        ("generator.fp32.onnx", "blank images"),
-        ("generator.fp32.onnx", "spread within a class"),
-    ]
+    # NaN has no pixel of its own: the processor may choose another in a batch of another size.
+    found = [row for row in failed(verify(path)) if not (np.isnan(value) and row[1].startswith("batch "))]
+    assert found == [("generator.fp32.onnx", "blank images"), ("generator.fp32.onnx", "spread within a class")]
 
 
 def test_a_collapsed_class_is_noticed(tmp_path: Path) -> None:
@@ -229,3 +228,19 @@ def test_an_image_and_its_mirror_image_again_and_again_have_no_spread() -> None:
     collapsed = np.stack([image, image[:, ::-1], image[:, ::-1], image])
     assert collapsed.std(axis=0).mean() > 30 and image_checks.measure_std_levels(collapsed) == 0.0
     assert image_checks.measure_std_levels(np.concatenate([collapsed, other[None]])) > 10
+
+
+def test_batches_as_large_as_those_of_generate_are_compared(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that errs in the last of more than 1,000 rows."""
+    real = OnnxEngine.run
+
+    def run(engine: OnnxEngine, latents: Any, labels: Any) -> Any:
+        images = real(engine, latents, labels)
+        if len(images) > 1000:
+            images[-1] ^= 64
+        return images
+
+    monkeypatch.setattr(OnnxEngine, "run", run)
+    assert failed(verify(tiny_bundle, threads=1)) == [
+        (f"generator.{precision}.onnx", "batch 1024") for precision in ("fp32", "fp16", "int8")
+    ]
