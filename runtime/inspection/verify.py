@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.bundle import rows_per_run
+from dim.runtime.bundle import choose_rows_per_run
 from dim.runtime.bundle_format.files import check_file_hash, list_unlisted_files, load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contract, check_graph, teacher_contract
@@ -211,7 +211,7 @@ class _Checks(_Rows):
             again = _draw(engine, latents[rows], labels[rows], batch)
             levels = image_checks.max_levels(again, images[rows])
             self.add(name, f"batch {batch}", levels <= image_checks.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
-        if (batch := rows_per_run(self.manifest)) > BATCHES[-1]:
+        if (batch := choose_rows_per_run(self.manifest)) > BATCHES[-1]:
             rows_N = np.arange(batch) % len(labels)
             again = engine.run(latents[rows_N], labels[rows_N])
             levels = image_checks.max_levels(again, images[rows_N])
