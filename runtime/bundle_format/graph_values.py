@@ -61,7 +61,8 @@ class Value:
     @property
     def varies(self) -> bool:
         """Whether its numbers are known and depend on the batch size."""
-        return self.known is not None and not np.array_equal(*self.known)
+        # By their bytes, because NaN is not equal to itself.
+        return self.known is not None and self.known[0].tobytes() != self.known[1].tobytes()
 
 
 @dataclass(frozen=True, kw_only=True)
