@@ -1,7 +1,7 @@
 """The discriminator of both stages.
 
 With a flattened head instead of a mean-pooled one, the standard deviation over groups of one class as a feature, and
-the logistic loss with R1, the classes of MNIST no longer collapse to one or two digits (docs/method.md: 96.7 % against
+the logistic loss with R1, the classes of MNIST no longer collapse to one or two digits (lab/LOG.md: 96.7 % against
 67.9 % for a classifier trained on fifty images per class, all of it changed at once).
 
 Shapes: N batch, G group, K classes, C channels, H = W image_px.
