@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify
-from dim.runtime.errors import DimError, printable
+from dim.cli.terminal import STDOUT, flush_stdout, prepare_streams
+from dim.runtime.errors import DimError, describe_error, hide_secrets, printable
 from dim.version import __version__
 
 MACHINES = ("x86_64", "aarch64")
@@ -127,30 +128,54 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: what follows `dim`; the process's own when None.
     """
+    prepare_streams(own=arguments is None)
     _check_platform()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with_traceback = "--traceback" in given
     try:
-        app([argument for argument in given if argument != "--traceback"], prog_name="dim")
-    except DimError as error:
-        if with_traceback:
-            raise
-        _fail(str(error))
-    except MemoryError:
-        if with_traceback:
-            raise
-        _fail("There is not enough memory for this: ask for less at once, or use a machine with more.")
-    except OSError as error:
-        if with_traceback:
-            raise
-        if error.errno == errno.EPIPE:  # the reader of stdout went away, as in `dim inspect | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
-        _fail(_explain_os_error(error))
+        _run([argument for argument in given if argument != "--traceback"], "--traceback" in given)
+    except SystemExit:
+        if (error := flush_stdout()) is not None:
+            _fail_to_print(error)
+        raise
+
+
+def _run(arguments: list[str], with_traceback: bool) -> None:
+    """Run the command line; an error becomes a line on stderr and exit code 1, unless its traceback is wanted."""
+    try:
+        app(arguments, prog_name="dim")
     except Exception as error:
         if with_traceback:
             raise
-        _fail(f"An error of dim itself, {type(error).__name__}: {error}  Run it again with --traceback to see where.")
+        if isinstance(error, OSError) and (error.filename == STDOUT or error.errno == errno.EPIPE):
+            flush_stdout()
+            _fail_to_print(error)
+        _fail(_explain(error))
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, DimError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this: ask for less at once, or use a machine with more."
+    if str(error) == "can't start new thread" or isinstance(error, BlockingIOError):
+        return (
+            "No more threads or processes can be started here: ask for fewer with --threads or --encoders, or raise "
+            "the limit (ulimit -u)."
+        )
+    if isinstance(error, OSError):
+        what = os.strerror(error.errno) if error.errno else str(error)
+        return f"{error.filename}: {what}." if error.filename else f"{what}."
+    return f"An error of dim itself, {type(error).__name__}: {error}  Run it again with --traceback to see where."
+
+
+def _fail_to_print(error: OSError) -> NoReturn:
+    """Exit with 1 because stdout took no more; in silence where its reader went away, as in `dim inspect | head`."""
+    if error.errno != errno.EPIPE:
+        _fail(
+            f"Standard output cannot be written ({describe_error(error)}): what the command makes is there, what it "
+            "prints is lost."
+        )
+    raise SystemExit(1)
 
 
 def _check_platform() -> None:
@@ -161,14 +186,9 @@ def _check_platform() -> None:
         typer.echo(f"dim was not tried on {machine}, only on {' and '.join(MACHINES)}.", err=True)
 
 
-def _explain_os_error(error: OSError) -> str:
-    what = os.strerror(error.errno) if error.errno else str(error)
-    return f"{error.filename}: {what}." if error.filename else f"{what}."
-
-
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     """Print one line, whatever the message holds, and exit with 1."""
-    typer.echo("Error: " + printable(" ".join(message.split())), err=True)
+    typer.echo("Error: " + printable(hide_secrets(" ".join(message.split()))), err=True)
     raise SystemExit(1)
 
 

@@ -1,22 +1,88 @@
 """What every command shares: results go to stdout, everything else to stderr, and bars vanish off a terminal."""
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dim.runtime.errors import MissingExtraError
+from dim.runtime.errors import MissingExtraError, hide_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 
+STDOUT = "standard output"
+"""The file name in errors of standard output."""
+
+
+class _Stdout(io.TextIOWrapper):
+    """Standard output whose errors say that they are its own."""
+
+    def write(self, text: str) -> int:
+        with _naming_stdout():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _naming_stdout():
+            super().flush()
+
+
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = STDOUT
+        raise
+
+
+def prepare_streams(own: bool) -> None:
+    """Make standard input, output and error fit to use, whatever the caller left of them.
+
+    What was closed becomes the null device: otherwise the next file that is opened would take its number, and get what
+    libraries print. Letters that the encoding lacks are printed as their numbers.
+
+    Args:
+        own: whether the process is the command's own, so that nobody else holds its standard output.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                null = os.open(os.devnull, os.O_RDWR)
+                if null != descriptor:
+                    os.dup2(null, descriptor)
+                    os.close(null)
+            setattr(sys, name, open(descriptor, mode, closefd=False))
+    if own and type(sys.stdout) is io.TextIOWrapper:
+        old, line_by_line, unbuffered = sys.stdout, sys.stdout.line_buffering, sys.stdout.write_through
+        sys.stdout = _Stdout(old.detach(), old.encoding, line_buffering=line_by_line, write_through=unbuffered)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_stdout() -> OSError | None:
+    """Write what is still held back for standard output; return the error if that fails, and hold back no more."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
 def say(line: str) -> None:
     """Print a line about what is going on, on stderr, above the progress bars if some are shown."""
+    line = hide_secrets(line)
     if bar_consoles:
         bar_consoles[-1].print(line, markup=False, highlight=False, soft_wrap=True)
     else:
@@ -29,7 +95,12 @@ bar_consoles: list["Console"] = []
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Print the one object that `--json` promises; what is no number in JSON becomes null."""
-    print(json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:  # another encoding, or a file name that is not Unicode
+        text = json.dumps(_plain(result), indent=2, ensure_ascii=True, allow_nan=False)
+    print(text)
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,17 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+_USER_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/'\"]*@")
+_QUERY_OF_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?#'\"]*[?#])[^\s'\"]+")
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text without what may be secret in its URLs: user and password, and the query with its signature."""
+    if "://" not in text:
+        return text
+    return _QUERY_OF_URL.sub(r"\1***", _USER_IN_URL.sub(r"\1***@", text))
+
+
 def describe_error(error: BaseException) -> str:
     """Return what another library's exception says, for the middle of a sentence.
 
@@ -38,7 +49,14 @@ def describe_error(error: BaseException) -> str:
 
 
 class DimError(Exception):
-    """Base of all errors that are the world's fault or the user's; the message is one sentence and says what to do."""
+    """Base of all errors that are the world's fault or the user's; the message is one sentence and says what to do.
+
+    Args:
+        message: the sentence; what may be secret in its URLs is hidden.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hide_secrets(message))
 
 
 class BadValueError(DimError, ValueError):

@@ -2,7 +2,9 @@
 
 import logging
 
+from dim.runtime.errors import hide_secrets
+
 
 def say_to_log(message: str) -> None:
     """Hand a sentence to the logger `dim.runtime`; the default of every `say`."""
-    logging.getLogger("dim.runtime").info(message)
+    logging.getLogger("dim.runtime").info(hide_secrets(message))

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.errors import BadValueError, EngineError
+from dim.runtime.errors import BadValueError, EngineError, describe_error
 from dim.runtime.sampling.latents import MAX_INDEX, permutation
 from dim.runtime.sampling.philox import split_seed
 
@@ -207,7 +207,13 @@ def _iterate(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, 
 
     thread = threading.Thread(target=work, name="dim-prefetch", daemon=True)
     process = os.getpid()
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise EngineError(
+            f"No thread can be started to draw ahead ({describe_error(error)}): ask for fewer threads or encoders, or "
+            "raise the limit of processes."
+        ) from None
     try:
         while True:
             try:

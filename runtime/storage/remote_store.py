@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dim.runtime.errors import DimError, OutputError, describe_error
+from dim.runtime.errors import DimError, OutputError, describe_error, hide_secrets
 from dim.runtime.storage.local_store import WRITE, make_altered_error
 from dim.runtime.storage.object_store import explain_failure, join_slashes, lacks_credentials, open_file_system
 
@@ -50,7 +50,7 @@ class RemoteStore:
             ) from error
 
     def __str__(self) -> str:
-        return self.url
+        return hide_secrets(self.url)
 
     def read(self, name: str) -> bytes | None:
         try:
