@@ -7,25 +7,17 @@ the SHA-256 of every file, and `--sha256` pins the manifest (its `manifest_sha25
 import hashlib
 import os
 import shutil
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from dim.runtime.bundle_format.download import check_url, download, hide_secrets, join_url
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from dim.runtime.errors import BundleError, DimError, OutputError, describe_error
+from dim.runtime.errors import BundleError
 from dim.runtime.messages import say_to_log
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
-from dim.runtime.storage.object_store import explain_missing_credentials, lacks_credentials, open_file_system
 from dim.runtime.storage.private_cache import cache_dir, cache_folder
-from dim.version import __version__
-
-TIMEOUT_S = 60
-READ_BYTES = 2**20
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def is_url(bundle: str) -> bool:
@@ -37,7 +29,7 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
     """Fetch a bundle, or find it in the cache.
 
     Args:
-        url: the bundle's folder, `https://` or a scheme that fsspec reads, such as `s3://`.
+        url: the bundle's folder, `https://` or an object store, as `download.SCHEMES` lists them.
         sha256: the `manifest_sha256` that is expected, 64 hexadecimal digits, perhaps after `sha256:`; with it a bundle
             in the cache is used without asking the network.
         say: gets one sentence about what is fetched.
@@ -49,21 +41,22 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
         BundleError: it cannot be fetched, is malformed, or is not the bundle that was pinned.
     """
     pinned = parse_sha256(sha256) if sha256 is not None else None
-    url = url.rstrip("/")
+    check_url(url)
+    shown = hide_secrets(url).rstrip("/")
     if pinned is not None and (path := _find_cached(pinned)) is not None:
-        say(f"Bundle {url} is in the cache: {path}.")
+        say(f"Bundle {shown} is in the cache: {path}.")
         return path
-    data = b"".join(_read(f"{url}/{MANIFEST_NAME}", MAX_MANIFEST_BYTES, pinned is not None))
+    data = b"".join(download(join_url(url, MANIFEST_NAME), MAX_MANIFEST_BYTES, pinned is not None))
     try:
         manifest = parse_manifest(data)
     except BundleError as error:
-        raise BundleError(f"There is no bundle at {url}: {error}") from None
-    check_pin(manifest, pinned, url)
+        raise BundleError(f"There is no bundle at {shown}: {error}") from None
+    check_pin(manifest, pinned, shown)
     if (path := _find_cached(manifest.manifest_sha256)) is not None:
-        say(f"Bundle {url} is in the cache: {path}.")
+        say(f"Bundle {shown} is in the cache: {path}.")
         return path
     total = sum(record.size_bytes for record in manifest.files.values())
-    say(f"Fetching {manifest.name} from {url}: {len(manifest.files)} files, {total / 1e6:.1f} MB.")
+    say(f"Fetching {manifest.name} from {shown}: {len(manifest.files)} files, {total / 1e6:.1f} MB.")
     return _fetch_files(url, manifest, data, pinned is not None)
 
 
@@ -115,7 +108,7 @@ def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: boo
             target.parent.mkdir(parents=True, exist_ok=True)
             digest, size = hashlib.sha256(), 0
             with open(target, "xb") as file:
-                for piece in _read(f"{url}/{urllib.parse.quote(name)}", record.size_bytes, pinned):
+                for piece in download(join_url(url, name), record.size_bytes, pinned):
                     file.write(piece)
                     digest.update(piece)
                     size += len(piece)
@@ -123,8 +116,9 @@ def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: boo
                 os.fsync(file.fileno())
             if size != record.size_bytes or digest.hexdigest() != record.sha256:
                 raise BundleError(
-                    f"{url}/{name} has {size:,} bytes and the hash {digest.hexdigest()[:12]}...; the manifest says "
-                    f"{record.size_bytes:,} and {record.sha256[:12]}...: it was altered or cut short, try again later."
+                    f"{hide_secrets(url)}/{name} has {size:,} bytes and the hash {digest.hexdigest()[:12]}...; the "
+                    f"manifest says {record.size_bytes:,} and {record.sha256[:12]}...: it was altered or cut short, "
+                    "try again later."
                 )
         (folder / MANIFEST_NAME).write_bytes(manifest_data)
         sync_folder(folder)
@@ -136,61 +130,3 @@ def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: boo
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return path
-
-
-def _read(url: str, max_bytes: int, pinned: bool) -> Iterator[bytes]:
-    """Read an object in pieces, refusing to read more than it may have."""
-    pieces = _read_http(url, pinned) if url.startswith(("https://", "http://")) else _read_store(url)
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > max_bytes:
-            raise BundleError(f"{url} is longer than the {max_bytes:,} bytes it may have.")
-        yield piece
-
-
-def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
-    _check_scheme(url, pinned)
-    request = urllib.request.Request(url, headers={"User-Agent": f"dim/{__version__}"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            # A redirect may lead from https to http.
-            _check_scheme(response.url, pinned)
-            while piece := response.read(READ_BYTES):
-                yield piece
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise BundleError(f"{url} cannot be fetched: the server answered {error.code} {error.reason}.") from None
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        said = describe_error(reason) if isinstance(reason, Exception) else reason
-        raise BundleError(f"{url} cannot be fetched: {said}.") from None
-
-
-def _check_scheme(url: str, pinned: bool) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "http" and not pinned and parts.hostname not in _LOOPBACK:
-        raise BundleError(f"{url} would come unprotected: use https, or pin the bundle with --sha256.")
-
-
-def _read_store(url: str) -> Iterator[bytes]:
-    try:
-        file_system, path = open_file_system(url)
-        with file_system.open(path, "rb", block_size=READ_BYTES * 4) as file:
-            while piece := file.read(READ_BYTES):
-                yield piece
-    except FileNotFoundError:
-        raise BundleError(f"{url} cannot be fetched: there is no such object.") from None
-    except PermissionError:
-        raise BundleError(f"{url} cannot be fetched: permission denied; check the credentials.") from None
-    except OutputError as error:
-        raise BundleError(str(error)) from None
-    except DimError:
-        raise
-    except Exception as error:  # every store has errors of its own
-        said = (
-            explain_missing_credentials(url)
-            if lacks_credentials(error)
-            else f"{url} cannot be fetched: {describe_error(error)}."
-        )
-        raise BundleError(said) from None

@@ -205,7 +205,9 @@ def update_bundle(
 
 
 def copy_bundle(source: Path, destination: Path) -> None:
-    """Copy a bundle's folder with all that lies in it; the copies share their bytes where the file system can.
+    """Copy the plain files and folders of a bundle's folder; the copies share their bytes where the file system can.
+
+    Links and pipes, which no bundle has, stay behind: they would lead out of it.
 
     Args:
         source: the bundle's folder.
@@ -218,7 +220,8 @@ def copy_bundle(source: Path, destination: Path) -> None:
         copy = destination / os.path.relpath(folder, source)
         copy.mkdir(parents=True)
         for name in names:
-            _link_or_copy(Path(folder, name), copy / name)
+            if stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode):
+                _link_or_copy(Path(folder, name), copy / name)
 
 
 @contextmanager
@@ -251,7 +254,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        write_synced(target, source.read_bytes())
+        with _open_inside(source.parent, source.name) as descriptor:
+            write_synced(target, _read(descriptor, os.fstat(descriptor).st_size))
 
 
 def _find_record(bundle_path: Path, manifest: Manifest, name: str, max_bytes: int) -> FileRecord:

@@ -61,9 +61,10 @@ def _find(wanted: str | Path, reason: str, sha256: str | None, say: Callable[[st
     if isinstance(wanted, Path) or _is_path(wanted):
         return _existing(Path(wanted).expanduser(), reason)
     if "://" in wanted:
+        from dim.runtime.bundle_format.download import hide_secrets
         from dim.runtime.bundle_format.fetch import fetch_bundle
 
-        return fetch_bundle(wanted, sha256=sha256, say=say), f"from {wanted}"
+        return fetch_bundle(wanted, sha256=sha256, say=say), f"from {hide_secrets(wanted)}"
     names = list_names()
     if wanted not in names:
         raise BundleError(

@@ -71,7 +71,7 @@ def check_path(path: str) -> None:
         or any(letter in '\\:*?"<>|' or not letter.isprintable() for letter in path)
         or unicodedata.normalize("NFC", path) != path
         or any(_WINDOWS_DEVICES.fullmatch(part) for part in parts)
-        or path.casefold() == MANIFEST_NAME
+        or parts[0].casefold() == MANIFEST_NAME
     ):
         raise BundleError(
             f"The manifest lists the path {path[:80]!r}; it must be relative, with forward slashes, and stay inside "

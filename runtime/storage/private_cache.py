@@ -1,6 +1,7 @@
 """This user's private cache: engines built here, and what was already checked.
 
-Whatever lies in it is trusted, so it must belong to this user and be closed to everybody else.
+Whatever lies in it is trusted, so it must belong to this user and be closed to everybody else. One in which others
+could write is not used, because what lies there now may be theirs.
 """
 
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from dim.runtime.errors import DimError
 from dim.runtime.storage.atomic import replace_file
 from dim.runtime.storage.below import make_folder, open_file
+
+_OTHERS_WRITE = 0o022
+_MAX_NOTE_CHARS = 1024
 
 
 def cache_dir() -> Path:
@@ -30,7 +34,8 @@ def cache_dir() -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        if mine and found.st_mode & 0o077 and not found.st_mode & _OTHERS_WRITE:
             path.chmod(0o700)
             found = path.lstat()
     except OSError as error:
@@ -39,7 +44,12 @@ def cache_dir() -> Path:
         ) from None
     if not stat.S_ISDIR(found.st_mode):
         raise DimError(f"The cache {path} is a link or a file; set DIM_CACHE to a folder of yours.")
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if mine and found.st_mode & _OTHERS_WRITE:
+        raise DimError(
+            f"Others could write in the cache {path} (mode {found.st_mode & 0o777:o}), so nothing in it is trusted: "
+            "remove it, or set DIM_CACHE to a folder of yours."
+        )
+    if not mine or found.st_mode & 0o077:
         raise DimError(
             f"The cache {path} is not private to this user (owner {found.st_uid}, mode {found.st_mode & 0o777:o}); set "
             "DIM_CACHE to a folder of yours."
@@ -85,7 +95,15 @@ def remember(kind: str, key: str, note: str = "") -> None:
 def recall(kind: str, key: str) -> str | None:
     """Return the note that this user's `remember` left with these arguments, or None where it was not called."""
     try:
-        with open(open_file(cache_dir(), f"{kind}/{key}", os.O_RDONLY | os.O_NONBLOCK)) as file:
-            return file.read()
+        cache = cache_dir()
+        with open(open_file(cache, f"{kind}/{key}", os.O_RDONLY | os.O_NONBLOCK)) as file:
+            # A file or folder of somebody else's was put there while the cache was open.
+            if not all(_is_mine(os.stat(place)) for place in (file.fileno(), cache / kind)):
+                return None
+            return file.read(_MAX_NOTE_CHARS)
     except (OSError, ValueError, DimError):
         return None
+
+
+def _is_mine(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE

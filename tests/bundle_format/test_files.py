@@ -1,5 +1,6 @@
 """Reading a bundle's files without trusting them; writing bundles that are never half-made."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tiny_bundle import build_tiny_bundle
 from dim.runtime.bundle_format import files as bundle_files
 from dim.runtime.bundle_format.files import (
     check_file_hash,
+    copy_bundle,
     list_unlisted_files,
     load_manifest,
     read_checked_file,
@@ -21,6 +23,8 @@ from dim.runtime.bundle_format.files import (
     write_bundle,
 )
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents, write_fixed_latents
+from dim.runtime.bundle_format.manifest import parse_manifest
+from dim.runtime.bundle_format.schema import check_path
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.storage import atomic
 
@@ -273,3 +277,43 @@ def test_a_read_only_place_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OutputError, match="a.dim cannot be written: Permission denied"):
         build_tiny_bundle(tmp_path / "a.dim")
+
+
+def test_a_copy_leaves_links_and_pipes_behind(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.dim"
+    shutil.copytree(tiny_bundle, source)
+    (tmp_path / "secret").write_text("mine")
+    (source / "notes").symlink_to(tmp_path / "secret")
+    (source / "folder").symlink_to(tmp_path)
+    os.mkfifo(source / "pipe")
+    (source / "kept.txt").write_text("kept")
+    monkeypatch.setattr(os, "link", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(1, "no links here")))
+    copy_bundle(source, tmp_path / "b.dim")
+    left = {path.name for path in (tmp_path / "b.dim").iterdir()}
+    assert left == {path.name for path in tiny_bundle.iterdir()} | {"kept.txt"}
+
+
+@pytest.mark.parametrize("path", ["manifest.json/x", "MANIFEST.JSON/x", "manifest.json", "Manifest.JSON/a/b"])
+def test_nothing_lies_below_the_manifest(path: str) -> None:
+    with pytest.raises(BundleError, match="must be relative, with forward slashes, and stay inside"):
+        check_path(path)
+
+
+@pytest.mark.parametrize("version", ["1.0", "true", "[1]", '"1"', "null"])
+def test_the_format_version_is_a_whole_number(tiny_bundle: Path, version: str) -> None:
+    block = json.loads((tiny_bundle / "manifest.json").read_bytes())
+    text = json.dumps(block).replace('"format_version": 1', f'"format_version": {version}')
+    with pytest.raises(BundleError, match="format_version is .*; it must be 1"):
+        parse_manifest(text.encode())
+
+
+@pytest.mark.parametrize("name", ["generator.fp32.onnx", "manifest.json", "README.md"])
+def test_a_pipe_in_a_bundle_is_refused_at_once(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    bundle = tmp_path / "a.dim"
+    shutil.copytree(tiny_bundle, bundle)
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    with pytest.raises(BundleError, match="is not a plain file"):
+        check_file_hash(bundle, load_manifest(bundle), name)
