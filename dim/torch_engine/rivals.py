@@ -21,6 +21,7 @@ from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import EngineError, RunError, describe_error
 
 VARIANTS = ("torch-eager", "torch-channels-last", "torch-compile")
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def torch_rivals(
@@ -69,13 +70,13 @@ def torch_rivals(
 class Pixels(nn.Module):
     """A generator with the end that every engine's graph has: uint8 NHWC."""
 
-    def __init__(self, generator: nn.Module, half: bool) -> None:
+    def __init__(self, generator: nn.Module, precision: str) -> None:
         super().__init__()
-        self.generator = generator.half() if half else generator
-        self.half_inside = half
+        self.dtype = _TYPES[precision]
+        self.generator = generator.to(self.dtype)
 
     def forward(self, latents_NZ: Tensor, labels_N: Tensor) -> Tensor:
-        images_NCHW: Tensor = self.generator(latents_NZ.half() if self.half_inside else latents_NZ, labels_N)
+        images_NCHW: Tensor = self.generator(latents_NZ.to(self.dtype), labels_N)
         scaled = (images_NCHW * 127.5 + 127.5).round().clamp(0, 255)
         return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
@@ -86,7 +87,7 @@ class TorchRunner:
     Args:
         config: the arguments of `generator_from_dict`.
         variant: one of VARIANTS.
-        precision: "fp32", or "fp16" for half precision inside.
+        precision: "fp32", or "fp16" or "bf16" for half precision inside.
         device: "cpu" or "gpu".
         threads: CPU threads while it draws; None for torch's own choice.
         batch: images per call; `torch.compile` specialises on it.
@@ -102,7 +103,7 @@ class TorchRunner:
         self._threads = threads
         self._name = variant
         # TF32 stays off, as in every fp32 engine here.
-        module = Pixels(generator_from_dict(config).eval(), precision == "fp16").to(self._device)
+        module = Pixels(generator_from_dict(config).eval(), precision).to(self._device)
         if variant == "torch-channels-last":
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._draw: Callable[[Tensor, Tensor], Tensor] = module

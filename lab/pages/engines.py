@@ -1,4 +1,4 @@
-"""The engines' part of lab/all-results.md, from the JSON of benchmarks/engines.py and of lab/gpu_check.sh."""
+"""The engines' part of lab/all-results.md, from the JSON of benchmarks/engines.py and of lab/gpu_run.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def engines_section(cpu: Mapping[str, Mapping[str, Any]], gpu: Mapping[str, Mapp
 
     Args:
         cpu: by file stem, the reports of `benchmarks/engines.py`.
-        gpu: by file stem, the reports of `lab/gpu_check.sh`.
+        gpu: by file stem, the reports of `lab/gpu_run.py`.
 
     Returns:
         lines of Markdown.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write lab/all-results.md and its charts from lab/results/*.json, and the tables in lab/ablations.md.
 
-The files are those of `dim eval`, and engines-*.json of benchmarks/engines.py, gpu-*.json of lab/gpu_check.sh,
+The files are those of `dim eval`, and engines-*.json of benchmarks/engines.py, gpu-*.json of lab/gpu_run.py,
 distill-*.json of lab/distill_speed.py, processes-*.json of lab/processes.py, ablation-*.json of lab/ablation.py.
 
 dim eval --bundle mnist.dim --data mnist --preset full --out eval/mnist

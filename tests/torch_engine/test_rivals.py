@@ -55,7 +55,7 @@ def test_a_variant_draws_what_the_generator_draws(variant: str) -> None:
 
 
 def test_half_precision_inside() -> None:
-    pixels = Pixels(generator_from_dict(CONFIG).eval(), half=True)
+    pixels = Pixels(generator_from_dict(CONFIG).eval(), "fp16")
     assert {each.dtype for each in pixels.parameters()} == {torch.float16}
 
 
