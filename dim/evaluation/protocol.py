@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dim.networks.classifiers import CLASSIFIER_NAMES
+from dim.runtime.cores import check_threads
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, DeviceError
 from dim.students.recipes import Recipe, resolve_recipe
@@ -120,7 +121,8 @@ class Execution:
             if getattr(self, field) not in allowed:
                 names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
                 raise BadValueError(f"{field} is {getattr(self, field)!r}; it must be {names}.")
-        for field, low in [("threads", 1), ("jobs", 1), ("time_limit_s", 0)]:
+        check_threads(self.threads)
+        for field, low in [("jobs", 1), ("time_limit_s", 0)]:
             number = getattr(self, field)
             if number is not None and number < low:
                 raise BadValueError(f"{field} is {number}; it must be at least {low}.")

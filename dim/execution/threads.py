@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from dim.runtime.cores import usable_cores
-from dim.runtime.errors import BadValueError
+from dim.runtime.cores import check_threads, usable_cores
 
 
 def default_threads() -> int:
@@ -25,13 +24,12 @@ def use_cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch use `count` threads inside the block.
 
     Args:
-        count: at least 1; None changes nothing.
+        count: at least 1, at most the machine's cores; None changes nothing.
 
     Raises:
-        BadValueError: no positive number.
+        BadValueError: another number.
     """
-    if count is not None and count < 1:
-        raise BadValueError(f"threads is {count}; it must be at least 1.")
+    check_threads(count)
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

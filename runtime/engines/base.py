@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.cores import check_threads
 from dim.runtime.engines.names import DEVICES, ENGINES
 from dim.runtime.errors import BadValueError
 from dim.runtime.gpu.driver import Driver
@@ -77,7 +78,7 @@ class EngineOptions:
 
     Raises:
         BadValueError: an unknown engine, device or precision, an engine that does not run on the device, a number of
-            threads below 1, or a pin of another form.
+            threads below 1 or beyond the machine, or a pin of another form.
     """
 
     engine: str = "auto"
@@ -104,8 +105,7 @@ class EngineOptions:
             )
         if self.precision is not None and self.precision not in PRECISIONS:
             raise BadValueError(f"There is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}.")
-        if self.threads is not None and self.threads < 1:
-            raise BadValueError(f"The number of threads is {self.threads}; it must be at least 1.")
+        check_threads(self.threads)
         object.__setattr__(self, "trust", tuple(self.trust))
         parse_pins(self.trust)
 

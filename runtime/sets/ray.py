@@ -6,6 +6,7 @@ journal what is finished.
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -80,7 +81,8 @@ class BundleParcel:
             seen = False
         if not seen:
             path = self._unpack()
-        options = replace(self.options, threads=self.options.threads or threads)
+        # A machine may have fewer cores than Ray was told.
+        options = replace(self.options, threads=min(self.options.threads or threads, os.cpu_count() or 1))
         return Bundle(path, options, fixed_latents=self.fixed_latents)
 
     def _unpack(self) -> Path:

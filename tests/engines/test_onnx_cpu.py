@@ -1,6 +1,7 @@
 """Engines: what they draw, how one is chosen, and that nothing falls back in silence."""
 
 import builtins
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ def samples(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"engine": "fake"}, {}, {"precision": "fp16"}, {"precision": "int8"}, {"threads": 1}, {"threads": 3}],
+    [{"engine": "fake"}, {}, {"precision": "fp16"}, {"precision": "int8"}, {"threads": 1}, {"threads": 2}],
     ids=str,
 )
 def test_every_row_depends_on_itself_alone(bundle: Opened, options: dict[str, Any]) -> None:
@@ -66,8 +67,9 @@ def test_every_row_depends_on_itself_alone(bundle: Opened, options: dict[str, An
 
 def test_threads_do_not_show(bundle: Opened) -> None:
     latents, labels = samples(33)
-    drawn = [opened(bundle, engine="onnxruntime-cpu", threads=n).run(latents, labels) for n in (1, 2, 4)]
-    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+    counts = range(1, min(4, os.cpu_count() or 1) + 1)
+    drawn = [opened(bundle, engine="onnxruntime-cpu", threads=n).run(latents, labels) for n in counts]
+    assert len(drawn) > 1 and all(np.array_equal(drawn[0], other) for other in drawn)
 
 
 def test_many_images_are_spread_over_the_threads_in_pieces(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +209,7 @@ def test_a_graph_outside_the_contract_never_reaches_the_engine(
 
 
 def test_cores_are_those_this_process_may_use() -> None:
-    import os
-
-    assert engine_onnx.usable_cores() == len(os.sched_getaffinity(0))
+    assert 1 <= engine_onnx.usable_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_the_table_of_engines_is_pinned() -> None:

@@ -268,7 +268,7 @@ def test_named_protocols_run_without_a_bundle(data: ImageSet, tmp_path: Path) ->
         ({"labels": ("none",)}, r"^There is no kind of labels 'none'; there are hard, soft\.$"),
         ({"recipe": "secret"}, r"^There is no student recipe 'secret'; there are default, "),
         ({"precision": "fp8"}, r"^precision is 'fp8'; it must be auto, fp32 or bf16\.$"),
-        ({"threads": 0}, r"^threads is 0; it must be at least 1\.$"),
+        ({"threads": 0}, r"^The number of threads is 0; it must lie between 1 and \d+, the cores of this machine\.$"),
         ({"labels": ("soft",)}, r"^Soft labels come from a bundle's teacher, so they need a bundle\.$"),
         ({"device": "tpu"}, r"^device is 'tpu'; it must be auto, cpu or gpu\.$"),
         ({"width": 0}, r"^width is 0 for classifier 'convnet3', but must be at least 1\.$"),

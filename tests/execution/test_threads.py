@@ -12,12 +12,12 @@ from dim.runtime.errors import BadValueError
 
 def test_threads_are_set_inside_and_put_back() -> None:
     before = torch.get_num_threads()
-    with use_cpu_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
+    with use_cpu_threads(other := 1 if before > 1 else 2):
+        assert torch.get_num_threads() == other != before
     with use_cpu_threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
-    with pytest.raises(BadValueError, match="threads is 0; it must be at least 1"), use_cpu_threads(0):
+    with pytest.raises(BadValueError, match="threads is 0; it must lie between 1 and"), use_cpu_threads(0):
         pass
 
 
