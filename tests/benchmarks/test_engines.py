@@ -89,6 +89,7 @@ def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture
     assert "600,000*" in shown and "not run: tensorrt fp32: no GPU" in shown
 
 
+@pytest.mark.slow
 def test_the_generator_of_a_preset(tmp_path: Path) -> None:
     manifest = load_manifest(export_untrained("tiny", tmp_path))
     assert manifest.precisions == ("fp32", "fp16", "int8")

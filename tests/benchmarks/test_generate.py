@@ -30,6 +30,7 @@ def test_generation_against_its_parts(tiny_bundle: Path, format: str) -> None:
     assert isinstance(ratios, dict) and 0 < ratios["end to end / slowest part"] and 0 < ratios["end to end / limit"]
 
 
+@pytest.mark.slow
 def test_starting_against_bare_python(tiny_bundle: Path) -> None:
     printed = run("startup.py", "--bundle", str(tiny_bundle), "--runs", "1")
     rows = printed["results"]
@@ -39,6 +40,7 @@ def test_starting_against_bare_python(tiny_bundle: Path) -> None:
     assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_workers_side_by_side(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIM_BUNDLE", str(tiny_bundle))
     printed = run("workers.py", "--images", "32", "--rounds", "1", "--engine", "fake")

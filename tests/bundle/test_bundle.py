@@ -205,6 +205,7 @@ def _draw_in_child(bundle: Bundle, results: Any) -> None:
     results.put(bundle.sample([0, 1, 2], [0, 0, 0]).tobytes())
 
 
+@pytest.mark.slow
 def test_spawned_processes_share_a_bundle(opened: Bundle) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

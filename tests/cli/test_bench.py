@@ -9,6 +9,7 @@ from cli_tools import dim, one_line
 ARGUMENTS = ["--engine", "onnxruntime-cpu", "--batch", "4,8", "--rounds", 1, "--seconds", 0.001, "--no-search"]
 
 
+@pytest.mark.slow
 def test_bench_prints_speeds_and_draws_a_chart(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_setting_needs_a_field_and_a_value(entry: str) -> None:
         parse_settings([entry])
 
 
+@pytest.mark.slow
 def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 

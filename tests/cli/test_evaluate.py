@@ -76,6 +76,7 @@ def test_cautions_about_the_data_stand_below_the_table(
     assert "few: caution: fewer than 10 training images in 10 of 10 classes" in ran.err
 
 
+@pytest.mark.slow
 def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

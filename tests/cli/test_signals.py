@@ -40,6 +40,7 @@ def stop_when(process: subprocess.Popen[str], begun: Callable[[], object], sign:
     return process.communicate(timeout=WAIT_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["imagefolder", "npz", "webdataset"])
 def test_sigterm_leaves_a_set_that_the_same_command_completes(tiny_bundle: Path, fast: Path, format: str) -> None:
     engine = ["--engine", "onnxruntime-cpu", "--threads", 1] if format == "npz" else ["--engine", "fake"]
@@ -72,6 +73,7 @@ def test_sigterm_leaves_a_set_that_the_same_command_completes(tiny_bundle: Path,
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_a_set_in_a_bucket_is_completed_after(tiny_bundle: Path, tmp_path: Path, s3: Any, sign: signal.Signals) -> None:
     wish = ["--ipc", 400, "--engine", "fake", "--bundle", tiny_bundle, "--format", "webdataset", "--shard-images", 20]

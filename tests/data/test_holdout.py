@@ -22,6 +22,7 @@ def test_every_class_gives_the_same_part_and_keeps_one_image() -> None:
     assert (held != holdout_mask(labels, 4, 0.05, seed=1)).any()
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_on_the_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[DeviceData] = []
 

@@ -42,6 +42,7 @@ def _set(**changes: Any) -> ImageSet:
     return ImageSet(**(values | changes))
 
 
+@pytest.mark.slow
 def test_digits_are_the_real_ones_with_a_split_that_is_said() -> None:
     said: list[str] = []
     digits = load_data("digits", say=said.append)

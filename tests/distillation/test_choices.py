@@ -84,6 +84,7 @@ def test_classes_weigh_by_what_was_held_out(counts: list[int], weights: list[flo
     assert class_weights(torch.tensor(counts)).tolist() == pytest.approx(weights)
 
 
+@pytest.mark.slow
 def test_a_run_chooses_its_latent_std_and_its_fixed_latents(tmp_path: Path) -> None:
     distill(make_images(), quick(), tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "deployment.json").read_text())
@@ -94,6 +95,7 @@ def test_a_run_chooses_its_latent_std_and_its_fixed_latents(tmp_path: Path) -> N
         assert archive["latents"].shape == (3, 3, 8) and archive["latents"].dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architectures", "expected"),
     [(("mlp", "convnet3"), ["convnet3", "convnet3"]), (("mlp", "resnet10"), ["mlp", "resnet10"])],
@@ -396,6 +398,7 @@ def test_the_first_latent_does_not_depend_on_the_later_ones(group: int, monkeypa
     assert torch.equal(refine(start, steps=5)[0][:, :1], refine(start[:, :1], steps=5)[0])
 
 
+@pytest.mark.slow
 def test_refining_moves_the_latents_of_small_sets_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +410,7 @@ def test_refining_moves_the_latents_of_small_sets_and_no_others(
     assert (chosen[:, :2] != refined[:, :2]).any(axis=2).all()
 
 
+@pytest.mark.slow
 def test_convnets_and_resnets_of_every_age_see_what_is_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     fresh: list[str] = []
@@ -431,6 +435,7 @@ def test_convnets_and_resnets_of_every_age_see_what_is_refined(tmp_path: Path, m
     assert fresh == ["convnet3"] * UNTRAINED_EXTRACTORS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"pool.architectures": ("mlp",)}, {"pool.architectures": ("mlp",), "deployment.fixed_latents": 1}]
 )
@@ -439,6 +444,7 @@ def test_refining_needs_no_convnet_in_the_pool(changes: dict[str, object], tmp_p
     assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
 
 
+@pytest.mark.slow
 def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     config = quick(**{"deployment.teacher": "mlp", "deployment.teacher_steps": 3})
@@ -453,6 +459,7 @@ def test_a_teacher_in_pieces_chooses_and_refines_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").rglob("*unfinished*"))
 
 
+@pytest.mark.slow
 def test_groups_of_classes_are_refined_in_pieces_as_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.distillation.refinement.CLASSES_PER_GROUP", 2)
     monkeypatch.setattr("dim.distillation.refinement.IMAGES_PER_STEP", 3)  # sets of three are moved one class at a time
@@ -493,6 +500,7 @@ def test_latents_that_are_not_finite_are_refused() -> None:
         refine(start, steps=1)
 
 
+@pytest.mark.slow
 def test_a_class_of_one_image_has_a_mean(tmp_path: Path) -> None:
     data = make_images()
     keep = [i for i, label in enumerate(data.train_labels) if label != 2 or i == len(data.train_labels) - 1]
@@ -502,6 +510,7 @@ def test_a_class_of_one_image_has_a_mean(tmp_path: Path) -> None:
     assert np.isfinite(np.load(tmp_path / "run" / "latents.npz")["latents"]).all()
 
 
+@pytest.mark.slow
 def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None:
     nothing = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
     distill(make_images(), quick(**nothing), tmp_path / "run")

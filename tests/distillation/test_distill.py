@@ -53,6 +53,7 @@ def test_a_run_leaves_everything_that_export_and_people_need(undisturbed: Path) 
     assert sorted(p.name for p in (undisturbed / "grids").iterdir()) == ["stage1-000006.png", "stage2-000006.png"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(undisturbed: Path, tmp_path: Path) -> None:
     distill(make_images(), quick(), tmp_path / "again")
     distill(make_images(), quick(seed=1), tmp_path / "other")
@@ -71,6 +72,7 @@ def test_a_generator_that_mirrors_is_told_in_the_record_and_goes_on(tmp_path: Pa
         distill(make_images(), quick(**{"stage1.steps": 4, "stage2.steps": 2}), tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_matching_can_be_turned_off_or_be_the_papers(tmp_path: Path) -> None:
     for loss in ("none", "paper"):
         distill(make_images(), quick(**{"matching.loss": loss}), tmp_path / loss)
@@ -87,6 +89,7 @@ def test_stage_2_can_be_left_out(tmp_path: Path) -> None:
     assert not (run_dir / "pool.json").exists()
 
 
+@pytest.mark.slow
 def test_colour_unbalanced_and_many_classes(tmp_path: Path) -> None:
     data = make_images(num_classes=30, per_class=3, image_px=12, channels=3)
     keep = [i for i, label in enumerate(data.train_labels) if label != 7 or i % 3 == 0]
@@ -95,6 +98,7 @@ def test_colour_unbalanced_and_many_classes(tmp_path: Path) -> None:
     assert distill(data, config, tmp_path / "run").finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_classes", "per_class", "image_px", "channels"), [(2, 8, 8, 1), (1000, 1, 8, 3), (2, 4, 128, 3), (3, 4, 61, 1)]
 )
@@ -131,6 +135,7 @@ def test_every_size_and_number_of_classes(
         assert np.array_equal(drawn["labels"], np.arange(num_classes))
 
 
+@pytest.mark.slow
 def test_all_that_best_does_ends_in_a_bundle_that_holds(tmp_path: Path) -> None:
     """As small as can be, with every ingredient: ages, spreads, refining by learners, mirroring, a teacher."""
     data = replace(make_images(num_classes=4, per_class=20, image_px=16, channels=3), name="cifar-bars")

@@ -26,6 +26,7 @@ from dim.presets import PRESETS, preset
 from dim.runtime.errors import BadValueError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_fit_digits_and_survive_json(name: str) -> None:
     config = preset(name, data=load_data("digits"))
@@ -70,6 +71,7 @@ def test_the_published_loss_has_its_published_weight_unless_it_is_set(name: str)
     assert preset(name, data=load_data("digits"), overrides={"matching.loss": "none"}).matching.weight == weight()
 
 
+@pytest.mark.slow
 def test_the_published_recipe_runs_with_its_own_networks(tmp_path: Path) -> None:
     data = make_images(image_px=8, per_class=16)
     small = {"stage1.steps": 1, "stage2.steps": 1, "pool.steps_between": 1, "stage1.batch_size": 4}

@@ -18,6 +18,7 @@ from dim.distillation.session import Progress
 from dim.runtime.errors import RunError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, step", [("stage1", 1), ("stage1", 5), ("stage1", 6), ("pool", 6), ("stage2", 3)])
 @pytest.mark.parametrize("kind", ["kept", "fresh"])
 def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step: int, tmp_path: Path) -> None:
@@ -40,6 +41,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from quick_runs import quick;"
@@ -68,6 +70,7 @@ def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: 
     assert same(weights(undisturbed), weights(run_dir))
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path, tmp_path: Path) -> None:
     outcomes = [distill(make_images(), quick(), tmp_path / "run", time_limit_s=0.0).finished]
     while not outcomes[-1] and len(outcomes) < 40:
@@ -82,6 +85,7 @@ def test_a_time_limit_stops_at_a_checkpoint_and_pieces_add_up(undisturbed: Path,
     assert not list((tmp_path / "run").rglob("*unfinished*"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         distill(make_images(), quick(), tmp_path / "run", progress=stop_at("stage1", 5))
@@ -128,6 +132,7 @@ def test_how_often_a_run_reports_may_change_when_it_resumes(undisturbed: Path, t
     assert same(weights(undisturbed), weights(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

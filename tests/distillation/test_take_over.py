@@ -48,6 +48,7 @@ def left_in(run_dir: Path) -> set[str]:
     return {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.parent.name != "checkpoints"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "trained"),
     [

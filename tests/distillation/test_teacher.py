@@ -37,6 +37,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_teacher_reaches_sets_and_students(run_dir: Path, tmp_path: Path) -> None:
     data = make_images()
     entries = json.loads((run_dir / "teacher.json").read_text())

@@ -36,6 +36,7 @@ def names(results: Sequence[CellResult]) -> list[tuple[str, str, int, int]]:
     return [(r.cell.subject, r.cell.mode, r.cell.ipc, r.cell.seed) for r in results]
 
 
+@pytest.mark.slow
 def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
     bundle: Path, data: ImageSet, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_another_file_of_the_precision_is_measured_anew(data: ImageSet, tmp_path
     assert len(list((tmp_path / "eval" / "cells").iterdir())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_time_limit_ends_between_students_and_the_same_call_goes_on(
     bundle: Path, data: ImageSet, tmp_path: Path, jobs: int
@@ -163,6 +165,7 @@ def test_an_interruption_keeps_what_was_finished(
     assert [(row["subject"], row["mode"]) for row in rows] == [("generated", "fixed"), ("real", "fixed")]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_results(bundle: Path, data: ImageSet, tmp_path: Path) -> None:
     options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("stream",)}
     one = run_evaluation(bundle, data, tmp_path / "one", options).results

@@ -54,6 +54,7 @@ def longest() -> DistillConfig:
     return replace(config, graphs="off", stage1=replace(config.stage1, steps=MIN_STEPS_TO_COMPILE))
 
 
+@pytest.mark.slow
 def test_a_compiled_game_gives_what_a_plain_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         AdversarialTraining,

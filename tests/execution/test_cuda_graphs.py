@@ -160,6 +160,7 @@ def test_a_rate_changes_in_place_where_it_is_a_tensor() -> None:
         assert (held is optimiser.param_groups[0]["lr"]) == isinstance(lr, Tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -49,6 +49,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_give_what_one_gives(name: str, two: Path, tmp_path: Path) -> None:
     assert_same_run(run_case(name, tmp_path), two / name)
@@ -58,6 +59,7 @@ def test_two_processes_that_a_time_limit_stops_give_what_one_gives_undisturbed(t
     assert_same_run(run_case("norm", tmp_path), two / "pieces" / "norm")
 
 
+@pytest.mark.slow
 def test_processes_that_leave_their_group_at_once_do_not_wait_for_themselves() -> None:
     """Without a last hold on the group, a process hangs within a few dozen times."""
     processes = mp.spawn(many_groups, args=(free_ports(60),), nprocs=2, join=False)
@@ -76,6 +78,7 @@ def test_the_comparison_tells_runs_apart_that_differ(changes: dict[str, object],
         assert_same_run(run_case("norm", tmp_path, **changes), two / "norm")
 
 
+@pytest.mark.slow
 def test_the_documented_command_gives_what_one_process_gives(tmp_path: Path) -> None:
     data = make_images()
     np.savez(tmp_path / "bars.npz", images=data.train_images, labels=data.train_labels)

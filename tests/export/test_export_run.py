@@ -49,6 +49,7 @@ def quick_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     export_each_network_once(monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_bundle_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accept_int8(monkeypatch)
     run = make_run(tmp_path / "run", pool=("convnet3", "mlp"))
@@ -101,6 +102,7 @@ def test_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
     assert files_of(bundles[0]) == files_of(bundles[1])
 
 
+@pytest.mark.slow
 def test_teacher_gives_the_logits_of_torch(tmp_path: Path) -> None:
     # Its last map is 1x1.
     run = make_run(tmp_path / "run", image_px=8)

@@ -86,6 +86,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[nn.Module, bytes]:
     return network, generator_to_onnx(network)
 
 
+@pytest.mark.slow
 def test_draws_what_torch_draws_at_three_batch_sizes(exported: tuple[nn.Module, bytes]) -> None:
     network, model = exported
     latents, labels = draw_samples(4, int(network.latent_dim), 1.3, seed=5, at_least=140)  # type: ignore[arg-type]
@@ -95,6 +96,7 @@ def test_draws_what_torch_draws_at_three_batch_sizes(exported: tuple[nn.Module, 
     assert agreement.changed_share < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [lambda model: model, to_half], ids=["fp32", "fp16"])
 def test_a_positive_last_latent_flips_an_image_and_changes_nothing_else(convert: Callable[[bytes], bytes]) -> None:
     plain, flipped = (canonical_onnx(image_px=16, mirrored=wanted) for wanted in (False, True))
@@ -136,6 +138,7 @@ def test_nothing_of_the_machine_is_left(exported: tuple[nn.Module, bytes]) -> No
         assert trace not in exported[1]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_folder_and_again_in_this_process(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +261,7 @@ def test_a_block_at_a_time_is_the_same_convolution(
     torch.testing.assert_close(split.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "weight"),
     [

@@ -50,6 +50,7 @@ def quantised(shape: dict[str, object]) -> bytes:
     return to_int8(canonical_onnx(**shape), *draw_samples(len(CLASSES), latent_dim, 1.0, seed=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_agrees_with_the_canonical_file_and_keeps_the_contract(shape: dict[str, int], precision: str) -> None:
     canonical = canonical_onnx(**shape)

@@ -95,6 +95,7 @@ def damage(name: str) -> Callable[[Path], object]:
     return ways[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [

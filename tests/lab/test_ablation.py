@@ -84,6 +84,7 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert narrow["generator"][1]["generator.width"] == 64 and "paper-narrow" in narrow  # as wide as ours, about
 
 
+@pytest.mark.slow
 def test_rows_are_judged_on_what_their_generators_never_saw_and_are_made_once(
     bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

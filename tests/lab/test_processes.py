@@ -25,6 +25,7 @@ def bench() -> Iterator[ModuleType]:
         yield importlib.import_module("processes")
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(
     bench: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_too_few_gpus_are_one_sentence(bench: ModuleType, monkeypatch: pytest.Mo
         bench.main([*SHORT, "--processes", "2"])
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_benchmark(bench: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="^1 process.es. ended with exit code 1.$"):
         bench.main([*SHORT, "--rounds", "1", "--device", "cpu", "--batch", "5"])

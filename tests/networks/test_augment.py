@@ -83,6 +83,7 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
     assert torch.equal(augment(images, "flip=1"), images.flip(3))
 
 
+@pytest.mark.slow
 def test_rotation_by_nothing_and_zoom_by_one_change_nothing() -> None:
     images = torch.rand(5, 3, 9, 9, generator=generator())
     for policy in ["rotate=0", "scale=1", "crop=0"]:

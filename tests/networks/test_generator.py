@@ -41,6 +41,7 @@ def test_resolutions_start_small_and_end_at_the_image() -> None:
         assert all(b in (2 * a, 2 * a - 1) for a, b in zip(sizes, sizes[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_the_published_parameter_counts() -> None:
     def count(network: torch.nn.Module) -> int:
         return sum(p.numel() for p in network.parameters())

@@ -28,6 +28,7 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_block_runs(block: str, digits: Path) -> None:
     if "digits-npz/" in block:

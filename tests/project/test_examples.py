@@ -29,6 +29,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_edge_pipeline_learns_real_digits_without_torch(digits: Path) -> None:
     printed = run("edge_sklearn.py", str(digits), "--batches", "150")
     accuracies = [float(match) for match in re.findall(r"([\d.]+)% of 359 real test images", printed)]
@@ -37,11 +38,13 @@ def test_edge_pipeline_learns_real_digits_without_torch(digits: Path) -> None:
     assert printed.endswith("torch was never imported\n")
 
 
+@pytest.mark.slow
 def test_jax_loop_lowers_its_loss(digits: Path) -> None:
     losses = [float(match) for match in re.findall(r"loss ([\d.]+)", run("jax_loop.py", str(digits), "--epochs", "60"))]
     assert len(losses) == 5 and losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_torch_example_runs_and_its_loss_falls(digits: Path) -> None:
     printed = run("torch_iterable.py", str(digits), "--epochs", "3")
     found = re.findall(r"epoch (\d): mean loss ([\d.]+) over (\d+) steps", printed)
@@ -51,6 +54,7 @@ def test_torch_example_runs_and_its_loss_falls(digits: Path) -> None:
     assert {steps for _, _, steps in found} == {"8"}
 
 
+@pytest.mark.slow
 def test_torch_example_under_two_ranks(digits: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(EXAMPLES / "torch_iterable.py"), str(digits), "--epochs", "2", "--workers", "1"]

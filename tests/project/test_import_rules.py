@@ -28,6 +28,7 @@ def test_importing_the_command_line_loads_nothing_heavy_and_no_numpy() -> None:
     assert not imported_by("import dim.cli.main").intersection((*HEAVY, "numpy", "PIL", "fsspec"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["", "distill", "export", "generate", "eval", "bench", "inspect", "verify", "doctor"]
 )

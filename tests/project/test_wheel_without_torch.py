@@ -122,6 +122,7 @@ def run(python: Path, folder: Path, *arguments: object) -> tuple[str, set[str]]:
     return done.stdout, set(json.loads(done.stderr.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     expected = {"dim/py.typed"}
@@ -141,6 +142,7 @@ def test_the_wheel_ships_the_bundle_and_stays_small(wheel: Path) -> None:
     assert sum(info.compress_size for info in shipped) <= 5_000_000
 
 
+@pytest.mark.slow
 def test_torch_is_not_installed(python: Path) -> None:
     command = [python, "-m", "pip", "list", "--format", "json"]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -149,6 +151,7 @@ def test_torch_is_not_installed(python: Path) -> None:
     assert names.isdisjoint({"torch", "onnxscript", "safetensors", "scikit-learn", "matplotlib", "pyarrow"})
 
 
+@pytest.mark.slow
 def test_generate_inspect_and_verify_work_there(python: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     shipped = (ROOT / "runtime" / "shipped" / "mnist.dim" / "manifest.json").exists()
     named = [] if shipped else [tiny_bundle]
@@ -166,6 +169,7 @@ def test_generate_inspect_and_verify_work_there(python: Path, tiny_bundle: Path,
     assert json.loads(report)["ok"] and "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_real_digits_from_the_stream_there(python_with_sklearn: Path, tmp_path: Path) -> None:
     """An edge pipeline: the bundle was distilled from scikit-learn's digits, no PyTorch is installed."""
     listed = subprocess.run([python_with_sklearn, "-m", "pip", "list"], check=True, capture_output=True, text=True)

@@ -46,6 +46,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return config, counted.calls, tree(folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", KINDS)
 def test_resuming_after_a_fault_ends_in_the_same_bytes(
     undisturbed: Undisturbed, how: str, fast: Path, record_property: Callable[[str, object], None]

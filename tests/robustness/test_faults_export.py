@@ -60,6 +60,7 @@ def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield start, act, counted.calls, tree(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", KINDS)
 def test_a_fault_leaves_the_old_bundle_or_the_new(
     way: Way, how: str, fast: Path, record_property: Callable[[str, object], None]

@@ -106,6 +106,7 @@ def case(request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytes
     return Case(bundle, request.param, tmp_path_factory.mktemp("case"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", KINDS)
 def test_a_fault_at_every_call(
     case: Case, how: str, fast: Path, record_property: Callable[[str, object], None]
@@ -134,6 +135,7 @@ def test_a_fault_at_every_call(
     record_property("faults injected", len(points))
 
 
+@pytest.mark.slow
 def test_a_kill_in_earnest(case: Case, fast: Path, record_property: Callable[[str, object], None]) -> None:
     points = chosen_points(case.calls, "kill", SAMPLE)
     for at in points:

@@ -46,6 +46,7 @@ def test_mutated_json_breaks_no_promise(name: str, fresh_seeds: dict[str, list[b
     assert accepted > 0  # the mutations reach beyond the first checks
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris has no wheel for this Python or machine"
 )

@@ -35,6 +35,7 @@ generate(open_bundle(bundle, engine="fake"), request, out, progress=lambda *stat
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["imagefolder", "npz"])
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_kills_at_random_moments(tiny_bundle: Path, fast: Path, format: str, sign: signal.Signals) -> None:

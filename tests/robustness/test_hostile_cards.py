@@ -23,6 +23,7 @@ from json_mutator import mutate_json
 MUTATIONS = 400
 
 
+@pytest.mark.slow
 def test_any_record_gives_a_card(tmp_path: Path) -> None:
     whole = read_checked_file(SHIPPED, load_manifest(SHIPPED), RECORD_NAME)
     taken = 0
@@ -40,6 +41,7 @@ def test_any_record_gives_a_card(tmp_path: Path) -> None:
     assert taken > MUTATIONS // 20
 
 
+@pytest.mark.slow
 def test_any_configuration_gives_a_card() -> None:
     manifest = load_manifest(SHIPPED)
     record = read_record(SHIPPED, manifest)

@@ -15,6 +15,7 @@ import pytest
 PROGRAM = Path(__file__).parents[1] / "support" / "hostile_files.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux counts the largest resident size")
 def test_hostile_files_cost_no_more_memory_than_stated(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, PROGRAM, tmp_path], capture_output=True, text=True, timeout=600)

@@ -41,6 +41,7 @@ def _in_child(path: Path, started: Any, answers: Any) -> None:
     answers.put(digests(path, "onnxruntime-cpu", 4))
 
 
+@pytest.mark.slow
 def test_32_threads_and_8_processes_share_a_bundle(tiny_bundle: Path) -> None:
     context = multiprocessing.get_context("spawn")
     answers, started = context.Queue(), context.Barrier(PROCESSES + 1)
@@ -97,6 +98,7 @@ def _generate_in_child(path: str, out: str, shard: tuple[int, int], started: Any
         answers.put(("refused", str(error)))
 
 
+@pytest.mark.slow
 def test_two_processes_want_the_same_shard(tiny_bundle: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     started, go_on, answers = context.Event(), context.Event(), context.Queue()

@@ -41,6 +41,7 @@ def peak_mib(bundle: Path, out: Path, format: str, images: int) -> tuple[int, in
     return int(peak), int(helpers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "images"), [("npz", 100_000), ("webdataset", 15_000), ("parquet", 15_000), ("imagefolder", 8_000)]
 )

@@ -129,6 +129,7 @@ def test_imagefolder_keeps_torchvisions_convention(bundle: Bundle, tmp_path: Pat
     assert all(list((tmp_path / "set" / folder).glob("*.png")) for folder in folders)
 
 
+@pytest.mark.slow
 def test_webdataset_through_its_own_reader_and_tarfile(bundle: Bundle, tmp_path: Path) -> None:
     import webdataset
 

@@ -19,6 +19,7 @@ COUNTS = (9, 4, 0)
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_mlcroissant_validates_and_reads(

@@ -45,6 +45,7 @@ def on_ray(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, json.loads((folder / "told.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_workers_of_which_one_is_killed(on_ray: Any, bundle: Bundle, tmp_path: Path) -> None:
     folder, told = on_ray
     write_set(bundle, SetRequest(per_class=COUNTS), tmp_path / "alone")

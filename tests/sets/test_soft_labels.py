@@ -49,6 +49,7 @@ def read_logits(folder: Path, format: str) -> Any:
     return np.concatenate([np.load(path) for path in sorted(folder.glob("logits*.npy"))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_logits_stand_beside_the_images(bundle: Bundle, tmp_path: Path, format: str) -> None:
     import datasets

@@ -48,6 +48,7 @@ def batches_of(data: ImageSet, ipc: int, seed: int = 0) -> Iterator[Batch]:
     return fixed_images(*real_set(data, ipc, seed), 64, seed, CPU, None).batches
 
 
+@pytest.mark.slow
 def test_a_student_learns_digits_from_real_images(digits: ImageSet) -> None:
     spec = spec_for(digits, resolve_recipe("default", "digits"))
     student, loss = train_student(spec, batches_of(digits, 50), 120, seed=0, device=CPU)

@@ -33,6 +33,7 @@ def drawn(path: Path, precision: str, engine: TorchEngine | None, count: int = 7
         return bundle.sample(labels, np.arange(count), seed=3, use="stream").astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -77,6 +78,7 @@ def test_images_do_not_depend_on_how_many_are_drawn(monkeypatch: pytest.MonkeyPa
         assert bundle.sample([], []).shape == (0, 28, 28, 1)
 
 
+@pytest.mark.slow
 def test_what_it_cannot_run_is_told(tmp_path: Path) -> None:
     path = find_bundle(None)[0]
     with pytest.raises(EngineError, match=r"cannot run the operator DequantizeLinear of this file; it knows Add, "):
