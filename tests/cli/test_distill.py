@@ -69,6 +69,7 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (seen["resume"], seen["tensorboard"], seen["from_stage1"]) == (True, False, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupt(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt

@@ -172,6 +172,7 @@ def features_of(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
     return features
 
 
+@pytest.mark.slow
 def test_sets_of_one_and_ten_come_nearer_to_the_means_of_their_classes() -> None:
     start = torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0))
     refined, data = refine(start)

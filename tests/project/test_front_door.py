@@ -85,6 +85,7 @@ def test_every_name_is_what_its_home_calls_so_and_explains_itself(name: str) -> 
         assert [word for word in unexplained if f"{word}," not in text] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_can_be_imported_alone(name: str) -> None:
     loaded = imported_by(f"from dim import {name}")
@@ -96,6 +97,7 @@ def test_importing_dim_loads_nothing_heavy_and_no_numpy() -> None:
     assert not loaded.intersection((*HEAVY, "numpy", "PIL", "fsspec", "typer", "rich"))
 
 
+@pytest.mark.slow
 def test_dim_export_is_the_package() -> None:
     code = "import dim; dim.export_run; import dim.export; assert dim.export.__path__ and callable(dim.export_run)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

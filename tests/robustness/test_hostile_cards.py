@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tiny_bundle import build_tiny_bundle
 
 from dim.export.card import render_card

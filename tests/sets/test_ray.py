@@ -59,6 +59,7 @@ def test_two_workers_of_which_one_is_killed(on_ray: Any, bundle: Bundle, tmp_pat
     assert told["drawn"][1] == 0
 
 
+@pytest.mark.slow
 def test_ray_completes_what_a_plain_run_began(on_ray: Any, bundle: Bundle, tmp_path: Path) -> None:
     folder, told = on_ray
     write_set(bundle, SetRequest(**PARQUET), tmp_path / "alone")

@@ -33,6 +33,7 @@ def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
         yield opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_s3_holds_the_same_bytes_as_a_folder(bundle: Bundle, tmp_path: Path, s3: Any, format: str) -> None:
     sizes: dict[str, Any] = {} if format == "imagefolder" else {"shard_images": 15}
