@@ -9,6 +9,7 @@ from rich.table import Column
 from rich.text import Text
 
 from dim.cli.terminal import bar_consoles
+from dim.runtime.errors import printable
 
 
 class Bars:
@@ -45,13 +46,14 @@ class Bars:
 
     def show(self, name: str, done: float, total: float | None, detail: str = "") -> None:
         """Bring the bar of that name up to date; `total` is None while nobody knows."""
+        detail = printable(detail)
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, detail=detail)
         self._progress.update(self._tasks[name], completed=done, total=total, detail=detail)
 
     def note(self, text: str) -> None:
         """Put a line below the bars, in the place of the one before."""
-        self._progress.text = text
+        self._progress.text = printable(text)
 
     def clear(self) -> None:
         """Take the bars and the line away."""

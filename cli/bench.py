@@ -17,7 +17,7 @@ from dim.cli.options import (
     choose_bundle,
 )
 from dim.cli.parsing import parse_names, parse_numbers
-from dim.cli.terminal import print_json, print_table, say
+from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.errors import RunError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]
 
 def _print_report(report: "BenchReport") -> None:
     where = f"{report.machine}, {report.cores} cores" + (f", {report.gpu}" if report.gpu else "")
-    print(f"{report.gflop_per_image:.3g} GFLOP per image; {where}")
+    print_line(f"{report.gflop_per_image:.3g} GFLOP per image; {where}")
     rows = [
         (
             f"{row.engine}{' *' if row.best else ''}",
@@ -118,7 +118,7 @@ def _print_report(report: "BenchReport") -> None:
     _print_ratios(report)
     for missing in report.not_run:
         batch = "" if missing.batch is None else f" at batch {missing.batch:,}"
-        print(f"Not run: {missing.engine} {missing.precision}{batch}: {missing.reason}")
+        print_line(f"Not run: {missing.engine} {missing.precision}{batch}: {missing.reason}")
 
 
 def _print_ratios(report: "BenchReport") -> None:

@@ -10,7 +10,7 @@ import typer
 
 from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
 from dim.cli.parsing import expand_home, parse_duration, read_device
-from dim.cli.terminal import format_duration, print_json, require_training_extra, say
+from dim.cli.terminal import format_duration, print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> Non
     if as_json:
         print_json({"run_dir": run_dir, "finished": finished, "seconds": seconds})
         return
-    print(f"{'Distilled' if finished else 'Stopped'} after {format_duration(seconds)}: {run_dir}")
+    print_line(f"{'Distilled' if finished else 'Stopped'} after {format_duration(seconds)}: {run_dir}")
     for what, where in (("samples", "grids"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
-        print(f"  {what + ':':<9}{run_dir / where}")
+        print_line(f"  {what + ':':<9}{run_dir / where}")
 
 
 class _StageBars:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dim.cli.options import JsonOption
-from dim.cli.terminal import print_json, print_table, say
+from dim.cli.terminal import print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from dim.runtime.inspection.doctor import DoctorReport, EngineState
@@ -30,22 +30,23 @@ def doctor(as_json: JsonOption = False) -> None:
         if not state.works:
             _print_state(state)
     for problem, fix in report.problems:
-        print(f"Problem: {problem}.\n  mend it:  {fix}")
+        print_line(f"Problem: {problem}.")
+        print_line(f"  mend it:  {fix}")
 
 
 def _print_machine(report: "DoctorReport") -> None:
     driver = report.driver
-    print(f"dim {report.dim}, Python {report.python}, {report.machine}, {report.cores} cores", end="")
-    print(", fast int8" if report.fast_int8 else "")
-    print(f"NVIDIA driver: {driver.version if driver.problem is None else driver.problem}")
+    fast = ", fast int8" if report.fast_int8 else ""
+    print_line(f"dim {report.dim}, Python {report.python}, {report.machine}, {report.cores} cores{fast}")
+    print_line(f"NVIDIA driver: {driver.version if driver.problem is None else driver.problem}")
     installed = [f"{name} {version}" for name, version in report.packages.items() if version is not None]
-    print(f"Packages: {', '.join(installed)}")
-    print(f"Recommended engine: {report.recommended or 'none works, see below'}")
+    print_line(f"Packages: {', '.join(installed)}")
+    print_line(f"Recommended engine: {report.recommended or 'none works, see below'}")
 
 
 def _print_state(state: "EngineState") -> None:
-    print(f"{state.engine}")
+    print_line(f"{state.engine}")
     for name, needed in state.needed.items():
-        print(f"  {name + ':':<20} {state.found.get(name) or 'missing'}, needed: {needed}")
+        print_line(f"  {name + ':':<20} {state.found.get(name) or 'missing'}, needed: {needed}")
     if state.fix:
-        print(f"  mend it:  {state.fix}")
+        print_line(f"  mend it:  {state.fix}")

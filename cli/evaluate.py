@@ -18,7 +18,7 @@ from dim.cli.options import (
     complete_from,
 )
 from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, read_device
-from dim.cli.terminal import format_duration, print_json, print_rich, require_training_extra, say
+from dim.cli.terminal import format_duration, print_json, print_line, print_rich, require_training_extra, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -217,9 +217,9 @@ def _print_evaluation(evaluation: "Evaluation", cautions: tuple[str, ...]) -> No
     print_rich(accuracy_table(rows))
     print_rich(cost_table(rows))
     for caution in cautions:
-        print(f"Caution about the data: {caution}.")
+        print_line(f"Caution about the data: {caution}.")
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
-    print(
+    print_line(
         f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
         f"students trained for {format_duration(seconds)} in all."
     )

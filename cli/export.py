@@ -8,7 +8,7 @@ import typer
 
 from dim.cli.options import JsonOption
 from dim.cli.parsing import expand_home
-from dim.cli.terminal import format_units, print_json, require_training_extra, say
+from dim.cli.terminal import format_units, print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError, RunError
 
 FORMATS = ("onnx", "trt", "rtx")
@@ -133,9 +133,9 @@ def _print_bundle(bundle: Path, engines: list[Path], as_json: bool) -> None:
     if as_json:
         print_json({"bundle": bundle, "content_id": manifest.content_id, "files": files, "engines": engines})
         return
-    print(f"{bundle}: {', '.join(manifest.precisions)}, {format_units(sum(files.values()), 'B')}")
+    print_line(f"{bundle}: {', '.join(manifest.precisions)}, {format_units(sum(files.values()), 'B')}")
     for engine in engines:
-        print(f"  {engine.name}: {format_units(engine.stat().st_size, 'B')}")
+        print_line(f"  {engine.name}: {format_units(engine.stat().st_size, 'B')}")
     path = str(bundle) if "/" in str(bundle) or bundle.suffix == ".dim" else f"./{bundle}"  # else it is read as a name
     say(f"Next:  dim generate --bundle {quote(path)} --ipc 50 --out data/")
 

@@ -20,7 +20,7 @@ from dim.cli.options import (
     complete_from,
 )
 from dim.cli.parsing import parse_bytes, parse_classes, parse_per_class, parse_shard
-from dim.cli.terminal import format_duration, format_units, print_json, say
+from dim.cli.terminal import format_duration, format_units, print_json, print_line, say
 from dim.runtime.errors import BadValueError
 
 if TYPE_CHECKING:
@@ -219,23 +219,23 @@ def generate(
 
 
 def _print_estimate(estimate: "SetEstimate", on_ray: bool) -> None:
-    print(f"{estimate.out}: {estimate.images:,} images as {estimate.format}, nothing written yet.")
+    print_line(f"{estimate.out}: {estimate.images:,} images as {estimate.format}, nothing written yet.")
     if estimate.replaces:
-        print("Removes:   another set that is there now")
-    print(f"To draw:   {estimate.images_missing:,} images by {estimate.engine}")
+        print_line("Removes:   another set that is there now")
+    print_line(f"To draw:   {estimate.images_missing:,} images by {estimate.engine}")
     free = "" if estimate.free_bytes is None else f"; {format_units(estimate.free_bytes, 'B')} are free"
-    print(f"To write:  about {format_units(estimate.bytes, 'B')}{free}")
+    print_line(f"To write:  about {format_units(estimate.bytes, 'B')}{free}")
     workers = f", on {estimate.workers} worker{'s' * (estimate.workers > 1)} as fast as this machine" if on_ray else ""
-    print(f"It takes:  about {format_duration(estimate.seconds)}{workers}")
+    print_line(f"It takes:  about {format_duration(estimate.seconds)}{workers}")
 
 
 def _print_summary(summary: "GenerateSummary", shard: str) -> None:
     whole = "complete" if summary.complete else f"shard {shard} done, others missing"
-    print(f"{summary.out}: {summary.images:,} images as {summary.format}, {whole}.")
+    print_line(f"{summary.out}: {summary.images:,} images as {summary.format}, {whole}.")
     if summary.images_drawn:
         speed = summary.images_drawn / max(summary.seconds, 1e-9)
         drawn = f"{summary.images_drawn:,} images, {format_units(summary.bytes_written, 'B')}"
-        print(f"Drawn now: {drawn} in {format_duration(summary.seconds)} ({speed:,.0f} images/s).")
+        print_line(f"Drawn now: {drawn} in {format_duration(summary.seconds)} ({speed:,.0f} images/s).")
 
 
 class _Meter:

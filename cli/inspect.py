@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.options import JsonOption, Sha256Option, choose_bundle
-from dim.cli.terminal import format_units, print_json, print_table
+from dim.cli.terminal import format_units, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PNG_WIDTH_PX = 720
 _LEAST_COLUMNS = 4
+_MAX_VALUE_CHARS = 2000
 
 
 def inspect(
@@ -71,8 +72,8 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
         "size": format_units(facts["size_bytes"], "B"),
     }
     for key, value in rows.items():
-        print(f"{key:<18} {value}")
-    print()
+        print_line(f"{key:<18} {value[:_MAX_VALUE_CHARS]}{'...' * (len(value) > _MAX_VALUE_CHARS)}")
+    print_line()
     files = [(file["path"], format_units(file["size_bytes"], "B"), file["sha256"][:16]) for file in facts["files"]]
     print_table("Files", ("file", "size", "SHA-256 begins"), files, numbers=("size",))
     if facts["accuracy"]:

@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dim.runtime.errors import MissingExtraError, hide_secrets
+from dim.runtime.errors import MissingExtraError, hide_secrets, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+_MAX_COLUMNS, _MAX_ROWS, _MAX_CELL_CHARS = 64, 2048, 1000
 
 STDOUT = "standard output"
 """The file name in errors of standard output."""
@@ -82,11 +84,16 @@ def flush_stdout() -> OSError | None:
 
 def say(line: str) -> None:
     """Print a line about what is going on, on stderr, above the progress bars if some are shown."""
-    line = hide_secrets(line)
+    line = printable(hide_secrets(line))
     if bar_consoles:
         bar_consoles[-1].print(line, markup=False, highlight=False, soft_wrap=True)
     else:
         print(line, file=sys.stderr, flush=True)
+
+
+def print_line(line: str = "") -> None:
+    """Print a line of a result on stdout; whatever a stranger wrote in it stays on this line and does nothing."""
+    print(printable(line))
 
 
 bar_consoles: list["Console"] = []
@@ -96,11 +103,19 @@ bar_consoles: list["Console"] = []
 def print_json(result: Mapping[str, Any]) -> None:
     """Print the one object that `--json` promises; what is no number in JSON becomes null."""
     text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON itself escapes only the oldest control characters; the others would act on a terminal, too.
+    text = "\n".join(_escape_unprintable(line) for line in text.split("\n"))
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:  # another encoding, or a file name that is not Unicode
         text = json.dumps(_plain(result), indent=2, ensure_ascii=True, allow_nan=False)
     print(text)
+
+
+def _escape_unprintable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 def _plain(value: Any) -> Any:
@@ -116,34 +131,43 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Print a table on stdout.
+    """Print a table on stdout, and below it how much of a very large one was left out.
 
     Args:
         title: the line above it; empty for none.
         columns: the headings.
-        rows: the cells as text.
+        rows: the cells as text; shown as they are, without markup, each in one line.
         numbers: the columns that are aligned to the right.
     """
     from rich import box
     from rich.table import Table
+
+    table = Table(title=_to_text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns[:_MAX_COLUMNS]:
+        table.add_column(_to_text(column), justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows[:_MAX_ROWS]:
+        table.add_row(*(_to_text(cell) for cell in row[:_MAX_COLUMNS]))
+    print_rich(table)
+    for count, most, what in ((len(columns), _MAX_COLUMNS, "columns"), (len(rows), _MAX_ROWS, "rows")):
+        if count > most:
+            print_line(f"{count - most:,} more {what} are not shown; --json gives all.")
+
+
+def _to_text(cell: str) -> "Text":
+    """A stranger's text as it is, shortened."""
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    print_rich(table)
+    return Text(printable(cell if len(cell) <= _MAX_CELL_CHARS else f"{cell[:_MAX_CELL_CHARS]}..."))
 
 
-def print_rich(what: "Table | str") -> None:
-    """Print a table or a line with markup on stdout; off a terminal as wide as it wants to be."""
+def print_rich(table: "Table") -> None:
+    """Print a table on stdout; off a terminal as wide as it wants to be."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(what)
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(table)
 
 
 @contextmanager

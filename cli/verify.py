@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption, choose_bundle
-from dim.cli.terminal import print_json, print_table, say
+from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.errors import BadValueError
 
 
@@ -46,7 +46,9 @@ def verify(
         rows = [("ok" if row.ok else "FAILED", row.subject, row.check, row.found, row.allowed) for row in report.rows]
         print_table("", columns, rows)
         failed = sum(not row.ok for row in report.rows)
-        print(f"{failed} of {len(report.rows)} checks failed." if failed else f"All {len(report.rows)} checks passed.")
+        print_line(
+            f"{failed} of {len(report.rows)} checks failed." if failed else f"All {len(report.rows)} checks passed."
+        )
     if not report.ok:
         raise typer.Exit(1)
 

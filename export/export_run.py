@@ -119,13 +119,14 @@ def _export_networks(run: Run, precisions: Sequence[str], say: Say) -> tuple[dic
 
 def _read_versions() -> dict[str, str]:
     import onnx
-    import onnxruntime
     import torch
+
+    from dim.runtime.engines.onnx_session import import_onnxruntime
 
     return {
         "dim": __version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": import_onnxruntime("cpu").__version__,
         "torch": str(torch.__version__),
     }
 

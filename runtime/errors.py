@@ -18,8 +18,14 @@ import re
 
 
 def printable(text: str) -> str:
-    """Return a stranger's text for a message: letters that would act on a terminal become question marks."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    """Return a stranger's text on one line, for a message or a console.
+
+    Line breaks and tabs become blanks; other letters that would act on a terminal, such as escapes and those that turn
+    the direction of writing, become question marks.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)
 
 
 _USER_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/'\"]*@")

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from dim.evaluation.cells import PROTOCOL
 from dim.evaluation.results import Row
+from dim.runtime.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 PUBLISHED_EPOCHS = 1000
 NOT_RUN = "not run"
@@ -44,6 +46,7 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
         rows: as `aggregate` returns them, of one dataset.
     """
     from rich.table import Table
+    from rich.text import Text
 
     columns = list_columns(rows)
     settings = sorted({(row["recipe"], row["epochs"]) for row in rows if row["source"] != "whole"})
@@ -54,8 +57,8 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
     )
     seeds = sorted({len(row["seeds"]) for row in rows})
     table = Table(
-        title=f"Accuracy on the test split of {rows[0]['data']}, %" if rows else "Accuracy, %",
-        caption=(
+        title=Text(printable(f"Accuracy on the test split of {rows[0]['data']}, %" if rows else "Accuracy, %")),
+        caption=Text(
             f"Mean ± deviation over {' or '.join(map(str, seeds))} seeds; {described}; {PROTOCOL}. "
             "real: as many random real images (fixed), real images for as many steps (stream)."
         )
@@ -66,7 +69,8 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
     for name in ("network", "mode", "IPC", "steps"):
         table.add_column(name, justify="left" if name in ("network", "mode") else "right")
     for labels, subject in columns:
-        table.add_column(subject if labels == "hard" else f"{subject}, soft labels", justify="right")
+        heading = subject if labels == "hard" else f"{subject}, soft labels"
+        table.add_column(Text(printable(heading)), justify="right")
     has_gap = {("hard", "generated"), ("hard", "real")} <= set(columns)
     if has_gap:
         table.add_column("generated - real", justify="right")
@@ -76,7 +80,7 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
             key = (row["arch"], row["width"], row["mode"], row["ipc"], row["steps"])
             lines.setdefault(key, {})[row["labels"], row["subject"]] = row
     for (arch, width, mode, ipc, steps), cells in sorted(lines.items(), key=lambda item: _sort_key(item[0])):
-        texts = [network_name(arch, width), mode, f"{ipc:,}", f"{steps:,}"]
+        texts: list[str | Text] = [network_name(arch, width), mode, f"{ipc:,}", f"{steps:,}"]
         texts += [format_accuracy(cells[column]) if column in cells else "" for column in columns]
         if has_gap:
             ours, real = cells.get(("hard", "generated")), cells.get(("hard", "real"))
@@ -101,8 +105,10 @@ def network_name(arch: str, width: int | None) -> str:
     return arch if width is None else f"{arch} (width {width})"
 
 
-def _format_gap(points: float) -> str:
-    return f"[{'green' if points >= 0 else 'yellow'}]{points:+.2f}[/]"
+def _format_gap(points: float) -> "Text":
+    from rich.text import Text
+
+    return Text(f"{points:+.2f}", "green" if points >= 0 else "yellow")
 
 
 def cost_table(rows: Sequence[Row]) -> "Table":
@@ -118,7 +124,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
         table.add_row(
             row["mode"],
             f"{row['ipc']:,}" if row["ipc"] else "",
-            row["subject"],
+            printable(row["subject"]),
             row["labels"],
             network_name(row["arch"], row["width"]),
             f"{row['steps']:,}",

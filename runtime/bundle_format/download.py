@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from dim.runtime.errors import BundleError, DimError, describe_error, printable
+from dim.runtime.errors import BundleError, DimError, describe_error, hide_secrets, printable
 from dim.runtime.storage.object_store import explain_missing_credentials, lacks_credentials, open_file_system
 from dim.version import __version__
 
@@ -32,7 +32,7 @@ def check_url(url: str) -> None:
     Raises:
         BundleError: another scheme, a chain of schemes, no host, a port that is none, a blank, or credentials in it.
     """
-    shown = hide_secrets(url)
+    shown = printable(hide_secrets(url))
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES or "::" in url.partition("://")[0]:
         raise BundleError(
@@ -50,17 +50,6 @@ def check_url(url: str) -> None:
         raise BundleError(f"{shown} is no URL: it names no {'host' if scheme.startswith('http') else 'bucket'}.")
     if "@" in parts.netloc:
         raise BundleError(f"{shown} holds a user name or a password, which dim does not send: give a URL without.")
-
-
-def hide_secrets(url: str) -> str:
-    """Return a URL for a message: without user name, password, query and fragment, which may hold secrets."""
-    scheme, separator, rest = url.partition("://")
-    rest = rest.partition("#")[0]
-    rest, query, _ = rest.partition("?")
-    host, slash, path = rest.partition("/")
-    if "@" in host:
-        host = "..." + host[host.rindex("@") :]
-    return printable(f"{scheme}{separator}{host}{slash}{path}{'?...' if query else ''}")[:500]
 
 
 def join_url(url: str, name: str) -> str:

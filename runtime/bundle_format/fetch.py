@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dim.runtime.bundle_format.download import check_url, download, hide_secrets, join_url
+from dim.runtime.bundle_format.download import check_url, download, join_url
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from dim.runtime.errors import BundleError
+from dim.runtime.errors import BundleError, hide_secrets
 from dim.runtime.messages import say_to_log
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
 from dim.runtime.storage.private_cache import cache_dir, cache_folder

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dim.runtime.bundle_format.names import MANIFEST_NAME
-from dim.runtime.errors import BundleError
+from dim.runtime.errors import BundleError, hide_secrets
 from dim.runtime.messages import say_to_log
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "mnist.dim"
@@ -61,7 +61,6 @@ def _find(wanted: str | Path, reason: str, sha256: str | None, say: Callable[[st
     if isinstance(wanted, Path) or _is_path(wanted):
         return _existing(Path(wanted).expanduser(), reason)
     if "://" in wanted:
-        from dim.runtime.bundle_format.download import hide_secrets
         from dim.runtime.bundle_format.fetch import fetch_bundle
 
         return fetch_bundle(wanted, sha256=sha256, say=say), f"from {hide_secrets(wanted)}"

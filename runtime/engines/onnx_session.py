@@ -11,11 +11,13 @@ from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import onnx_name
 from dim.runtime.cores import usable_cores
 from dim.runtime.engines.base import EngineRequest
+from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.errors import EngineError, MissingExtraError, describe_error
 
 _PROVIDER = "CPUExecutionProvider"
-_LOG_ERRORS = 3
-"""ONNX Runtime's log level: its warnings go to stderr and say nothing that a user could act on."""
+LOG_NOTHING = 4
+"""ONNX Runtime's log level but for a crash: it writes names out of the file to stderr as they are, and every error
+comes as an exception anyway."""
 
 
 def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
@@ -34,7 +36,7 @@ def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
     """
     onnxruntime = import_onnxruntime("cpu")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS
+    options.log_severity_level = LOG_NOTHING
     # Set explicitly, because the default counts the machine's cores and tries to pin threads to them.
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -76,10 +78,9 @@ def import_onnxruntime(extra: str) -> Any:
         MissingExtraError: it is not installed.
     """
     try:
-        import onnxruntime
+        return import_engine_library("onnxruntime")
     except ImportError:
         raise MissingExtraError("onnxruntime", extra, f"run ONNX files on the {extra.upper()}") from None
-    return onnxruntime
 
 
 class CheckedOnnx(NamedTuple):

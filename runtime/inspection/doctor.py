@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.engines.names import ENGINES
 from dim.runtime.engines.onnx_cuda import PROVIDER, read_cuda_major
 from dim.runtime.errors import DimError
@@ -186,10 +187,9 @@ def _needed_cuda(name: str, packages: dict[str, str | None]) -> int | None:
         if packages["onnxruntime-gpu"] is None:
             return None
         try:
-            import onnxruntime
+            return read_cuda_major(import_engine_library("onnxruntime"))
         except ImportError:
             return None
-        return read_cuda_major(onnxruntime)
     return find_cuda_major(_EXTRAS[name])
 
 

@@ -19,8 +19,10 @@ def name_teacher_library() -> str:
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
+    from dim.runtime.engines.libraries import import_engine_library
+
     try:
-        import onnxruntime
+        onnxruntime = import_engine_library("onnxruntime")
     except ImportError:
         raise MissingExtraError("onnxruntime", "cpu", "make soft labels") from None
     return f"onnxruntime {onnxruntime.__version__}"

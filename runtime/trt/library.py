@@ -4,7 +4,6 @@ Both keep one logger per process and ignore every later one, so one logger is ma
 whoever builds or loads an engine takes what was logged meanwhile with `TrtLibrary.take_messages`.
 """
 
-import importlib
 import re
 import threading
 from collections import deque
@@ -13,6 +12,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.errors import BadValueError, EngineError, MissingExtraError
 from dim.runtime.trt.sidecar import FORMATS, library_title
 
@@ -78,7 +78,7 @@ def load_library(format: str) -> TrtLibrary:
         raise BadValueError(f"The engine format {format!r} is unknown; choose one of {', '.join(FORMATS)}.")
     name = _MODULES[format]
     try:
-        module = importlib.import_module(name)
+        module = import_engine_library(name)
     except ModuleNotFoundError as error:
         raise MissingExtraError(name, format, f"build and run {library_title(format)} engines") from error
     except (ImportError, OSError) as error:
