@@ -46,7 +46,7 @@ def main() -> None:
             threads=options.threads,
             rounds=options.rounds,
             say=note,
-            progress=lambda what, done, total: note(f"{done + 1}/{total} {what}"),
+            progress=lambda what, done, total, name: note(f"{done + 1}/{total} {name}"),
         )
     print_report(report)
     claims = check_promises(report, resizes=manifest.distill_config["generator"]["kind"] == "resize")

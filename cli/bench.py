@@ -57,26 +57,24 @@ def bench(
 
     Example:  [bold]dim bench --batch 64,256[/bold]
     """
-    from dim.cli.bars import Bars
     from dim.runtime.benchmark.benchmark import benchmark
 
     path = choose_bundle(bundle, sha256)
-    with Bars() as bars:
-        report = benchmark(
-            path,
-            engines=None if engines is None else parse_names(engines),
-            precisions=None if precisions is None else parse_names(precisions),
-            device=device,
-            batches=parse_numbers("--batch", batches),
-            rivals=() if no_torch else _torch_rivals(path, device, threads),
-            threads=threads,
-            trust=trust or (),
-            rounds=rounds,
-            turn_s=seconds,
-            find_best=not no_search,
-            say=say,
-            progress=lambda what, done, total: bars.show("bench", done, total, what),
-        )
+    report = benchmark(
+        path,
+        engines=None if engines is None else parse_names(engines),
+        precisions=None if precisions is None else parse_names(precisions),
+        device=device,
+        batches=parse_numbers("--batch", batches),
+        rivals=() if no_torch else _torch_rivals(path, device, threads),
+        threads=threads,
+        trust=trust or (),
+        rounds=rounds,
+        turn_s=seconds,
+        find_best=not no_search,
+        say=say,
+        progress=True,
+    )
     if chart is not None:
         from dim.torch_engine.chart import draw_bench_chart
 

@@ -4,17 +4,15 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
 from dim.cli.parsing import expand_home, parse_duration, read_device
-from dim.cli.terminal import format_duration, print_json, print_line, require_training_extra, say
+from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError
-
-if TYPE_CHECKING:
-    from dim.cli.bars import Bars
+from dim.runtime.units import format_duration
 
 _RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
 
@@ -100,8 +98,6 @@ def distill(
     named = {"seed": seed, "stage1.steps": steps, "stage2.steps": matching_steps, "matching.loss": matching_loss}
     overrides = {field: value for field, value in named.items() if value is not None} | fields
 
-    from dim.cli.bars import Bars
-
     with require_training_extra():
         from dim.data.load import load_data
         from dim.presets import check_names
@@ -110,43 +106,41 @@ def distill(
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else lambda line: None
     started = time.monotonic()
-    with Bars(hidden=not is_main) as bars:
-        images = load_data(
-            data,
-            data_dir=data_dir,
-            size=size,
-            seed=seed,
-            channels=channels,
-            skip_unreadable=skip_unreadable,
-            layout=layout,
-            bits=bits,
-            follow_links=follow_links,
+    images = load_data(
+        data,
+        data_dir=data_dir,
+        size=size,
+        seed=seed,
+        channels=channels,
+        skip_unreadable=skip_unreadable,
+        layout=layout,
+        bits=bits,
+        follow_links=follow_links,
+        say=speak,
+        progress=is_main,
+    )
+    with require_training_extra():  # only now, so that faults of the data are told at once
+        from dim.distillation import distill as library
+        from dim.execution.threads import default_threads
+    run_dir = out or Path("runs") / images.name
+    try:
+        result = library.distill(
+            images,
+            preset,
+            run_dir,
+            overrides=overrides,
+            resume=resume,
+            from_stage1=from_stage1,
+            device=device,
+            threads=default_threads() if threads is None else threads,
+            time_limit_s=limit_s,
+            tensorboard=tensorboard,
             say=speak,
-            progress=lambda what, done, total: bars.show(what, done, total or None),
+            progress=is_main,
         )
-        bars.clear()
-        with require_training_extra():  # only now, so that faults of the data are told at once
-            from dim.distillation import distill as library
-            from dim.execution.threads import default_threads
-        run_dir = out or Path("runs") / images.name
-        try:
-            result = library.distill(
-                images,
-                preset,
-                run_dir,
-                overrides=overrides,
-                resume=resume,
-                from_stage1=from_stage1,
-                device=device,
-                threads=default_threads() if threads is None else threads,
-                time_limit_s=limit_s,
-                tensorboard=tensorboard,
-                say=speak,
-                progress=_StageBars(bars),
-            )
-        except KeyboardInterrupt:
-            speak(f"What was done up to the last checkpoint is kept in {run_dir}: add --resume to go on.")
-            raise
+    except KeyboardInterrupt:
+        speak(f"What was done up to the last checkpoint is kept in {run_dir}: add --resume to go on.")
+        raise
     if is_main:
         _report(run_dir, result.finished, time.monotonic() - started, as_json)
 
@@ -158,28 +152,6 @@ def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> Non
     print_line(f"{'Distilled' if finished else 'Stopped'} after {format_duration(seconds)}: {run_dir}")
     for what, where in (("samples", "grids"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
         print_line(f"  {what + ':':<9}{run_dir / where}")
-
-
-class _StageBars:
-    """Shows `dim.distillation.session.Progress`: one bar per stage with its images per second, the losses below."""
-
-    def __init__(self, bars: "Bars") -> None:
-        self._bars = bars
-        self._speed: dict[str, str] = {}
-
-    def __call__(self, report: Any) -> None:
-        if report.images_per_s:
-            self._speed[report.stage] = f"  {report.images_per_s:,.0f} images/s"
-        if report.losses:
-            losses = "  ".join(f"{_short(name)} {value:.3g}" for name, value in report.losses.items())
-            self._bars.note(losses)
-        detail = f"{report.step:,}/{report.steps:,}{self._speed.get(report.stage, '')}"
-        self._bars.show(report.stage, report.step, report.steps, detail)
-
-
-def _short(name: str) -> str:
-    """`generator_loss` -> `generator`: every number below the bars is a loss or as good as one."""
-    return name.removesuffix("_loss").replace("_", " ")
 
 
 def parse_settings(entries: list[str]) -> dict[str, Any]:

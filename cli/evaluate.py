@@ -18,12 +18,12 @@ from dim.cli.options import (
     complete_from,
 )
 from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, read_device
-from dim.cli.terminal import format_duration, print_json, print_line, print_rich, require_training_extra, say
+from dim.cli.terminal import print_json, print_line, print_rich, require_training_extra, say
 from dim.runtime.errors import BadValueError
+from dim.runtime.units import format_duration
 
 if TYPE_CHECKING:
-    from dim.cli.bars import Bars
-    from dim.evaluation.measure import EvalProgress, Evaluation
+    from dim.evaluation.measure import Evaluation
 
 GENERATED = "generated"
 """What tables call the bundle itself, beside those to compare."""
@@ -136,8 +136,6 @@ def evaluate(
 
     Example:  [bold]dim eval --bundle runs/digits/digits.dim --data digits --ipc 10 --epochs 100[/bold]
     """
-    from dim.cli.bars import Bars
-
     with require_training_extra():
         from dim.data.cautions import find_cautions
         from dim.evaluation.choose_recipe import read_recipe
@@ -178,29 +176,27 @@ def evaluate(
     )
     path = choose_bundle(bundle, sha256)
     manifest = load_manifest(path)
-    with Bars() as bars:
-        images = load_source_data(
-            manifest,
-            data,
-            data_dir=data_dir,
-            skip_unreadable=skip_unreadable,
-            layout=layout,
-            bits=bits,
-            follow_links=follow_links,
-            say=say,
-            progress=lambda what, done, total: bars.show(what, done, total or None),
-        )
-        bars.clear()
-        evaluation = run_evaluation(
-            {GENERATED: path} | parse_bundles(compare or []),
-            images,
-            protocol,
-            execution,
-            out=out or Path("eval") / manifest.name,
-            for_record=record,
-            say=say,
-            progress=lambda event: _show(bars, event),
-        )
+    images = load_source_data(
+        manifest,
+        data,
+        data_dir=data_dir,
+        skip_unreadable=skip_unreadable,
+        layout=layout,
+        bits=bits,
+        follow_links=follow_links,
+        say=say,
+        progress=True,
+    )
+    evaluation = run_evaluation(
+        {GENERATED: path} | parse_bundles(compare or []),
+        images,
+        protocol,
+        execution,
+        out=out or Path("eval") / manifest.name,
+        for_record=record,
+        say=say,
+        progress=True,
+    )
     if record and evaluation.finished:
         record_accuracy(path, [row for row in evaluation.rows if row["content_id"] in ("", manifest.content_id)])
         say(f"Recorded in {path}.")
@@ -223,15 +219,6 @@ def _print_evaluation(evaluation: "Evaluation", cautions: tuple[str, ...]) -> No
         f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
         f"students trained for {format_duration(seconds)} in all."
     )
-
-
-def _show(bars: "Bars", report: "EvalProgress") -> None:
-    cell = report.cell
-    done = report.done_cells + (report.step / report.steps if report.steps and report.step < report.steps else 0)
-    bars.show("students", done, report.num_cells, f"{report.done_cells}/{report.num_cells}")
-    size = f" {cell.ipc} per class," if cell.ipc else ""
-    where = f"step {report.step:,} of {report.steps:,}"
-    bars.note(f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}: {where}")
 
 
 def parse_bundles(entries: list[str]) -> dict[str, Path]:

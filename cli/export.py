@@ -8,8 +8,9 @@ import typer
 
 from dim.cli.options import JsonOption
 from dim.cli.parsing import expand_home
-from dim.cli.terminal import format_units, print_json, print_line, require_training_extra, say
+from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError, RunError
+from dim.runtime.units import format_units
 
 FORMATS = ("onnx", "trt", "rtx")
 _COMPILE = "Compile engines"
@@ -74,7 +75,14 @@ def export(
         with require_training_extra():
             from dim.export.export_run import export_run
         bundle = export_run(
-            bundle, out, precisions=precisions or ("fp32",), name=name, licence=licence, overwrite=overwrite, say=say
+            bundle,
+            out,
+            precisions=precisions or ("fp32",),
+            name=name,
+            licence=licence,
+            overwrite=overwrite,
+            say=say,
+            progress=True,
         )
     elif out is not None or name is not None or licence is not None:
         raise BadValueError(f"{bundle} is a bundle: --out, --name and --licence are for exporting a run.")
@@ -86,24 +94,22 @@ def export(
         say(f"Bundle: {bundle}.")
         with require_training_extra():
             from dim.export.add_precisions import add_precisions
-        add_precisions(bundle, precisions, say=say)
+        add_precisions(bundle, precisions, say=say, progress=True)
     engines = []
     if format != "onnx":
-        from dim.cli.bars import Bars
         from dim.runtime.trt.build import build_engines
 
-        with Bars() as bars:
-            engines = build_engines(
-                bundle,
-                format=format,
-                precisions=precisions,
-                batch=parse_batch(batch),
-                compute_capabilities=target or [],
-                hardware_compatible=hardware_compatible,
-                version_compatible=version_compatible,
-                say=say,
-                progress=lambda what, part: bars.show(what, part, 1.0),
-            )
+        engines = build_engines(
+            bundle,
+            format=format,
+            precisions=precisions,
+            batch=parse_batch(batch),
+            compute_capabilities=target or [],
+            hardware_compatible=hardware_compatible,
+            version_compatible=version_compatible,
+            say=say,
+            progress=True,
+        )
     _print_bundle(bundle, engines, as_json)
 
 

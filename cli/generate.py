@@ -1,6 +1,5 @@
 """`dim generate`: a bundle becomes a training set."""
 
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,11 +19,11 @@ from dim.cli.options import (
     complete_from,
 )
 from dim.cli.parsing import parse_bytes, parse_classes, parse_per_class, parse_shard
-from dim.cli.terminal import format_duration, format_units, print_json, print_line, say
+from dim.cli.terminal import print_json, print_line, say
 from dim.runtime.errors import BadValueError
+from dim.runtime.units import format_duration, format_units
 
 if TYPE_CHECKING:
-    from dim.cli.bars import Bars
     from dim.runtime.sets.dry_run import SetEstimate
     from dim.runtime.sets.generate import GenerateSummary
 
@@ -143,7 +142,6 @@ def generate(
 
     Example:  [bold]dim generate --ipc 50 --out data/[/bold]
     """
-    from dim.cli.bars import Bars
     from dim.runtime.bundle import open_bundle
     from dim.runtime.sets.dry_run import estimate_set
     from dim.runtime.sets.generate import generate as write_set
@@ -176,26 +174,22 @@ def generate(
         encoders=encoders,
     )
     part = parse_shard(shard)
-    with (
-        open_bundle(
-            choose_bundle(bundle, sha256),
-            engine=engine,
-            device=device,
-            precision=precision,
-            threads=threads,
-            trust=trust or (),
-            fixed_latents=not no_fixed_latents,
-            say=say,
-        ) as opened,
-        Bars() as bars,
-    ):
+    with open_bundle(
+        choose_bundle(bundle, sha256),
+        engine=engine,
+        device=device,
+        precision=precision,
+        threads=threads,
+        trust=trust or (),
+        fixed_latents=not no_fixed_latents,
+        say=say,
+    ) as opened:
         if dry_run:
             estimate = estimate_set(
                 opened, request, out, shard=part, overwrite=overwrite, workers=num_workers or 1, say=say
             )
             print_json(asdict(estimate)) if as_json else _print_estimate(estimate, ray)
             return
-        meter = _Meter(bars)
         try:
             if ray:
                 summary = generate_on_ray(
@@ -206,11 +200,11 @@ def generate(
                     overwrite=overwrite,
                     check=check,
                     say=say,
-                    progress=meter,
+                    progress=True,
                 )
             else:
                 summary = write_set(
-                    opened, request, out, shard=part, overwrite=overwrite, check=check, say=say, progress=meter
+                    opened, request, out, shard=part, overwrite=overwrite, check=check, say=say, progress=True
                 )
         except KeyboardInterrupt:
             say(f"What is finished is kept in {out}: the same command completes the set.")
@@ -236,19 +230,3 @@ def _print_summary(summary: "GenerateSummary", shard: str) -> None:
         speed = summary.images_drawn / max(summary.seconds, 1e-9)
         drawn = f"{summary.images_drawn:,} images, {format_units(summary.bytes_written, 'B')}"
         print_line(f"Drawn now: {drawn} in {format_duration(summary.seconds)} ({speed:,.0f} images/s).")
-
-
-class _Meter:
-    """Images, images per second and bytes beside the bar."""
-
-    def __init__(self, bars: "Bars") -> None:
-        self._bars = bars
-        self._began, self._done_before = time.monotonic(), -1
-
-    def __call__(self, images_done: int, images_total: int, bytes_written: int) -> None:
-        """Show one report of `dim.runtime.sets.generate`."""
-        if self._done_before < 0:
-            self._began, self._done_before = time.monotonic(), images_done
-        speed = (images_done - self._done_before) / max(time.monotonic() - self._began, 1e-9)
-        detail = f"{images_done:,}/{images_total:,} images  {speed:,.0f}/s  {format_units(bytes_written, 'B')}"
-        self._bars.show("generate", images_done, images_total, detail)

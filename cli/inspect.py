@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.options import JsonOption, Sha256Option, choose_bundle
-from dim.cli.terminal import format_units, print_json, print_line, print_table
+from dim.cli.terminal import print_json, print_line, print_table
+from dim.runtime.units import format_units
 
 if TYPE_CHECKING:
     import numpy as np

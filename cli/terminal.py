@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dim.runtime.errors import MissingExtraError, hide_secrets, printable
+from dim.runtime.errors import MissingExtraError, printable
+from dim.runtime.messages import print_message
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -84,20 +84,12 @@ def flush_stdout() -> OSError | None:
 
 def say(line: str) -> None:
     """Print a line about what is going on, on stderr, above the progress bars if some are shown."""
-    line = printable(hide_secrets(line))
-    if bar_consoles:
-        bar_consoles[-1].print(line, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    print_message(line)
 
 
 def print_line(line: str = "") -> None:
     """Print a line of a result on stdout; whatever a stranger wrote in it stays on this line and does nothing."""
     print(printable(line))
-
-
-bar_consoles: list["Console"] = []
-"""Consoles that show progress bars now; `dim.cli.bars` keeps the list."""
 
 
 def print_json(result: Mapping[str, Any]) -> None:
@@ -180,25 +172,3 @@ def require_training_extra() -> Iterator[None]:
         if package in ("", "dim"):
             raise
         raise MissingExtraError(package, "train", "distil, export and evaluate") from None
-
-
-def format_units(count: float, unit: str) -> str:
-    """Write a number of bytes or the like in three digits: `format_units(1_234_567, "B")` is "1.23 MB"."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(count) < 999.5 or prefix == "T":
-            digits = 0 if not prefix else max(0, 2 - int(math.log10(max(abs(count), 1))))
-            return f"{count:.{digits}f} {prefix}{unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration as people say it: "4.2 s", "3 min 5 s", "2 h 10 min"."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -31,14 +31,10 @@ def verify(
 
     Example:  [bold]dim verify runs/digits/digits.dim[/bold]
     """
-    from dim.cli.bars import Bars
     from dim.runtime.inspection.verify import verify as check_bundle
 
     path = _find_set(bundle, sha256) or choose_bundle(bundle, sha256)
-    with Bars() as bars:
-        report = check_bundle(
-            path, threads=threads, trust=trust or (), progress=lambda row: bars.show("verify", 0, None, row.subject)
-        )
+    report = check_bundle(path, threads=threads, trust=trust or (), progress=True)
     if as_json:
         print_json({"path": path, "ok": report.ok, "rows": [asdict(row) for row in report.rows]})
     else:

@@ -19,6 +19,7 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, PRECISIONS
 from dim.runtime.errors import MissingExtraError, RunError
 from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import ProgressOption, show_progress
 from dim.runtime.trt.store import find_onnx_sha256
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_precisions(
     *,
     run: str | Path | None = None,
     say: Callable[[str], None] = say_to_log,
+    progress: ProgressOption = None,
 ) -> Path:
     """Write further precisions into a bundle, or write them again.
 
@@ -39,6 +41,7 @@ def add_precisions(
         precisions: any of `fp32`, `fp16`, `int8`; fp32 is there already.
         run: the run directory that the bundle came from, for int8; None for the folder around the bundle.
         say: gets a line about each step.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`.
 
     Returns:
         the bundle's folder.
@@ -63,33 +66,36 @@ def add_precisions(
     latents, labels = draw_samples(
         manifest.num_classes, manifest.sampling.latent_dim, manifest.sampling.latent_std, seed=PARITY_SEED
     )
-    expected = draw_with_onnx(canonical, latents, labels)
-    files: dict[str, bytes] = {}
-    agreements: list[Agreement] = []
-    accepted = None
-    for precision in wanted:
-        if precision == "int8" and source is not None:
-            from dim.export import run_int8
+    with show_progress(progress) as report:
+        expected = draw_with_onnx(canonical, latents, labels)
+        files: dict[str, bytes] = {}
+        agreements: list[Agreement] = []
+        accepted = None
+        for done, precision in enumerate(wanted):
+            report("exporting", done, len(wanted) + 1, precision)
+            if precision == "int8" and source is not None:
+                from dim.export import run_int8
 
-            classifiers = run_int8.read_comparing_classifiers(source)
-            model = run_int8.quantise(source, canonical)
-        else:
-            model = to_half(canonical)
-        agreements.append(check_precision(precision, model, latents, labels, expected, "fp32"))
-        say(f"{agreements[-1]}; {len(model):,} bytes.")
-        if precision == "int8" and source is not None:
-            accepted = run_int8.check_classes(source, canonical, model, classifiers, say)
-        files[onnx_name(precision)] = model
-    changed = {
-        onnx_name(precision)
-        for precision in wanted
-        if find_onnx_sha256(manifest, precision) != hashlib.sha256(files[onnx_name(precision)]).hexdigest()
-    }
-    record = ExportRecord(agreements=tuple(agreements), int8_acceptance=accepted).merge(read_record(path, manifest))
-    with stage_bundle(path) as staged:
-        copy_bundle(path, staged)
-        update_bundle(staged, add_files=files, accuracy=select_valid_rows(manifest, changed))
-        complete_bundle(staged, record)
+                classifiers = run_int8.read_comparing_classifiers(source)
+                model = run_int8.quantise(source, canonical)
+            else:
+                model = to_half(canonical)
+            agreements.append(check_precision(precision, model, latents, labels, expected, "fp32"))
+            say(f"{agreements[-1]}; {len(model):,} bytes.")
+            if precision == "int8" and source is not None:
+                accepted = run_int8.check_classes(source, canonical, model, classifiers, say)
+            files[onnx_name(precision)] = model
+        changed = {
+            onnx_name(precision)
+            for precision in wanted
+            if find_onnx_sha256(manifest, precision) != hashlib.sha256(files[onnx_name(precision)]).hexdigest()
+        }
+        record = ExportRecord(agreements=tuple(agreements), int8_acceptance=accepted).merge(read_record(path, manifest))
+        report("exporting", len(wanted), len(wanted) + 1, "verifying the bundle")
+        with stage_bundle(path) as staged:
+            copy_bundle(path, staged)
+            update_bundle(staged, add_files=files, accuracy=select_valid_rows(manifest, changed))
+            complete_bundle(staged, record)
     return path
 
 

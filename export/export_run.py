@@ -31,6 +31,7 @@ from dim.runtime.bundle_format.names import FIXED_LATENTS, PRECISIONS, TEACHER_O
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import Progress, ProgressOption, show_progress
 from dim.version import __version__
 
 Say = Callable[[str], None]
@@ -45,6 +46,7 @@ def export_run(
     licence: str | None = None,
     overwrite: bool = False,
     say: Say = say_to_log,
+    progress: ProgressOption = None,
 ) -> Path:
     """Export a finished run as a bundle.
 
@@ -59,6 +61,7 @@ def export_run(
         licence: of the bundle; None for that of the source data.
         overwrite: replace a bundle at `out`.
         say: gets a line about each step.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`.
 
     Returns:
         the bundle's folder, for `open_bundle`.
@@ -83,13 +86,18 @@ def export_run(
         raise BadValueError(f"The bundle's name is {name!r}; it must be a plain name of a folder.")
     destination = finished.path / f"{name}.dim" if out is None else Path(out)
     check_destination(destination, overwrite=overwrite or out is None)
-    files, record = _export_networks(finished, wanted, say)
-    _publish(finished, destination, name, licence, files, record, say)
+    with show_progress(progress) as report:
+        files, record = _export_networks(finished, wanted, say, report)
+        report("exporting", len(wanted), len(wanted) + 1, "verifying the bundle")
+        _publish(finished, destination, name, licence, files, record, say)
     return destination
 
 
-def _export_networks(run: Run, precisions: Sequence[str], say: Say) -> tuple[dict[str, bytes], ExportRecord]:
+def _export_networks(
+    run: Run, precisions: Sequence[str], say: Say, report: Progress
+) -> tuple[dict[str, bytes], ExportRecord]:
     """Export generator, teacher and latents; returns the files by name, and what was measured."""
+    report("exporting", 0, len(precisions) + 1, "fp32")
     classifiers = read_comparing_classifiers(run) if "int8" in precisions else {}
     teacher = [classifier for _, classifier in read_classifiers(run.path, "teacher")]
     latents, labels = draw_samples(len(run.classes), run.latent_dim, run.latent_std, seed=PARITY_SEED)
@@ -99,7 +107,8 @@ def _export_networks(run: Run, precisions: Sequence[str], say: Say) -> tuple[dic
     files: dict[str, bytes] = {}
     agreements: list[Agreement] = []
     accepted = None
-    for precision in precisions:
+    for done, precision in enumerate(precisions):
+        report("exporting", done, len(precisions) + 1, precision)
         model = canonical
         if precision == "fp16":
             model = to_half(canonical)

@@ -98,7 +98,7 @@ def complete_bundle(path: Path, record: ExportRecord) -> Manifest:
     scale = max(1, PREVIEW_PX // picture.shape[1])
     manifest = update_bundle(path, add_files={PREVIEW: encode_png(picture, scale), RECORD_NAME: record.to_json()})
     manifest = update_bundle(path, readme=render_card(manifest, record))
-    failed = [row for row in verify(path).rows if not row.ok]
+    failed = [row for row in verify(path, progress=False).rows if not row.ok]
     if failed:
         row = failed[0]
         allowed = f", {row.allowed} is allowed" if row.allowed else ""

@@ -32,7 +32,6 @@ from dim.config import DistillConfig
 from dim.data.image_set import ImageSet
 from dim.data.load import load_data
 from dim.distillation.distill import describe_run, distill
-from dim.distillation.session import Progress
 from dim.distillation.stage2 import wants_pool
 from dim.evaluation.choose_recipe import split_holdout
 from dim.evaluation.context import describe_machine
@@ -44,6 +43,7 @@ from dim.networks.published import PAPER_WIDTH
 from dim.presets import preset
 from dim.runs.take_over import find_stage1
 from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunError
+from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage.atomic import replace_file
 from lab.pages.distilling import ablation_table
 
@@ -361,19 +361,19 @@ def timed(
     run: Path,
     device: str,
     clock: Clock,
-    progress: Callable[[Progress], None] = lambda report: None,
+    progress: Progress = ignore_progress,
     from_stage1: Path | None = None,
 ) -> Cost:
     """Distil; return what it took."""
     cost = Cost(0.0, {})
     began = last = clock()
 
-    def note(report: Progress) -> None:
+    def note(what: str, done: float, total: float | None, note: str) -> None:
         nonlocal last
         now = clock()
-        cost.stages[report.stage] = cost.stages.get(report.stage, 0.0) + now - last
+        cost.stages[what] = cost.stages.get(what, 0.0) + now - last
         last = now
-        progress(report)
+        progress(what, done, total, note)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -417,8 +417,8 @@ def published(
         config = preset("paper", data=data, overrides=kept | alone | pool | {"log_steps": count})
         marks: list[float] = []
 
-        def mark(report: Progress) -> None:
-            if report.losses:  # they have been read, so the device has done its work
+        def mark(what: str, done: float, total: float | None, note: str) -> None:
+            if what == stage and done % count == 0:  # the losses have been read, so the device has done its work
                 marks.append(clock())
 
         try:

@@ -14,7 +14,7 @@ import torch
 from dim.config import DistillConfig
 from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.pool import KeptPool, PoolMember, prepare_pool
-from dim.distillation.session import Progress, Session
+from dim.distillation.session import Session
 from dim.distillation.stage1 import train_gan
 from dim.distillation.stage2 import train_with_matching
 from dim.execution.cuda_graphs import MIN_REPLAYS, WARMUP_STEPS
@@ -25,6 +25,7 @@ from dim.networks.discriminator import ProjectionDiscriminator, build_discrimina
 from dim.networks.generator import generator_from_dict
 from dim.runs.checkpoint import CheckpointFolder
 from dim.runs.record import DataRecord, RunRecord
+from dim.runtime.progress.show import ignore_progress
 from lab.published_recipe import PublishedRecipe, TwoHeads
 
 NUM_CLASSES, PER_CLASS = 10, 2000
@@ -131,7 +132,7 @@ class Ours:
             world=World(),
             checkpoints=CheckpointFolder(folder, ""),
             say=lambda line: None,
-            progress=lambda report: None,
+            progress=ignore_progress,
         )
 
     def turn(self, number: int) -> Turn:
@@ -177,9 +178,9 @@ class Ours:
         times: dict[int, list[Seconds]] = {}
         last = self.clock.now()
 
-        def lap(report: Progress) -> None:
+        def lap(what: str, done: float, total: float | None, note: str) -> None:
             nonlocal last
-            now, number = self.clock.now(), (report.step - 1) // self.session.config.pool.ages[-1]
+            now, number = self.clock.now(), (int(done) - 1) // self.session.config.pool.ages[-1]
             times.setdefault(number, []).append(plus(now, last, -1))
             last = self.clock.now()
 

@@ -7,7 +7,7 @@
 
 `torchrun` runs the same short distillation with one process and with several, the batch of all of them being equal, on
 random images, because speed does not depend on them; the pool is one small classifier. Speeds are real images that a
-generator step consumes per second, as the run itself reports them, medians over log lines without the first of a stage.
+generator step consumes per second, medians over log lines without the first of a stage.
 The two take turns. "First loss" is the greatest difference between the losses in the first log line, relative to their
 size: what rounding leaves, since all processes share the draws of one.
 """
@@ -29,7 +29,6 @@ import torch
 
 from dim.data.image_set import ImageSet
 from dim.distillation.distill import distill
-from dim.distillation.session import Progress
 from dim.evaluation.context import describe_machine
 from dim.execution.device import choose_device
 from dim.presets import PRESETS, preset
@@ -66,13 +65,17 @@ def work(options: argparse.Namespace) -> None:
         "deployment.fixed_latents": 0,
         "autocast": options.autocast,
     }
-    speeds: dict[str, list[float]] = {stage: [] for stage in STAGES}
-
-    def listen(report: Progress) -> None:
-        if report.losses and report.stage in speeds:
-            speeds[report.stage].append(report.images_per_s)
-
     config = preset(options.preset, data=data, overrides=overrides)
+    speeds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    began: dict[str, float] = {}
+
+    def listen(what: str, done: float, total: float | None, note: str) -> None:
+        now = time.perf_counter()
+        began.setdefault(what, now)
+        if what in speeds and done % options.log_steps == 0:  # the losses were read, so the device has done its work
+            speeds[what].append(options.log_steps * config.stage2.batch_size / max(now - began[what], 1e-9))
+            began[what] = now
+
     distill(data, config, options.out, device=options.device, threads=options.threads, progress=listen)
     if os.environ.get("RANK", "0") == "0":
         (options.out / "speeds.json").write_text(json.dumps({"speeds": speeds, "batch": config.stage2.batch_size}))

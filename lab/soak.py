@@ -115,8 +115,8 @@ def writing(format: str) -> Callable[[Bundle, Watch, Path], None]:
     """The function that writes a set of a format."""
 
     def soak(bundle: Bundle, watch: Watch, folder: Path) -> None:
-        def note(done: int, total: int, written: int) -> None:
-            watch.done = done
+        def note(what: str, done: float, total: float | None, note: str) -> None:
+            watch.done = int(done)
 
         classes = len(bundle.classes)
         counts = [watch.images // classes + (label < watch.images % classes) for label in range(classes)]

@@ -163,7 +163,7 @@ def _decode(
     def count(number: int) -> None:
         nonlocal done
         done += number
-        source.progress(f"{source.name}: decoding", done, len(good))
+        source.progress(f"{source.name}: decoding", done, len(good), "")
 
     decode_files(((rows[file], file, data) for file, data in _give_files(scan, source) if file in good), decode, count)
     if done < len(good):
@@ -192,8 +192,8 @@ def _scan(source: Source) -> _Scan:
                 except DataError as error:
                     scan.problems[entry.path] = str(error).removeprefix(f"{path}: {entry.path}: ")
             if len(scan.headers) % 256 == 0:
-                progress(f"{name}: reading headers", len(scan.headers), 0)
-    progress(f"{name}: reading headers", len(scan.headers), 0)
+                progress(f"{name}: reading headers", len(scan.headers), None, "")
+    progress(f"{name}: reading headers", len(scan.headers), None, "")
     return scan
 
 

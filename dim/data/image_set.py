@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.data.decode import Images
+from dim.runtime.progress.show import Progress
 
 Labels = NDArray[np.int64]
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`: what is being read or downloaded, and how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from dim.data.cifar import BINARY_10, BINARY_100, BINARY_MD5, PYTHON_10, PYTHON_100, CifarLayout, read_cifar
 from dim.data.decode import Images
 from dim.data.idx import read_idx
-from dim.data.image_set import Labels, Progress, RawSet, Say
+from dim.data.image_set import Labels, RawSet, Say
 from dim.data.official_files import OfficialFile, OfficialFiles, file_md5
 from dim.runtime.errors import DataError, MissingExtraError
+from dim.runtime.progress.show import Progress
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from dim.data.cautions import find_cautions
 from dim.data.folders import read_class_folders
-from dim.data.image_set import ImageSet, Progress, RawSet, Say, Source
+from dim.data.image_set import ImageSet, RawSet, Say, Source
 from dim.data.known import KNOWN, name_jpeg_copy, read_known
 from dim.data.layout import AUTO, check_layout
 from dim.data.npz import read_npz
 from dim.data.prepare import check_options, make_image_set
 from dim.runtime.errors import DataError
+from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import ProgressOption, show_progress
 
 __all__ = ["ImageSet", "load_data"]
 
@@ -27,14 +29,6 @@ _READERS: tuple[tuple[Callable[[Path], bool], Callable[[Source], RawSet]], ...] 
 """Whether a path is of a layout, and the layout's reader; the first that fits reads."""
 
 _SUFFIXES = (".tar.gz", ".tar.xz", ".tgz", ".txz", ".tar", ".zip", ".npz")
-
-
-def _no_say(message: str) -> None:
-    """Say nothing."""
-
-
-def _no_progress(what: str, done: int, total: int) -> None:
-    """Show nothing."""
 
 
 def load_data(
@@ -48,8 +42,8 @@ def load_data(
     layout: str = AUTO,
     bits: int | None = None,
     follow_links: bool = False,
-    say: Say = _no_say,
-    progress: Progress = _no_progress,
+    say: Say = say_to_log,
+    progress: ProgressOption = None,
 ) -> ImageSet:
     """Load a labelled image set into memory.
 
@@ -68,7 +62,7 @@ def load_data(
         bits: that 16-bit images use, 8 to 16; None takes the smallest of 8, 10, 12, 14 and 16 that holds all values.
         follow_links: follow symbolic links that leave the folder; those within it are always followed.
         say: receives sentences about choices made on the way.
-        progress: is told (what, done, total) while files are downloaded or decoded; total 0 means unknown.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`. Downloads and decoding.
 
     Raises:
         BadValueError: size, channels, seed, layout or bits out of range.
@@ -81,25 +75,26 @@ def load_data(
     """
     check_options(size, channels, seed, bits)
     check_layout(layout)
-    if name_or_path in KNOWN:
-        folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
-        raw = read_known(name_or_path, None if folder is None else Path(folder), say, progress)
-    else:
-        path = _existing(name_or_path)
-        source = Source(
-            path=path,
-            name=_set_name(path),
-            size=size,
-            channels=channels,
-            skip_unreadable=skip_unreadable,
-            layout=layout,
-            bits=bits,
-            follow_links=follow_links,
-            say=say,
-            progress=progress,
-        )
-        read = next(reader for fits, reader in _READERS if fits(path))
-        raw = read(source)
+    with show_progress(progress) as report:
+        if name_or_path in KNOWN:
+            folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
+            raw = read_known(name_or_path, None if folder is None else Path(folder), say, report)
+        else:
+            path = _existing(name_or_path)
+            source = Source(
+                path=path,
+                name=_set_name(path),
+                size=size,
+                channels=channels,
+                skip_unreadable=skip_unreadable,
+                layout=layout,
+                bits=bits,
+                follow_links=follow_links,
+                say=say,
+                progress=report,
+            )
+            read = next(reader for fits, reader in _READERS if fits(path))
+            raw = read(source)
     images = make_image_set(raw, size=size, channels=channels, seed=seed, say=say)
     for caution in find_cautions(images):
         say(f"{images.name}: caution: {caution}")

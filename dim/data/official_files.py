@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dim.data.entries import named_failure
-from dim.data.image_set import Progress, Say
+from dim.data.image_set import Say
 from dim.runtime.errors import DataError, MissingExtraError
+from dim.runtime.progress.show import Progress
 
 _CHUNK_BYTES = 2**20
 
@@ -98,13 +99,17 @@ class _ProgressBar:
 
     def update(self, count: int) -> None:
         self.done += count
-        self.progress(self.what, self.done, self.total)
+        self._report()
 
     def reset(self) -> None:
         self.done = 0
 
     def close(self) -> None:
-        self.progress(self.what, self.total, self.total)
+        self.done = self.total
+        self._report()
+
+    def _report(self) -> None:
+        self.progress(self.what, self.done / 1e6, self.total / 1e6 if self.total else None, "MB")
 
 
 def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say, progress: Progress) -> Path:
@@ -115,7 +120,7 @@ def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say,
         mirrors: folders on the web, each ending in a slash.
         folder: where it goes; made when missing. A file appears there only when its checksum is right.
         say: is told what is fetched from where.
-        progress: is told how far it is, in bytes.
+        progress: is told how far it is, in megabytes.
 
     Raises:
         MissingExtraError: pooch is not installed.

@@ -19,7 +19,7 @@ from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.check_config import check_config
 from dim.distillation.choices import choose_latents
 from dim.distillation.pool import KeptPool
-from dim.distillation.session import Progress, Session
+from dim.distillation.session import Session
 from dim.distillation.stage1 import train_gan
 from dim.distillation.stage2 import build_pool, train_with_matching, wants_pool
 from dim.distillation.teacher import train_teacher
@@ -35,6 +35,8 @@ from dim.runs.record import DataRecord, RunRecord
 from dim.runs.take_over import find_stage1, take_over
 from dim.runs.tensorboard import TensorBoardLog, import_summary_writer
 from dim.runtime.errors import BadValueError
+from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import ProgressOption, show_progress
 
 GENERATOR_FILE = "generator.safetensors"
 """The file that says a run is finished."""
@@ -62,8 +64,8 @@ def distill(
     threads: int | None = None,
     time_limit_s: float | None = None,
     tensorboard: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-    progress: Callable[[Progress], None] = lambda report: None,
+    say: Callable[[str], None] = say_to_log,
+    progress: ProgressOption = None,
 ) -> DistillResult:
     """Distil a labelled image dataset into a generator (DiM, arXiv 2303.04707).
 
@@ -80,7 +82,7 @@ def distill(
         time_limit_s: stop cleanly at the first checkpoint after so many seconds.
         tensorboard: write event files to `tensorboard/` in the run directory as well.
         say: receives lines for the user.
-        progress: receives a report after every step.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`. A report after every step.
 
     Returns:
         The run directory, and whether it is finished.
@@ -133,7 +135,7 @@ def distill(
             world=world,
             checkpoints=checkpoints,
             say=say if world.is_main else lambda line: None,
-            progress=progress if world.is_main else lambda report: None,
+            progress=stack.enter_context(show_progress(progress if world.is_main else False)),
             holdout=holdout,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )

@@ -23,6 +23,7 @@ from dim.runs.checkpoint import Checkpoint, CheckpointFolder, load_optimiser, op
 from dim.runs.curves import draw_curves
 from dim.runs.record import ImageSpec, RunRecord
 from dim.runtime.errors import DivergedError
+from dim.runtime.progress.show import Progress
 
 COLLAPSE_LOSS = 0.01
 """A logistic discriminator loss below this means that real and generated images are separated without error.
@@ -42,22 +43,6 @@ TIME_LIMIT_VOTE_STEPS = 10
 """Steps between the votes of several processes on whether the time limit has passed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One report of a running distillation."""
-
-    stage: str
-    """`stage1`, `pool`, `stage2`, `latent std`, `herding`, `refining` or `teacher`."""
-    step: int
-    """Steps done."""
-    steps: int
-    """Steps of the stage."""
-    images_per_s: float
-    """Real images consumed per second since the last log line; 0 between log lines."""
-    losses: Mapping[str, float]
-    """Means since the last log line; empty between log lines."""
-
-
 @dataclass
 class Session:
     """One call of `distill`: the run's folder, its networks, and who receives reports."""
@@ -74,8 +59,8 @@ class Session:
     """Of the run."""
     say: Callable[[str], None]
     """Receives lines for the user."""
-    progress: Callable[[Progress], None]
-    """Receives a report after every step."""
+    progress: Progress
+    """Is told after every step how far its stage is."""
     deadline: float = float("inf")
     """`time.monotonic()` after which the run stops at the next checkpoint."""
     holdout: DeviceData | None = None
@@ -123,7 +108,7 @@ class Session:
             DivergedError: a loss is not finite, or the discriminator has won; the newest checkpoint then is the last
                 from before.
         """
-        first, warned = 0, False
+        first, warned, note = 0, False, ""
         self.recent.clear()
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
@@ -147,9 +132,8 @@ class Session:
                 speed = (done - last_step) * config.batch_size / max(now - last_time, 1e-9)
                 last_time, last_step = now, done
                 self._write_metrics(stage, done, losses)
-                self.progress(Progress(stage=stage, step=done, steps=config.steps, images_per_s=speed, losses=losses))
-            else:
-                self.report(stage, done, config.steps)
+                note = describe_losses(speed, losses)
+            self.progress(stage, done, config.steps, note)
             if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
                 self.write_make_grid(f"{stage}-{done:06d}")
             late = self._is_late(done)
@@ -162,7 +146,7 @@ class Session:
 
     def report(self, stage: str, step: int, steps: int) -> None:
         """Report the progress of a part that has no losses to show."""
-        self.progress(Progress(stage=stage, step=step, steps=steps, images_per_s=0.0, losses={}))
+        self.progress(stage, step, steps, "")
 
     def _is_late(self, done: int) -> bool:
         """Whether the time limit has passed; several processes agree on it every `TIME_LIMIT_VOTE_STEPS`."""
@@ -314,3 +298,9 @@ class Session:
         folder = self.run_dir / "grids"
         folder.mkdir(exist_ok=True)
         write_png(folder / f"{name}.png", make_grid(images_RCHWC))
+
+
+def describe_losses(images_per_s: float, losses: Mapping[str, float]) -> str:
+    """Write speed and losses beside a bar, `generator_loss` as "generator": nearly all of the values are losses."""
+    named = (f"{name.removesuffix('_loss').replace('_', ' ')} {value:.3g}" for name, value in losses.items())
+    return ", ".join((f"{images_per_s:,.0f} images/s", *named))

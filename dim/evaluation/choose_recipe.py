@@ -5,15 +5,16 @@ has seen the hold-out while it was distilled, and could not be judged on it.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from dim.data.holdout import holdout_mask
 from dim.data.image_set import ImageSet
-from dim.evaluation.measure import EvalProgress, Evaluation, Say, measure
+from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.runtime.errors import BadValueError, BundleError, DataError, DimError, OutputError
+from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.atomic import replace_file
 from dim.runtime.storage.records import from_plain
@@ -88,7 +89,7 @@ def choose_recipe(
     recipes: Sequence[Recipe] | None = None,
     deadline: float | None = None,
     say: Say = lambda sentence: None,
-    progress: Callable[[EvalProgress], None] = lambda event: None,
+    progress: Progress = ignore_progress,
 ) -> Recipe:
     """Train students on real images by every recipe and return the one with the best mean on the hold-out.
 
@@ -99,7 +100,8 @@ def choose_recipe(
         out: folder of the results; `recipe.json` holds the choice and the accuracy of every recipe.
         recipes: to choose from; None for `list_candidates`.
         deadline: value of `time.monotonic()` from which no student is started; None for none.
-        say, progress: as in `dim.evaluation.evaluate.evaluate`.
+        say: as in `dim.evaluation.evaluate.evaluate`.
+        progress: is told how many students of each recipe are done.
 
     Returns:
         The chosen recipe, to be given to every student of an evaluation.

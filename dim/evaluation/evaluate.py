@@ -7,19 +7,20 @@ loses one student and goes on where it ended; a table can be made from what ther
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.choose_recipe import TimeOverError, choose_recipe
-from dim.evaluation.measure import EvalProgress, Evaluation, Say, measure
+from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.plan import plan_cells
 from dim.evaluation.protocol import HOLDOUT, EvalProtocol, Execution
 from dim.evaluation.results import write_results
 from dim.evaluation.subjects import Bundles, describe_other_origin, read_subjects
 from dim.networks.classifiers import build_classifier
 from dim.runtime.errors import BadValueError
+from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import ProgressOption, show_progress
 
 
 def evaluate(
@@ -30,8 +31,8 @@ def evaluate(
     *,
     out: str | Path,
     for_record: bool = False,
-    say: Say = lambda sentence: None,
-    progress: Callable[[EvalProgress], None] = lambda event: None,
+    say: Say = say_to_log,
+    progress: ProgressOption = None,
 ) -> Evaluation:
     """Train classifiers on what bundles draw and on real images, and test each once on the real test split.
 
@@ -45,7 +46,8 @@ def evaluate(
             chosen. Students that are there already are not trained again.
         for_record: the accuracy is meant for the bundle's manifest: refuse one that was distilled from other data.
         say: gets a sentence about every choice made here.
-        progress: gets the progress, from another thread where there are several jobs.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`. Counts the students; a
+            callable is called from another thread where there are several jobs.
 
     Returns:
         The results; unfinished where the time limit left students untrained, and the same call goes on.
@@ -72,19 +74,20 @@ def evaluate(
             if for_record:
                 raise BadValueError(f"{warning} Such accuracy is not recorded: leave out --record.")
             say(f"Caution: {warning}")
-    if protocol.recipe == HOLDOUT:
-        try:
-            recipe = choose_recipe(
-                data, protocol, execution, out=out / "recipe", deadline=deadline, say=say, progress=progress
-            )
-        except TimeOverError as over:
-            say(str(over))
-            # The file of an earlier call is not this one's.
-            write_results([], data, out, finished=False)
-            planned = plan_cells(data, subjects, replace(protocol, recipe="default"), execution)
-            return Evaluation(out=out, results=(), students_left=len(planned))
-        protocol = replace(protocol, recipe=recipe)
-    evaluation = measure(subjects, data, protocol, execution, out, deadline=deadline, say=say, progress=progress)
+    with show_progress(progress) as report:
+        if protocol.recipe == HOLDOUT:
+            try:
+                recipe = choose_recipe(
+                    data, protocol, execution, out=out / "recipe", deadline=deadline, say=say, progress=report
+                )
+            except TimeOverError as over:
+                say(str(over))
+                # The file of an earlier call is not this one's.
+                write_results([], data, out, finished=False)
+                planned = plan_cells(data, subjects, replace(protocol, recipe="default"), execution)
+                return Evaluation(out=out, results=(), students_left=len(planned))
+            protocol = replace(protocol, recipe=recipe)
+        evaluation = measure(subjects, data, protocol, execution, out, deadline=deadline, say=say, progress=report)
     if not evaluation.finished:
         say(str(TimeOverError(evaluation)))
     return evaluation

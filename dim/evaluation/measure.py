@@ -17,28 +17,13 @@ from dim.evaluation.results import Row, aggregate, write_results
 from dim.evaluation.subjects import Subject
 from dim.evaluation.table import accuracy_table
 from dim.runtime.cores import usable_cores
+from dim.runtime.progress.show import Progress, ignore_progress
 
 _MIN_STEPS_FOR_JOBS = 2000
 """Starting a process takes as long as some hundreds of steps."""
 _MAX_JOBS = 8
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalProgress:
-    """How far an evaluation is, for a progress display."""
-
-    cell: Cell
-    """The cell that moved."""
-    cell_index: int
-    """Its number in the order of `plan_cells`, from 0."""
-    num_cells: int
-    done_cells: int
-    """Finished ones, those of earlier runs included."""
-    step: int
-    """Finished steps of the cell."""
-    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +63,7 @@ def measure(
     *,
     deadline: float | None = None,
     say: Say = lambda sentence: None,
-    progress: Callable[[EvalProgress], None] = lambda event: None,
+    progress: Progress = ignore_progress,
 ) -> Evaluation:
     """Train and test what is missing in `out`, and write its results and chart.
 
@@ -89,7 +74,8 @@ def measure(
         execution: by what means; its time limit is the caller's.
         out: folder of the results.
         deadline: value of `time.monotonic()` from which no student is started; None for none.
-        say, progress: as in `dim.evaluation.evaluate.evaluate`.
+        say: as in `dim.evaluation.evaluate.evaluate`.
+        progress: is told how many students are done.
 
     Raises:
         as `evaluate`.
@@ -131,9 +117,11 @@ class _Log:
     cells: Sequence[Cell]
     data: ImageSet
     out: Path
-    progress: Callable[[EvalProgress], None]
+    progress: Progress
     results: dict[int, CellResult] = field(default_factory=dict)
     """By the number of the cell."""
+    begun: dict[int, float] = field(default_factory=dict)
+    """Number of every cell in training -> the part of its steps that is done."""
 
     def read_finished(self) -> None:
         found = {index: read_result(cell, self.out) for index, cell in enumerate(self.cells)}
@@ -146,25 +134,25 @@ class _Log:
         return [self.results[index] for index in sorted(self.results)]
 
     def report(self, index: int, step: int, steps: int) -> None:
-        self.progress(
-            EvalProgress(
-                cell=self.cells[index],
-                cell_index=index,
-                num_cells=len(self.cells),
-                done_cells=len(self.results),
-                step=step,
-                steps=steps,
-            )
-        )
+        if index not in self.results:
+            self.begun[index] = step / max(steps, 1)
+        done = len(self.results) + sum(self.begun.values())
+        self.progress("students", done, len(self.cells), f"{_describe(self.cells[index])}: step {step:,} of {steps:,}")
 
     def add(self, index: int, result: CellResult) -> None:
         self.results[index] = result
+        self.begun.pop(index, None)
         self.report(index, result.steps, result.steps)
         self.write()
 
     def write(self) -> list[Row]:
         finished = len(self.results) == len(self.cells)
         return write_results(self.in_order(), self.data, self.out, finished=finished)
+
+
+def _describe(cell: Cell) -> str:
+    size = f" {cell.ipc} per class," if cell.ipc else ""
+    return f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}"
 
 
 def _try_engines(context: EvalContext, subjects: Sequence[Subject], protocol: EvalProtocol, say: Say) -> None:

@@ -12,6 +12,8 @@ from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import TEACHER_ONNX
 from dim.runtime.errors import BadValueError, BundleError
+from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import ProgressOption
 
 GENERATED = "generated"
 """What tables call a bundle that was given no name."""
@@ -106,8 +108,8 @@ def load_source_data(
     source: str | None = None,
     *,
     data_dir: Path | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    say: Callable[[str], None] = say_to_log,
+    progress: ProgressOption = None,
     **reading: Any,
 ) -> ImageSet:
     """Load the dataset that a bundle was distilled from, with its size, its channels and its test split.

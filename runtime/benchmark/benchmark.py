@@ -30,6 +30,7 @@ from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
 from dim.runtime.engines.names import DEVICES, ENGINES
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
+from dim.runtime.progress.show import ProgressOption, show_progress
 from dim.version import __version__
 
 BATCHES = (1, 64, 256, 1024)
@@ -53,7 +54,7 @@ def benchmark(
     find_best: bool = True,
     driver: Driver | None = None,
     say: Callable[[str], None] = lambda message: None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: ProgressOption = None,
     clock: Clock = time.perf_counter,
 ) -> BenchReport:
     """Measure every engine that works here on a bundle.
@@ -73,7 +74,7 @@ def benchmark(
         find_best: look for each engine's best batch size among `PROBED_BATCHES`, too.
         driver: an answer of `find_driver`; None asks anew.
         say: called with a sentence about every engine that is opened or built.
-        progress: called with what is measured, how many steps are done, and how many there are.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`.
         clock: seconds.
 
     Returns:
@@ -104,11 +105,12 @@ def benchmark(
         if device in ("auto", ENGINES[name])
     ]
     contenders += [rival for rival in rivals if device in ("auto", rival.device)]
-    runs = InterleavedRuns(manifest, contenders, rounds, turn_s, clock, progress, len(batches))
-    for batch in sorted(set(batches)):
-        runs.compare(batch)
-    if find_best:
-        runs.probe_other_batches()
+    with show_progress(progress) as report:
+        runs = InterleavedRuns(manifest, contenders, rounds, turn_s, clock, report, len(batches))
+        for batch in sorted(set(batches)):
+            runs.compare(batch)
+        if find_best:
+            runs.probe_other_batches()
     flop = flop_per_image(read_checked_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
     return BenchReport(
         bundle=str(path),

@@ -10,6 +10,7 @@ from dim.runtime.benchmark.contenders import Batch, Contender, ContenderKey, Run
 from dim.runtime.benchmark.report import NotRun, Ratio, Result
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import DimError, EngineError
+from dim.runtime.progress.show import Progress
 
 PROBED_BATCHES = (16, 128, 512, 2048, 4096)
 """Batch sizes that are tried once each in the search for an engine's best one."""
@@ -40,7 +41,7 @@ class InterleavedRuns:
         rounds: turns of each contender at each batch size.
         turn_s: seconds that a turn lasts at least.
         clock: seconds.
-        progress: called with what is measured, how many steps are done, and how many there are.
+        progress: is told how many contenders were opened at a batch size.
         num_batches: how often `compare` will be called.
     """
 
@@ -51,7 +52,7 @@ class InterleavedRuns:
         rounds: int,
         turn_s: float,
         clock: Clock,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
         num_batches: int,
     ) -> None:
         self.contenders = list(contenders)
@@ -71,7 +72,8 @@ class InterleavedRuns:
         runners: dict[ContenderKey, tuple[Runner, int]] = {}
         try:
             for contender in self.contenders:
-                self._progress(f"{contender.engine} {contender.precision}, batch {batch}", self._done, self._steps)
+                note = f"{contender.engine} {contender.precision}, batch {batch}"
+                self._progress("measuring", self._done, self._steps, note)
                 self._done += 1
                 runner = self._open(contender, batch)
                 if runner is not None:

@@ -19,6 +19,7 @@ from dim.runtime.engines.base import Engine, EngineOptions, parse_pins
 from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
 from dim.runtime.errors import BundleError, DeviceError, EngineError, GraphError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver
+from dim.runtime.progress.show import Progress, ProgressOption, show_progress
 from dim.runtime.sampling.latents import draw_latents, order_slice
 from dim.runtime.sets.verify_set import is_set, verify_set
 from dim.runtime.trt.build import reason_engine_cannot_run
@@ -73,7 +74,7 @@ def verify(
     *,
     threads: int | None = None,
     trust: Sequence[str] = (),
-    progress: Callable[[VerifyRow], None] = lambda row: None,
+    progress: ProgressOption = None,
 ) -> VerifyReport:
     """Check every file of a bundle and compare what its precisions draw, on ONNX Runtime's CPU provider.
 
@@ -84,7 +85,7 @@ def verify(
         bundle_path: the bundle's folder; or a set's, or its URL.
         threads: CPU threads; None for every core this process may use.
         trust: "sha256:..." of engines that may be loaded although somebody else built them.
-        progress: gets each row as soon as it is known.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`. Counts the checks that were made.
 
     Returns:
         a report; a check that fails is a row, not an error.
@@ -95,33 +96,35 @@ def verify(
         MissingExtraError: onnxruntime or onnx is not installed.
     """
     if is_set(bundle_path):
-        rows = _Rows(progress)
-        verify_set(bundle_path, rows.add)
+        with show_progress(progress) as report:
+            rows = _Rows(report)
+            verify_set(bundle_path, rows.add)
         return VerifyReport(path=bundle_path, manifest=None, rows=tuple(rows.rows))
-    checks = _Checks(Path(bundle_path), threads, progress)
-    if checks.check_files() and checks.check_graphs():
-        checks.check_precisions()
-        verify_engines(checks.path, checks.manifest, checks.add, trust=trust)
+    with show_progress(progress) as report:
+        checks = _Checks(Path(bundle_path), threads, report)
+        if checks.check_files() and checks.check_graphs():
+            checks.check_precisions()
+            verify_engines(checks.path, checks.manifest, checks.add, trust=trust)
     return VerifyReport(path=checks.path, manifest=checks.manifest, rows=tuple(checks.rows))
 
 
 class _Rows:
     """The rows so far, each reported as it comes."""
 
-    def __init__(self, progress: Callable[[VerifyRow], None]) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.rows: list[VerifyRow] = []
         self._progress = progress
 
     def add(self, subject: str, check: str, ok: bool, found: str, allowed: str = "") -> None:
         row = VerifyRow(subject=subject, check=check, found=found, allowed=allowed, ok=ok)
         self.rows.append(row)
-        self._progress(row)
+        self._progress("verifying", len(self.rows), None, f"{subject}: {check}")
 
 
 class _Checks(_Rows):
     """A bundle being checked, and the rows so far."""
 
-    def __init__(self, path: Path, threads: int | None, progress: Callable[[VerifyRow], None]) -> None:
+    def __init__(self, path: Path, threads: int | None, progress: Progress) -> None:
         super().__init__(progress)
         self.path = path
         self.manifest = load_manifest(path)

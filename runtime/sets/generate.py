@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.engines.base import Engine
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import Progress, ProgressOption, show_progress
 from dim.runtime.set_formats.npz import encode_class_names
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
@@ -41,12 +41,7 @@ from dim.runtime.sets.request import SetRequest, describe_engine
 from dim.runtime.sets.soft_labels import open_teacher
 from dim.runtime.storage.local_store import Store
 from dim.runtime.storage.place import check_place, open_store
-
-
-class Progress(Protocol):
-    """Called after every write with this worker's images done and in all, and the bytes written by this run."""
-
-    def __call__(self, images_done: int, images_total: int, bytes_written: int) -> None: ...
+from dim.runtime.units import format_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,7 @@ def generate(
     overwrite: bool = False,
     check: bool = False,
     say: Callable[[str], None] = say_to_log,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> GenerateSummary:
     """Write a training set, or complete one that was interrupted.
 
@@ -92,7 +87,7 @@ def generate(
         overwrite: replace another set, or write beside foreign files; only what the old set lists is removed.
         check: hash every finished part again; otherwise the newest ones, and of the others only the sizes.
         say: gets one sentence about each choice.
-        progress: called after every write.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`. Counts this worker's images.
 
     Returns:
         what was done.
@@ -113,8 +108,8 @@ def generate(
     check_shard(shard)
     request.check(bundle)
     say_what_seed_keeps(bundle, request, say)
-    meter = Meter(progress)
-    with open_store(out) as store:
+    with show_progress(progress) as report, open_store(out) as store:
+        meter = Meter(report)
         occupant = examine_place(store, bundle, request, overwrite)
         if occupant.same is not None and is_finished(store, occupant.same, check):
             # An earlier run may have been cut off while it cleared up.
@@ -132,7 +127,7 @@ def generate(
             with store.lock(f"shard-{shard[0]}-of-{shard[1]}", refusal):
                 _make_parts(store, begun, prepared.draw, shard, meter, request.encoders, check)
             ended = _complete_if_done(store, bundle, begun)
-    return summarise(store, ended, shard, meter, began)
+        return summarise(store, ended, shard, meter, began)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +187,15 @@ def make_draw(bundle: Bundle, engine: Engine, plan: Plan) -> Draw:
 class Meter:
     """Counts what a run does and reports it."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._began, self._done_before = time.monotonic(), 0
         self.total = self.done = self.drawn = self.bytes = 0
 
     def set_share(self, total: int, done: int) -> None:
         """Set this worker's share and how much of it is there."""
+        if not self.total:
+            self._began, self._done_before = time.monotonic(), done
         self.total, self.done = total, done
         self._report()
 
@@ -209,8 +207,9 @@ class Meter:
         self._report()
 
     def _report(self) -> None:
-        if self._progress is not None:
-            self._progress(self.done, self.total, self.bytes)
+        images_per_s = (self.done - self._done_before) / max(time.monotonic() - self._began, 1e-9)
+        note = f"{images_per_s:,.0f} images/s, {format_units(self.bytes, 'B')} written"
+        self._progress("generating", self.done, self.total, note)
 
 
 def is_finished(store: Store, found: SetFile, check: bool) -> bool:

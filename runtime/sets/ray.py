@@ -22,11 +22,11 @@ from dim.runtime.bundle_format.names import MANIFEST_NAME
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import ProgressOption, show_progress
 from dim.runtime.sets.claim import claim_set, examine_place, open_engine_for
 from dim.runtime.sets.generate import (
     GenerateSummary,
     Meter,
-    Progress,
     generate,
     is_finished,
     prepare,
@@ -120,7 +120,7 @@ def generate_on_ray(
     overwrite: bool = False,
     check: bool = False,
     say: Callable[[str], None] = say_to_log,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> GenerateSummary:
     """Write a training set on Ray, on this machine or on the cluster of `RAY_ADDRESS`; the same bytes as `generate`.
 
@@ -129,7 +129,7 @@ def generate_on_ray(
         request: what the set is to hold; every worker chooses its number of encoders itself.
         out: a folder that every machine of the cluster shares, or a URL of an object store.
         num_workers: shards, each a task; by default one per GPU, or one per two CPUs where there is no GPU.
-        progress: called twice a second, with the bytes of the shards that are done.
+        progress: as `generate`, twice a second, with the bytes of the shards that are done.
         the rest: as `dim.runtime.sets.generate.generate`.
 
     Returns:
@@ -144,8 +144,8 @@ def generate_on_ray(
     say_what_seed_keeps(bundle, request, say)
     check_url(out)
     place = str(out) if is_remote(out) else str(find_folder(out).absolute())
-    meter = Meter(progress)
-    with open_store(place) as store:
+    with show_progress(progress) as report, open_store(place) as store:
+        meter = Meter(report)
         occupant = examine_place(store, bundle, request, overwrite)
         if occupant.same is not None and is_finished(store, occupant.same, check):
             clear_state(store)
@@ -201,7 +201,7 @@ def _make_shard(parcel: BundleParcel, job: _Job, shard: tuple[int, int]) -> Gene
         if read_set(store) is None:
             raise _not_shared(job.out)
     with parcel.open(job.threads) as bundle:
-        return generate(bundle, job.request, job.out, shard=shard, check=job.check)
+        return generate(bundle, job.request, job.out, shard=shard, check=job.check, progress=False)
 
 
 def _wait(ray: Any, tasks: list[Any], store: Store, meter: Meter) -> None:

@@ -15,12 +15,13 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
 from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old
+from dim.runtime.messages import say_to_log
+from dim.runtime.progress.show import Progress, ProgressOption, ignore_progress, show_progress
 from dim.runtime.storage.atomic import replace_file
 from dim.runtime.trt.check_engine import check_built_engine
 from dim.runtime.trt.compile import (
     DEFAULT_BATCH,
     BuildOptions,
-    Progress,
     check_target,
     compile_plan,
     hardware_mode,
@@ -43,8 +44,8 @@ def build_engines(
     hardware_compatible: bool = False,
     version_compatible: bool = False,
     into: str = "bundle",
-    say: Callable[[str], None] = lambda message: None,
-    progress: Progress = lambda what, part: None,
+    say: Callable[[str], None] = say_to_log,
+    progress: ProgressOption = None,
 ) -> list[Path]:
     """Compile a bundle's ONNX files.
 
@@ -58,7 +59,7 @@ def build_engines(
         version_compatible: `trt` only: cover newer releases of the same major version.
         into: `bundle`, or `cache` for this user's private cache.
         say: told about each engine.
-        progress: told the share of each build.
+        progress: shows bars where a person looks; see `dim.runtime.progress.show`. The share of each build.
 
     Returns:
         the paths of the plans; each has its sidecar beside it.
@@ -92,9 +93,9 @@ def build_engines(
             )
     library, driver = load_library(format), find_driver()
     built = []
-    for precision in chosen:
-        plan, sidecar = build_engine(path, manifest, library, precision, options, driver, say=say, progress=progress)
-        built.append((plan, sidecar))
+    with show_progress(progress) as report:
+        for precision in chosen:
+            built.append(build_engine(path, manifest, library, precision, options, driver, say=say, progress=report))
     if into == "cache":
         return [store_in_cache(plan, sidecar).path for plan, sidecar in built]
     files: dict[str, bytes | Path] = {}
@@ -114,7 +115,7 @@ def build_engine(
     driver: Driver,
     *,
     say: Callable[[str], None],
-    progress: Progress = lambda what, part: None,
+    progress: Progress = ignore_progress,
 ) -> tuple[bytes, Sidecar]:
     """Build one engine and check it if this machine can run it.
 

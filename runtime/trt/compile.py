@@ -6,18 +6,16 @@ builds without one, by default for every GPU of compute capability 8.0 and newer
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.errors import BadValueError, EngineError
 from dim.runtime.gpu.driver import Driver, Gpu, check_driver, find_driver, require_gpu
+from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.sidecar import library_title
-
-Progress = Callable[[str, float], None]
-"""Told what is being built and which part of it is done, 0..1, never falling."""
 
 DEFAULT_BATCH = (1, 256, 4096)
 
@@ -110,7 +108,7 @@ def compile_plan(
     *,
     gpu: Gpu | None,
     timing_cache: bytes = b"",
-    progress: Progress = lambda what, part: None,
+    progress: Progress = ignore_progress,
 ) -> tuple[bytes, bytes]:
     """Compile one ONNX file.
 
@@ -121,7 +119,7 @@ def compile_plan(
         options: what to build for, checked by `check_target`.
         gpu: the GPU that `check_target` returned.
         timing_cache: kernel timings of an earlier build, empty for none; TensorRT for RTX has no such cache.
-        progress: told the share done.
+        progress: is told the share done, 0 to 1, never falling.
 
     Returns:
         the raw plan, and the timing cache to keep for the next build (empty where the library has none).
@@ -246,7 +244,7 @@ def _make_monitor(trt: Any, what: str, progress: Progress) -> Any:
                 if phase_name in self._phases:
                     self._phases[phase_name][2] = step + 1
                 self._furthest = max(self._furthest, self._share(phase_name))
-                progress(what, self._furthest)
+                progress(what, self._furthest, 1, "")
             except BaseException as error:
                 self.raised = error
             return self.raised is None

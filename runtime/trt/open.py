@@ -7,8 +7,9 @@ from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.engines.base import EngineRequest, parse_pins
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Driver, check_driver, find_driver, require_gpu
+from dim.runtime.progress.show import Progress
 from dim.runtime.trt.build import build_engine
-from dim.runtime.trt.compile import DEFAULT_BATCH, BuildOptions, Progress
+from dim.runtime.trt.compile import DEFAULT_BATCH, BuildOptions
 from dim.runtime.trt.engine import TrtEngine
 from dim.runtime.trt.library import TrtLibrary, load_library
 from dim.runtime.trt.sidecar import describe_gpu, library_title, reason_engine_does_not_fit
@@ -122,7 +123,7 @@ def _say_progress(say: Callable[[str], None]) -> Progress:
     """Turn a build's progress into a sentence every few seconds; a quick build says nothing."""
     last = time.monotonic()
 
-    def progress(what: str, part: float) -> None:
+    def progress(what: str, part: float, whole: float | None, note: str, /) -> None:
         nonlocal last
         if time.monotonic() - last >= _SAY_EVERY_S:
             last = time.monotonic()

@@ -89,7 +89,7 @@ def run(bundle: Path, rivals: list[Contender], clock: Clock, **options: Any) -> 
 
 def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
     said: list[str] = []
-    steps: list[tuple[str, int, int]] = []
+    steps: list[tuple[str, float, float | None, str]] = []
     report = benchmark(
         tiny_bundle,
         device="cpu",
@@ -105,7 +105,7 @@ def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
     ]
     assert all(row.images_per_s > 0 and row.latency_ms > 0 for row in report.results)
     assert report.ratio("onnxruntime-cpu", "int8", "onnxruntime-cpu", "fp32", 16) is not None
-    assert said == [] and [done for _, done, _ in steps] == list(range(6)) and steps[0][2] == 6
+    assert said == [] and [done for _, done, _, _ in steps] == list(range(6)) and steps[0][2] == 6
     described = json.loads(json.dumps(report.to_dict()))
     assert {"engine", "precision", "device", "batch", "images_per_s", "latency_ms"} <= described["results"][0].keys()
     assert described["not_run"] == []

@@ -245,7 +245,7 @@ def test_the_default_bundle_is_named(tiny_bundle: Path, monkeypatch: pytest.Monk
 
 
 def test_choices_reach_the_log_by_default(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="dim.runtime"), open_bundle(tiny_bundle, engine="fake") as bundle:
+    with caplog.at_level("INFO", logger="dim"), open_bundle(tiny_bundle, engine="fake") as bundle:
         bundle.sample([0], [0])
     assert caplog.messages == ["Engine: fake on the cpu, fp32, as asked."]
 

@@ -51,7 +51,6 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def record(images: Any, config: str, run_dir: Path, **options: Any) -> Any:
         made = preset(config, data=images, overrides=options["overrides"])
         seen.update(config=made, images=images, run_dir=run_dir, **options)
-        options["progress"](SimpleNamespace(stage="stage1", step=1, steps=9, images_per_s=5.0, losses={"a_loss": 1.0}))
         return SimpleNamespace(run_dir=run_dir, finished=True)
 
     monkeypatch.setattr("dim.distillation.distill.distill", record)
@@ -67,6 +66,7 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (seen["images"].name, seen["images"].split_seed) == ("digits", 3)
     assert (seen["device"], seen["threads"], seen["time_limit_s"]) == ("cpu", 2, 540.0)
     assert (seen["resume"], seen["tensorboard"], seen["from_stage1"]) == (True, False, tmp_path / "other")
+    assert seen["progress"] is True
 
 
 @pytest.mark.slow

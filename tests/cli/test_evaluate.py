@@ -82,8 +82,6 @@ def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, mo
 
     def record(bundles: Any, images: Any, protocol: Any, execution: Any, *, out: Path, **options: Any) -> Evaluation:
         seen.update(bundles=bundles, images=images, protocol=protocol, execution=execution, out=out, **options)
-        cell = SimpleNamespace(arch="mlp", subject="real", mode="fixed", ipc=5, labels="hard", seed=0)
-        options["progress"](SimpleNamespace(cell=cell, num_cells=2, done_cells=1, step=5, steps=10))
         return Evaluation(out=out, results=(), students_left=0)
 
     monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)

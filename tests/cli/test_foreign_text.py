@@ -16,11 +16,12 @@ import pytest
 from onnx import helper
 from small_graphs import node, small_graph
 
-from dim.cli.bars import Bars
 from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.bundle_format.files import load_manifest, update_bundle, write_bundle
 from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, SamplingInfo, SourceInfo
 from dim.runtime.errors import printable
+from dim.runtime.progress.lines import Lines
+from dim.runtime.progress.terminal import TerminalBars
 
 ROOT = Path(__file__).parents[2]
 EVIL = "\x1b]0;title\x07\x1b[2Jgone\x9b2J\u202etxt.exe\u2066\u200b\r\n\u2028content id  forged"
@@ -54,11 +55,13 @@ def test_json_keeps_the_text_and_escapes_it(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(out) == {"name": EVIL, EVIL: [EVIL, "zwölf 猫"]}
 
 
-def test_bars_clean() -> None:
-    bars = Bars()
-    bars.show("name", 0, None, EVIL)
-    bars.note(EVIL)
-    assert acts(bars._progress.text) == acts(next(iter(bars._progress.tasks)).fields["detail"]) == []
+def test_bars_and_lines_clean() -> None:
+    bars, lines = TerminalBars(), Lines()
+    for shown in (bars, lines):
+        shown(EVIL, 0, None, EVIL)
+    (task,) = bars._progress.tasks
+    assert acts(bars._progress.note) == acts(task.description) == acts(lines._describe()) == []
+    assert "gone" in bars._progress.note and "gone" in task.description and "gone" in lines._describe()
 
 
 def test_commands_print_through_the_terminal_module() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dim.cli.bars import Bars
-from dim.cli.terminal import format_duration, format_units, print_json, print_table, require_training_extra, say
+from dim.cli.terminal import print_json, print_table, require_training_extra
 from dim.runtime.errors import MissingExtraError
+from dim.runtime.units import format_duration, format_units
 
 
 @pytest.mark.parametrize(
@@ -55,31 +55,6 @@ def test_a_table_off_a_terminal_is_not_cut(capsys: pytest.CaptureFixture[str]) -
 def test_a_table_shows_square_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("", ("name",), [("[bold]",)])
     assert "[bold]" in capsys.readouterr().out
-
-
-def test_bars_vanish_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Bars() as bars:
-        bars.show("work", 1, 2, "1/2")
-        bars.note("a note")
-        say("a line with [brackets]")
-        bars.clear()
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "a line with [brackets]\n")
-
-
-def test_bars_show_and_clean_up_on_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    with Bars() as bars:
-        bars.show("work", 1, 2, "1/2 things")
-        bars.note("generator 0.5")
-        say("a line [above]")
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "work" in captured.err and "1/2 things" in captured.err and "generator 0.5" in captured.err
-    assert "a line [above]" in captured.err
 
 
 def test_a_missing_training_package_names_its_extra() -> None:

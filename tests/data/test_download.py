@@ -57,14 +57,14 @@ def test_a_named_set_is_downloaded_once(
     known = KNOWN["mnist"]
     monkeypatch.setitem(KNOWN, "mnist", type(known)(**(vars(known) | {"files": tuple(files), "mirrors": (address,)})))
     said: list[str] = []
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, float, float | None, str]] = []
     first = load_data("mnist", data_dir=tmp_path / "new", say=said.append, progress=lambda *report: seen.append(report))
     assert (
         len(without_cautions(said)) == 4
         and said[0] == f"downloading {address}{files[0].name} to {tmp_path / 'new' / 'mnist'}"
     )
     total = (served / files[0].name).stat().st_size
-    assert seen[0][0] == f"downloading {files[0].name}" and (seen[0][0], total, total) in seen
+    assert seen[0][0] == f"downloading {files[0].name}" and (seen[0][0], total / 1e6, total / 1e6, "MB") in seen
     assert first.note == "MNIST, official files (MD5 sums match)"
     for file in served.iterdir():
         file.unlink()

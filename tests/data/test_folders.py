@@ -392,10 +392,10 @@ def test_a_set_may_not_need_more_memory_than_the_limit(tmp_path: Path, monkeypat
 
 
 def test_progress_counts_headers_and_images(tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, float, float | None, str]] = []
     _load(tmp_path, FILES, progress=lambda *report: seen.append(report))
-    assert ("data: reading headers", 10, 0) in seen
-    assert [report for report in seen if "decoding" in report[0]][-1] == ("data: decoding", 10, 10)
+    assert ("data: reading headers", 10, None, "") in seen
+    assert [report for report in seen if "decoding" in report[0]][-1] == ("data: decoding", 10, 10, "")
 
 
 def test_a_failing_decoder_stops_the_pipeline() -> None:

@@ -14,7 +14,6 @@ from quick_runs import FRESH, Stop, quick, same, stop_at, weights
 from small_images import make_images
 
 from dim.distillation.distill import distill
-from dim.distillation.session import Progress
 from dim.runtime.errors import RunError
 
 
@@ -28,8 +27,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(kind: str, stage: str, step
     data = make_images()
     distill(data, config, tmp_path / "whole")
 
-    def interrupt(report: Progress) -> None:
-        if (report.stage, report.step) == (stage, step):
+    def interrupt(what: str, done: float, total: float | None, note: str) -> None:
+        if (what, done) == (stage, step):
             raise Stop
 
     with pytest.raises(Stop):
@@ -47,7 +46,8 @@ def test_a_killed_process_resumes_to_the_same_bits(undisturbed: Path, tmp_path: 
         "import sys; from pathlib import Path; from quick_runs import quick;"
         "from small_images import make_images;"
         "from dim.distillation.distill import distill; print('go', flush=True);"
-        "distill(make_images(), quick(), Path(sys.argv[1]), resume=True, progress=lambda r: print(r.step, flush=True))"
+        "note = lambda what, done, total, note: print(done, flush=True);"
+        "distill(make_images(), quick(), Path(sys.argv[1]), resume=True, progress=note)"
     )
     run_dir = tmp_path / "run"
     for lines in (3, 9):

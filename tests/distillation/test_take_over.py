@@ -11,7 +11,6 @@ from small_images import make_images
 
 from dim.data.load import ImageSet
 from dim.distillation.distill import distill
-from dim.distillation.session import Progress
 from dim.runtime.errors import BadValueError, RunError
 
 RESULTS = ["generator.safetensors", "generator-stage1.safetensors", "metrics.jsonl", "config.json"]
@@ -36,8 +35,8 @@ def begun_from(source: Path, run_dir: Path, **changes: object) -> list[str]:
     stages: dict[str, None] = {}
     said: list[str] = []
 
-    def note(report: Progress) -> None:
-        stages[report.stage] = None
+    def note(what: str, done: float, total: float | None, note: str) -> None:
+        stages[what] = None
 
     config = quick(**changes)
     assert distill(make_images(), config, run_dir, from_stage1=source, progress=note, say=said.append).finished

@@ -306,7 +306,7 @@ def test_building_into_a_bundle(machine: Machine) -> None:
     machine.install("trt")
     before = load_manifest(machine.path)
     shares: list[tuple[str, float]] = []
-    paths = machine.build(progress=lambda what, part: shares.append((what, part)))
+    paths = machine.build(progress=lambda what, part, whole, note: shares.append((what, part)))
     manifest = load_manifest(machine.path)
     assert [path.name for path in paths] == ["generator.fp32.trt.sm89.engine", "generator.fp16.trt.sm89.engine"]
     assert manifest.content_id == before.content_id

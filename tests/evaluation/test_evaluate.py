@@ -20,7 +20,6 @@ import dim.evaluation.jobs
 from dim.data.load import ImageSet
 from dim.evaluation.cells import Cell, CellResult
 from dim.evaluation.evaluate import evaluate
-from dim.evaluation.measure import EvalProgress
 from dim.evaluation.protocol import PROTOCOLS, Execution
 from dim.evaluation.results import aggregate
 from dim.evaluation.table import accuracy_table, cost_table, format_bytes
@@ -40,8 +39,9 @@ def names(results: Sequence[CellResult]) -> list[tuple[str, str, int, int]]:
 def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
     bundle: Path, data: ImageSet, tmp_path: Path
 ) -> None:
-    events: list[EvalProgress] = []
-    results = run_evaluation(bundle, data, tmp_path, {"ipcs": (25, 1), "seeds": (0, 1)}, progress=events.append).results
+    events: list[tuple[str, float, float | None, str]] = []
+    wish: dict[str, Any] = {"ipcs": (25, 1), "seeds": (0, 1)}
+    results = run_evaluation(bundle, data, tmp_path, wish, progress=lambda *report: events.append(report)).results
     per_seed = [("generated", "fixed"), ("real", "fixed"), ("generated", "stream"), ("real", "stream")]
     assert names(results) == [(*pair, ipc, seed) for ipc in (25, 1) for seed in (0, 1) for pair in per_seed]
     assert {(r.cell.ipc, r.steps) for r in results} == {(25, 2 * 2), (1, 2)}  # 75 images are 64 and 11
@@ -59,7 +59,7 @@ def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
     )
     assert {r.engine for r in results if r.cell.source == "real"} == {""}
     assert all(r.engine.startswith("onnxruntime-cpu fp32") for r in results if r.cell.source == "bundle")
-    assert (events[-1].done_cells, events[-1].num_cells) == (16, 16)
+    assert events[-1][:3] == ("students", 16, 16) and events[0][1] == 1
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -169,9 +169,13 @@ def test_an_interruption_keeps_what_was_finished(
 def test_two_processes_give_the_same_results(bundle: Path, data: ImageSet, tmp_path: Path) -> None:
     options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("stream",)}
     one = run_evaluation(bundle, data, tmp_path / "one", options).results
-    events: list[EvalProgress] = []
+    events: list[tuple[str, float, float | None, str]] = []
     two = run_evaluation(
-        bundle, data, tmp_path / "two", options | {"jobs": 2, "threads": 2}, progress=events.append
+        bundle,
+        data,
+        tmp_path / "two",
+        options | {"jobs": 2, "threads": 2},
+        progress=lambda *report: events.append(report),
     ).results
     assert [r.accuracy for r in one] == [r.accuracy for r in two]
     assert events and len(list((tmp_path / "two" / "cells").glob("*.json"))) == 2

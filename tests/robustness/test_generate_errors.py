@@ -65,7 +65,7 @@ def test_kills_at_random_moments(tiny_bundle: Path, fast: Path, format: str, sig
 def test_a_mount_that_goes_away(tiny_bundle: Path, tmp_path: Path) -> None:
     out, gone = tmp_path / "set", tmp_path / "gone"
 
-    def unmount(done: int, total: int, written: int) -> None:
+    def unmount(what: str, done: float, total: float | None, note: str) -> None:
         if done > 0 and not gone.exists():
             out.rename(gone)
             out.mkdir()
@@ -96,7 +96,7 @@ def test_what_a_killed_process_was_making_is_removed(tiny_bundle: Path, tmp_path
 
 @pytest.mark.parametrize("format", ["npz", "npy"])
 def test_a_file_that_was_cut_off_is_made_anew(tiny_bundle: Path, tmp_path: Path, format: str) -> None:
-    def interrupt(done: int, total: int, written: int) -> None:
+    def interrupt(what: str, done: float, total: float | None, note: str) -> None:
         if done >= 1500:
             raise KeyboardInterrupt
 

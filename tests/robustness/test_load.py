@@ -86,7 +86,7 @@ def test_many_streams_at_once_do_not_mix(tiny_bundle: Path) -> None:
 def _generate_in_child(path: str, out: str, shard: tuple[int, int], started: Any, go_on: Any, answers: Any) -> None:
     """Write a shard, and wait in the middle of it."""
 
-    def wait(done: int, total: int, written: int) -> None:
+    def wait(what: str, done: float, total: float | None, note: str) -> None:
         if done > 0:
             started.set()
             go_on.wait(120)
@@ -127,7 +127,7 @@ def test_two_processes_want_the_same_shard(tiny_bundle: Path, tmp_path: Path) ->
 def test_two_threads_want_the_same_shard(tiny_bundle: Path, tmp_path: Path) -> None:
     out, inside, go_on = tmp_path / "set", threading.Event(), threading.Event()
 
-    def wait(done: int, total: int, written: int) -> None:
+    def wait(what: str, done: float, total: float | None, note: str) -> None:
         if done > 0:
             inside.set()
             go_on.wait(60)

@@ -167,7 +167,7 @@ def test_webdataset_through_datasets(bundle: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset"])
 def test_shards_resume_to_the_same_bytes(bundle: Bundle, tmp_path: Path, format: str) -> None:
-    def interrupt(done: int, total: int, written: int) -> None:
+    def interrupt(what: str, done: float, total: float | None, note: str) -> None:
         if done >= 20:
             raise KeyboardInterrupt
 

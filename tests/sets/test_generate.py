@@ -19,6 +19,7 @@ from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.sampling.latents import index_major_order
 from dim.runtime.set_formats.imagefolder import ImageFolder
 from dim.runtime.set_formats.png import encoder_version
+from dim.runtime.units import format_units
 
 COUNTS = (70, 40, 5)
 MANY = (350, 200, 40)
@@ -346,10 +347,12 @@ def test_a_padded_engine_draws_in_its_batch(tiny_bundle: Path, tmp_path: Path, m
 
 
 def test_progress_counts_up(bundle: Bundle, tmp_path: Path) -> None:
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[str, float, float | None, str]] = []
     summary = generate(bundle, tmp_path / "set", counts=COUNTS, progress=lambda *state: seen.append(state))
-    assert seen[0] == (0, 115, 0) and seen[-1] == (115, 115, summary.bytes_written)
-    assert seen == sorted(seen)
+    assert seen[0][:3] == ("generating", 0, 115) and seen[0][3].endswith(" images/s, 0 B written")
+    assert seen[-1][:3] == ("generating", 115, 115)
+    assert seen[-1][3].endswith(f" images/s, {format_units(summary.bytes_written, 'B')} written")
+    assert [done for _, done, _, _ in seen] == sorted(done for _, done, _, _ in seen)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_logits_stand_beside_the_images(bundle: Bundle, tmp_path: Path, format: 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_soft_labels_resume_to_the_same_bytes(bundle: Bundle, tmp_path: Path, format: str) -> None:
-    def interrupt(done: int, total: int, written: int) -> None:
+    def interrupt(what: str, done: float, total: float | None, note: str) -> None:
         if done >= 60:
             raise KeyboardInterrupt
 

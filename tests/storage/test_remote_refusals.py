@@ -126,7 +126,7 @@ def test_a_bucket_that_may_only_be_read(bundle: Bundle, s3: Any, guest: Guard, n
 def test_permission_lost_on_the_way_loses_nothing(
     bundle: Bundle, s3: Any, guest: Guard, no_waiting: None, tmp_path: Path
 ) -> None:
-    def close(done: int, total: int, written: int) -> None:
+    def close(what: str, done: float, total: float | None, note: str) -> None:
         guest.check(done >= 16)
 
     wish: dict[str, Any] = {"counts": COUNTS, "format": "webdataset", "shard_images": 8}
@@ -225,7 +225,7 @@ def test_a_full_temporary_folder_is_named(bundle: Bundle, tmp_path: Path, monkey
 
 
 def test_a_temporary_folder_that_goes_away(bundle: Bundle, tmp_path: Path) -> None:
-    def remove(done: int, total: int, written: int) -> None:
+    def remove(what: str, done: float, total: float | None, note: str) -> None:
         if done == 8:
             for folder in (tmp_path / "tmp").iterdir():
                 shutil.rmtree(folder)

@@ -46,7 +46,7 @@ def test_s3_holds_the_same_bytes_as_a_folder(bundle: Bundle, tmp_path: Path, s3:
 
 
 def test_s3_resumes_and_finished_objects_stay(bundle: Bundle, tmp_path: Path, s3: Any) -> None:
-    def interrupt(done: int, total: int, written: int) -> None:
+    def interrupt(what: str, done: float, total: float | None, note: str) -> None:
         if done >= 20:
             raise KeyboardInterrupt
 

@@ -10,7 +10,6 @@ from small_images import make_images
 from dim.config import (
     DistillConfig,
 )
-from dim.distillation.session import Progress
 from dim.presets import preset
 from dim.runs.checkpoint import read_tensors
 
@@ -62,8 +61,8 @@ class Stop(Exception):
 
 
 def stop_at(stage: str, step: int):  # type: ignore[no-untyped-def]
-    def interrupt(report: Progress) -> None:
-        if (report.stage, report.step) == (stage, step):
+    def interrupt(what: str, done: float, total: float | None, note: str) -> None:
+        if (what, done) == (stage, step):
             raise Stop
 
     return interrupt

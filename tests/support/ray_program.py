@@ -42,12 +42,12 @@ def main(bundle_path: str, folder: str) -> None:
         num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=80 * 2**20
     )
     said: list[str] = []
-    seen: list[tuple[int, ...]] = []
+    seen: list[tuple[float, float | None]] = []
     killed: list[int] = []
 
-    def kill_one(*state: int) -> None:
-        seen.append(state)
-        if state[0] > 0 and not killed and (pids := find_workers()):
+    def kill_one(what: str, done: float, total: float | None, note: str) -> None:
+        seen.append((done, total))
+        if done > 0 and not killed and (pids := find_workers()):
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
 

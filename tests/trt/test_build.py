@@ -52,7 +52,7 @@ def test_every_precision_builds_without_a_gpu(library: TrtLibrary, tiny_bundle: 
         precision,
         SMALL,
         gpu=check_target(library, SMALL),
-        progress=lambda what, part: shares.append(part),
+        progress=lambda what, part, whole, note: shares.append(part),
     )
     assert len(plan) > 1000
     assert timing == b""  # TensorRT for RTX has no timing cache
@@ -85,7 +85,7 @@ def test_bytes_that_are_no_onnx_file(library: TrtLibrary) -> None:
 
 
 def test_control_c_during_a_build_stops_it(library: TrtLibrary, tiny_bundle: Path) -> None:
-    def interrupt(what: str, part: float) -> None:
+    def interrupt(what: str, part: float, whole: float | None, note: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -142,7 +142,7 @@ def test_tensorrt_is_asked_for_the_same(
         options,
         gpu=gpu,
         timing_cache=b"kept",
-        progress=lambda what, part: shares.append(part),
+        progress=lambda what, part, whole, note: shares.append(part),
     )
     config = module.configs[0]
     assert config.flags == {"VERSION_COMPATIBLE"}  # and TF32 is off
