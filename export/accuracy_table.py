@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dim.export.markdown import escape
+from dim.runtime.markdown import escape
 
 Row = Mapping[str, Any]
 

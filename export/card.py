@@ -8,10 +8,10 @@ from shlex import quote
 
 from dim.export.accuracy_table import render_accuracy_table
 from dim.export.distill_command import NATIVE_SHAPES, write_distill_command
-from dim.export.markdown import escape
 from dim.export.record import ExportRecord
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
+from dim.runtime.markdown import escape, quote_code
 
 MAX_CLASSES_SHOWN = 20
 
@@ -45,7 +45,7 @@ def _render_head(m: Manifest) -> str:
 # {escape(m.name)}
 
 A compiled generator that draws labelled {m.height}x{m.width} {kind} images of {len(m.classes)} classes: training sets
-of any size, without PyTorch. It was distilled from {escape(m.source.name)} with `{escape(m.created_by)}`.
+of any size, without PyTorch. It was distilled from {escape(m.source.name)} with {quote_code(m.created_by)}.
 
 ![One row per class](preview.png)
 """
@@ -107,7 +107,7 @@ def _render_files(m: Manifest, record: ExportRecord) -> str:
     lines = ["| file | bytes | SHA-256 |", "|---|---|---|"]
     for name, file in sorted(m.files.items()):
         if name != "README.md":
-            lines.append(f"| `{name}` | {file.size_bytes:,} | `{file.sha256}` |")
+            lines.append(f"| {quote_code(name)} | {file.size_bytes:,} | `{file.sha256}` |")
     text = "## Files\n\n" + "\n".join(lines) + f"\n\nContent id: `{m.content_id}`."
     if TEACHER_ONNX in m.files:
         text += f" `{TEACHER_ONNX}` gives soft labels: uint8 images in, logits out."

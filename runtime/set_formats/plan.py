@@ -4,9 +4,11 @@ A set is cut into parts of `part_images` images in the set's order. A part is th
 `--shard i/n` (part p belongs to shard p mod n), so which worker makes it changes nothing.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.sampling.latents import order_slice
 from dim.runtime.set_formats.file_sizes import bound_file_bytes, fit_images
+from dim.runtime.storage import strict_json
+from dim.runtime.storage.records import to_plain
 
 FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
 SINGLE_FILE_FORMATS = ("npz", "npy")
@@ -64,6 +68,12 @@ class Plan:
     encoder: str
     """The library that turns pixels into bytes, with its version; another one may give other bytes."""
     engine: EngineInfo
+
+    @cached_property
+    def identity(self) -> str:
+        """Eight hexadecimal digits that other plans do not share; in the names of files that readers cache by name."""
+        described = to_plain(replace(self, engine=replace(self.engine, reason="")))
+        return hashlib.sha256(strict_json.write_canonical(described)).hexdigest()[:8]
 
     @property
     def images(self) -> int:

@@ -1,4 +1,6 @@
-"""WebDataset: tar shards `train-000000.tar` of `<key>.png` and `<key>.cls`, the key being index and label.
+"""WebDataset: tar shards `train-<identity>-000000.tar` of `<key>.png` and `<key>.cls`, the key being index and label.
+
+The identity is that of the set's plan: readers such as mlcroissant keep what they unpack by the archive's name alone.
 
 The headers are written here because `tarfile` makes 11,000 files a second, fewer than the PNG encoder, and because the
 bytes may depend on nothing but the images: owner, time and mode are constant.
@@ -33,7 +35,7 @@ class WebDataset:
         return WebDatasetPart(plan, store, part)
 
     def files(self, plan: Plan, part: int) -> Iterator[str]:
-        yield f"train-{part:06d}.tar"
+        yield f"train-{plan.identity}-{part:06d}.tar"
 
     def folders(self, plan: Plan) -> list[str]:
         return []

@@ -4,10 +4,10 @@ The YAML block on top is what Hugging Face reads. It names the files of the one 
 `train` or `test` would be taken for a split (CIFAR-100 has a class `train`).
 """
 
-import json
 from collections.abc import Sequence
 
 from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.markdown import escape, quote_code, quote_yaml
 from dim.runtime.set_formats.plan import Plan
 
 MAX_CLASSES_LISTED = 200
@@ -19,11 +19,11 @@ SPLIT_WORDS = ("train", "training", "validation", "valid", "dev", "val", "test",
 
 
 def describe_set(plan: Plan) -> str:
-    """Say in one sentence what a set is."""
+    """Say in one sentence, of Markdown, what a set is."""
     classes = sum(1 for count in plan.counts if count)
     return (
         f"{plan.images:,} synthetic images of {plan.height}x{plan.width} pixels in {classes:,} classes, drawn from the "
-        f"generator '{plan.bundle}' by dim."
+        f"generator '{escape(plan.bundle)}' by dim."
     )
 
 
@@ -47,7 +47,7 @@ def write_card(manifest: Manifest, plan: Plan) -> bytes:
     """
     blocks = [
         _front_matter(manifest, plan),
-        f"# {_escape(plan.bundle)}: a generated training set\n\n{describe_set(plan)}",
+        f"# {escape(plan.bundle)}: a generated training set\n\n{describe_set(plan)}",
         _classes(plan),
         "## Reading it\n\n" + _reading(plan),
         _normalisation(manifest),
@@ -62,9 +62,9 @@ def _front_matter(manifest: Manifest, plan: Plan) -> str:
     size = next((word for limit, word in _SIZES if plan.images < limit), "n>10M")
     lines = ["---", f"license: {licence.casefold() if known else 'other'}"]
     if licence and not known:
-        lines.append(f"license_name: {json.dumps(licence)}")
+        lines.append(f"license_name: {quote_yaml(licence)}")
     lines += ["task_categories:", "- image-classification", "tags:", "- synthetic", "- dataset-distillation"]
-    lines += [f"pretty_name: {json.dumps(plan.bundle + ' (generated)')}", "size_categories:", f"- {size}"]
+    lines += [f"pretty_name: {quote_yaml(plan.bundle + ' (generated)')}", "size_categories:", f"- {size}"]
     if pattern := _PATTERN.get(plan.format):
         lines += ["configs:", "- config_name: default", "  data_files:", "  - split: train", f'    path: "{pattern}"']
     return "\n".join([*lines, "---"])
@@ -74,7 +74,7 @@ def _classes(plan: Plan) -> str:
     rows = [
         (label, name, count) for label, (name, count) in enumerate(zip(plan.classes, plan.counts, strict=True)) if count
     ]
-    lines = [f"| {label} | {_escape(name)} | {count:,} |" for label, name, count in rows[:MAX_CLASSES_LISTED]]
+    lines = [f"| {label} | {escape(name)} | {count:,} |" for label, name, count in rows[:MAX_CLASSES_LISTED]]
     if len(rows) > MAX_CLASSES_LISTED:
         lines.append(f"| | and {len(rows) - MAX_CLASSES_LISTED:,} more, see `dataset.json` | |")
     return "\n".join(["## Classes\n", "| label | class | images |", "|---|---|---|", *lines])
@@ -102,7 +102,7 @@ classes = json.load(open("classes.json"))
 datasets.load_dataset("path/to/this/folder")                 # features Image and ClassLabel
 ```""",
         "webdataset": f"""```python
-shards = webdataset.WebDataset("train-{{000000..{plan.parts - 1:06d}}}.tar", shardshuffle=100)
+shards = webdataset.WebDataset("train-{plan.identity}-{{000000..{plan.parts - 1:06d}}}.tar", shardshuffle=100)
 for image, label in shards.shuffle(10_000).decode("rgb8").to_tuple("png", "cls"): ...
 ```
 
@@ -138,22 +138,17 @@ def _origin(manifest: Manifest, plan: Plan) -> str:
     size = f"{counts.pop():,} of each of {classes:,} classes" if len(counts) == 1 else f"{plan.images:,}, see the table"
     lines = [
         "## Where it comes from\n",
-        f"- generator: `{_escape(plan.bundle)}`, content id `{plan.content_id}`",
+        f"- generator: {quote_code(plan.bundle)}, content id {quote_code(plan.content_id)}",
         f"- images: {size}, indices from {plan.start:,}, seed {plan.seed}",
-        f"- engine: {engine.name} ({engine.version}, {engine.device}, {engine.precision}{batch})",
-        f"- source: {_escape(manifest.source.name)}"
-        + (f" ({_escape(manifest.source.note)})" if manifest.source.note else ""),
-        f"- licence of the source: {_escape(manifest.source.licence) or 'not stated'}",
-        f"- licence of the generator: {_escape(manifest.licence) or 'not stated'}",
+        f"- engine: {escape(engine.name)} ({escape(engine.version)}, {escape(engine.device)}, "
+        f"{escape(engine.precision)}{batch})",
+        f"- source: {escape(manifest.source.name)}"
+        + (f" ({escape(manifest.source.note)})" if manifest.source.note else ""),
+        f"- licence of the source: {escape(manifest.source.licence) or 'not stated'}",
+        f"- licence of the generator: {escape(manifest.licence) or 'not stated'}",
         "\n`dataset.json` has the whole plan and the hash of every part; the same plan gives the same bytes again.",
     ]
     return "\n".join(lines)
-
-
-def _escape(value: str) -> str:
-    """Keep a name from breaking out of its place in Markdown."""
-    flat = " ".join(value.split())
-    return "".join("\\" + letter if letter in "\\`*_[]<>|#" else letter for letter in flat)
 
 
 def list_split_like_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:

@@ -5,11 +5,13 @@ Labels do not refer to the record set of classes: mlcroissant 1.1.1 applies a la
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dim.runtime.bundle_format.manifest import Manifest
+from dim.runtime.markdown import escape
 from dim.runtime.set_formats.part import FileEntry, PartRecord
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.sets.card import describe_set
@@ -56,7 +58,7 @@ def write_croissant(manifest: Manifest, plan: Plan, records: Sequence[PartRecord
         "@context": json.loads(_CONTEXT.read_bytes()),
         "@type": "sc:Dataset",
         "conformsTo": CONFORMS_TO,
-        "name": f"{plan.bundle}-generated",
+        "name": f"{re.sub(r'[^A-Za-z0-9_-]+', '-', plan.bundle)}-generated-{plan.identity}",
         "description": describe_set(plan),
         "version": "1.0.0",
         "citeAs": CITATION,
@@ -65,7 +67,9 @@ def write_croissant(manifest: Manifest, plan: Plan, records: Sequence[PartRecord
         "recordSet": [_classes(plan), *_images(plan)],
     }
     if manifest.licence:
-        block["license"] = manifest.licence
+        # A licence's usual name or address stays what it is.
+        plain = re.fullmatch(r"[A-Za-z0-9 .,:/()+-]+", manifest.licence)
+        block["license"] = manifest.licence if plain else escape(manifest.licence)
     return strict_json.write_indented(block)
 
 

@@ -1,6 +1,7 @@
 """A stranger's manifest and export.json, changed at random: the card is written or the bundle refused."""
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -73,3 +74,35 @@ def test_no_word_of_a_configuration_leaves_its_quotes() -> None:
             "runs/$(touch evil); `x`",
         }
         place[key] = old
+
+
+EVIL = (
+    "x <script>alert(1)</script> <img src=x> [click](https://evil.example) `code` **bold** ~~gone~~ | cell | $x$ "
+    "www.evil.example a@evil.example \u202eright to left"
+)
+MARKUP = re.compile(r"(?<!\\)[<>*\[\]~$&@]|(?<!\\)://|www\.|[\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.mark.parametrize(
+    "field", ["name", "created_by", "licence", "source.name", "source.licence", "source.note", "classes", "accuracy"]
+)
+def test_every_field_of_a_manifest_is_quoted_in_the_bundles_card(tmp_path: Path, field: str) -> None:
+    manifest = load_manifest(SHIPPED)
+    if field.startswith("source."):
+        changed = replace(manifest, source=replace(manifest.source, **{field.partition(".")[2]: EVIL}))
+    elif field == "classes":
+        changed = load_manifest(build_tiny_bundle(tmp_path / "b.dim", classes=(EVIL, "plain")))
+    elif field == "accuracy":
+        rows = tuple(
+            {key: EVIL if isinstance(value, str) else value for key, value in row.items()} for row in manifest.accuracy
+        )
+        changed = replace(manifest, accuracy=rows)
+    else:
+        changed = replace(manifest, **{field: EVIL})
+    text = render_card(changed, ExportRecord() if field == "classes" else read_record(SHIPPED, manifest))
+    outside = re.sub(r"(?ms)^```.*?^```$", "", text)
+    assert outside.count("```") == 0
+    lines = [re.sub(r"`[^`]*`", "code", line) for line in outside.splitlines() if "evil" in line or "script" in line]
+    assert lines or field == "created_by"
+    for line in lines:
+        assert not MARKUP.search(line), line

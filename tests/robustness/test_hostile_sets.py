@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from dim.runtime.errors import OutputError
 from dim.runtime.set_formats.part import FileEntry, PartRecord
 from dim.runtime.set_formats.plan import FORMATS, MAX_PARTS
 from dim.runtime.sets import journal as set_files
-from dim.runtime.sets.journal import MAX_BYTES, SetFile, Written, remove_set
+from dim.runtime.sets.card import write_card
+from dim.runtime.sets.croissant import write_croissant
+from dim.runtime.sets.journal import MAX_BYTES, SetFile, Written, read_set, remove_set
 from dim.runtime.storage import local_store as set_store
 from dim.runtime.storage.local_store import LocalStore
 from dim.runtime.storage.place import make_place
@@ -181,16 +184,61 @@ def test_the_largest_set_fits_its_own_limits(bundle: Bundle, tmp_path: Path) -> 
     assert largest(lambda data: sum(map(data.count, (b",", b"[", b"{")))) < set_files.MAX_VALUES
 
 
-@pytest.mark.parametrize("format", ["imagefolder", "parquet"])
-def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, format: str) -> None:
-    evil = 'x\n---\nconfigs: [{"config_name": "evil", "data_files": "https://evil/*.py"}]\n<script>alert(1)</script>'
+EVIL = (
+    'x\n---\nconfigs: [{"data_files": "https://evil.example/*.py"}]\n<script>alert(1)</script> <img src=x> '
+    "[click](https://evil.example) ![i](https://evil.example/i.gif) `code` **bold** ~~gone~~ &lt;b&gt; | cell | $x$ "
+    "www.evil.example a@evil.example \u202eright to left\x1b[2J \U0001f600"
+)
+MARKUP = re.compile(r"(?<!\\)[<>`*\[\]|~$&@]|(?<!\\)://|www\.|[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+OF_MANIFESTS = ("licence", "source.name", "source.licence", "source.note")
+OF_PLANS = ("name", "classes", "engine", "version", "device", "precision", "encoder")
+
+
+@pytest.mark.parametrize("field", [*OF_MANIFESTS, *OF_PLANS])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, format: str, field: str) -> None:
+    """Every text that reaches the card and Croissant from a bundle or a plan, one at a time."""
     with open_bundle(tiny_bundle, engine="fake") as opened:
-        source = replace(opened.manifest.source, name=evil, licence=evil, note=evil)
-        opened.manifest = replace(opened.manifest, name="a: [b", licence=evil, source=source)
+        manifest = opened.manifest
         generate(opened, tmp_path, counts=COUNTS, format=format)
-    head = (tmp_path / "README.md").read_text().split("---\n")[1]
-    found = yaml.safe_load(head)
-    assert found["license_name"] == evil and found["pretty_name"] == "a: [b (generated)"
-    assert all("evil" not in str(value) for key, value in found.items() if key != "license_name")
-    assert "<script>" not in (tmp_path / "README.md").read_text().replace(json.dumps(evil), "")
-    assert json.loads((tmp_path / "croissant.json").read_text())["license"] == evil
+    found = read_set(LocalStore(tmp_path))
+    assert found is not None and found.written is not None
+    plan, plain = found.plan, write_card(manifest, found.plan).decode()
+    engine = {"engine": "name", "version": "version", "device": "device", "precision": "precision"}
+    # Manifests refuse control letters, and short fields line breaks too.
+    text = EVIL.replace("\x1b", "").replace("\n", " " if field == "source.name" else "\n")
+    if field == "name":
+        plan = replace(plan, bundle=EVIL)
+    elif field.startswith("source."):
+        manifest = replace(manifest, source=replace(manifest.source, **{field.partition(".")[2]: text}))
+    elif field == "classes":
+        plan = replace(plan, classes=(EVIL, *plan.classes[1:]))
+    elif field in engine:
+        plan = replace(plan, engine=replace(plan.engine, **{engine[field]: EVIL}))
+    elif field == "encoder":
+        plan = replace(plan, encoder=EVIL)
+    else:
+        manifest = replace(manifest, licence=text)
+    card = write_card(manifest, plan).decode()
+    head, body = card.split("---\n")[1], card.partition("---\n")[2].partition("\n---\n")[2]
+    block = yaml.safe_load(head)
+    assert set(block) - {"license_name"} == set(yaml.safe_load(plain.split("---\n")[1]))
+    assert all("evil" not in str(value) for key, value in block.items() if key not in ("license_name", "pretty_name"))
+    changed = [line for line in body.splitlines() if "evil" in line]
+    for line in changed:
+        text = line.strip("| ").split(" | ")[1] if field == "classes" else re.sub(r"`[^`]*`", "code", line)
+        assert not MARKUP.search(text), text
+    assert len(changed) == {"encoder": 0, "name": 3}.get(field, 1)
+    croissant = json.loads(write_croissant(manifest, plan, found.written.parts))
+    del croissant["@context"], croissant["recordSet"], croissant["distribution"]
+    assert all(not MARKUP.search(str(croissant[key])) for key in ("name", "description"))
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", croissant["name"])
+    assert not MARKUP.search(croissant.get("license", ""))
+
+
+@pytest.mark.parametrize("licence", ["CC BY-SA 3.0", "https://creativecommons.org/licenses/by/4.0/", "MIT"])
+def test_a_plain_licence_stays_what_it_is(tiny_bundle: Path, tmp_path: Path, licence: str) -> None:
+    with open_bundle(tiny_bundle, engine="fake") as opened:
+        opened.manifest = replace(opened.manifest, licence=licence)
+        generate(opened, tmp_path, counts=COUNTS)
+    assert json.loads((tmp_path / "croissant.json").read_text())["license"] == licence

@@ -135,16 +135,17 @@ def test_webdataset_through_its_own_reader_and_tarfile(bundle: Bundle, tmp_path:
 
     generate(bundle, tmp_path / "set", counts=COUNTS, format="webdataset", shard_images=15)
     images, labels = drawn(bundle)
-    url = str(tmp_path / "set" / "train-{000000..000002}.tar")
+    [last] = (tmp_path / "set").glob("train-*-000002.tar")
+    url = str(last).replace("000002", "{000000..000002}")
     rows = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "__key__"))
     assert [row[1] for row in rows] == labels.tolist()
     assert np.array_equal(np.stack([row[0] for row in rows]), images)
     assert rows[0][2] == "00000000-00000" and len({row[2] for row in rows}) == 40
     assert json.loads((tmp_path / "set" / "classes.json").read_text()) == ["train", "test", "cat"]
-    with tarfile.open(tmp_path / "set" / "train-000002.tar") as archive:
+    with tarfile.open(last) as archive:
         members = archive.getmembers()
         assert len(members) == 20 and {(member.mtime, member.uid, member.mode) for member in members} == {(0, 0, 0o644)}
-    assert (tmp_path / "set" / "train-000002.tar").stat().st_size % 10_240 == 0
+    assert last.stat().st_size % 10_240 == 0
 
 
 def test_tar_entries_are_tarfiles_own_bytes() -> None:

@@ -43,7 +43,8 @@ def read_logits(folder: Path, format: str) -> Any:
     if format == "webdataset":
         import webdataset
 
-        url = str(folder / "train-{000000..000002}.tar")
+        [first] = folder.glob("train-*-000000.tar")
+        url = str(first).replace("000000", "{000000..000002}")
         rows = webdataset.WebDataset(url, shardshuffle=False).to_tuple("logits.npy")
         return np.stack([np.load(io.BytesIO(row[0])) for row in rows])
     return np.concatenate([np.load(path) for path in sorted(folder.glob("logits*.npy"))])

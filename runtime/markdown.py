@@ -1,0 +1,29 @@
+"""Text of unknown origin inside Markdown, in code spans, and in YAML's double quotes."""
+
+import json
+import re
+
+_KEPT = "\t\n\r\u200c\u200d"
+"""Blanks, and the invisible letters that some scripts and emoji need."""
+
+
+def escape(value: object) -> str:
+    """Return a value as text that is harmless inside Markdown: no markup, no HTML, no link, one line."""
+    flat = " ".join(clean(str(value)).split())
+    escaped = "".join("\\" + letter if letter in "\\`*_[]<>|#~$&@" else letter for letter in flat)
+    return re.sub(r"(?i)\bwww\.", lambda found: found[0][:3] + "\\.", escaped.replace("://", "\\://"))
+
+
+def quote_code(value: object) -> str:
+    """Return a value as a code span of one line, which no letter of it can end."""
+    return "`" + " ".join(clean(str(value)).split()).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def quote_yaml(value: str) -> str:
+    """Return a text as a scalar of YAML in double quotes."""
+    return json.dumps("".join(letter if letter < " " else clean(letter) for letter in value), ensure_ascii=False)
+
+
+def clean(text: str) -> str:
+    """Return a text whose control letters, also those that turn the direction of reading, are question marks."""
+    return "".join(letter if letter.isprintable() or letter in _KEPT else "?" for letter in text)
