@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dim.runtime.errors import RunError
+from dim.runtime.errors import BundleError, RunError
+from dim.runtime.storage import strict_json
 from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.records import refuse_newer
+from dim.runtime.storage.records import FieldError, from_plain, refuse_newer
 from dim.version import __version__
 
 FORMAT_VERSION = 1
 """Of a checkpoint's JSON file and the names of its tensors."""
+
+_MAX_RECORD_BYTES = 64 * 2**10
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints kept, newest first. Beside them stay the end of stage 1, from which other runs may begin, and, where both
@@ -203,7 +208,7 @@ class CheckpointFolder:
     def newest_good(self) -> tuple[str, int] | None:
         """Stage and step of the newest checkpoint that is not suspect, or None."""
         record = next((_read_record(path) for path in self._records() if _is_good(path)), None)
-        return (str(record["stage"]), int(record["step"])) if record else None
+        return (record.stage, record.step) if record else None
 
     def _sweep(self) -> None:
         for old in self.folder.glob("stage*.safetensors"):
@@ -250,33 +255,76 @@ def read_checkpoint(record_path: Path) -> Checkpoint:
         one of `DAMAGED_ERRORS`: it is not whole.
         RunError: a newer dim wrote it.
     """
-    record = json.loads(record_path.read_bytes())
-    found, where = record["format_version"], f"The checkpoint {record_path}"
-    refuse_newer(found, where, version=FORMAT_VERSION, maker=record["dim_version"], error=RunError)
-    content = record_path.with_name(Path(record["file"]).name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+    record = _read_record_file(record_path, refuse_newer_ones=True)
+    content = _read_plain_file(record_path.with_name(Path(record.file).name))
+    if hashlib.sha256(content).hexdigest() != record.sha256:
         raise ValueError("its bytes have changed")
     return Checkpoint(
-        stage=str(record["stage"]),
-        step=int(record["step"]),
-        metrics_bytes=int(record["metrics_bytes"]),
-        quiet_lines=int(record["quiet_lines"]),
-        suspect=bool(record["suspect"]),
-        config_sha256=str(record["config_sha256"]),
+        stage=record.stage,
+        step=record.step,
+        metrics_bytes=record.metrics_bytes,
+        quiet_lines=record.quiet_lines,
+        suspect=record.suspect,
+        config_sha256=record.config_sha256,
         tensors=load(content),
     )
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """What a checkpoint's JSON file says; empty if it is damaged."""
+@dataclass(frozen=True, kw_only=True)
+class _RecordFile:
+    """What the JSON file of a checkpoint says."""
+
+    format_version: int
+    dim_version: str
+    file: str
+    sha256: str
+    stage: str
+    step: int
+    metrics_bytes: int
+    quiet_lines: int
+    suspect: bool
+    config_sha256: str
+
+    def __post_init__(self) -> None:
+        for field in ("step", "metrics_bytes", "quiet_lines"):
+            if getattr(self, field) < 0:
+                raise FieldError(field, getattr(self, field), "0 or more")
+
+
+def _read_record_file(path: Path, refuse_newer_ones: bool) -> _RecordFile:
+    """Read the JSON file of a checkpoint; OSError or ValueError where it is damaged."""
+    content = _read_plain_file(path, _MAX_RECORD_BYTES + 1)
     try:
-        record = json.loads(path.read_bytes())
+        block = strict_json.parse(content, path.name, _MAX_RECORD_BYTES)
+    except BundleError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    if refuse_newer_ones and isinstance(block, dict):
+        found, where = block.get("format_version"), f"The checkpoint {path}"
+        refuse_newer(found, where, version=FORMAT_VERSION, maker=block.get("dim_version"), error=RunError)
+    try:
+        return from_plain(_RecordFile, block, path.name)
+    except BundleError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+def _read_plain_file(path: Path, max_bytes: int = -1) -> bytes:
+    """Read a file that is neither a link nor a pipe, which would be waited for without end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{path.name} is not a plain file")
+        return file.read(max_bytes)
+
+
+def _read_record(path: Path) -> _RecordFile | None:
+    """What a checkpoint's JSON file says; None if it is damaged."""
+    try:
+        return _read_record_file(path, refuse_newer_ones=False)
     except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and {"stage", "step", "suspect"} <= record.keys() else {}
+        return None
 
 
 def _is_good(path: Path) -> bool:
     """Whether the checkpoint is whole, as far as its JSON file tells, and not suspect."""
     record = _read_record(path)
-    return bool(record) and not record["suspect"]
+    return record is not None and not record.suspect

@@ -22,6 +22,7 @@ from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder, write_synced
 
 _READ_STEP = 2**20
+_MAX_UNLISTED = 1000
 
 
 @contextmanager
@@ -122,12 +123,14 @@ def check_file_hash(bundle_path: Path, manifest: Manifest, name: str) -> None:
 
 
 def list_unlisted_files(bundle_path: Path, manifest: Manifest) -> list[str]:
-    """List what lies in a bundle's folder and is not in its manifest, as sorted relative paths."""
+    """List what lies in a bundle's folder and is not in its manifest, as sorted relative paths, 1,000 at most."""
     found: list[str] = []
     for folder, subfolders, names in os.walk(bundle_path):
         links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
         found += [os.path.relpath(os.path.join(folder, name), bundle_path) for name in [*names, *links]]
-    return sorted(set(found) - set(manifest.files) - {MANIFEST_NAME})
+        if len(found) > _MAX_UNLISTED + len(manifest.files):
+            break
+    return sorted(set(found) - set(manifest.files) - {MANIFEST_NAME})[:_MAX_UNLISTED]
 
 
 def write_bundle(

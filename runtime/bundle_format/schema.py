@@ -15,6 +15,7 @@ from dim.runtime.storage.records import FieldError
 
 MAX_FILES = 1024
 MAX_FILE_BYTES = 4 * 2**30
+MAX_BUNDLE_BYTES = 8 * 2**30
 MAX_PATH_CHARS = 240
 MAX_CLASSES = 65_536
 MAX_CLASS_NAME_CHARS = 200
@@ -48,6 +49,8 @@ def check_files(files: Mapping[str, FileRecord]) -> None:
             raise BundleError(f"The manifest lists {other!r} and {path!r}, which are one file on some file systems.")
         check_sha256(f"files[{path!r}].sha256", record.sha256)
         check_range(f"files[{path!r}].size_bytes", record.size_bytes, 0, MAX_FILE_BYTES)
+    if (total := sum(record.size_bytes for record in files.values())) > MAX_BUNDLE_BYTES:
+        raise BundleError(f"The manifest lists {total:,} bytes of files; at most {MAX_BUNDLE_BYTES:,} are read.")
     for path in files:
         parents = path.casefold().split("/")[:-1]
         for depth in range(1, len(parents) + 1):

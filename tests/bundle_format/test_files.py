@@ -23,7 +23,7 @@ from dim.runtime.bundle_format.files import (
     write_bundle,
 )
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents, write_fixed_latents
-from dim.runtime.bundle_format.manifest import parse_manifest
+from dim.runtime.bundle_format.manifest import create_manifest, parse_manifest
 from dim.runtime.bundle_format.schema import check_path
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.storage import atomic
@@ -317,3 +317,18 @@ def test_a_pipe_in_a_bundle_is_refused_at_once(tiny_bundle: Path, tmp_path: Path
     os.mkfifo(bundle / name)
     with pytest.raises(BundleError, match="is not a plain file"):
         check_file_hash(bundle, load_manifest(bundle), name)
+
+
+def test_a_bundle_has_a_total_size(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Sparse files cost their maker nothing, and hashing them costs minutes."""
+    manifest = load_manifest(tiny_bundle)
+    record = replace(manifest.files[ONNX], size_bytes=4 * 2**30)
+    with pytest.raises(BundleError, match="lists 12,884,9.* bytes of files; at most 8,589,934,592 are"):
+        create_manifest(manifest.description, dict(manifest.files) | {f"sparse{number}": record for number in range(3)})
+
+
+def test_a_swarm_of_unlisted_files_is_cut(bundle: Path) -> None:
+    (bundle / "swarm").mkdir()
+    for number in range(1500):
+        (bundle / "swarm" / f"{number}").touch()
+    assert len(list_unlisted_files(bundle, load_manifest(bundle))) == 1000
