@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if why := why_not(stage, options.work, waiting, left):
             print(f"   waiting             {stage.name}: {why}", flush=True)
             continue
-        launch(stage, min(stage.limit_s, left), options, context)
+        launch(stage, left if options.tiny else min(stage.limit_s, left), options, context)
         write_report(stages, context, options.out, time.monotonic() - began, options.minutes)
         bring(options.work, options.out, known)
     report = write_report(stages, context, options.out, time.monotonic() - began, options.minutes)
