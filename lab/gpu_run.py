@@ -184,7 +184,7 @@ def launch(stage: Stage, seconds: float, options: argparse.Namespace, context: C
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
     rows = context.rows(stage.name)
-    if child.returncode and not any(row["seconds"] is None for row in rows.values()):
+    if child.returncode and stage.pending(context) and not any(row["seconds"] is None for row in rows.values()):
         reason = f"the process of {stage.name} ended with {child.returncode}; see log.txt"
         rows[f"{stage.name} as a whole"] = {"status": "failed", "reason": reason, "seconds": 0.0, "packages": False}
         write_rows(options.work, stage.name, rows)

@@ -65,14 +65,14 @@ def list_stages() -> list[Stage]:
 
 
 def _list_distillation(name: str, limit_s: float) -> list[Stage]:
-    speed = Step("speed of a step", partial(choose_steps, name=name, limit_s=limit_s), 0.3 * limit_s)
+    speed = Step(f"speed of a step, {name}", partial(choose_steps, name=name, limit_s=limit_s), 0.3 * limit_s)
     both = Step(f"{name} by best, both stages", partial(distil, name=name), 20, resumable=True)
     return [
         Stage(name, limit_s, [speed, both], needs_s=30, needs=(f"origin/{name}.json",)),
         Stage(
             f"{name}-bundle",
             70,
-            [Step(f"bundle of {name}", partial(export, name=name), 20)],
+            [Step(f"bundle of {name}", partial(export, name=name), 20, resumable=True)],
             needs_s=20,
             needs=(f"{name}/run/generator.safetensors",),
         ),
@@ -157,7 +157,7 @@ def _sizes(context: Context) -> dict[str, Any]:
 
 def distil(context: Context, name: str) -> Any:
     """Both stages, from the newest checkpoint if there is one; what can go on is packed for the way back."""
-    row = context.rows(name).get("speed of a step", {})
+    row = context.rows(name).get(f"speed of a step, {name}", {})
     if row.get("status") != "ok":
         raise UnfinishedError("the speed of a step is not known")
     chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in row["found"]["overrides"].items()}
