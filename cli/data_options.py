@@ -29,3 +29,31 @@ FollowLinksOption = Annotated[
     bool,
     typer.Option("--follow-links", help="Follow symbolic links that leave the folder.", rich_help_panel=DATA_PANEL),
 ]
+ImageColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-column",
+        metavar="NAME",
+        help="Column of the images or file names in a table or Hugging Face dataset.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+LabelColumnOption = Annotated[
+    str | None, typer.Option("--label-column", metavar="NAME", help="Column of the labels.", rich_help_panel=DATA_PANEL)
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="TRAIN[,TEST]",
+        help="Splits to read, where the source names splits; those called train and test if left out.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+ReplayIpcOption = Annotated[
+    int, typer.Option("--replay-ipc", help="Images per class to draw from a bundle.", rich_help_panel=DATA_PANEL)
+]
+DATA_HELP = (
+    "A known set (digits, mnist, fashion-mnist, svhn, cifar10, cifar100), a folder, archive or file, a set that dim "
+    "generate wrote, a bundle, hf://USER/NAME, or the https:// address of an archive; repeat it to unite several."
+)

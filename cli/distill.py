@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
+from dim.cli.data_options import (
+    DATA_HELP,
+    DATA_PANEL,
+    BitsOption,
+    FollowLinksOption,
+    ImageColumnOption,
+    LabelColumnOption,
+    LayoutOption,
+    ReplayIpcOption,
+    SkipUnreadableOption,
+    SplitOption,
+)
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError
@@ -18,13 +29,7 @@ _RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
 
 
 def distill(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, mnist, fashion-mnist, svhn, cifar10, cifar100, or a path: class folders, the same in a "
-            "zip or tar, or an .npz."
-        ),
-    ],
+    data: Annotated[list[str], typer.Option(help=DATA_HELP)],
     out: Annotated[
         Path | None, typer.Option(callback=expand_home, help="The run directory; runs/NAME if left out.")
     ] = None,
@@ -46,6 +51,16 @@ def distill(
     layout: LayoutOption = "auto",
     bits: BitsOption = None,
     follow_links: FollowLinksOption = False,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    split: SplitOption = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option(
+            "--sha256", metavar="HASH", help="Of the archive behind an https:// address.", rich_help_panel=DATA_PANEL
+        ),
+    ] = None,
+    replay_ipc: ReplayIpcOption = 1000,
     seed: Annotated[int, typer.Option(help="Fixes everything that is random.", rich_help_panel=_RECIPE)] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, the GAN.", rich_help_panel=_RECIPE)] = None,
     matching_steps: Annotated[
@@ -116,6 +131,11 @@ def distill(
         layout=layout,
         bits=bits,
         follow_links=follow_links,
+        image_column=image_column,
+        label_column=label_column,
+        split=split,
+        sha256=sha256,
+        replay_ipc=replay_ipc,
         say=speak,
         progress=is_main,
     )

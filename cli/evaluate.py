@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.data_options import BitsOption, FollowLinksOption, LayoutOption, SkipUnreadableOption
+from dim.cli.data_options import (
+    DATA_HELP,
+    DATA_PANEL,
+    BitsOption,
+    FollowLinksOption,
+    ImageColumnOption,
+    LabelColumnOption,
+    LayoutOption,
+    ReplayIpcOption,
+    SkipUnreadableOption,
+    SplitOption,
+)
 from dim.cli.options import (
     ENGINE_PANEL,
     ENGINES,
@@ -32,8 +43,10 @@ _PROTOCOL, _MACHINE = "Protocol", "Machine"
 
 def evaluate(
     data: Annotated[
-        str | None,
-        typer.Option(help="The dataset that the bundle was distilled from; needed where it was a folder or file."),
+        list[str] | None,
+        typer.Option(
+            help="The dataset that the bundle was distilled from; needed where it was none with a name. " + DATA_HELP
+        ),
     ] = None,
     bundle: BundleOption = None,
     sha256: Sha256Option = None,
@@ -52,6 +65,19 @@ def evaluate(
     layout: LayoutOption = "auto",
     bits: BitsOption = None,
     follow_links: FollowLinksOption = False,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    split: SplitOption = None,
+    data_sha256: Annotated[
+        str | None,
+        typer.Option(
+            "--data-sha256",
+            metavar="HASH",
+            help="Of the archive behind an https:// address.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
+    replay_ipc: ReplayIpcOption = 1000,
     record: Annotated[
         bool, typer.Option("--record", help="Write the measured accuracy into the bundle's manifest.")
     ] = False,
@@ -184,6 +210,11 @@ def evaluate(
         layout=layout,
         bits=bits,
         follow_links=follow_links,
+        image_column=image_column,
+        label_column=label_column,
+        split=split,
+        sha256=data_sha256,
+        replay_ipc=replay_ipc,
         say=say,
         progress=True,
     )

@@ -1,250 +1,70 @@
-"""Trees of image files, on disk or in an archive: from paths to arrays.
+"""Trees of image files, on disk or in an archive: `dim.data.layout` or a table beside the images finds their classes.
 
-`dim.data.layout` finds the splits and classes. Class folders are sorted by name, images by path, whatever the order of
-the archive. Images may lie in folders below their class. Hidden files and what file managers leave behind are passed
-over; text files beside images are, too, and said; anything else in a class folder must be an image. All that is wrong
-with a tree is told at once.
+Class folders are sorted by name, images by path, whatever the order of the archive. Images may lie in folders below
+their class. Hidden files and what file managers leave behind are passed over; text files beside images are, too, and
+said; anything else in a class folder must be an image.
 """
 
-import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dim.data.archive import iterate_entries
-from dim.data.decode import (
-    EXTENSIONS,
-    WORD_BITS,
-    ImageHeader,
-    Images,
-    choose_bits,
-    decode_files,
-    decode_image,
-    find_largest_value,
-    read_header,
-)
-from dim.data.image_set import Labels, RawSet, Source
-from dim.data.layout import Fault, Layout, extension_of, find_layout, is_passed_over
-from dim.data.limits import MAX_FILE_BYTES, MAX_KEPT_BYTES
-from dim.data.prepare import check_set_bytes, choose_size
+from dim.data.decode import EXTENSIONS
+from dim.data.image_set import RawSet, Source
+from dim.data.layout import Layout, extension_of, find_layout, is_passed_over
+from dim.data.limits import MAX_FILE_BYTES, MAX_TABLE_BYTES
+from dim.data.pictures import read_pictures
+from dim.data.tables import TABLE_EXTENSIONS, arrange_by_declared_tables, arrange_by_other_tables
 from dim.runtime.errors import DataError
 
-_NO_IMAGE = "not an image by its name; remove it or move it out of the class folder"
-_FAULTS_SHOWN = 8
 
+class _Tree:
+    """The files of a folder or archive."""
 
-@dataclass
-class _Scan:
-    """What the first pass found."""
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._files: dict[str, None] = {}
+        self._folders: dict[str, None] = {}
+        self._tables: dict[str, bytes] = {}
+        self._table_bytes = 0
 
-    headers: dict[str, ImageHeader | None]
-    """Of every file, None where it is not a readable image."""
-    problems: dict[str, str]
-    """Why a file's header cannot be read."""
-    folders: list[str]
-    kept: dict[str, bytes] | None
-    """The files' bytes, or None when they are too many to keep."""
+    def give(self) -> Iterator[tuple[str, bytes]]:
+        for entry in iterate_entries(self._source.path, follow_links=self._source.follow_links):
+            if is_passed_over(entry.path):
+                continue
+            if entry.is_folder:
+                self._folders[entry.path] = None
+                continue
+            self._files[entry.path] = None
+            extension = extension_of(entry.path)
+            if extension in EXTENSIONS:
+                yield entry.path, entry.read(MAX_FILE_BYTES)
+            elif extension in TABLE_EXTENSIONS and entry.path not in self._tables:
+                with suppress(DataError):  # a larger one is no table of ours
+                    self._tables[entry.path] = data = entry.read(MAX_TABLE_BYTES - self._table_bytes)
+                    self._table_bytes += len(data)
+
+    def arrange(self) -> Layout:
+        images = [file for file in self._files if extension_of(file) in EXTENSIONS]
+        if layout := arrange_by_declared_tables(self._tables, images, self._source):
+            return layout
+        try:
+            layout = find_layout(list(self._files), list(self._folders), str(self._source.path), self._source.layout)
+        except DataError:
+            if by_table := arrange_by_other_tables(self._tables, images, self._source):
+                return by_table
+            raise
+        num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
+        by_table = (
+            arrange_by_other_tables(self._tables, images, self._source) if 2 * num_labelled < len(images) else None
+        )
+        return by_table or layout
 
 
 def read_class_folders(source: Source) -> RawSet:
-    """Read class folders from a folder, zip, tar, tar.gz or tar.xz.
-
-    Two passes: the first reads every header (so that size, channels and memory are known), the second decodes. Files
-    of up to `MAX_KEPT_BYTES` together are kept between the two, which saves unpacking an archive twice.
-
-    Args:
-        source: a folder or archive. Without a size `choose_size`'s rule holds; without a channel count it is 1 where
-            every image is grey and else 3.
+    """Read a tree of images from a folder, zip, tar, tar.gz or tar.xz.
 
     Raises:
-        DataError: see `iterate_entries`, `find_layout` and `decode_image`.
+        DataError: see `iterate_entries`, `find_layout`, `dim.data.tables` and `read_pictures`.
     """
-    with warnings.catch_warnings():
-        # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        scan = _scan(source)
-        layout = find_layout(list(scan.headers), scan.folders, str(source.path), source.layout)
-        rows = _number_rows(layout)
-        good = _select_readable(scan, rows, source, layout.faults)
-        for remark in layout.remarks:
-            source.say(f"{source.name}: {remark}")
-        size, channels, notes = _choose_form(good, len(rows), source)
-        bits = _find_bits(scan, rows, good, source, notes)
-        images, decoded = _decode(scan, rows, good, (size, channels, bits), source)
-    if num_skipped := len(rows) - int(decoded.sum()):
-        notes.append(f"{num_skipped} unreadable images were left out")
-    for note in notes[1:]:
-        source.say(f"{source.name}: {note}")
-    return _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
-
-
-def _select_readable(
-    scan: _Scan, rows: dict[str, int], source: Source, faults: tuple[Fault, ...]
-) -> dict[str, ImageHeader]:
-    """Choose the files whose headers were read; refuse faults, all at once, but for files that may be skipped."""
-    by_reason: dict[str, list[str]] = {}
-    for file in rows:
-        if scan.headers[file] is None and not source.skip_unreadable:
-            by_reason.setdefault(scan.problems.get(file, _NO_IMAGE), []).append(file)
-    bad = [Fault(f"{files[0]}: {reason}", tuple(files[1:])) for reason, files in by_reason.items()]
-    if told := [*faults, *bad]:
-        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}")
-    good = {file: header for file in rows if (header := scan.headers[file]) is not None}
-    if not good:
-        raise DataError(f"{source.path}: no image that can be read")
-    return good
-
-
-def _count_more(faults: list[Fault]) -> str:
-    more = len(faults) - _FAULTS_SHOWN
-    return f"; and {more} other kinds of fault" if more > 0 else ""
-
-
-def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) -> tuple[int, int, list[str]]:
-    """Choose size and channels, and say in notes what the files are and how they are changed."""
-    size, resized = choose_size(Counter((header.height, header.width) for header in good.values()), source.size)
-    num_grey = sum(header.is_grey for header in good.values())
-    channels = source.channels or (1 if num_grey == len(good) else 3)
-    check_set_bytes(num_rows, size, channels, source.name)
-    notes = [_describe_files(good), *filter(None, [resized])]
-    if 0 < num_grey < len(good):
-        kept = "made grey" if channels == 1 else "repeated over three channels"
-        which = len(good) - num_grey if channels == 1 else num_grey
-        notes.append(f"{which} of {len(good)} images ({'colour' if channels == 1 else 'grey'}) were {kept}")
-    if num_alpha := sum(header.has_alpha for header in good.values()):
-        notes.append(f"{num_alpha} images with transparency were composited on white")
-    if num_animated := sum(header.is_animated for header in good.values()):
-        notes.append(f"{num_animated} files hold several pictures: the first of each was taken")
-    return size, channels, notes
-
-
-def _find_bits(
-    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], source: Source, notes: list[str]
-) -> int:
-    """Find how many bits 16-bit images use, over both splits together, and say it where it is not all of them."""
-    deep = {file for file, header in good.items() if header.bits == WORD_BITS}
-    if not deep:
-        return WORD_BITS
-    largest: list[int] = []
-
-    def look(row: int, file: str, data: bytes) -> None:
-        with suppress(DataError):  # told when it is decoded
-            largest.append(find_largest_value(data, f"{source.path}: {file}"))
-
-    decode_files(((rows[file], file, data) for file, data in _give_files(scan, source) if file in deep), look, _ignore)
-    bits = choose_bits(max(largest, default=0), source.bits, source.name)
-    if bits < WORD_BITS:
-        found = f"their largest value is {max(largest, default=0)}" if source.bits is None else "as asked for"
-        notes.append(f"{len(deep)} images of 16 bits were read as using {bits} of them ({found})")
-    return bits
-
-
-def _decode(
-    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], form: tuple[int, int, int], source: Source
-) -> tuple[Images, NDArray[np.bool_]]:
-    """Decode all good files to `form` (size, channels, bits used of 16): images by row, and which rows have one."""
-    size, channels, bits = form
-    images = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
-    decoded = np.zeros(len(rows), dtype=bool)
-    done = 0
-
-    def decode(row: int, file: str, data: bytes) -> None:
-        try:
-            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels, bits=bits)
-            decoded[row] = True
-        except DataError:
-            if not source.skip_unreadable:
-                raise
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        source.progress(f"{source.name}: decoding", done, len(good), "")
-
-    decode_files(((rows[file], file, data) for file, data in _give_files(scan, source) if file in good), decode, count)
-    if done < len(good):
-        raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
-    return images, decoded
-
-
-def _scan(source: Source) -> _Scan:
-    path, name, progress = source.path, source.name, source.progress
-    scan = _Scan({}, {}, [], {})
-    num_bytes = 0
-    for entry in iterate_entries(path, follow_links=source.follow_links):
-        if entry.is_folder:
-            scan.folders.append(entry.path)
-        elif not is_passed_over(entry.path):
-            scan.headers[entry.path] = None
-            if extension_of(entry.path) in EXTENSIONS:
-                data = entry.read(MAX_FILE_BYTES)
-                num_bytes += len(data)
-                if num_bytes > MAX_KEPT_BYTES:
-                    scan.kept = None
-                elif scan.kept is not None:
-                    scan.kept[entry.path] = data
-                try:
-                    scan.headers[entry.path] = read_header(data, f"{path}: {entry.path}")
-                except DataError as error:
-                    scan.problems[entry.path] = str(error).removeprefix(f"{path}: {entry.path}: ")
-            if len(scan.headers) % 256 == 0:
-                progress(f"{name}: reading headers", len(scan.headers), None, "")
-    progress(f"{name}: reading headers", len(scan.headers), None, "")
-    return scan
-
-
-def _number_rows(layout: Layout) -> dict[str, int]:
-    """Give every file its row: training split first, classes in order, paths in order."""
-    files = [file for split in (layout.train, layout.test) for name in split for file in split[name]]
-    return {file: row for row, file in enumerate(files)}
-
-
-def _give_files(scan: _Scan, source: Source) -> Iterator[tuple[str, bytes]]:
-    """Give the image files once more: those kept in memory, or by reading the tree again."""
-    if scan.kept is not None:
-        yield from scan.kept.items()
-        return
-    for entry in iterate_entries(source.path, follow_links=source.follow_links):
-        if not entry.is_folder and extension_of(entry.path) in EXTENSIONS:
-            yield entry.path, entry.read(MAX_FILE_BYTES)
-
-
-def _assemble(
-    name: str,
-    layout: Layout,
-    images: Images,
-    decoded: NDArray[np.bool_],
-    notes: tuple[str, ...],
-) -> RawSet:
-    train_labels, test_labels = _make_labels(layout.train), _make_labels(layout.test)
-    split = len(train_labels)
-    train, test = images[:split], images[split:]
-    if not decoded.all():
-        train, train_labels = train[decoded[:split]], train_labels[decoded[:split]]
-        test, test_labels = test[decoded[split:]], test_labels[decoded[split:]]
-    return RawSet(
-        name=name,
-        classes=tuple(layout.train),
-        train_images=train,
-        train_labels=train_labels,
-        test_images=test if layout.test else None,
-        test_labels=test_labels if layout.test else None,
-        notes=notes,
-    )
-
-
-def _make_labels(split: dict[str, list[str]]) -> Labels:
-    return np.repeat(np.arange(len(split), dtype=np.int64), [len(files) for files in split.values()])
-
-
-def _describe_files(good: dict[str, ImageHeader]) -> str:
-    kinds = Counter(extension_of(file).removeprefix(".").replace("jpg", "jpeg") for file in good)
-    return " and ".join(f"{count} {kind.upper()} files" for kind, count in kinds.most_common())
-
-
-def _ignore(count: int) -> None:
-    """Show no progress."""
+    return read_pictures(source, _Tree(source))

@@ -112,6 +112,14 @@ class Source:
     """Bits that 16-bit images use; None finds them."""
     follow_links: bool = False
     """Follow links that leave the folder."""
+    image_column: str | None = None
+    """Column of the images, in tables; None takes the one with a usual name."""
+    label_column: str | None = None
+    """Column of the labels, in tables."""
+    replay_ipc: int = 1000
+    """Images per class to draw, where the source is a bundle."""
+    split: str | None = None
+    """Splits to read as training and test split, as in `train,validation`; None takes those with usual names."""
     say: Say
     """Receives sentences about what was passed over or changed."""
     progress: Progress

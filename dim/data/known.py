@@ -4,6 +4,7 @@ Checksums: for CIFAR those of www.cs.toronto.edu/~kriz/cifar.html; for the other
 with its readers (torchvision/datasets/mnist.py, svhn.py) and that its users download by.
 """
 
+import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,6 +42,24 @@ class KnownSet:
     """In the order of the labels; empty where the files name them."""
     layouts: tuple[tuple[str, CifarLayout], ...] = ()
     """CIFAR's archives and unpacked folders, in the order in which they are looked for."""
+
+
+def find_known(name: str) -> str | None:
+    """Return the known dataset that a name means, whatever its case and dashes; None where there is none."""
+    if name in KNOWN:
+        return name
+    plain = _plain(name)
+    return next((known for known in KNOWN if _plain(known) == plain), None)
+
+
+def suggest_known(name: str) -> str:
+    """Return " (did you mean NAME?)" where a known dataset is called much the same, else ""."""
+    near = difflib.get_close_matches(_plain(name), [_plain(known) for known in KNOWN], n=1, cutoff=0.7)
+    return next((f" (did you mean {known}?)" for known in KNOWN if near and _plain(known) == near[0]), "")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def read_known(name: str, folder: Path | None, say: Say, progress: Progress) -> RawSet:

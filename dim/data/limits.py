@@ -24,6 +24,9 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 2**26
 """Pixels of one image file before it is resized (8192 x 8192)."""
 
+MAX_TABLE_BYTES = 32 * 2**20
+"""Bytes of all tables of labels beside images; what goes beyond is passed over."""
+
 MAX_KEPT_BYTES = 256 * 2**20
 """Bytes of image files kept between the two passes over a tree; a larger tree is read twice."""
 

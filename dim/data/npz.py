@@ -1,26 +1,28 @@
-"""NPZ files with `images`, `labels` and optional `classes`, read without pickle and without trusting their headers.
+"""Arrays in NumPy's files, NPZ and NPY, read without pickle and without trusting their headers.
 
-`images` is uint8 `[N, H, W]` or `[N, H, W, C]`, `labels` as `dim.data.labels` takes them, `classes` text `[K]`
-(default: the labels that occur). `test_images` and `test_labels` make a test split. The header of each array is matched
-against the one form that NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are
-refused.
+An `.npz` holds images and labels by the names that people give them (`images` and `labels`, `x_train` and `y_train`,
+`data` and `target`, ...), a test split beside, and `classes`, text `[K]`; `dim.data.arrays` and `dim.data.labels` say
+what both may be. The header of each array is matched against the one form that NumPy writes (numpy.lib.format, versions
+1 to 3); objects, which would need pickle, are refused.
 """
 
 import math
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.decode import Images
+from dim.data.arrays import read_pixels
 from dim.data.entries import named_failure
 from dim.data.image_set import RawSet, Source
 from dim.data.labels import name_labels
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
+from dim.data.set_folders import read_class_names
 from dim.data.zip import open_zip, open_zip_member
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
@@ -29,57 +31,161 @@ _HEADER = re.compile(
     r"\{'descr': '([<>|=]?[a-zA-Z][0-9]{0,9})', 'fortran_order': (True|False), "
     r"'shape': \(((?:N,|N(?:, N){1,9})?)\),? ?\} *\n?".replace("N", "(?:0|[1-9][0-9]{0,18})")
 )
-_MAX_BYTES = {
-    "images": MAX_SET_BYTES,
-    "labels": 8 * MAX_LABELS,
-    "classes": 4 * MAX_CLASSES * MAX_CLASS_NAME_BYTES,
-    "test_images": MAX_SET_BYTES,
-    "test_labels": 8 * MAX_LABELS,
-}
+_STEMS = (
+    ("train_images", "train_labels"),
+    ("x_train", "y_train"),
+    ("train_x", "train_y"),
+    ("train_data", "train_labels"),
+)
+_PAIRS = (
+    ("images", "labels"),
+    *_STEMS,
+    *(("data", labels) for labels in ("target", "targets", "labels", "label", "y")),
+    ("x", "y"),
+    ("image", "label"),
+    ("imgs", "labels"),
+    ("images", "target"),
+    ("arr_0", "arr_1"),
+)
+"""Names of images and labels, in small letters; the first pair that is there is read."""
+_TEST_PAIRS = tuple(
+    (images.replace("train", split), labels.replace("train", split))
+    for split in ("test", "val", "valid")
+    for images, labels in _STEMS
+)
+_CLASS_NAMES = ("classes", "class_names", "label_names", "target_names", "names")
 _MAX_HEADER_BYTES = 2**12
 _CHUNK_BYTES = 2**24
 
 
-def read_npz(source: Source) -> RawSet:
-    """Read a labelled image set from an `.npz` file.
+def is_npz(path: Path) -> bool:
+    """Whether a path is an `.npz` file, or a folder with such files and no other arrays of ours."""
+    return bool(_list_npz(path))
 
-    Args:
-        source: the file; size and channels are left to `make_image_set`.
+
+def _list_npz(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix.lower() == ".npz" and file.is_file())
+    return [path] if path.suffix.lower() == ".npz" and path.is_file() else []
+
+
+def read_npz(source: Source) -> RawSet:
+    """Read a labelled image set from an `.npz` file, or from the parts of one in a folder.
 
     Raises:
         DataError: damaged, truncated, an array missing, of the wrong type or shape, or beyond the limits.
     """
-    path = source.path
-    with named_failure(path), open(path, "rb") as file, open_zip(file, str(path)) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        arrays = {key: _read_member(path, archive, members, key) for key in ("images", "labels")}
-        for key in ("classes", "test_images", "test_labels"):
-            if f"{key}.npy" in members:
-                arrays[key] = _read_member(path, archive, members, key)
-    if ("test_images" in arrays) != ("test_labels" in arrays):
-        raise DataError(f"{path}: test_images and test_labels belong together; only one of them is there")
-    names = _to_classes(arrays["classes"], path) if "classes" in arrays else None
-    classes, labels, test_labels, remarks = name_labels(arrays["labels"], arrays.get("test_labels"), names, str(path))
-    for remark in remarks:
+    parts = [_read_arrays(path) for path in _list_npz(source.path) or [source.path]]
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise DataError(f"{source.path}: its .npz files hold different arrays; name one of them, or make them alike")
+    arrays = {key: parts[0][key] if len(parts) == 1 else _join(parts, key, source.path) for key in parts[0]}
+    return make_raw_set(arrays, source, f"arrays of {source.path.name}")
+
+
+def is_npy_folder(path: Path) -> bool:
+    """Whether a path is a folder with `images*.npy` and `labels*.npy`, as `dim generate` writes them."""
+    return path.is_dir() and bool(list(path.glob("images*.npy"))) and bool(list(path.glob("labels*.npy")))
+
+
+def read_npy_folder(source: Source) -> RawSet:
+    """Read `images*.npy` and `labels*.npy` of a folder, part by part in the order of their names.
+
+    Raises:
+        DataError: as `read_npz`.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for key in ("images", "labels"):
+        parts = []
+        for path in sorted(source.path.glob(f"{key}*.npy")):
+            with named_failure(path), open(path, "rb") as file:
+                parts.append({key: read_npy(file, str(path), max_bytes=_max_bytes(key))})
+        arrays[key] = parts[0][key] if len(parts) == 1 else _join(parts, key, source.path)
+    return make_raw_set(arrays, source, f"arrays of {source.path.name}", read_class_names(source.path))
+
+
+def make_raw_set(
+    arrays: Mapping[str, NDArray[Any]], source: Source, note: str, classes: tuple[str, ...] | None = None
+) -> RawSet:
+    """Make a set of `images`, `labels` and optional `classes`, `test_images` and `test_labels`.
+
+    Args:
+        arrays: as `dim.data.arrays` and `dim.data.labels` take them.
+        source: stands for them in messages, and gives the number of bits.
+        note: where they came from.
+        classes: names that stand elsewhere.
+
+    Raises:
+        DataError: from those.
+    """
+    where = str(source.path)
+    images = [arrays[key] for key in ("images", "test_images") if key in arrays]
+    names = _to_classes(arrays["classes"], where) if "classes" in arrays else classes
+    pixels, changes = read_pixels(images, where, source.bits)
+    classes, labels, test_labels, renamed = name_labels(arrays["labels"], arrays.get("test_labels"), names, where)
+    for remark in (*changes, *renamed):
         source.say(f"{source.name}: {remark}")
     return RawSet(
         name=source.name,
         classes=classes,
-        train_images=_to_images(arrays["images"], path, "images"),
+        train_images=pixels[0],
         train_labels=labels,
-        test_images=_to_images(arrays["test_images"], path, "test_images") if test_labels is not None else None,
+        test_images=pixels[1] if test_labels is not None else None,
         test_labels=test_labels,
-        notes=(f"arrays of {path.name}", *remarks),
+        notes=(note, *changes, *renamed),
     )
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], key: str) -> NDArray[Any]:
-    info = members.get(f"{key}.npy")
-    if info is None:
-        found = ", ".join(sorted(name.removesuffix(".npy") for name in members)[:8]) or "nothing"
-        raise DataError(f"{path}: no array '{key}' (found: {found}); an .npz needs images and labels")
-    with open_zip_member(archive, info, str(path)) as file:
-        return read_npy(file, f"{path}: {key}", max_bytes=_MAX_BYTES[key])
+def _join(parts: list[dict[str, NDArray[Any]]], key: str, path: Path) -> NDArray[Any]:
+    if key == "classes":
+        if any(not np.array_equal(part[key], parts[0][key]) for part in parts):
+            raise DataError(f"{path}: its .npz files name different classes; make them alike")
+        return parts[0][key]
+    try:
+        return np.concatenate([part[key] for part in parts])
+    except ValueError as error:
+        raise DataError(f"{path}: the parts of '{key}' do not fit together ({error})") from error
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of one file by the names that people give them, under ours."""
+    with named_failure(path), open(path, "rb") as file, open_zip(file, str(path)) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        chosen = _choose_members(members, path)
+        arrays = {}
+        for key, info in chosen.items():
+            with open_zip_member(archive, info, str(path)) as member:
+                arrays[key] = read_npy(member, f"{path}: {key}", max_bytes=_max_bytes(key))
+    return arrays
+
+
+def _choose_members(members: Mapping[str, zipfile.ZipInfo], path: Path) -> dict[str, zipfile.ZipInfo]:
+    by_name = {name.casefold().replace("-", "_"): info for name, info in members.items()}
+    found = ", ".join(sorted(members)[:8]) or "nothing"
+
+    def pair(names: tuple[tuple[str, str], ...]) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo] | None:
+        return next(((by_name[x], by_name[y]) for x, y in names if x in by_name and y in by_name), None)
+
+    train = pair(_PAIRS)
+    if train is None:
+        raise DataError(
+            f"{path}: no images with labels beside them (found: {found}); name two arrays images and labels"
+        )
+    test = pair(_TEST_PAIRS)
+    lonely = [name for pairs in _TEST_PAIRS for name in pairs if name in by_name]
+    if test is None and lonely:
+        raise DataError(f"{path}: '{lonely[0]}' is there and what belongs to it is not (found: {found})")
+    chosen = {"images": train[0], "labels": train[1]}
+    if test is not None:
+        chosen |= {"test_images": test[0], "test_labels": test[1]}
+    if names := next((by_name[name] for name in _CLASS_NAMES if name in by_name), None):
+        chosen["classes"] = names
+    return chosen
+
+
+def _max_bytes(key: str) -> int:
+    if key == "classes":
+        return 4 * MAX_CLASSES * MAX_CLASS_NAME_BYTES
+    return 8 * MAX_LABELS if key.endswith("labels") else MAX_SET_BYTES
 
 
 def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> NDArray[Any]:
@@ -138,20 +244,7 @@ def _parse_dtype(descr: str, name: str) -> np.dtype[Any]:
     return np.dtype(descr)
 
 
-def _to_images(array: NDArray[Any], path: Path, key: str) -> Images:
-    if array.dtype != np.uint8:
-        raise DataError(
-            f"{path}: {key} are {array.dtype}, expected uint8 from 0 to 255; convert them, for example "
-            "np.rint(images * 255).astype('uint8') for floats from 0 to 1"
-        )
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[3] not in (1, 3):
-        raise DataError(f"{path}: {key} have shape {list(array.shape)}, expected [N, H, W] or [N, H, W, C], C 1 or 3")
-    return array
-
-
-def _to_classes(array: NDArray[Any], path: Path) -> tuple[str, ...]:
+def _to_classes(array: NDArray[Any], path: str) -> tuple[str, ...]:
     if array.ndim != 1 or array.dtype.kind not in "US":
         raise DataError(f"{path}: classes are {array.dtype} {list(array.shape)}, expected text [K]")
     try:

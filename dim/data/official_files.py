@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from dim.data.entries import named_failure
 from dim.data.image_set import Say
@@ -152,6 +154,46 @@ def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say,
         f"{file.name} cannot be downloaded ({'; '.join(problems)}): "
         f"fetch it by other means and put it into {folder}, or pass its folder as --data-dir"
     )
+
+
+def download_archive(address: str, sha256: str, say: Say, progress: Progress) -> Path:
+    """Fetch an archive from the web into the cache, once; it appears there only when its checksum is right.
+
+    Args:
+        address: `https://...`, whose last part is the file's name.
+        sha256: of the file, in hex.
+        say, progress: as in `download`.
+
+    Raises:
+        MissingExtraError: pooch is not installed.
+        DataError: it cannot be fetched or written, or is another file.
+    """
+    try:
+        import pooch
+        import requests
+    except ImportError as error:
+        raise MissingExtraError(error.name or "pooch", "train", "download an archive") from error
+    if not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
+        raise DataError(f"--sha256 is {sha256[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them")
+    shown = address.split("?")[0].split("#")[0]
+    shown = re.sub("//[^/@]*@", "//", shown)
+    name = unquote(shown.rpartition("/")[2])
+    if not name or not name.isprintable() or "/" in name or name.startswith("."):
+        raise DataError(f"{shown}: its last part names no file; give the address of a zip or tar archive")
+    folder = default_data_folder() / "archives" / sha256.lower()[:16]
+    if not (folder / name).exists():
+        say(f"downloading {shown} to {folder}")
+    pooch.get_logger().setLevel("CRITICAL")
+    fetch = pooch.HTTPDownloader(progressbar=_ProgressBar(f"downloading {name}", progress), timeout=30)
+    try:
+        pooch.retrieve(address, f"sha256:{sha256.lower()}", fname=name, path=folder, downloader=fetch)
+    except requests.RequestException as error:
+        raise DataError(f"{shown} cannot be downloaded ({_describe(error)}): fetch it by other means") from error
+    except ValueError as error:
+        raise DataError(f"{shown}: its SHA-256 is not {sha256}: check the address and the sum") from error
+    except OSError as error:
+        raise DataError(f"{folder}: {name} cannot be written there ({error.strerror or error})") from error
+    return folder / name
 
 
 def _describe(error: Exception) -> str:

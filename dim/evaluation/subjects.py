@@ -105,7 +105,7 @@ def describe_other_origin(subject: Subject, data: ImageSet) -> str:
 
 def load_source_data(
     manifest: Manifest,
-    source: str | None = None,
+    source: Any = None,
     *,
     data_dir: Path | None = None,
     say: Callable[[str], None] = say_to_log,
@@ -124,7 +124,7 @@ def load_source_data(
         BadValueError: no source is given and the bundle's is a folder or file, whose place no bundle knows.
         DataError: as `load_data`.
     """
-    if source is None and manifest.source.name not in KNOWN:
+    if not source and manifest.source.name not in KNOWN:
         raise BadValueError(
             f"The bundle was distilled from a folder or file called '{manifest.source.name}', and does not know where "
             "it lies: name it with --data."

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import idx, random_images, without_cautions
+from data_samples import idx, image_file, random_images, without_cautions, zipped
 
 from dim.data.known import KNOWN
 from dim.data.load import load_data
-from dim.data.official_files import OfficialFile, download
-from dim.runtime.errors import DataError
+from dim.data.official_files import OfficialFile, download, download_archive
+from dim.runtime.errors import BadValueError, DataError
 
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' output clean."""
+
+
+PNG = image_file(random_images(1, 8, 3)[0])
 
 
 @pytest.fixture
@@ -103,3 +106,43 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, mirror: tuple[Path, str
     (tmp_path / "to").write_bytes(b"a file where the folder should be")
     with pytest.raises(DataError, match=r"x.bin cannot be written there \(.*\): pass another --data-dir$"):
         download(OfficialFile(name="x.bin", md5=_md5(b"right")), (address,), tmp_path / "to", _nothing, _nothing)
+
+
+def test_an_archive_is_fetched_once_and_only_with_its_checksum(
+    tmp_path: Path, mirror: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, address = mirror
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    data = zipped({f"{label}/{number}.png": PNG for label in "ab" for number in range(4)})
+    (served / "my pets.zip").write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    said: list[str] = []
+
+    def fetch(name: str, sum_: str = sha256) -> Path:
+        return download_archive(address + name, sum_, said.append, lambda *report: None)
+
+    path = fetch("my%20pets.zip?token=secret")
+    assert path == tmp_path / "cache" / "data" / "archives" / sha256[:16] / "my pets.zip"
+    assert load_data(path).classes == ("a", "b")
+    assert len(said) == 1 and "secret" not in said[0]
+    (served / "my pets.zip").unlink()
+    assert fetch("my%20pets.zip") == path and len(said) == 1
+    (served / "other.zip").write_bytes(b"other")
+    with pytest.raises(DataError, match=f"other.zip: its SHA-256 is not {'0' * 64}: check the address and the sum"):
+        fetch("other.zip", "0" * 64)
+    with pytest.raises(DataError, match=r"gone.zip cannot be downloaded \(HTTP 404\): fetch it by other means"):
+        fetch("gone.zip", "0" * 64)
+    assert not list((tmp_path / "cache").rglob("*other*")) and not list((tmp_path / "cache").rglob("tmp*"))
+    with pytest.raises(DataError, match="^--sha256 is 'abc': expected 64 hexadecimal digits, as sha256sum prints them"):
+        fetch("other.zip", "abc")
+    with pytest.raises(DataError, match="its last part names no file"):
+        fetch("", "0" * 64)
+
+
+def test_addresses_that_are_not_read() -> None:
+    with pytest.raises(DataError, match="^An https:// archive needs its SHA-256: say --sha256 HASH, as sha256sum FILE"):
+        load_data("https://example.org/x.zip")
+    with pytest.raises(DataError, match="^ftp:// is not read; give a path, hf://USER/NAME, or an https:// archive"):
+        load_data("ftp://example.org/x.zip")
+    with pytest.raises(BadValueError, match="^sha256 is for the https:// address of an archive, and there is none$"):
+        load_data("digits", sha256="0" * 64)

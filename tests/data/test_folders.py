@@ -63,7 +63,7 @@ def test_every_form_gives_the_same_set(tmp_path: Path) -> None:
 def test_a_large_tree_is_read_twice_and_gives_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.tar.xz").write_bytes(tarred(FILES, "w:xz"))
     kept = load_data(str(tmp_path / "x.tar.xz"))
-    monkeypatch.setattr("dim.data.folders.MAX_KEPT_BYTES", 500)
+    monkeypatch.setattr("dim.data.pictures.MAX_KEPT_BYTES", 500)
     assert load_data(str(tmp_path / "x.tar.xz")).fingerprint() == kept.fingerprint()
 
 
@@ -328,7 +328,7 @@ def test_sixteen_bit_images_use_the_bits_that_hold_their_largest_value(
     tmp_path: Path, largest: int, bits: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:
-        monkeypatch.setattr("dim.data.folders.MAX_KEPT_BYTES", 10)
+        monkeypatch.setattr("dim.data.pictures.MAX_KEPT_BYTES", 10)
     said: list[str] = []
     data = _load(tmp_path, _deep_files(largest), say=said.append)
     ramp = (np.linspace(0, largest, 256).reshape(16, 16).astype(np.uint16) >> (bits - 8)).astype(np.uint8)

@@ -10,6 +10,7 @@ import pytest
 from data_samples import (
     cifar_files,
     idx,
+    image_file,
     matlab,
     npz,
     random_images,
@@ -40,6 +41,11 @@ def _set(**changes: Any) -> ImageSet:
         "note": "",
     }
     return ImageSet(**(values | changes))
+
+
+def png(label: str) -> bytes:
+    """A small picture."""
+    return image_file(random_images(1, 8, 1, ord(label))[0])
 
 
 @pytest.mark.slow
@@ -308,12 +314,28 @@ def test_values_out_of_range(arguments: dict[str, int], message: str) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     expected = (
         r"^'cifar' is neither a known dataset \(cifar10, cifar100, digits, fashion-mnist, mnist, svhn\) "
-        "nor an existing path$"
+        r"nor an existing path \(did you mean cifar10\?\)$"
     )
     with pytest.raises(DataError, match=expected):
         load_data("cifar")
     with pytest.raises(DataError, match="^'' is neither"):
         load_data("")
+    with pytest.raises(DataError, match=r"\(did you mean fashion-mnist\?\)$"):
+        load_data("fashon_mnist")
+    with pytest.raises(DataError, match="nor an existing path; a dataset of the Hugging Face Hub is hf://user/birds$"):
+        load_data("user/birds")
+
+
+@pytest.mark.parametrize("name", ["MNIST", "mnist ", "Mnist"])
+def test_names_are_known_in_any_case_unless_a_folder_is_called_so(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path / "files")
+    assert load_data(name, data_dir=tmp_path / "files").name == "mnist"
+    assert load_data("Fashion_MNIST", data_dir=tmp_path / "files").classes[0] == "t-shirt"
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / name, {f"{label}/{n}.png": png(label) for label in "ab" for n in range(4)})
+    assert load_data(name, data_dir=tmp_path / "files").classes == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_npy_messages(data: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": np.arange(3)}, r"no array 'images' \(found: labels\); an .npz needs images and labels"),
+        ({"labels": np.arange(3)}, r"no images with labels beside them \(found: labels\); name two arrays images and"),
         ({"images": IMAGES, "labels": np.array([0, 1.5, 2])}, r"labels are float64 \[3\], expected whole numbers or"),
         ({"images": IMAGES, "labels": np.zeros((3, 2, 2), int)}, r"labels are int64 \[3, 2, 2\], expected whole"),
         ({"images": IMAGES, "labels": np.zeros((3, 2), int)}, r"labels are int64 \[3, 2\] and not one-hot: each row"),
@@ -198,15 +198,19 @@ def test_npy_messages(data: bytes, message: str) -> None:
             {"images": IMAGES, "labels": np.array([0, 1, 2**62]), "classes": np.array(["a", "b", "c"])},
             "labels run from 0 to 4611686018427387904, expected 0 to 2 for 3 class names",
         ),
-        ({"images": IMAGES / 255, "labels": np.arange(3)}, "images are float64, expected uint8 from 0 to 255; convert"),
-        ({"images": IMAGES[0], "labels": np.arange(3)}, r"images have shape \[8, 8\], expected \[N, H, W\] or"),
-        ({"images": np.zeros((3, 8, 8, 4), np.uint8), "labels": np.arange(3)}, r"images have shape \[3, 8, 8, 4\]"),
+        ({"images": IMAGES - 127.5, "labels": np.arange(3)}, "images are float64 from -1.* undo their normalisation"),
+        ({"images": IMAGES * 1j, "labels": np.arange(3)}, "the type '<c16' is not read"),
+        ({"images": IMAGES[0], "labels": np.arange(3)}, r"images have shape \[8, 8\], expected \[N, H, W\], "),
+        ({"images": np.zeros((3, 8, 8, 5), np.uint8), "labels": np.arange(3)}, r"images have shape \[3, 8, 8, 5\]"),
         (
             {"images": IMAGES, "labels": np.arange(3), "classes": np.arange(3)},
             r"classes are int64 \[3\], expected text",
         ),
         ({"images": IMAGES, "labels": np.arange(3), "classes": np.array([b"\xff"] * 3)}, "a class name is not valid"),
-        ({"images": IMAGES, "labels": np.arange(3), "test_images": IMAGES}, "belong together; only one of them is"),
+        (
+            {"images": IMAGES, "labels": np.arange(3), "test_images": IMAGES},
+            r"'test_images' is there and what belongs to it is not \(found: images, labels, test_images\)",
+        ),
     ],
 )
 def test_npz_messages(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -231,7 +235,7 @@ def test_damaged_npz(tmp_path: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(DataError, match="damaged or truncated"):
             _npz(path)
-    path.write_bytes(zipped({"images.npy": _npy_bytes(IMAGES)}, zipfile.ZIP_LZMA))
+    path.write_bytes(zipped({"images.npy": _npy_bytes(IMAGES), "labels.npy": b""}, zipfile.ZIP_LZMA))
     with pytest.raises(DataError, match="uses compression method 14, expected stored or deflate; pack it again"):
         _npz(path)
     with pytest.raises(DataError, match="cannot be read: No such file or directory"):

@@ -52,6 +52,7 @@ def test_bare_dependencies_and_extras_are_those_of_the_documentation() -> None:
         "rtx": ["tensorrt-rtx", "cuda-core", "cuda-bindings", "onnx"],
         "train": ["torch", "onnx", "onnxscript", "safetensors", "scikit-learn", "pooch", "scipy", "matplotlib"],
         "parquet": ["pyarrow"],
+        "hf": ["datasets", "huggingface_hub"],
         "s3": ["s3fs"],
         "gcs": ["gcsfs"],
         "ray": ["ray[data]"],

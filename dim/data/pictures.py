@@ -1,0 +1,244 @@
+"""Encoded image files with labels, whatever they come from, to arrays: two passes over one sequence of files.
+
+The first pass reads every header, so that size, channels and memory are known; the second decodes. Files of up to
+`MAX_KEPT_BYTES` together are kept between the two, which saves unpacking an archive twice. All that is wrong with a
+source is told at once.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.data.decode import (
+    WORD_BITS,
+    ImageHeader,
+    Images,
+    choose_bits,
+    decode_files,
+    decode_image,
+    find_largest_value,
+    read_header,
+)
+from dim.data.image_set import Labels, RawSet, Source
+from dim.data.layout import Fault, Layout, extension_of
+from dim.data.limits import MAX_KEPT_BYTES
+from dim.data.prepare import check_set_bytes, choose_size
+from dim.runtime.errors import DataError
+
+_NO_IMAGE = "not an image by its name; remove it or move it out of the class folder"
+_FAULTS_SHOWN = 8
+
+
+class Pictures(Protocol):
+    """A source of encoded images."""
+
+    def give(self) -> Iterator[tuple[str, bytes]]:
+        """Give the key and the bytes of every image file; called twice, and the same both times."""
+
+    def arrange(self) -> Layout:
+        """Say which key is of which split and class, once all were given; keys that were not given are no images."""
+
+
+@dataclass
+class _Scan:
+    """What the first pass found."""
+
+    pictures: Pictures
+    headers: dict[str, ImageHeader]
+    """Of every image that can be read."""
+    problems: dict[str, str]
+    """Why a file's header cannot be read."""
+    kept: dict[str, bytes] | None
+    """The files' bytes, or None when they are too many to keep."""
+
+    def give(self) -> Iterator[tuple[str, bytes]]:
+        """Give the image files once more: those kept in memory, or by reading the source again."""
+        return self.pictures.give() if self.kept is None else iter(self.kept.items())
+
+
+def read_pictures(source: Source, pictures: Pictures) -> RawSet:
+    """Decode a source of encoded images.
+
+    Args:
+        source: what the user wishes. Without a size `choose_size`'s rule holds; without a channel count it is 1 where
+            every image is grey and else 3.
+        pictures: the files and their order.
+
+    Raises:
+        DataError: from `pictures`, or images that cannot be read.
+    """
+    with warnings.catch_warnings():
+        # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        scan = _scan(source, pictures)
+        layout = pictures.arrange()
+        rows = _number_rows(layout)
+        good = _select_readable(scan, rows, source, layout.faults)
+        for remark in layout.remarks:
+            source.say(f"{source.name}: {remark}")
+        size, channels, notes = _choose_form(good, len(rows), source)
+        bits = _find_bits(scan, rows, good, source, notes)
+        images, decoded = _decode(scan, rows, good, (size, channels, bits), source)
+    if num_skipped := len(rows) - int(decoded.sum()):
+        notes.append(f"{num_skipped} unreadable images were left out")
+    for note in notes[1:]:
+        source.say(f"{source.name}: {note}")
+    return _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
+
+
+def _select_readable(
+    scan: _Scan, rows: dict[str, int], source: Source, faults: tuple[Fault, ...]
+) -> dict[str, ImageHeader]:
+    """Choose the files whose headers were read; refuse faults, all at once, but for files that may be skipped."""
+    by_reason: dict[str, list[str]] = {}
+    for file in rows:
+        if file not in scan.headers and not source.skip_unreadable:
+            by_reason.setdefault(scan.problems.get(file, _NO_IMAGE), []).append(file)
+    bad = [Fault(f"{files[0]}: {reason}", tuple(files[1:])) for reason, files in by_reason.items()]
+    if told := [*faults, *bad]:
+        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}")
+    good = {file: header for file in rows if (header := scan.headers.get(file)) is not None}
+    if not good:
+        raise DataError(f"{source.path}: no image that can be read")
+    return good
+
+
+def _count_more(faults: list[Fault]) -> str:
+    more = len(faults) - _FAULTS_SHOWN
+    return f"; and {more} other kinds of fault" if more > 0 else ""
+
+
+def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) -> tuple[int, int, list[str]]:
+    """Choose size and channels, and say in notes what the files are and how they are changed."""
+    size, resized = choose_size(Counter((header.height, header.width) for header in good.values()), source.size)
+    num_grey = sum(header.is_grey for header in good.values())
+    channels = source.channels or (1 if num_grey == len(good) else 3)
+    check_set_bytes(num_rows, size, channels, source.name)
+    notes = [_describe_files(good), *filter(None, [resized])]
+    if 0 < num_grey < len(good):
+        kept = "made grey" if channels == 1 else "repeated over three channels"
+        which = len(good) - num_grey if channels == 1 else num_grey
+        notes.append(f"{which} of {len(good)} images ({'colour' if channels == 1 else 'grey'}) were {kept}")
+    if num_alpha := sum(header.has_alpha for header in good.values()):
+        notes.append(f"{num_alpha} images with transparency were composited on white")
+    if num_animated := sum(header.is_animated for header in good.values()):
+        notes.append(f"{num_animated} files hold several pictures: the first of each was taken")
+    return size, channels, notes
+
+
+def _find_bits(
+    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], source: Source, notes: list[str]
+) -> int:
+    """Find how many bits 16-bit images use, over both splits together, and say it where it is not all of them."""
+    deep = {file for file, header in good.items() if header.bits == WORD_BITS}
+    if not deep:
+        return WORD_BITS
+    largest: list[int] = []
+
+    def look(row: int, file: str, data: bytes) -> None:
+        with suppress(DataError):  # told when it is decoded
+            largest.append(find_largest_value(data, f"{source.path}: {file}"))
+
+    decode_files(((rows[file], file, data) for file, data in scan.give() if file in deep), look, _ignore)
+    bits = choose_bits(max(largest, default=0), source.bits, source.name)
+    if bits < WORD_BITS:
+        found = f"their largest value is {max(largest, default=0)}" if source.bits is None else "as asked for"
+        notes.append(f"{len(deep)} images of 16 bits were read as using {bits} of them ({found})")
+    return bits
+
+
+def _decode(
+    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], form: tuple[int, int, int], source: Source
+) -> tuple[Images, NDArray[np.bool_]]:
+    """Decode all good files to `form` (size, channels, bits used of 16): images by row, and which rows have one."""
+    size, channels, bits = form
+    images = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
+    decoded = np.zeros(len(rows), dtype=bool)
+    done = 0
+
+    def decode(row: int, file: str, data: bytes) -> None:
+        try:
+            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels, bits=bits)
+            decoded[row] = True
+        except DataError:
+            if not source.skip_unreadable:
+                raise
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        source.progress(f"{source.name}: decoding", done, len(good), "")
+
+    decode_files(((rows[file], file, data) for file, data in scan.give() if file in good), decode, count)
+    if done < len(good):
+        raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
+    return images, decoded
+
+
+def _scan(source: Source, pictures: Pictures) -> _Scan:
+    scan = _Scan(pictures, {}, {}, {})
+    num_bytes = count = 0
+    for count, (key, data) in enumerate(pictures.give(), start=1):
+        num_bytes += len(data)
+        if num_bytes > MAX_KEPT_BYTES:
+            scan.kept = None
+        elif scan.kept is not None:
+            scan.kept[key] = data
+        where = f"{source.path}: {key}"
+        try:
+            scan.headers[key] = read_header(data, where)
+        except DataError as error:
+            scan.problems[key] = str(error).removeprefix(f"{where}: ")
+        if count % 256 == 0:
+            source.progress(f"{source.name}: reading headers", count, None, "")
+    source.progress(f"{source.name}: reading headers", count, None, "")
+    return scan
+
+
+def _number_rows(layout: Layout) -> dict[str, int]:
+    """Give every file its row: training split first, classes in order, paths in order."""
+    files = [file for split in (layout.train, layout.test) for name in split for file in split[name]]
+    return {file: row for row, file in enumerate(files)}
+
+
+def _assemble(
+    name: str,
+    layout: Layout,
+    images: Images,
+    decoded: NDArray[np.bool_],
+    notes: tuple[str, ...],
+) -> RawSet:
+    train_labels, test_labels = _make_labels(layout.train), _make_labels(layout.test)
+    split = len(train_labels)
+    train, test = images[:split], images[split:]
+    if not decoded.all():
+        train, train_labels = train[decoded[:split]], train_labels[decoded[:split]]
+        test, test_labels = test[decoded[split:]], test_labels[decoded[split:]]
+    return RawSet(
+        name=name,
+        classes=tuple(layout.train),
+        train_images=train,
+        train_labels=train_labels,
+        test_images=test if layout.test else None,
+        test_labels=test_labels if layout.test else None,
+        notes=notes,
+    )
+
+
+def _make_labels(split: dict[str, list[str]]) -> Labels:
+    return np.repeat(np.arange(len(split), dtype=np.int64), [len(files) for files in split.values()])
+
+
+def _describe_files(good: dict[str, ImageHeader]) -> str:
+    kinds = Counter(extension_of(file).removeprefix(".").replace("jpg", "jpeg") for file in good)
+    return " and ".join(f"{count} {kind.upper()} files" for kind, count in kinds.most_common())
+
+
+def _ignore(count: int) -> None:
+    """Show no progress."""

@@ -1,0 +1,56 @@
+"""Several sets as one: classes of equal names become one class."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dim.data.image_set import ImageSet, Labels, Say
+from dim.data.layout import list_first
+from dim.data.limits import MAX_SET_BYTES
+from dim.runtime.errors import DataError
+
+
+def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
+    """Join sets in their order; classes are in the order in which they come first.
+
+    Args:
+        sets: two or more, of one size and channel count.
+        say: is told which classes come from several sets.
+
+    Raises:
+        DataError: sizes or channel counts differ, or the sets are too large together.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        if (found := other.train_images.shape[1:]) != (shape := first.train_images.shape[1:]):
+            option = "--size" if found[:2] != shape[:2] else "--channels"
+            raise DataError(
+                f"{first.name} has images of {' x '.join(map(str, shape))} and {other.name} of "
+                f"{' x '.join(map(str, found))}: say {option} to bring both to one"
+            )
+    if sum(s.train_images.nbytes + s.test_images.nbytes for s in sets) > MAX_SET_BYTES:
+        raise DataError(
+            f"{list_first(s.name for s in sets)}: together more than {MAX_SET_BYTES} bytes: use a smaller size"
+        )
+    classes = tuple(dict.fromkeys(name for s in sets for name in s.classes))
+    shared = [name for name in classes if sum(name in s.classes for s in sets) > 1]
+    if shared:
+        say(f"{len(shared)} classes are in several sources and become one each: {list_first(shared)}")
+    notes = [f"{s.name}: {s.note}" for s in sets]
+    return replace(
+        first,
+        name="+".join(s.name for s in sets)[:100],
+        classes=classes,
+        train_images=np.concatenate([s.train_images for s in sets]),
+        train_labels=np.concatenate([_renumber(s.train_labels, s.classes, classes) for s in sets]),
+        test_images=np.concatenate([s.test_images for s in sets]),
+        test_labels=np.concatenate([_renumber(s.test_labels, s.classes, classes) for s in sets]),
+        licence="; ".join(dict.fromkeys(s.licence for s in sets)),
+        note="; ".join(notes),
+        split_seed=next((s.split_seed for s in sets if s.split_seed is not None), None),
+    )
+
+
+def _renumber(labels: Labels, classes: tuple[str, ...], united: tuple[str, ...]) -> Labels:
+    return np.array([united.index(name) for name in classes], dtype=np.int64)[labels]

@@ -1,0 +1,124 @@
+"""WebDataset: tar files in which files of one key belong together, `<key>.png` and `<key>.cls`, `.json` or `.txt`.
+
+A source is one such tar, or a folder of them. A shard's split is told by how its name begins (`train-000000.tar`).
+Integer labels are named by `classes.json` in the same folder, where there is one.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from dim.data.archive import iterate_entries
+from dim.data.decode import EXTENSIONS
+from dim.data.image_set import RawSet, Source
+from dim.data.layout import Layout, split_role
+from dim.data.limits import MAX_FILE_BYTES
+from dim.data.pictures import read_pictures
+from dim.data.set_folders import read_class_names
+from dim.data.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
+from dim.runtime.errors import DataError
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+_LABELS = (".cls", ".json", ".txt")
+_MAX_LABEL_BYTES = 2**20
+_PEEKED = 64
+
+
+def is_webdataset(path: Path) -> bool:
+    """Whether a path is a tar, or a folder of tars, whose files come in pairs of image and label."""
+    if path.is_dir():
+        shards = list_shards(path)
+        return bool(shards) and is_webdataset(shards[0])
+    if not path.name.lower().endswith(_TAR_SUFFIXES):
+        return False
+    found: dict[str, set[str]] = {}
+    try:
+        for entry in islice(iterate_entries(path), _PEEKED):
+            if not entry.is_folder:
+                key, extension = _split_key(entry.path)
+                found.setdefault(key, set()).add(extension)
+    except DataError:
+        return False
+    return any(kinds & EXTENSIONS and kinds & set(_LABELS) for kinds in found.values())
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """List the tar files in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(_TAR_SUFFIXES) and path.is_file())
+
+
+def _split_key(path: str) -> tuple[str, str]:
+    """Split at the first dot of the file's name, as WebDataset does."""
+    folder, slash, name = path.rpartition("/")
+    key, dot, extension = name.partition(".")
+    return f"{folder}{slash}{key}", f"{dot}{extension.lower()}"
+
+
+class _Shards:
+    """The images of all shards, and the labels beside them."""
+
+    def __init__(self, source: Source, shards: list[Path]) -> None:
+        self._source, self._shards = source, shards
+        self._images: dict[str, str] = {}
+        self._labels: dict[str, int | str] = {}
+
+    def give(self) -> Iterator[tuple[str, bytes]]:
+        for shard in self._shards:
+            for entry in iterate_entries(shard):
+                if entry.is_folder:
+                    continue
+                key, extension = _split_key(entry.path)
+                sample = f"{shard.name}/{key}"
+                if extension in EXTENSIONS:
+                    if self._images.setdefault(sample, sample + extension) != sample + extension:
+                        raise DataError(f"{shard}: the key '{key}' has two images; leave one out")
+                    yield sample + extension, entry.read(MAX_FILE_BYTES)
+                elif extension in _LABELS and sample not in self._labels:
+                    self._note_label(sample, extension, entry.read(_MAX_LABEL_BYTES), f"{shard}: {entry.path}")
+
+    def _note_label(self, sample: str, extension: str, data: bytes, where: str) -> None:
+        try:
+            text = data.decode().strip()
+            if extension == ".json":
+                row = json.loads(text)
+                if not isinstance(row, dict):
+                    raise DataError(f"{where}: {text[:40]!r}, expected an object with the label")
+                usual = (*LABEL_COLUMNS, "cls")
+                value = row[choose_column(row, self._source.label_column, usual, "label", where)]
+                if isinstance(value, bool) or not isinstance(value, int | str):
+                    raise DataError(f"{where}: the label is {str(value)[:40]!r}, expected a whole number or text")
+                self._labels[sample] = value
+            else:
+                self._labels[sample] = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else text
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: the label cannot be read ({str(error)[:80]})") from error
+
+    def arrange(self) -> Layout:
+        where = str(self._source.path)
+        bare = [image for sample, image in self._images.items() if sample not in self._labels]
+        if bare:
+            raise DataError(
+                f"{where}: {len(bare)} images have no label beside them ({bare[0]}); expected .cls, .json or .txt"
+            )
+        images = [
+            Labelled(image, self._labels[sample], _role_of_shard(sample.partition("/")[0]))
+            for sample, image in sorted(self._images.items())
+        ]
+        folder = self._source.path if self._source.path.is_dir() else self._source.path.parent
+        return arrange_labelled(images, read_class_names(folder), where, [f"{len(self._shards)} WebDataset shards"])
+
+
+def _role_of_shard(name: str) -> str:
+    stem = name.partition(".")[0]
+    return next((role for part in (stem, stem.split("-")[0], stem.split("_")[0]) if (role := split_role(part))), "")
+
+
+def read_webdataset(source: Source) -> RawSet:
+    """Read a WebDataset tar or a folder of them.
+
+    Raises:
+        DataError: an archive is damaged, an image has no label, or as `read_pictures`.
+    """
+    shards = list_shards(source.path) if source.path.is_dir() else [source.path]
+    return read_pictures(source, _Shards(source, shards))
