@@ -1,17 +1,20 @@
 """How an engine is chosen.
 
-`auto` takes the first that works of TensorRT, TensorRT for RTX, ONNX Runtime on CUDA, ONNX Runtime on the CPU. Nothing
-falls back in silence: every engine that was passed over is named with its reason, and `device="gpu"` fails before it
-runs on the CPU.
+`auto` takes the first that works of TensorRT, TensorRT for RTX, ONNX Runtime on CUDA, ONNX Runtime on the CPU, OpenVINO
+on the CPU, and never changes the precision; bf16 has OpenVINO alone. Nothing falls back in silence: every engine that
+was passed over is named with its reason, and `device="gpu"` fails before it runs on the CPU.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines.base import Engine, EngineOptions, EngineRequest
-from dim.runtime.engines.names import ENGINES
+from dim.runtime.engines.names import ENGINES, draws_in
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, MissingExtraError, ParityError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
 from dim.runtime.messages import say_to_log
@@ -35,6 +38,12 @@ def _open_onnx_cpu(request: EngineRequest) -> Engine:
     return OnnxEngine(request)
 
 
+def _open_openvino(request: EngineRequest) -> Engine:
+    from dim.runtime.engines.openvino_cpu import OpenVinoEngine
+
+    return OpenVinoEngine(request)
+
+
 def _open_fake(request: EngineRequest) -> Engine:
     from dim.runtime.engines.fake import FakeEngine
 
@@ -47,6 +56,7 @@ _OPENERS: dict[str, Callable[[EngineRequest], Engine]] = {
     "tensorrt-rtx": partial(_open_plan, "rtx"),
     "onnxruntime-cuda": _open_onnx_cuda,
     "onnxruntime-cpu": _open_onnx_cpu,
+    "openvino-cpu": _open_openvino,
     "fake": _open_fake,
 }
 
@@ -85,15 +95,10 @@ def open_engine(
     options = options or EngineOptions()
     if batch is not None and batch < 1:
         raise BadValueError(f"The batch is {batch}; it must be at least 1.")
-    wants_gpu = options.device != "cpu" and (options.engine == "auto" or ENGINES[options.engine] == "gpu")
-    request = EngineRequest(
-        path=path,
-        manifest=manifest,
-        options=options,
-        batch=batch,
-        driver=driver or (find_driver() if wants_gpu else None),
-        say=say,
-    )
+    if _may_use_gpu(options):
+        driver = driver or find_driver()
+    options = settle_precision(options, driver)
+    request = EngineRequest(path=path, manifest=manifest, options=options, batch=batch, driver=driver, say=say)
     if onnx_name(request.precision) not in manifest.files:
         raise BundleError(
             f"The bundle {path} has no {onnx_name(request.precision)}; it has {', '.join(manifest.precisions)}."
@@ -103,8 +108,33 @@ def open_engine(
     return _open_first(request, options.device)
 
 
+def settle_precision(options: EngineOptions, driver: Driver | None = None) -> EngineOptions:
+    """Turn the precision "auto" into the one that pays here and stays within 45 dB of fp32.
+
+    Args:
+        options: any; those of another precision are returned as they are.
+        driver: an answer of `find_driver`; None asks anew.
+
+    Returns:
+        options in bf16 where no GPU is to draw, the processor multiplies it and OpenVINO is installed; else without a
+        precision.
+    """
+    if options.precision != "auto":
+        return options
+    on_gpu = _may_use_gpu(options) and (options.device == "gpu" or (driver or find_driver()).problem is None)
+    has_bf16 = find_bf16_instructions() is not None and find_spec("openvino") is not None
+    pays = not on_gpu and has_bf16 and options.engine in ("auto", "openvino-cpu")
+    return replace(options, precision="bf16" if pays else None)
+
+
+def _may_use_gpu(options: EngineOptions) -> bool:
+    wanted = options.engine == "auto" or ENGINES[options.engine] == "gpu"
+    return wanted and options.device != "cpu" and options.precision != "bf16"
+
+
 def _open_first(request: EngineRequest, device: str) -> Engine:
     """Open the first engine of the table that works on the device, the fake one excepted."""
+    errors: dict[str, EngineError | MissingExtraError | ParityError] = {}
     passed_over: list[str] = []
     if device == "gpu":
         require_gpu("run with --device gpu", request.driver)
@@ -112,18 +142,18 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
         device = "cpu"
         passed_over.append(f"no GPU engine, because {request.driver.problem}")
     for name, opener in _OPENERS.items():
-        if name == "fake" or device not in ("auto", ENGINES[name]):
+        if name == "fake" or device not in ("auto", ENGINES[name]) or not draws_in(name, request.precision):
             continue
         try:
             opened = opener(request)
         except (EngineError, MissingExtraError, ParityError) as error:
             passed_over.append(f"{name}: {str(error).rstrip('.')}")
-            last_error: EngineError | MissingExtraError | ParityError = error
+            errors[name] = error
             continue
         return _announce(opened, "; ".join(passed_over) or "the first choice", request.say)
     if device == "gpu":
         raise DeviceError(f"No engine works on the GPU. {'; '.join(passed_over)}")
-    raise last_error
+    raise errors[next(name for name in ("onnxruntime-cpu", "openvino-cpu") if name in errors)]
 
 
 def _announce(engine: Engine, reason: str, say: Callable[[str], None]) -> Engine:

@@ -199,8 +199,8 @@ def _check_source(m: BundleDescription) -> None:
 
 
 def onnx_name(precision: str) -> str:
-    """Name the ONNX file of a precision: `generator.<precision>.onnx`."""
-    return f"generator.{precision}.onnx"
+    """Name the ONNX file of a precision: `generator.<precision>.onnx`; bf16 is drawn from the canonical one."""
+    return CANONICAL_ONNX if precision == "bf16" else f"generator.{precision}.onnx"
 
 
 def compute_content_id(classes: tuple[str, ...], sampling: SamplingInfo, files: Mapping[str, FileRecord]) -> str:

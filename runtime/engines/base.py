@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import PRECISIONS
 from dim.runtime.cores import check_threads
-from dim.runtime.engines.names import DEVICES, ENGINES
+from dim.runtime.engines.names import DEVICES, ENGINES, PRECISIONS
 from dim.runtime.errors import BadValueError
 from dim.runtime.gpu.driver import Driver
 
@@ -35,7 +34,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """ "fp32", "fp16" or "int8"."""
+        """One of PRECISIONS."""
 
     @property
     def batch(self) -> int | None:
@@ -77,8 +76,8 @@ class EngineOptions:
     """Which engine is wanted. Without arguments: the best that works here, in fp32.
 
     Raises:
-        BadValueError: an unknown engine, device or precision, an engine that does not run on the device, a number of
-            threads below 1 or beyond the machine, or a pin of another form.
+        BadValueError: an unknown engine, device or precision, an engine that does not run on the device or in the
+            precision, a number of threads below 1 or beyond the machine, or a pin of another form.
     """
 
     engine: str = "auto"
@@ -86,7 +85,8 @@ class EngineOptions:
     device: str = "auto"
     """"auto", "cpu" or "gpu"; "gpu" fails where there is none, nothing falls back in silence; "cuda" becomes "gpu"."""
     precision: str | None = None
-    """"fp32", "fp16" or "int8"; None for fp32, or for whatever a compiled engine that fits has."""
+    """"fp32", "fp16", "int8", "bf16" (by openvino-cpu alone), or "auto": bf16 where this processor and OpenVINO have
+    it, else as None, which is fp32, or whatever a compiled engine that fits has. Training sets take no "auto"."""
     threads: int | None = None
     """Threads of a CPU engine; None for every core this process may use."""
     trust: Sequence[str] = ()
@@ -103,8 +103,13 @@ class EngineOptions:
             raise BadValueError(
                 f"The engine {self.engine} runs on the {ENGINES[self.engine]}, not on the {self.device}."
             )
-        if self.precision is not None and self.precision not in PRECISIONS:
+        if self.precision not in (None, "auto", *PRECISIONS):
             raise BadValueError(f"There is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}.")
+        if self.precision == "bf16" and (self.device == "gpu" or self.engine not in ("auto", "openvino-cpu")):
+            other = "on a GPU" if self.engine == "auto" else f"by {self.engine}"
+            raise BadValueError(f"bf16 is drawn by openvino-cpu alone, on the CPU, not {other}.")
+        if self.engine == "openvino-cpu" and self.precision in ("fp16", "int8"):
+            raise BadValueError(f"The engine openvino-cpu draws in fp32 or bf16, not in {self.precision}.")
         check_threads(self.threads)
         object.__setattr__(self, "trust", tuple(self.trust))
         parse_pins(self.trust)
@@ -153,5 +158,5 @@ class EngineRequest:
 
     @property
     def precision(self) -> str:
-        """The precision asked for, fp32 where none was."""
+        """The precision asked for, fp32 where none was; never "auto", which `open_engine` settles first."""
         return self.options.precision or "fp32"

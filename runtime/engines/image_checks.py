@@ -1,6 +1,7 @@
 """Compare images that two engines drew of the same latents, and find blank images and collapsed classes.
 
-The limits are the promise to users: fp32 at most 1 level of 255 apart, fp16 at least 45 dB, int8 at least 30 dB.
+The limits are the promise to users: fp32 at most 1 level of 255 apart, fp16 and bf16 at least 45 dB, int8 at
+least 30 dB.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_FP32_LEVELS = 1
-MIN_PSNR_DB = {"fp16": 45.0, "int8": 30.0}
+MIN_PSNR_DB = {"fp16": 45.0, "bf16": 45.0, "int8": 30.0}
 MIN_STD_LEVELS = 1.0
 """Of `measure_std_levels`: below it a class draws one image again and again."""
 
@@ -37,7 +38,7 @@ def compare_precision(precision: str, images: NDArray[np.uint8], reference: NDAr
     """Judge a precision's images against those of fp32.
 
     Args:
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "bf16" or "int8".
         images: uint8 [N, H, W, C].
         reference: uint8 [N, H, W, C], drawn in fp32 from the same latents and labels.
 
