@@ -33,7 +33,8 @@ def bench(
         str | None, typer.Option("--engine", help="Engines, joined by commas; else all that work here.")
     ] = None,
     precisions: Annotated[
-        str | None, typer.Option("--precision", help="fp32, fp16, int8, joined by commas; else all in the bundle.")
+        str | None,
+        typer.Option("--precision", help="fp32, bf16, fp16, int8 or auto, joined by commas; else all there are."),
     ] = None,
     device: DeviceOption = "auto",
     no_torch: Annotated[bool, typer.Option("--no-torch", help="Leave PyTorch out of the comparison.")] = False,
@@ -98,6 +99,8 @@ def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]
 
 
 def _print_report(report: "BenchReport") -> None:
+    from dim.runtime.benchmark.report import recommend_precision
+
     where = f"{report.machine}, {report.cores} cores" + (f", {report.gpu}" if report.gpu else "")
     print_line(f"{report.gflop_per_image:.3g} GFLOP per image; {where}")
     rows = [
@@ -114,6 +117,8 @@ def _print_report(report: "BenchReport") -> None:
     columns = ("engine", "precision", "device", "batch", "images/s", "ms per batch")
     print_table("Speed (* best batch of its kind)", columns, rows, numbers=columns[3:])
     _print_ratios(report)
+    if (recommended := recommend_precision(report)) is not None:
+        print(recommended)
     for missing in report.not_run:
         batch = "" if missing.batch is None else f" at batch {missing.batch:,}"
         print_line(f"Not run: {missing.engine} {missing.precision}{batch}: {missing.reason}")

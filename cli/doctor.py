@@ -36,8 +36,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def _print_machine(report: "DoctorReport") -> None:
     driver = report.driver
-    fast = ", fast int8" if report.fast_int8 else ""
-    print_line(f"dim {report.dim}, Python {report.python}, {report.machine}, {report.cores} cores{fast}")
+    print_line(f"dim {report.dim}, Python {report.python}, {report.machine}, {report.cores} cores")
+    print_line(f"Precision that pays on this processor: {report.fast_precision}")
     print_line(f"NVIDIA driver: {driver.version if driver.problem is None else driver.problem}")
     installed = [f"{name} {version}" for name, version in report.packages.items() if version is not None]
     print_line(f"Packages: {', '.join(installed)}")

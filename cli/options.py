@@ -60,9 +60,9 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="fp32 (the default), fp16 or int8.",
+        help="fp32 (the default), bf16, fp16 or int8; dim doctor says which pays.",
         rich_help_panel=ENGINE_PANEL,
-        autocompletion=complete_from("fp32", "fp16", "int8"),
+        autocompletion=complete_from("fp32", "bf16", "fp16", "int8"),
     ),
 ]
 ThreadsOption = Annotated[

@@ -58,7 +58,8 @@ def open_bundle(
         sha256: the `manifest_sha256` that is expected; None for any bundle.
         engine: "auto", or an engine's name.
         device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
-        precision: "fp32", "fp16" or "int8"; None lets the engine choose.
+        precision: "fp32", "fp16", "int8" or "bf16"; "auto" for bf16 where this machine has it; None lets the engine
+            choose.
         threads: threads of a CPU engine; None for every core this process may use.
         trust: "sha256:..." of prebuilt engine plans that may be loaded.
         fixed_latents: use the bundle's optimised latents in fixed sets, where it has some.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dim.networks.classifiers import CLASSIFIER_NAMES
+from dim.runtime.choose_engine import settle_precision
 from dim.runtime.cores import check_threads
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, DeviceError
@@ -108,7 +109,8 @@ class Execution:
     graphs: bool = True
     """Whether students on a GPU are trained by CUDA graphs."""
     engine: EngineOptions = EngineOptions()
-    """What draws the images; without a precision they are drawn in fp32. Its threads are those of a job."""
+    """What draws the images; without a precision they are drawn in fp32, with "auto" in bf16 where
+    this machine has it. Its threads are those of a job."""
     torch_draws: bool = False
     """Draw the images by PyTorch on the students' device, in the precision of `engine`."""
     resume: bool = True
@@ -137,7 +139,9 @@ class Execution:
     @property
     def image_precision(self) -> str:
         """Precision in which the images are drawn."""
-        return self.engine.precision or "fp32"
+        if self.torch_draws and self.engine.precision == "auto":
+            return "fp32"
+        return settle_precision(self.engine).precision or "fp32"
 
     def choose_device(self) -> torch.device:
         """Return the device of the students.

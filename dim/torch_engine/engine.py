@@ -47,6 +47,10 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle, precision: str, device: torch.device) -> None:
         manifest = bundle.manifest
+        if precision == "bf16":
+            raise EngineError(
+                "PyTorch draws the precisions of a bundle's files; bf16 has the engine openvino-cpu alone."
+            )
         model = read_checked_file(bundle.path, manifest, onnx_name(precision), max_bytes=MAX_ONNX_BYTES)
         rows = check_graph(model, manifest)
         self.reason, self.precision = "", precision

@@ -24,10 +24,10 @@ from dim.runtime.benchmark.report import BenchReport
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
-from dim.runtime.choose_engine import open_engine
+from dim.runtime.choose_engine import open_engine, settle_precision
 from dim.runtime.cores import processor_name, usable_cores
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
-from dim.runtime.engines.names import DEVICES, ENGINES
+from dim.runtime.engines.names import DEVICES, ENGINES, draws_in
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
 from dim.runtime.progress.show import ProgressOption, show_progress
@@ -63,7 +63,8 @@ def benchmark(
         bundle_path: the bundle's folder.
         engines: names from `dim.runtime.engines.names.ENGINES`; None for all but the fake one, empty for
             the rivals alone.
-        precisions: "fp32", "fp16", "int8"; None for all that the bundle has.
+        precisions: "fp32", "fp16", "int8", "bf16", or "auto" for what `settle_precision` takes here; None for all
+            that there are.
         device: "auto" for both, "cpu" or "gpu".
         batches: images per call.
         rivals: further contenders, such as those of `dim.torch_engine.rivals.torch_rivals(manifest, device)`.
@@ -92,6 +93,7 @@ def benchmark(
     driver = driver or find_driver()
     if device == "gpu":
         require_gpu("measure with --device gpu", driver)
+    precisions = _settle_precisions(precisions, manifest, device, driver)
     common = EngineOptions(threads=threads, trust=trust)
     contenders = [
         Contender(
@@ -101,8 +103,8 @@ def benchmark(
             open=_opener(path, manifest, replace(common, engine=name, precision=precision), driver, say),
         )
         for name in ([name for name in ENGINES if name != "fake"] if engines is None else engines)
-        for precision in precisions or manifest.precisions
-        if device in ("auto", ENGINES[name])
+        for precision in precisions
+        if device in ("auto", ENGINES[name]) and draws_in(name, precision)
     ]
     contenders += [rival for rival in rivals if device in ("auto", rival.device)]
     with show_progress(progress) as report:
@@ -161,6 +163,16 @@ def _opener(
     return open_at
 
 
+def _settle_precisions(
+    wanted: Sequence[str] | None, manifest: Manifest, device: str, driver: Driver
+) -> tuple[str, ...]:
+    """Name every precision once, "auto" by what it stands for here."""
+    if wanted is None:
+        return (*manifest.precisions, "bf16")
+    auto = settle_precision(EngineOptions(device=device, precision="auto"), driver).precision or "fp32"
+    return tuple(dict.fromkeys(auto if precision == "auto" else precision for precision in wanted))
+
+
 def _check_arguments(
     manifest: Manifest,
     engines: Sequence[str] | None,
@@ -174,7 +186,7 @@ def _check_arguments(
         if name not in ENGINES:
             raise BadValueError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
     for precision in precisions or ():
-        if precision not in manifest.precisions:
+        if precision not in (*manifest.precisions, "bf16", "auto"):
             raise BundleError(f"The bundle has no {precision}; it has {', '.join(manifest.precisions)}.")
     if device not in DEVICES:
         raise BadValueError(f"There is no device {device!r}; there are {', '.join(DEVICES)}.")
@@ -186,7 +198,7 @@ def _check_arguments(
 
 def _versions(driver: Driver) -> dict[str, str]:
     found = {} if driver.version is None else {"driver": driver.version}
-    for package in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch"):
+    for package in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

@@ -90,6 +90,30 @@ class BenchReport:
         return None
 
 
+def recommend_precision(report: BenchReport) -> str | None:
+    """Say in a sentence which precision pays, by the best batch of each; None where nothing was measured.
+
+    A precision is worth its loss of quality only where no better one is as fast, so nothing slower than bf16 is named.
+    """
+    speeds: dict[str, Result] = {}
+    for row in report.results:
+        known = speeds.get(row.precision)
+        if not row.engine.startswith("torch") and (known is None or row.images_per_s > known.images_per_s):
+            speeds[row.precision] = row
+    pays: list[Result] = []
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        fastest = speeds.get(precision)
+        if fastest is not None and (not pays or fastest.images_per_s > pays[-1].images_per_s):
+            pays.append(fastest)
+    if not pays:
+        return None
+    steps = [f"{pays[0].precision} by {pays[0].engine}"] + [
+        f"{row.precision} by {row.engine}, {row.images_per_s / before.images_per_s:.1f} times as fast"
+        for before, row in zip(pays, pays[1:], strict=False)
+    ]
+    return f"What pays here, from exact to fast: {'; '.join(steps)}."
+
+
 def check_promises(report: BenchReport, resizes: bool, batch: int = 256) -> list[dict[str, Any]]:
     """Compare a report with the promised speeds, at one batch size.
 

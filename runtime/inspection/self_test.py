@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from dim.runtime.bundle_format.files import load_manifest, write_bundle
 from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, Manifest, SamplingInfo, SourceInfo
 from dim.runtime.choose_engine import open_engine
+from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines.base import Engine, EngineOptions
-from dim.runtime.engines.image_checks import MAX_FP32_LEVELS, max_levels
+from dim.runtime.engines.image_checks import compare_precision
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Driver
 
@@ -64,7 +65,7 @@ class SelfTest:
         self._folder.cleanup()
 
     def run(self, name: str, driver: Driver, say: Callable[[str], None] = lambda message: None) -> str:
-        """Open an engine as `dim generate` would, draw two images and compare them.
+        """Open an engine as `dim generate` would, draw two images and compare them; OpenVINO in bf16, too, if it can.
 
         Args:
             name: an engine of `dim.runtime.engines.names.ENGINES`.
@@ -77,14 +78,21 @@ class SelfTest:
         Raises:
             as `open_engine`; EngineError: the images are wrong.
         """
-        engine: Engine = open_engine(
-            self.path, self.manifest, EngineOptions(engine=name, precision="fp32"), driver=driver, say=say
-        )
+        version = self._compare(EngineOptions(engine=name, precision="fp32"), driver, say)
+        if name == "openvino-cpu" and find_bf16_instructions() is not None:
+            version = self._compare(EngineOptions(engine=name, precision="bf16"), driver, say)
+        return version
+
+    def _compare(self, options: EngineOptions, driver: Driver, say: Callable[[str], None]) -> str:
+        engine: Engine = open_engine(self.path, self.manifest, options, driver=driver, say=say)
         try:
             images = engine.run(LATENTS, LABELS)
-            levels = max_levels(images, read_expected_images())
-            if levels > MAX_FP32_LEVELS:
-                raise EngineError(f"{engine.name} draws wrong images: {levels} levels from the known answer.")
+            close, found, allowed = compare_precision(engine.precision, images, read_expected_images())
+            if not close:
+                raise EngineError(
+                    f"{engine.name} draws wrong images in {engine.precision}: {found} from the known answer, and "
+                    f"{allowed} is right."
+                )
             return engine.version
         finally:
             engine.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contr
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.choose_engine import open_engine
+from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines import image_checks
 from dim.runtime.engines.base import Engine, EngineOptions, parse_pins
 from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
@@ -76,7 +78,7 @@ def verify(
     trust: Sequence[str] = (),
     progress: ProgressOption = None,
 ) -> VerifyReport:
-    """Check every file of a bundle and compare what its precisions draw, on ONNX Runtime's CPU provider.
+    """Check every file of a bundle and compare what its precisions draw, on ONNX Runtime's CPU provider and OpenVINO.
 
     Compiled engines are run, too, where this machine can run them and may load them. Of a training set every file is
     hashed again.
@@ -179,13 +181,13 @@ class _Checks(_Rows):
         labels, indices = _choose_samples(manifest)
         latents = draw_latents(_SEED, labels, indices, manifest.latent_dim, manifest.latent_std)
         reference: NDArray[np.uint8] | None = None
-        for precision in manifest.precisions:
-            name = onnx_name(precision)
+        for engine_name, precision in _list_cpu_engines(manifest):
+            name = f"{engine_name} {precision}" if engine_name == "openvino-cpu" else onnx_name(precision)
             try:
                 engine = open_engine(
                     self.path,
                     self.manifest,
-                    EngineOptions(engine="onnxruntime-cpu", precision=precision, threads=self._threads),
+                    EngineOptions(engine=engine_name, precision=precision, threads=self._threads),
                 )
                 images = _draw(engine, latents, labels, BATCHES[-1])
                 reference = images if reference is None else reference
@@ -193,7 +195,8 @@ class _Checks(_Rows):
                 if images is not reference:
                     self.add(name, "against fp32", ok, found, allowed)
                 self._check_batches(name, engine, latents, labels, images)
-                self._check_images(name, labels, images)
+                if engine_name == "onnxruntime-cpu":  # what a file draws, whichever engine runs it
+                    self._check_images(name, labels, images)
                 engine.close()
             except EngineError as error:
                 self.add(name, "runs", False, str(error))
@@ -244,6 +247,16 @@ class _Checks(_Rows):
         logits = run_in_pieces(open_cpu_session(model, self._threads), {"images": images}, rows)
         finite = bool(np.isfinite(logits).all())
         self.add(TEACHER_ONNX, "logits", finite, "finite" if finite else "not finite", "finite")
+
+
+def _list_cpu_engines(manifest: Manifest) -> list[tuple[str, str]]:
+    """List engines and precisions: ONNX Runtime over every file, and OpenVINO where it is installed."""
+    listed = [("onnxruntime-cpu", precision) for precision in manifest.precisions]
+    if find_spec("openvino") is not None:
+        listed.append(("openvino-cpu", "fp32"))
+        if find_bf16_instructions() is not None:
+            listed.append(("openvino-cpu", "bf16"))
+    return listed
 
 
 def _choose_samples(manifest: Manifest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

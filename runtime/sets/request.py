@@ -71,8 +71,12 @@ class SetRequest:
         """Check that a bundle can serve the request, before any engine is opened.
 
         Raises:
-            as `plan`.
+            as `plan`; BadValueError: the bundle was opened in the precision "auto".
         """
+        if bundle.engine_options.precision == "auto":
+            raise BadValueError(
+                "A set has one precision on every machine, and auto is none: say fp32 (the default), bf16, fp16, int8."
+            )
         self.plan(bundle, _NO_ENGINE)
 
     def plan(self, bundle: Bundle, engine: EngineInfo) -> Plan:

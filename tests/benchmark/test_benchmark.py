@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from fake_gpu import fake_driver
 from numpy.typing import NDArray
 from tiny_bundle import tiny_graph
 
+from dim.runtime import choose_engine
 from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.benchmark.contenders import Batch, Contender
 from dim.runtime.benchmark.flops import flop_per_image
+from dim.runtime.benchmark.report import recommend_precision
+from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError
 from dim.runtime.gpu.driver import Driver, find_driver
 
@@ -101,14 +105,55 @@ def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
         progress=lambda *step: steps.append(step),
     )
     assert [(row.engine, row.precision, row.batch) for row in report.results] == [
-        ("onnxruntime-cpu", precision, batch) for precision in ("fp32", "fp16", "int8") for batch in (1, 16)
+        (engine, precision, batch)
+        for engine, precision in [
+            *(("onnxruntime-cpu", precision) for precision in ("fp32", "fp16", "int8")),
+            ("openvino-cpu", "fp32"),
+            *([("openvino-cpu", "bf16")] if find_bf16_instructions() is not None else []),
+        ]
+        for batch in (1, 16)
     ]
     assert all(row.images_per_s > 0 and row.latency_ms > 0 for row in report.results)
     assert report.ratio("onnxruntime-cpu", "int8", "onnxruntime-cpu", "fp32", 16) is not None
-    assert said == [] and [done for _, done, _, _ in steps] == list(range(6)) and steps[0][2] == 6
+    assert said == [] and [done for _, done, _, _ in steps] == list(range(10)) and steps[0][2] == 10
     described = json.loads(json.dumps(report.to_dict()))
     assert {"engine", "precision", "device", "batch", "images_per_s", "latency_ms"} <= described["results"][0].keys()
-    assert described["not_run"] == []
+    assert [row["precision"] for row in described["not_run"]] == ["bf16"] * (find_bf16_instructions() is None)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "sentence"),
+    [
+        ({}, None),
+        ({"fp32": 100.0}, "What pays here, from exact to fast: fp32 by x."),
+        (
+            {"fp32": 100.0, "fp16": 90.0, "bf16": 250.0, "int8": 200.0},
+            "What pays here, from exact to fast: fp32 by x; bf16 by x, 2.5 times as fast.",
+        ),
+        (
+            {"fp32": 100.0, "bf16": 200.0, "int8": 240.0},
+            "What pays here, from exact to fast: fp32 by x; bf16 by x, 2.0 times as fast; "
+            "int8 by x, 1.2 times as fast.",
+        ),
+    ],
+)
+def test_nothing_slower_than_bf16_is_recommended(
+    tiny_bundle: Path, clock: Clock, speeds: dict[str, float], sentence: str | None
+) -> None:
+    report = run(tiny_bundle, [worker(clock, "w", image_s=0.001)], clock, batches=(1,))
+    rows = [
+        replace(report.results[0], engine="x", precision=name, images_per_s=speed) for name, speed in speeds.items()
+    ]
+    slower = [replace(report.results[0], engine="torch-compile", precision="bf16", images_per_s=1e6)]
+    assert recommend_precision(replace(report, results=(*rows, *slower))) == sentence
+
+
+def test_auto_and_bf16_are_precisions_to_measure(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose_engine, "find_bf16_instructions", lambda: None)
+    short = {"device": "cpu", "batches": (1,), "rounds": 1, "turn_s": 0.001, "find_best": False}
+    report = benchmark(tiny_bundle, precisions=["auto", "fp32"], **short)
+    assert {row.precision for row in report.results} == {"fp32"}
+    assert len(report.results) == 2
 
 
 def test_what_cannot_run_here_is_listed(tiny_bundle: Path) -> None:
@@ -118,7 +163,7 @@ def test_what_cannot_run_here_is_listed(tiny_bundle: Path) -> None:
     listed = {(row.engine, row.batch): row.reason for row in report.not_run}
     assert set(listed) == {("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime-cuda", None)}
     assert all(listed.values())
-    assert {row.engine for row in report.results} == {"onnxruntime-cpu"}
+    assert {row.engine for row in report.results} == {"onnxruntime-cpu", "openvino-cpu"}
 
 
 def test_throughput_latency_and_best_batch(tiny_bundle: Path, clock: Clock) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fake_gpu import FakeGpu, fake_driver
 from fake_trt import FakeContext, FakeTrt
 
+from dim.runtime import cores
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.gpu.driver import find_driver
@@ -79,7 +80,7 @@ def test_this_machine(patch: pytest.MonkeyPatch) -> None:
     cpu = state(report, "onnxruntime-cpu")
     assert cpu.works and cpu.fix is None and cpu.reason.startswith("onnxruntime ")
     assert report.recommended is not None
-    assert json.loads(json.dumps(report.to_dict()))["engines"][-1]["engine"] == "onnxruntime-cpu"
+    assert json.loads(json.dumps(report.to_dict()))["engines"][-1]["engine"] == "openvino-cpu"
     assert all(each.works or each.fix for each in report.engines)
 
 
@@ -205,11 +206,28 @@ def test_a_library_that_breaks_in_its_own_way_is_a_row(patch: pytest.MonkeyPatch
 def test_nothing_at_all_is_installed(patch: pytest.MonkeyPatch) -> None:
     install(patch, {})
     patch.setitem(sys.modules, "onnxruntime", None)
+    patch.setitem(sys.modules, "openvino", None)
     report = examine_machine(NONE)
     assert report.recommended is None
     assert state(report, "onnxruntime-cpu").fix == "pip install 'dim-distill[cpu]'"
+    assert state(report, "openvino-cpu").fix == "pip install 'dim-distill[openvino]'"
     assert report.packages == NOTHING
 
 
 def test_the_wheels_are_found_by_the_module_they_own() -> None:
     assert doctor_module.list_onnxruntime_wheels() == ["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("amx_bf16 avx512_bf16 avx512_vnni", "bf16 (AMX-BF16)"),
+        ("avx512_bf16 avx512_vnni", "bf16 (AVX512-BF16), or int8 (VNNI), faster still and further from fp32"),
+        ("avx512f avx512_vnni", "int8 (VNNI)"),
+        ("asimd asimddp", "int8 (dot products)"),
+        ("sse2", "fp32"),
+    ],
+)
+def test_the_precision_that_pays_is_named(patch: pytest.MonkeyPatch, flags: str, precision: str) -> None:
+    patch.setattr(cores, "_read_cpuinfo", lambda field: flags if field == "flags" else "")
+    assert doctor_module._name_fast_precision() == precision

@@ -48,6 +48,7 @@ def test_bare_dependencies_and_extras_are_those_of_the_documentation() -> None:
     assert {extra: [_name(line) for line in lines] for extra, lines in project["optional-dependencies"].items()} == {
         "cpu": ["onnxruntime", "onnx"],
         "gpu": ["onnxruntime-gpu[cuda,cudnn]", "onnx"],
+        "openvino": ["openvino", "onnx"],
         "trt": ["tensorrt", "cuda-core", "cuda-bindings", "onnx"],
         "rtx": ["tensorrt-rtx", "cuda-core", "cuda-bindings", "onnx"],
         "train": ["torch", "onnx", "onnxscript", "safetensors", "scikit-learn", "pooch", "scipy", "matplotlib"],
