@@ -108,4 +108,4 @@ def test_in_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         path, device="cpu", batches=(2,), rivals=rivals, rounds=1, turn_s=0.001, find_best=False, threads=1
     )
     assert report.ratio("onnxruntime-cpu", "fp32", "torch-eager", "fp32", 2) is not None
-    assert {row.engine for row in report.results} == {"onnxruntime-cpu", *VARIANTS[:2]}
+    assert {row.engine for row in report.results} == {"onnxruntime-cpu", "openvino-cpu", *VARIANTS[:2]}
