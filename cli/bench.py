@@ -118,7 +118,7 @@ def _print_report(report: "BenchReport") -> None:
     print_table("Speed (* best batch of its kind)", columns, rows, numbers=columns[3:])
     _print_ratios(report)
     if (recommended := recommend_precision(report)) is not None:
-        print(recommended)
+        print_line(recommended)
     for missing in report.not_run:
         batch = "" if missing.batch is None else f" at batch {missing.batch:,}"
         print_line(f"Not run: {missing.engine} {missing.precision}{batch}: {missing.reason}")
