@@ -1,5 +1,6 @@
 """`dim inspect`: what a bundle holds, and a look at what it draws."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ import typer
 
 from dim.cli.options import JsonOption, Sha256Option, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table
+from dim.runtime.bundle_format.locate import list_names
+from dim.runtime.inspection.accuracy_summary import summarise_accuracy
 from dim.runtime.units import format_units
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 _PNG_WIDTH_PX = 720
 _LEAST_COLUMNS = 4
 _MAX_VALUE_CHARS = 2000
+_MAX_ROWS = 2048
 
 
 def inspect(
@@ -28,11 +32,12 @@ def inspect(
     sha256: Sha256Option = None,
     png: Annotated[Path | None, typer.Option(help="Write the preview as a PNG file as well.")] = None,
     no_preview: Annotated[bool, typer.Option("--no-preview", help="Do not draw in the terminal.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Every file, hash and measured row as well.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle holds and what it draws.
 
-    Classes, source, measured accuracy, files, and a grid with one row per class where the terminal can show it.
+    One screen: classes, source, size, measured accuracy, and a grid with one row per class where the terminal shows it.
 
     Example:  [bold]dim inspect runs/digits/digits.dim[/bold]
     """
@@ -46,41 +51,76 @@ def inspect(
     if png is not None and images is not None:
         picture = make_grid(images)
         write_png(png, picture, scale=-(-_PNG_WIDTH_PX // picture.shape[1]))
-    print_json(facts) if as_json else _print_facts(facts)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_facts(facts)
+        if show_all:
+            _print_all(facts)
     if in_terminal and images is not None:
         letters = shutil.get_terminal_size().columns
         print(render_ansi(make_grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
 
 
 def _print_facts(facts: Mapping[str, Any]) -> None:
+    """Print what fits on one screen: what it is, how large, how good, how to use it."""
     image, source = facts["image"], facts["source"]
+    colours = "grey" if image["channels"] == 1 else "colour"
+    extras = [f"latents for fixed sets of up to {facts['fixed_latents']} per class"] if facts["fixed_latents"] else []
+    extras += ["a teacher for soft labels"] if facts["teacher"] else []
     rows = {
         "name": facts["name"],
         "classes": _shorten(facts["classes"]),
-        "images": f"{image['height']} x {image['width']}, {'grey' if image['channels'] == 1 else 'colour'}",
+        "images": f"{image['height']} x {image['width']}, {colours}",
         "source": f"{source['name']}, {sum(source['class_counts']):,} training images",
+        "licence": facts["licence"],
+        "precisions": ", ".join([*facts["precisions"], *(["engines compiled"] if facts["engines"] else [])]),
+        "also holds": ", ".join(extras) or "nothing else",
+        "size": format_units(facts["size_bytes"], "B"),
+        "content id": facts["content_id"][:16],
+    }
+    _print_rows(rows)
+    lines = summarise_accuracy(facts["accuracy"])
+    if lines:
+        print_line()
+        table = [(line.network, line.mode, str(line.ipc), line.generated, line.real) for line in lines]
+        columns = ("network", "mode", "images per class", "generated", "real")
+        print_table("Test accuracy in percent, trained on", columns, table, numbers=columns[2:])
+    _print_rows({"use it": f"dim generate --bundle {shlex.quote(_name(facts['path']))} --ipc 50 --out data/"})
+    _print_rows({"more": "--all shows every file, hash and measured row, --json all of it"})
+
+
+def _print_all(facts: Mapping[str, Any]) -> None:
+    """Print what one screen leaves out."""
+    source = facts["source"]
+    rows = {
         "source licence": source["licence"],
         "source note": source["note"],
         "latents": f"{facts['latent_dim']} per image, standard deviation {facts['latent_std']:g}",
-        "optimised latents": f"{facts['fixed_latents']} per class" if facts["fixed_latents"] else "none",
-        "soft labels": "yes, the bundle carries a teacher" if facts["teacher"] else "no",
-        "precisions": ", ".join(facts["precisions"]),
         "engines": ", ".join(facts["engines"]) or "none compiled",
         "distilled with": f"preset {facts['distill_config'].get('preset', 'unknown')}, {facts['created_by']}",
-        "licence": facts["licence"],
         "content id": facts["content_id"],
         "manifest SHA-256": facts["manifest_sha256"],
-        "size": format_units(facts["size_bytes"], "B"),
     }
-    for key, value in rows.items():
-        print_line(f"{key:<18} {value[:_MAX_VALUE_CHARS]}{'...' * (len(value) > _MAX_VALUE_CHARS)}")
+    print_line()
+    _print_rows(rows)
     print_line()
     files = [(file["path"], format_units(file["size_bytes"], "B"), file["sha256"][:16]) for file in facts["files"]]
     print_table("Files", ("file", "size", "SHA-256 begins"), files, numbers=("size",))
-    if facts["accuracy"]:
-        columns = list(dict.fromkeys(key for row in facts["accuracy"] for key in row))
-        cells = [[_cell(row.get(column, "")) for column in columns] for row in facts["accuracy"]]
-        print_table("Measured accuracy", columns, cells)
+    for row in facts["accuracy"][:_MAX_ROWS]:
+        _print_rows({"accuracy": ", ".join(f"{key}={_cell(value)}" for key, value in row.items())})
+    if len(facts["accuracy"]) > _MAX_ROWS:
+        print_line(f"{len(facts['accuracy']) - _MAX_ROWS:,} more rows are not shown; --json gives all.")
+
+
+def _print_rows(rows: Mapping[str, str]) -> None:
+    for key, value in rows.items():
+        print_line(f"{key:<17} {value[:_MAX_VALUE_CHARS]}{'...' * (len(value) > _MAX_VALUE_CHARS)}")
+
+
+def _name(path: str) -> str:
+    """The bundle as `--bundle` takes it: the name of the shipped one, else its path."""
+    return next((name for name, folder in list_names().items() if str(folder) == path), path)
 
 
 def _cell(value: Any) -> str:

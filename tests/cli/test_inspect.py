@@ -18,13 +18,24 @@ def test_inspect_shows_the_facts(tiny_bundle: Path) -> None:
     ran = dim("inspect", tiny_bundle)
     assert ran.code == 0
     assert ran.err == f"Bundle: {tiny_bundle}, as named.\n"
-    lines = {line[:18].strip(): line[19:] for line in ran.out.splitlines() if not line.startswith(" ")}
+    lines = {line[:17].strip(): line[18:] for line in ran.out.splitlines() if not line.startswith(" ")}
     assert lines["name"] == "tiny"
     assert lines["classes"] == "3: zero, one, two"
     assert lines["images"] == "8 x 8, grey"
     assert lines["source"] == "tiny, 60 training images"
     assert lines["precisions"] == "fp32, fp16, int8"
-    assert "generator.fp16.onnx" in ran.out
+    assert lines["use it"] == f"dim generate --bundle {tiny_bundle} --ipc 50 --out data/"
+    assert "generator.fp16.onnx" not in ran.out and "generator.fp16.onnx" in dim("inspect", "--all", tiny_bundle).out
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_inspect_of_the_shipped_bundle_is_one_screen(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = dim("inspect", "mnist").out.splitlines()
+    assert len(lines) <= 24
+    assert lines[-2].endswith(" dim generate --bundle mnist --ipc 50 --out data/")
+    assert sum("convnet3" in line for line in lines) == 6
+    assert "\naccuracy          accuracies=" in dim("inspect", "mnist", "--all").out
 
 
 def test_inspect_draws_only_in_a_terminal_and_as_a_file_when_asked(tiny_bundle: Path, tmp_path: Path) -> None:
