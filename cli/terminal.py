@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_MAX_COLUMNS, _MAX_ROWS, _MAX_CELL_CHARS = 64, 2048, 1000
+_MAX_COLUMNS, _MAX_ROWS, _MAX_CELLS, _MAX_CELL_CHARS = 64, 2048, 10_000, 1000
 
 STDOUT = "standard output"
 """The file name in errors of standard output."""
@@ -137,10 +137,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     table = Table(title=_to_text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns[:_MAX_COLUMNS]:
         table.add_column(_to_text(column), justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows[:_MAX_ROWS]:
+    most_rows = min(_MAX_ROWS, _MAX_CELLS // max(1, min(len(columns), _MAX_COLUMNS)))
+    for row in rows[:most_rows]:
         table.add_row(*(_to_text(cell) for cell in row[:_MAX_COLUMNS]))
     print_rich(table)
-    for count, most, what in ((len(columns), _MAX_COLUMNS, "columns"), (len(rows), _MAX_ROWS, "rows")):
+    for count, most, what in ((len(columns), _MAX_COLUMNS, "columns"), (len(rows), most_rows, "rows")):
         if count > most:
             print_line(f"{count - most:,} more {what} are not shown; --json gives all.")
 

@@ -186,6 +186,8 @@ def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
     except urllib.error.HTTPError as error:
         error.close()
         said = f"the server answered {error.code} {printable(str(error.reason))[:100]}".rstrip()
+        if error.code in (301, 302, 303, 307, 308):
+            said = "the server sends from one address to the next without end"
         raise BundleError(f"{shown} cannot be fetched: {said}.") from None
     except http.client.HTTPException as error:
         said = _without_secrets(describe_error(error), url)

@@ -14,6 +14,7 @@ from dim.runtime.sampling.latents import check_row
 Labels: TypeAlias = ArrayLike | Sequence[str | int]
 """Labels of samples: integers, or names of classes."""
 _MAX_NAMES = 12
+_MAX_COMPARED = 4096
 
 
 def find_label(chosen: str | int, classes: Sequence[str]) -> int:
@@ -32,7 +33,8 @@ def find_label(chosen: str | int, classes: Sequence[str]) -> int:
         return int(chosen)
     if chosen in classes:
         return classes.index(chosen)
-    near = difflib.get_close_matches(chosen, classes, n=1)
+    # Comparing letter by letter with 65,536 names takes half a minute.
+    near = difflib.get_close_matches(chosen, classes, n=1) if len(classes) <= _MAX_COMPARED else []
     hint = f"; did you mean '{near[0]}'?" if near else "."
     more = f" and {len(classes) - _MAX_NAMES} more" if len(classes) > _MAX_NAMES else ""
     raise BadValueError(

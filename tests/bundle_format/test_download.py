@@ -75,7 +75,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
         (b"HTTP/1.1 308 Moved\r\nLocation: http://example.invalid/x\r\n\r\n", "would come unprotected: use https"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\n\r\n", "Invalid IPv6 URL"),
         (b"HTTP/1.1 302 Found\r\nLocation: https://a:b@example.invalid/\r\n\r\n", "holds a user name or a password"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n", "infinite loop"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n", "sends from one address to the next without end"),
     ],
 )  # fmt: skip
 def test_every_oddity_of_a_server_is_one_sentence(serve: Callable[[Answer], str], answer: bytes, words: str) -> None:

@@ -75,7 +75,9 @@ def test_commands_print_through_the_terminal_module() -> None:
 def test_large_tables_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("", [f"c{n}" for n in range(20_000)], [["x"] * 20_000])
     print_table("", ["only"], [["x" * 5000]] * 5000)
+    print_table("", [f"c{n}" for n in range(50)], [["x"] * 50] * 8000)
     out = capsys.readouterr().out
+    assert "7,800 more rows are not shown" in out
     assert "19,936 more columns are not shown; --json gives all." in out and "2,952 more rows are not shown" in out
 
 
