@@ -5,11 +5,12 @@ The first pass reads every header, so that size, channels and memory are known; 
 source is told at once.
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from dim.data.decode import (
     find_largest_value,
     read_header,
 )
+from dim.data.decoded import KEPT_FROM_BYTES, NewEntry, find_key, new_entry, open_decoded
 from dim.data.image_set import Labels, RawSet, Source
 from dim.data.layout import Fault, Layout, extension_of
 from dim.data.limits import MAX_KEPT_BYTES
@@ -73,23 +75,45 @@ def read_pictures(source: Source, pictures: Pictures) -> RawSet:
     Raises:
         DataError: from `pictures`, or images that cannot be read.
     """
-    with warnings.catch_warnings():
+    key = find_key(source)
+    if key is not None and (raw := open_decoded(key, source)) is not None:
+        return raw
+    said: list[str] = []
+
+    def remember(sentence: str) -> None:
+        said.append(sentence.removeprefix(f"{source.name}: "))
+        source.say(sentence)
+
+    with warnings.catch_warnings(), new_entry(key) if key is not None else nullcontext() as entry:
         # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        scan = _scan(source, pictures)
-        layout = pictures.arrange()
-        rows = _number_rows(layout)
-        good = _select_readable(scan, rows, source, layout.faults)
-        for remark in layout.remarks:
-            source.say(f"{source.name}: {remark}")
-        size, channels, notes = _choose_form(good, len(rows), source)
-        bits = _find_bits(scan, rows, good, source, notes)
-        images, decoded = _decode(scan, rows, good, (size, channels, bits), source)
+        raw, is_kept = _read_all(replace(source, say=remember), pictures, entry)
+        if entry is not None and is_kept:
+            entry.publish(raw, said)
+    return raw
+
+
+def _read_all(source: Source, pictures: Pictures, entry: NewEntry | None) -> tuple[RawSet, bool]:
+    """Decode everything; say whether the images lie in the entry of the cache."""
+    scan = _scan(source, pictures)
+    layout = pictures.arrange()
+    rows = _number_rows(layout)
+    good = _select_readable(scan, rows, source, layout.faults)
+    for remark in layout.remarks:
+        source.say(f"{source.name}: {remark}")
+    size, channels, notes = _choose_form(good, len(rows), source)
+    bits = _find_bits(scan, rows, good, source, notes)
+    shape = (len(rows), size, size, channels)
+    is_worth = len(good) == len(rows) and math.prod(shape) >= KEPT_FROM_BYTES
+    on_disk = entry.make_images(shape) if entry is not None and is_worth else None
+    images = np.zeros(shape, dtype=np.uint8) if on_disk is None else on_disk
+    decoded = _decode(scan, rows, good, images, bits, source)
     if num_skipped := len(rows) - int(decoded.sum()):
         notes.append(f"{num_skipped} unreadable images were left out")
     for note in notes[1:]:
         source.say(f"{source.name}: {note}")
-    return _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
+    raw = _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
+    return raw, on_disk is not None and bool(decoded.all())
 
 
 def _select_readable(
@@ -154,11 +178,10 @@ def _find_bits(
 
 
 def _decode(
-    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], form: tuple[int, int, int], source: Source
-) -> tuple[Images, NDArray[np.bool_]]:
-    """Decode all good files to `form` (size, channels, bits used of 16): images by row, and which rows have one."""
-    size, channels, bits = form
-    images = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
+    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], images: Images, bits: int, source: Source
+) -> NDArray[np.bool_]:
+    """Decode all good files into their rows of `images`, and return which rows have one."""
+    size, channels = images.shape[2:]
     decoded = np.zeros(len(rows), dtype=bool)
     done = 0
 
@@ -178,7 +201,7 @@ def _decode(
     decode_files(((rows[file], file, data) for file, data in scan.give() if file in good), decode, count)
     if done < len(good):
         raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
-    return images, decoded
+    return decoded
 
 
 def _scan(source: Source, pictures: Pictures) -> _Scan:
