@@ -142,6 +142,7 @@ def distill(
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.distillation import distill as library
         from dim.execution.threads import default_threads
+        from dim.runs.folder import describe_kept
     run_dir = out or Path("runs") / images.name
     try:
         result = library.distill(
@@ -159,7 +160,7 @@ def distill(
             progress=is_main,
         )
     except KeyboardInterrupt:
-        speak(f"What was done up to the last checkpoint is kept in {run_dir}: add --resume to go on.")
+        speak(describe_kept(run_dir))
         raise
     if is_main:
         _report(run_dir, result.finished, time.monotonic() - started, as_json)

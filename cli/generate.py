@@ -144,6 +144,7 @@ def generate(
     """
     from dim.runtime.bundle import open_bundle
     from dim.runtime.sets.dry_run import estimate_set
+    from dim.runtime.sets.finished import describe_kept
     from dim.runtime.sets.generate import generate as write_set
     from dim.runtime.sets.ray import check_workers, generate_on_ray
     from dim.runtime.sets.request import SetRequest
@@ -207,7 +208,7 @@ def generate(
                     opened, request, out, shard=part, overwrite=overwrite, check=check, say=say, progress=True
                 )
         except KeyboardInterrupt:
-            say(f"What is finished is kept in {out}: the same command completes the set.")
+            say(describe_kept(out))
             raise
     print_json(asdict(summary)) if as_json else _print_summary(summary, shard)
 

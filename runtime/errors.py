@@ -46,11 +46,12 @@ def describe_error(error: BaseException) -> str:
         error: any exception.
 
     Returns:
-        the first line of its text without the operating system's number and the last full stop, printable, at most 300
-        letters; the exception's class where it has no text.
+        the first line of its text, two where it announces the next, without the operating system's number and the last
+        full stop, printable, at most 300 letters; the exception's class where it has no text.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = (text.strip() or type(error).__name__).splitlines()[0]
+    first, *rest = (text.strip() or type(error).__name__).splitlines()
+    line = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
     return printable(re.sub(r"^\[Errno -?\d+\] ", "", line).rstrip(".")[:300])
 
 

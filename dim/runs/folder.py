@@ -53,6 +53,18 @@ def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
     write_json(config_path, record.to_dict())
 
 
+def describe_kept(run_dir: Path) -> str:
+    """Say what an interrupted run has to go on from, in one sentence."""
+    if not (run_dir / CONFIG_FILE).exists():
+        return f"Nothing was begun in {run_dir} yet: the same command begins anew."
+    found = sorted((run_dir / "checkpoints").glob("stage*.json"))
+    if not found:
+        return f"{run_dir} has no checkpoint yet, so nothing but the settings is kept: add --resume to begin again."
+    stage, _, step = found[-1].stem.removeprefix("stage").partition("-")
+    where = f"stage {stage}, step {int(step):,}" if step.isdecimal() else found[-1].stem
+    return f"What was done up to the last checkpoint ({where}) is kept in {run_dir}: add --resume to go on."
+
+
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
     """Lock a run against other processes while the block runs, and remove half-written files of a killed one.

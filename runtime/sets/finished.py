@@ -6,12 +6,15 @@ ones that a power cut may have reached, and for all of them where the caller ask
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from dim.runtime.set_formats.part import FileEntry, PartRecord, make_record
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
-from dim.runtime.sets.journal import DATASET, SetFile, list_noted_parts, note_part, read_part
+from dim.runtime.sets.journal import DATASET, SetFile, list_noted_parts, note_part, read_part, read_set
 from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error
+from dim.runtime.storage.object_store import is_remote
+from dim.runtime.storage.place import open_store
 
 NEWEST_BYTES = 2**28
 """Files of the newest finished parts that are always hashed, together; at least one part."""
@@ -107,6 +110,21 @@ def hash_image_files(store: Store, plan: Plan, record: PartRecord) -> str | None
             return None
         entries.append(FileEntry(path=path, bytes=0, sha256=sha256))
     return make_record(record.part, record.images, entries).sha256
+
+
+def describe_kept(out: str | Path) -> str:
+    """Say in one sentence what an interrupted run left of a set."""
+    if is_remote(out):
+        return f"What is finished is kept in {out}: the same command completes the set."
+    with open_store(out) as store:
+        found = read_set(store)
+        images = 0 if found is None else found.plan.images - count_images_left(store, found)
+        if found is None or not images:
+            return f"No part of the set in {store} is finished yet, so nothing is kept: the same command begins again."
+        return (
+            f"What is finished is kept in {store}, {images:,} of {found.plan.images:,} images: the same command "
+            "completes the set."
+        )
 
 
 def reopen(store: Store, found: SetFile) -> SetFile:

@@ -75,12 +75,22 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dim.distillation.distill.distill", interrupt)
-    ran = dim("distill", "--data", "digits", "--out", tmp_path / "run")
-    assert (ran.code, ran.out) == (130, "")
-    assert ran.err.splitlines()[-2:] == [
-        f"What was done up to the last checkpoint is kept in {tmp_path}/run: add --resume to go on.",
-        "Interrupted.",
-    ]
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for file, kept in {
+        "": f"Nothing was begun in {run} yet: the same command begins anew.",
+        "config.json": f"{run} has no checkpoint yet, so nothing but the settings is kept: add --resume to begin "
+        "again.",
+        "checkpoints/stage1-00000400.json": "What was done up to the last checkpoint (stage 1, step 400) is kept in "
+        f"{run}: add --resume to go on.",
+        "checkpoints/stage2-00001200.json": "What was done up to the last checkpoint (stage 2, step 1,200) is kept in "
+        f"{run}: add --resume to go on.",
+    }.items():
+        if file:
+            (run / file).write_text("")
+        ran = dim("distill", "--data", "digits", "--out", run)
+        assert (ran.code, ran.out) == (130, "")
+        assert ran.err.splitlines()[-2:] == [kept, "Interrupted."]
 
 
 @pytest.mark.parametrize(

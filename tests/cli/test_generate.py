@@ -141,17 +141,23 @@ def test_an_empty_name_is_no_folder(tiny_bundle: Path) -> None:
     assert line == "--out is empty; name the folder of the set."
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_what_is_kept(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", "--ipc", 4, "--out", "set", "--format", "npy", "--bundle", tiny_bundle, "--shard-images", 5]
+    with monkeypatch.context() as patched:
+        patched.setattr("dim.runtime.sets.generate.generate", interrupt)
+        before = dim(*command)
+    assert dim(*command, "--shard", "1/3").code == 0
     monkeypatch.setattr("dim.runtime.sets.generate.generate", interrupt)
-    ran = dim("generate", "--ipc", 1, "--out", "set", "--bundle", tiny_bundle)
-    assert (ran.code, ran.out) == (130, "")
-    assert ran.err.splitlines()[-2:] == [
-        "What is finished is kept in set: the same command completes the set.",
-        "Interrupted.",
-    ]
+    for ran, kept in (
+        (before, "No part of the set in set is finished yet, so nothing is kept: the same command begins again."),
+        (dim(*command), "What is finished is kept in set, 5 of 12 images: the same command completes the set."),
+    ):
+        assert (ran.code, ran.out) == (130, "")
+        assert ran.err.splitlines()[-2:] == [kept, "Interrupted."]
 
 
 def test_a_dry_run_writes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
