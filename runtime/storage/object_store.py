@@ -36,7 +36,7 @@ def is_remote(place: str | Path) -> bool:
 def join_slashes(url: str) -> str:
     """Return a URL whose path has no empty steps and no slash at the end: stores list `a//b` as another folder."""
     scheme, mark, path = url.partition("://")
-    return scheme + mark + re.sub("/+", "/", path).rstrip("/")
+    return scheme.lower() + mark + re.sub("/+", "/", path).rstrip("/")
 
 
 def open_file_system(url: str) -> tuple[Any, str]:
@@ -52,12 +52,22 @@ def open_file_system(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    scheme = url.partition("://")[0]
+    scheme, _, rest = url.partition("://")
+    if "::" in url:
+        raise BadValueError(f"{url} is a chain of file systems, which no set is written through: name the store alone.")
+    if scheme in _EXTRAS and "@" in rest.partition("/")[0]:
+        raise BadValueError(
+            f"{url} holds a user name or password, which {scheme}:// does not take: {_CREDENTIALS[scheme]}."
+        )
     try:
         # A cached listing would hide what other workers have finished since.
         file_system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError:
-        package, extra = _EXTRAS.get(scheme, (f"the fsspec package for {scheme}", scheme))
+        if scheme not in _EXTRAS:
+            raise BadValueError(
+                f"{url} needs a package that is not installed: install the one that fsspec takes for {scheme}://."
+            ) from None
+        package, extra = _EXTRAS[scheme]
         raise MissingExtraError(package, extra, f"reach {scheme}:// URLs") from None
     except ValueError as error:
         raise BadValueError(f"{url} is not a place to write to: {error}.") from None

@@ -49,11 +49,13 @@ def find_folder(out: str | Path) -> Path:
 
 
 def check_url(out: str | Path) -> None:
-    """Refuse `s3:/bucket/set`, which would become a local folder.
+    """Refuse `s3:/bucket/set`, which would become a local folder, and `file://`, which names none.
 
     Raises:
-        BadValueError: the place is a URL that lacks a slash.
+        BadValueError: the place is a URL that lacks a slash or a folder.
     """
+    if str(out) == "file://":
+        raise BadValueError("file:// names no folder: write for example  file:///data/set.")
     if slip := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", str(out)):
         rest = str(out)[slip.end() :]
         raise BadValueError(

@@ -244,3 +244,25 @@ def test_no_temporary_folder_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "Files for memory://a/b are made in a temporary folder first, and none can be had (No such file or directory): "
         "set TMPDIR to a folder that can be written."
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (
+            "s3://user:s3cret@bucket/x",
+            "s3://***@bucket/x holds a user name or password, which s3:// does not take: set A",
+        ),
+        ("simplecache::memory://a/b", "simplecache::memory://a/b is a chain of file systems, which no set is written"),
+        ("reference::s3://a/b", "reference::s3://a/b is a chain of file systems"),
+        ("s3://[bad/x", "s3://[bad/x is not a place to write to: Invalid IPv6 URL."),
+        ("S3:///", "s3:// names no folder; add a bucket and a name"),
+        ("nosuch://x/y", "nosuch://x/y is not a place to write to: Protocol not known: nosuch."),
+        ("abfs://c@account/x?sig=s3cret", "abfs://***@account/x?*** needs a package that is not installed: install"),
+        ("file://", "file:// names no folder: write for example"),
+    ],
+)
+def test_odd_urls_are_refused_in_a_sentence(tiny_bundle: Path, url: str, said: str) -> None:
+    ran = dim("generate", "--ipc", 1, "--bundle", tiny_bundle, "--engine", "fake", "--out", url)
+    assert ran.code == 1 and ran.err.splitlines()[-1].startswith(f"Error: {said}")
+    assert "s3cret" not in ran.err + ran.out
