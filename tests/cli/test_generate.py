@@ -295,6 +295,7 @@ def test_a_dry_run_on_ray_shares_the_time(tiny_bundle: Path, tmp_path: Path) -> 
 
 def test_fetching_a_bundle_is_told(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dim.runtime.bundle_format.download.SCHEMES", ("memory",))  # stands for an object store
     memory = fsspec.filesystem("memory")
     for path in tiny_bundle.iterdir():
         memory.pipe_file(f"/bundles/tiny.dim/{path.name}", path.read_bytes())
