@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 from dim.export.untrained import export_untrained
-from dim.runtime.benchmark.benchmark import BATCHES, benchmark
+from dim.runtime.benchmark.benchmark import benchmark
+from dim.runtime.benchmark.options import BATCHES, BenchOptions
 from dim.runtime.benchmark.report import BenchReport, check_promises
 from dim.runtime.bundle_format.files import load_manifest
 from dim.torch_engine.chart import draw_bench_chart
@@ -40,11 +41,8 @@ def main() -> None:
         rivals = torch_rivals(manifest, options.device, threads=options.threads)
         report = benchmark(
             bundle,
-            device=options.device,
-            batches=options.batch,
+            BenchOptions(device=options.device, batches=options.batch, threads=options.threads, rounds=options.rounds),
             rivals=rivals,
-            threads=options.threads,
-            rounds=options.rounds,
             say=note,
             progress=lambda what, done, total, name: note(f"{done + 1}/{total} {name}"),
         )

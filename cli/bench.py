@@ -16,7 +16,7 @@ from dim.cli.options import (
     TrustOption,
     choose_bundle,
 )
-from dim.cli.parsing import parse_names, parse_numbers
+from dim.cli.parsing import parse_duration, parse_names, parse_numbers
 from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.errors import RunError
 
@@ -40,12 +40,19 @@ def bench(
     no_torch: Annotated[bool, typer.Option("--no-torch", help="Leave PyTorch out of the comparison.")] = False,
     batches: Annotated[
         str, typer.Option("--batch", help="Images per call, joined by commas.", rich_help_panel=_MEASURE)
-    ] = "1,64,256,1024",
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.", rich_help_panel=_MEASURE)] = 5,
+    ] = "256,1",
+    rounds: Annotated[int, typer.Option(help="Turns of each contender.", rich_help_panel=_MEASURE)] = 3,
     seconds: Annotated[float, typer.Option(help="Least time of a turn, in seconds.", rich_help_panel=_MEASURE)] = 0.25,
     no_search: Annotated[
         bool, typer.Option("--no-search", help="Do not look for the best batch.", rich_help_panel=_MEASURE)
     ] = False,
+    time_limit: Annotated[
+        str,
+        typer.Option(
+            help="Open nothing more after this time, 45s or 10m; the first batch size is always measured.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = "45s",
     threads: ThreadsOption = None,
     trust: TrustOption = None,
     chart: Annotated[Path | None, typer.Option(help="Draw a chart into this PNG file.")] = None,
@@ -54,33 +61,37 @@ def bench(
     """Measure images per second of every engine here.
 
     The contenders take turns, and a ratio is the median over neighbours in time, so that a noisy machine disturbs it
-    little. What cannot run here is listed with the reason.
+    little. What cannot run here is listed with the reason. Ctrl-C keeps what was measured.
 
     Example:  [bold]dim bench --batch 64,256[/bold]
     """
     from dim.runtime.benchmark.benchmark import benchmark
+    from dim.runtime.benchmark.options import BenchOptions
 
     path = choose_bundle(bundle, sha256)
-    report = benchmark(
-        path,
+    options = BenchOptions(
         engines=None if engines is None else parse_names(engines),
         precisions=None if precisions is None else parse_names(precisions),
         device=device,
         batches=parse_numbers("--batch", batches),
-        rivals=() if no_torch else _torch_rivals(path, device, threads),
         threads=threads,
         trust=trust or (),
         rounds=rounds,
         turn_s=seconds,
         find_best=not no_search,
-        say=say,
-        progress=True,
+        time_limit_s=parse_duration(time_limit),
     )
-    if chart is not None:
-        from dim.torch_engine.chart import draw_bench_chart
+    rivals = () if no_torch else _torch_rivals(path, device, threads)
+    shown = _Rows(quiet=as_json)
+    try:
+        benchmark(path, options, rivals=rivals, measured=shown.add, say=say, progress=True)
+    finally:
+        if shown.report is not None:
+            if chart is not None:
+                from dim.torch_engine.chart import draw_bench_chart
 
-        draw_bench_chart(report.to_dict(), chart)
-    print_json(report.to_dict()) if as_json else _print_report(report)
+                draw_bench_chart(shown.report.to_dict(), chart)
+            print_json(shown.report.to_dict()) if as_json else _print_rest(shown.report)
 
 
 def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]:
@@ -98,24 +109,37 @@ def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]
         return ()
 
 
-def _print_report(report: "BenchReport") -> None:
+class _Rows:
+    """Prints each row as soon as it is measured, and keeps the report so far."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.report: BenchReport | None = None
+        self._quiet = quiet
+        self._printed: set[tuple[str, str, str, int]] = set()
+
+    def add(self, report: "BenchReport") -> None:
+        """Take a report that holds all earlier rows."""
+        if self.report is None and not self._quiet:
+            where = f"{report.machine}, {report.cores} cores" + (f", {report.gpu}" if report.gpu else "")
+            print_line(f"{report.gflop_per_image:.3g} GFLOP per image; {where}")
+            self._print("engine", "precision", "device", "batch", "images/s", "ms per batch")
+        self.report = report
+        for row in report.results:
+            key = (row.engine, row.precision, row.device, row.batch)
+            if key not in self._printed and not self._quiet:
+                self._print(*key[:3], f"{row.batch:,}", f"{row.images_per_s:,.0f}", f"{row.latency_ms:,.2f}")
+            self._printed.add(key)
+
+    def _print(self, engine: str, precision: str, device: str, batch: str, speed: str, latency: str) -> None:
+        print_line(f"{engine:<20} {precision:<9} {device:<6} {batch:>6} {speed:>12} {latency:>13}")
+
+
+def _print_rest(report: "BenchReport") -> None:
     from dim.runtime.benchmark.report import recommend_precision
 
-    where = f"{report.machine}, {report.cores} cores" + (f", {report.gpu}" if report.gpu else "")
-    print_line(f"{report.gflop_per_image:.3g} GFLOP per image; {where}")
-    rows = [
-        (
-            f"{row.engine}{' *' if row.best else ''}",
-            row.precision,
-            row.device,
-            f"{row.batch:,}",
-            f"{row.images_per_s:,.0f}",
-            f"{row.latency_ms:,.2f}",
-        )
-        for row in report.results
-    ]
-    columns = ("engine", "precision", "device", "batch", "images/s", "ms per batch")
-    print_table("Speed (* best batch of its kind)", columns, rows, numbers=columns[3:])
+    best = [f"{row.engine} {row.precision} {row.batch:,}" for row in report.results if row.best]
+    if len({row.batch for row in report.results}) > 1:
+        print_line(f"Best batches: {', '.join(best)}")
     _print_ratios(report)
     if (recommended := recommend_precision(report)) is not None:
         print_line(recommended)

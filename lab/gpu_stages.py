@@ -259,6 +259,7 @@ def _list_engine_steps() -> list[Step]:
 def measure(context: Context, batches: tuple[int, ...], compiled: bool = False, published: bool = False) -> Any:
     """Engines that work here and torch in turns, with the share of the floor that each reaches."""
     from dim.runtime.benchmark.benchmark import benchmark
+    from dim.runtime.benchmark.options import BenchOptions
     from dim.runtime.benchmark.report import check_promises
     from dim.runtime.bundle_format.files import load_manifest
 
@@ -278,14 +279,16 @@ def measure(context: Context, batches: tuple[int, ...], compiled: bool = False, 
     halves = ["fp16"] if compiled and "fp16" in manifest.precisions else None
     report = benchmark(
         bundle,
-        engines=engines,
-        precisions=halves if engines else None,
-        device=context.device,
-        batches=batches,
+        BenchOptions(
+            engines=engines,
+            precisions=halves if engines else None,
+            device=context.device,
+            batches=batches,
+            rounds=1 if context.tiny else 3,
+            turn_s=0.001 if context.tiny else 0.1,
+            find_best=False,
+        ),
         rivals=_rivals(manifest.distill_config.get("generator"), context.device, compiled),
-        rounds=1 if context.tiny else 3,
-        turn_s=0.001 if context.tiny else 0.1,
-        find_best=False,
         driver=context.driver,
         say=print,
     )

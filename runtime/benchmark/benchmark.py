@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dim.runtime.benchmark.contenders import Batch, Contender, Runner
 from dim.runtime.benchmark.flops import flop_per_image
 from dim.runtime.benchmark.interleaved import Clock, InterleavedRuns
+from dim.runtime.benchmark.options import BenchOptions
 from dim.runtime.benchmark.report import BenchReport
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES
@@ -27,33 +28,22 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.choose_engine import open_engine, settle_precision
 from dim.runtime.cores import processor_name, usable_cores
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
-from dim.runtime.engines.names import DEVICES, ENGINES, draws_in
-from dim.runtime.errors import BadValueError, BundleError
+from dim.runtime.engines.names import ENGINES, draws_in
+from dim.runtime.errors import BundleError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
+from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import ProgressOption, show_progress
 from dim.version import __version__
-
-BATCHES = (1, 64, 256, 1024)
-ROUNDS = 5
-TURN_S = 0.25
-"""Seconds that an engine draws in its turn, at least."""
 
 
 def benchmark(
     bundle_path: str | Path,
+    options: BenchOptions | None = None,
     *,
-    engines: Sequence[str] | None = None,
-    precisions: Sequence[str] | None = None,
-    device: str = "auto",
-    batches: Sequence[int] = BATCHES,
     rivals: Sequence[Contender] = (),
-    threads: int | None = None,
-    trust: Sequence[str] = (),
-    rounds: int = ROUNDS,
-    turn_s: float = TURN_S,
-    find_best: bool = True,
     driver: Driver | None = None,
-    say: Callable[[str], None] = lambda message: None,
+    measured: Callable[[BenchReport], None] = lambda report: None,
+    say: Callable[[str], None] = say_to_log,
     progress: ProgressOption = None,
     clock: Clock = time.perf_counter,
 ) -> BenchReport:
@@ -61,19 +51,10 @@ def benchmark(
 
     Args:
         bundle_path: the bundle's folder.
-        engines: names from `dim.runtime.engines.names.ENGINES`; None for all but the fake one, empty for
-            the rivals alone.
-        precisions: "fp32", "fp16", "int8", "bf16", or "auto" for what `settle_precision` takes here; None for all
-            that there are.
-        device: "auto" for both, "cpu" or "gpu".
-        batches: images per call.
+        options: what is measured, and for how long; None for all that works here.
         rivals: further contenders, such as those of `dim.torch_engine.rivals.torch_rivals(manifest, device)`.
-        threads: threads of CPU engines; None for every core this process may use.
-        trust: "sha256:..." of prebuilt engines that may be loaded.
-        rounds: turns of each contender at each batch size.
-        turn_s: seconds that a turn lasts at least.
-        find_best: look for each engine's best batch size among `PROBED_BATCHES`, too.
         driver: an answer of `find_driver`; None asks anew.
+        measured: gets the report so far after every batch size, and at an interruption what was measured until then.
         say: called with a sentence about every engine that is opened or built.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`.
         clock: seconds.
@@ -82,55 +63,73 @@ def benchmark(
         the report; what cannot run here is listed as not run.
 
     Raises:
-        BadValueError: an unknown engine or device, or a number out of range.
         BundleError: no bundle, or it lacks a precision.
-        DeviceError: `device` is "gpu" and there is none.
+        DeviceError: the device is "gpu" and there is none.
     """
-    path = Path(bundle_path)
+    path, options = Path(bundle_path), options or BenchOptions()
     manifest = load_manifest(path)
-    _check_arguments(manifest, engines, precisions, device, batches, rounds, turn_s)
+    for precision in options.precisions or ():
+        if precision not in (*manifest.precisions, "bf16", "auto"):
+            raise BundleError(f"The bundle has no {precision}; it has {', '.join(manifest.precisions)}.")
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     driver = driver or find_driver()
-    if device == "gpu":
+    if options.device == "gpu":
         require_gpu("measure with --device gpu", driver)
-    precisions = _settle_precisions(precisions, manifest, device, driver)
-    common = EngineOptions(threads=threads, trust=trust)
-    contenders = [
+    contenders = list_contenders(path, manifest, options, driver, say)
+    contenders += [rival for rival in rivals if options.device in ("auto", rival.device)]
+    flop = flop_per_image(read_checked_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
+
+    def report_so_far() -> BenchReport:
+        return BenchReport(
+            bundle=str(path),
+            content_id=manifest.content_id,
+            dim=__version__,
+            date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            machine=f"{platform.system()} {platform.machine()}, {processor_name()}",
+            cores=usable_cores(),
+            threads=options.threads or usable_cores(),
+            load=load,
+            gpu=driver.gpus[0].name if driver.gpus else None,
+            versions=_versions(driver),
+            gflop_per_image=flop / 1e9,
+            rounds=options.rounds,
+            results=tuple(runs.results()),
+            ratios=tuple(runs.ratios()),
+            not_run=tuple(runs.not_run),
+        )
+
+    with show_progress(progress) as report:
+        runs = InterleavedRuns(manifest, contenders, options, clock, report)
+        try:
+            for batch in dict.fromkeys(options.batches):
+                runs.compare(batch)
+                measured(report_so_far())
+            if options.find_best:
+                runs.probe_other_batches()
+                measured(report_so_far())
+        except KeyboardInterrupt:
+            measured(report_so_far())
+            raise
+    return report_so_far()
+
+
+def list_contenders(
+    path: Path, manifest: Manifest, options: BenchOptions, driver: Driver, say: Callable[[str], None]
+) -> list[Contender]:
+    """List every engine in every precision that was asked for."""
+    precisions = _settle_precisions(options.precisions, manifest, options.device, driver)
+    common = EngineOptions(threads=options.threads, trust=options.trust)
+    return [
         Contender(
             engine=name,
             precision=precision,
             device=ENGINES[name],
             open=_opener(path, manifest, replace(common, engine=name, precision=precision), driver, say),
         )
-        for name in ([name for name in ENGINES if name != "fake"] if engines is None else engines)
+        for name in ([name for name in ENGINES if name != "fake"] if options.engines is None else options.engines)
         for precision in precisions
-        if device in ("auto", ENGINES[name]) and draws_in(name, precision)
+        if options.device in ("auto", ENGINES[name]) and draws_in(name, precision)
     ]
-    contenders += [rival for rival in rivals if device in ("auto", rival.device)]
-    with show_progress(progress) as report:
-        runs = InterleavedRuns(manifest, contenders, rounds, turn_s, clock, report, len(batches))
-        for batch in sorted(set(batches)):
-            runs.compare(batch)
-        if find_best:
-            runs.probe_other_batches()
-    flop = flop_per_image(read_checked_file(path, manifest, onnx_name("fp32"), max_bytes=MAX_ONNX_BYTES))
-    return BenchReport(
-        bundle=str(path),
-        content_id=manifest.content_id,
-        dim=__version__,
-        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        machine=f"{platform.system()} {platform.machine()}, {processor_name()}",
-        cores=usable_cores(),
-        threads=threads or usable_cores(),
-        load=load,
-        gpu=driver.gpus[0].name if driver.gpus else None,
-        versions=_versions(driver),
-        gflop_per_image=flop / 1e9,
-        rounds=rounds,
-        results=tuple(runs.results()),
-        ratios=tuple(runs.ratios()),
-        not_run=tuple(runs.not_run),
-    )
 
 
 class _EngineRunner:
@@ -171,29 +170,6 @@ def _settle_precisions(
         return (*manifest.precisions, "bf16")
     auto = settle_precision(EngineOptions(device=device, precision="auto"), driver).precision or "fp32"
     return tuple(dict.fromkeys(auto if precision == "auto" else precision for precision in wanted))
-
-
-def _check_arguments(
-    manifest: Manifest,
-    engines: Sequence[str] | None,
-    precisions: Sequence[str] | None,
-    device: str,
-    batches: Sequence[int],
-    rounds: int,
-    turn_s: float,
-) -> None:
-    for name in engines or ():
-        if name not in ENGINES:
-            raise BadValueError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
-    for precision in precisions or ():
-        if precision not in (*manifest.precisions, "bf16", "auto"):
-            raise BundleError(f"The bundle has no {precision}; it has {', '.join(manifest.precisions)}.")
-    if device not in DEVICES:
-        raise BadValueError(f"There is no device {device!r}; there are {', '.join(DEVICES)}.")
-    if not batches or min(batches) < 1:
-        raise BadValueError(f"The batches are {list(batches)}; each must be at least 1.")
-    if rounds < 1 or turn_s <= 0:
-        raise BadValueError(f"There must be at least 1 round and some time per turn, not {rounds} and {turn_s} s.")
 
 
 def _versions(driver: Driver) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dim.runtime.benchmark.contenders import Batch, Contender, ContenderKey, Runner
+from dim.runtime.benchmark.options import BenchOptions
 from dim.runtime.benchmark.report import NotRun, Ratio, Result
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import DimError, EngineError
@@ -38,22 +39,18 @@ class InterleavedRuns:
     Args:
         manifest: of the bundle that is drawn from.
         contenders: what is measured.
-        rounds: turns of each contender at each batch size.
-        turn_s: seconds that a turn lasts at least.
+        options: rounds, time of a turn, batch sizes and time limit.
         clock: seconds.
         progress: is told how many contenders were opened at a batch size.
-        num_batches: how often `compare` will be called.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         contenders: Sequence[Contender],
-        rounds: int,
-        turn_s: float,
+        options: BenchOptions,
         clock: Clock,
         progress: Progress,
-        num_batches: int,
     ) -> None:
         self.contenders = list(contenders)
         self.turns: dict[int, dict[ContenderKey, list[Turn]]] = {}
@@ -62,9 +59,10 @@ class InterleavedRuns:
         """Contender -> other batch size -> its only turn, not interleaved."""
         self.not_run: list[NotRun] = []
         self._manifest = manifest
-        self._rounds, self._turn_s, self._clock = rounds, turn_s, clock
+        self._rounds, self._turn_s, self._clock = options.rounds, options.turn_s, clock
+        self._began, self._limit_s = clock(), options.time_limit_s
         self._progress, self._done = progress, 0
-        self._steps = num_batches * len(self.contenders)
+        self._steps = len(set(options.batches)) * len(self.contenders)
 
     def compare(self, batch: int) -> None:
         """Let the contenders take turns at one batch size; those that cannot are listed in `not_run`."""
@@ -99,7 +97,7 @@ class InterleavedRuns:
             if contender.engine.startswith("torch") or not any(contender.key in turns for turns in self.turns.values()):
                 continue
             for batch in PROBED_BATCHES:
-                if batch in self.turns or self._predict_run_s(contender, batch) > MAX_PROBE_S:
+                if self._is_over or batch in self.turns or self._predict_run_s(contender, batch) > MAX_PROBE_S:
                     continue
                 runner = self._open(contender, batch)
                 if runner is None:
@@ -153,8 +151,10 @@ class InterleavedRuns:
                     )
                     if key == other or key[2] != other[2] or not reference or key[0].startswith("torch"):
                         continue
-                    rounds = zip(turns[key], turns[other], strict=True)
+                    rounds = zip(turns[key], turns[other], strict=False)  # an interruption leaves a round half done
                     pairs = [ours.images_per_s / theirs.images_per_s for ours, theirs in rounds]
+                    if not pairs:
+                        continue
                     yield Ratio(
                         engine=key[0],
                         precision=key[1],
@@ -171,6 +171,9 @@ class InterleavedRuns:
         failed = next((row for row in self.not_run if _key_of(row) == contender.key and row.batch is None), None)
         if failed is not None:
             return None
+        if self._is_over:
+            self._skip(contender, batch, f"the time limit of {self._limit_s:g} s was over")
+            return None
         expected_s = self._predict_run_s(contender, batch)
         if expected_s > MAX_PREDICTED_RUN_S:
             self._skip(contender, batch, f"one run would take about {expected_s:.0f} s")
@@ -181,6 +184,11 @@ class InterleavedRuns:
             # Before anything of it has run, the reason is the contender's; later it is the batch's.
             self._skip(contender, batch if self._known_turns(contender.key) else None, str(error))
             return None
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the time limit has passed; the first batch size has none."""
+        return self._limit_s is not None and bool(self.turns) and self._clock() - self._began > self._limit_s
 
     def _predict_run_s(self, contender: Contender, batch: int) -> float:
         """Seconds of one run at the speed of the batches that were measured; 0 where none was."""

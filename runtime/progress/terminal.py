@@ -1,5 +1,6 @@
 """Progress bars on stderr, by rich."""
 
+import sys
 import threading
 from collections.abc import Iterable
 
@@ -23,6 +24,7 @@ class TerminalBars:
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             console=Console(stderr=True, force_terminal=True),
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # results that go to a file stay there
             expand=True,
         )
         self._lock = threading.Lock()

@@ -16,6 +16,7 @@ from dim.runtime import choose_engine
 from dim.runtime.benchmark.benchmark import benchmark
 from dim.runtime.benchmark.contenders import Batch, Contender
 from dim.runtime.benchmark.flops import flop_per_image
+from dim.runtime.benchmark.options import BenchOptions
 from dim.runtime.benchmark.report import recommend_precision
 from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError
@@ -81,14 +82,9 @@ def worker(clock: Clock, name: str, image_s: float, setup_s: float = 0.0, **opti
 
 
 def run(bundle: Path, rivals: list[Contender], clock: Clock, **options: Any) -> Any:
-    settings: dict[str, Any] = {
-        "engines": [],
-        "precisions": ["fp32"],
-        "driver": NONE,
-        "turn_s": 0.1,
-        "find_best": False,
-    }
-    return benchmark(bundle, rivals=rivals, clock=clock, **{**settings, **options})
+    calls = {name: options.pop(name) for name in ("measured", "progress") if name in options}
+    settings: dict[str, Any] = {"engines": [], "precisions": ["fp32"], "turn_s": 0.1, "find_best": False}
+    return benchmark(bundle, BenchOptions(**{**settings, **options}), rivals=rivals, clock=clock, driver=NONE, **calls)
 
 
 def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
@@ -96,11 +92,7 @@ def test_the_engines_of_this_machine(tiny_bundle: Path) -> None:
     steps: list[tuple[str, float, float | None, str]] = []
     report = benchmark(
         tiny_bundle,
-        device="cpu",
-        batches=(1, 16),
-        rounds=2,
-        turn_s=0.001,
-        find_best=False,
+        BenchOptions(device="cpu", batches=(1, 16), rounds=2, turn_s=0.001, find_best=False),
         say=said.append,
         progress=lambda *step: steps.append(step),
     )
@@ -150,15 +142,17 @@ def test_nothing_slower_than_bf16_is_recommended(
 
 def test_auto_and_bf16_are_precisions_to_measure(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_engine, "find_bf16_instructions", lambda: None)
-    short = {"device": "cpu", "batches": (1,), "rounds": 1, "turn_s": 0.001, "find_best": False}
-    report = benchmark(tiny_bundle, precisions=["auto", "fp32"], **short)
+    short: dict[str, Any] = {"device": "cpu", "batches": (1,), "rounds": 1, "turn_s": 0.001, "find_best": False}
+    report = benchmark(tiny_bundle, BenchOptions(precisions=["auto", "fp32"], **short))
     assert {row.precision for row in report.results} == {"fp32"}
     assert len(report.results) == 2
 
 
 def test_what_cannot_run_here_is_listed(tiny_bundle: Path) -> None:
     report = benchmark(
-        tiny_bundle, precisions=["fp32"], batches=(1,), rounds=1, turn_s=0.001, find_best=False, driver=NONE
+        tiny_bundle,
+        BenchOptions(precisions=["fp32"], batches=(1,), rounds=1, turn_s=0.001, find_best=False),
+        driver=NONE,
     )
     listed = {(row.engine, row.batch): row.reason for row in report.not_run}
     assert set(listed) == {("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime-cuda", None)}
@@ -238,6 +232,29 @@ def test_every_runner_is_closed(tiny_bundle: Path, clock: Clock) -> None:
     ]
 
 
+def test_an_interruption_keeps_what_was_measured(tiny_bundle: Path, clock: Clock) -> None:
+    class Stopped(Worker):
+        def run_ahead(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.uint8]]:
+            if self.batch == 4 and len(self.log) > 30:
+                raise KeyboardInterrupt
+            yield from super().run_ahead(batches)
+
+    log: list[Any] = []
+    rivals = [worker(clock, "w", 0.001, log=log)]
+    rivals.append(replace(rivals[0], engine="torch-eager", open=lambda batch: Stopped(clock, batch, 1, 0, log, "s")))
+    kept: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_bundle, rivals, clock, batches=(1, 4), measured=kept.append, turn_s=0.01)
+    assert [(row.engine, row.batch) for row in kept[0].results] == [("w", 1), ("torch-eager", 1)]
+    assert kept[-1].results[0] == kept[0].results[0] and len(kept) == 2
+
+
+def test_after_the_time_limit_only_the_first_batch_size_is_measured(tiny_bundle: Path, clock: Clock) -> None:
+    report = run(tiny_bundle, [worker(clock, "w", 0.5)], clock, batches=(4, 1), time_limit_s=5, find_best=True)
+    assert [row.batch for row in report.results] == [4]
+    assert [(row.batch, row.reason) for row in report.not_run] == [(1, "the time limit of 5 s was over")]
+
+
 NO_DRIVER = Driver(version=None, cuda=None, gpus=(), problem="there is none")
 
 
@@ -255,7 +272,8 @@ NO_DRIVER = Driver(version=None, cuda=None, gpus=(), problem="there is none")
 )
 def test_impossible_arguments(tiny_bundle: Path, options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        benchmark(tiny_bundle, **options)
+        driver = options.pop("driver", None)
+        benchmark(tiny_bundle, BenchOptions(**options), driver=driver)
 
 
 def test_work_per_image() -> None:

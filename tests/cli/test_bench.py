@@ -1,10 +1,14 @@
 """`dim bench` and `dim doctor` on this machine's CPU."""
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from cli_tools import dim, one_line
+
+from dim.cli.bench import bench
+from dim.runtime.benchmark.interleaved import InterleavedRuns
 
 ARGUMENTS = ["--engine", "onnxruntime-cpu", "--batch", "4,8", "--rounds", 1, "--seconds", 0.001, "--no-search"]
 
@@ -20,6 +24,30 @@ def test_bench_prints_speeds_and_draws_a_chart(
     assert "PyTorch is not installed, so the engines are compared with one another alone." in ran.err
     assert sum("onnxruntime-cpu" in line and " cpu " in line for line in ran.out.splitlines()) >= 2
     assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_ctrl_c_keeps_the_table_so_far(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, json_too: list[str]) -> None:
+    whole = InterleavedRuns.compare
+
+    def compare(self: InterleavedRuns, batch: int) -> None:
+        if batch == 8:
+            raise KeyboardInterrupt
+        whole(self, batch)
+
+    monkeypatch.setattr(InterleavedRuns, "compare", compare)
+    ran = dim("bench", "--bundle", tiny_bundle, *ARGUMENTS, "--precision", "fp32,int8", "--no-torch", *json_too)
+    assert ran.code == 130 and ran.err.splitlines()[-1] == "Interrupted."
+    if json_too:
+        assert [row["batch"] for row in json.loads(ran.out)["results"]] == [4, 4]
+    else:
+        assert ran.out.count("onnxruntime-cpu      fp32      cpu         4") == 1
+        assert "Ratios from neighbours in time" in ran.out
+
+
+def test_the_defaults_take_less_than_a_minute() -> None:
+    defaults = {name: parameter.default for name, parameter in signature(bench).parameters.items()}
+    assert (defaults["batches"], defaults["rounds"], defaults["time_limit"]) == ("256,1", 3, "45s")
 
 
 def test_bench_json_of_a_bundle_that_torch_cannot_build(tiny_bundle: Path) -> None:

@@ -10,6 +10,7 @@ from tiny_bundle import build_tiny_bundle
 
 from dim.networks.generator import generator_from_dict
 from dim.runtime.benchmark.benchmark import benchmark
+from dim.runtime.benchmark.options import BenchOptions
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import EngineError, RunError
@@ -61,7 +62,12 @@ def test_half_precision_inside() -> None:
 
 def test_the_contenders_of_a_cpu(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [each.key for each in torch_rivals(manifest)] == [(variant, "fp32", "cpu") for variant in VARIANTS]
+    assert [each.key for each in torch_rivals(manifest)] == [
+        ("torch-eager", "fp32", "cpu"),
+        ("torch-channels-last", "fp32", "cpu"),
+        ("torch-channels-last", "bf16", "cpu"),
+        ("torch-compile", "bf16", "cpu"),
+    ]
     assert torch_rivals(manifest, "gpu") == []
 
 
@@ -69,7 +75,7 @@ def test_the_contenders_of_a_gpu(manifest: Manifest, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     keys = [each.key for each in torch_rivals(manifest)]
     assert keys[:6] == [(variant, precision, "gpu") for precision in ("fp32", "fp16") for variant in VARIANTS]
-    assert len(keys) == 9 and len(torch_rivals(manifest, "cpu")) == 3
+    assert len(keys) == 10 and len(torch_rivals(manifest, "cpu")) == 4
 
 
 def test_a_bundle_of_unknown_origin(tiny_bundle: Path) -> None:
@@ -105,7 +111,9 @@ def test_in_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     manifest = Manifest(**(vars(load_manifest(path)) | {"distill_config": {"generator": CONFIG}}))
     rivals = torch_rivals(manifest, "cpu", threads=1, variants=VARIANTS[:2])
     report = benchmark(
-        path, device="cpu", batches=(2,), rivals=rivals, rounds=1, turn_s=0.001, find_best=False, threads=1
+        path,
+        BenchOptions(device="cpu", batches=(2,), rounds=1, turn_s=0.001, find_best=False, threads=1),
+        rivals=rivals,
     )
     assert report.ratio("onnxruntime-cpu", "fp32", "torch-eager", "fp32", 2) is not None
     assert {row.engine for row in report.results} == {"onnxruntime-cpu", "openvino-cpu", *VARIANTS[:2]}
