@@ -138,6 +138,17 @@ def check_promises(report: BenchReport, resizes: bool, batch: int = 256) -> list
         ]
         if resizes:
             promises.append(("int8 against fp32 on the CPU", report.ratio(cpu, "int8", cpu, fp32, batch), 2.5))
+    if any(each.engine == "openvino-cpu" for each in report.ratios):
+        openvino, bf16 = "openvino-cpu", "bf16"
+        promises += [
+            ("fp32 OpenVINO against ONNX Runtime", report.ratio(openvino, fp32, cpu, fp32, batch), 1.0),
+            ("bf16 OpenVINO against fp32 ONNX Runtime", report.ratio(openvino, bf16, cpu, fp32, batch), 2.0),
+            (
+                "bf16 OpenVINO against torch.compile bf16",
+                report.ratio(openvino, bf16, "torch-compile", bf16, batch),
+                1.0,
+            ),
+        ]
     ran = {row.engine for row in report.results if row.device == "gpu"}
     best = next((engine for engine in GPU_ENGINES if engine in ran), None)
     if best is not None:

@@ -64,6 +64,19 @@ def test_the_promises_of_a_cpu() -> None:
     assert len(check_promises(CPU, resizes=False)) == 2
 
 
+def test_the_promises_of_openvino() -> None:
+    ratios = (
+        ratio("openvino-cpu", "fp32", "onnxruntime-cpu", "fp32", 1.1),
+        ratio("openvino-cpu", "bf16", "onnxruntime-cpu", "fp32", 1.9),
+    )
+    claims = check_promises(replace(CPU, ratios=ratios), resizes=False)[2:]
+    assert [(claim["claim"], claim["holds"]) for claim in claims] == [
+        ("fp32 OpenVINO against ONNX Runtime", True),
+        ("bf16 OpenVINO against fp32 ONNX Runtime", False),
+        ("bf16 OpenVINO against torch.compile bf16", None),
+    ]
+
+
 def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     row = Result(
         engine="tensorrt-rtx",
