@@ -6,9 +6,9 @@ import json
 import tarfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,19 @@ class _EnoughError(BaseException):
 
 def choose_steps(context: Context, name: str, limit_s: float) -> Any:
     """Train for some seconds, and choose as many steps of both stages as fit into what is left."""
-    data, seen, began = load(context, name), dict[int, float](), time.monotonic()
+    data, began = load(context, name), time.monotonic()
     whole = dim.preset("best", data=data)
     log_steps = 2 if context.tiny else 50
+    times: list[float] = []
 
-    def watch(report: Any) -> None:
-        if report.images_per_s:
-            seen[report.step] = report.images_per_s
-        if len(seen) >= (3 if context.tiny else 8):
+    def watch(what: str, done: float, total: float | None, note: str) -> None:
+        if done % log_steps == 0:  # the losses of these steps have just been read, so the device has done them
+            times.append(time.monotonic())
+        if len(times) > (3 if context.tiny else 8):
             raise _EnoughError
 
     overrides = {**_sizes(context), "log_steps": log_steps, "checkpoint_steps": 10**6, "grid_steps": 10**6}
-    fallback: dict[str, Any] = {}
+    fallback: dict[str, str] = {}
 
     def look() -> None:
         dim.distill(
@@ -117,17 +118,22 @@ def choose_steps(context: Context, name: str, limit_s: float) -> Any:
             progress=watch,
         )
 
-    with suppress(_EnoughError):
+    problems: list[str] = []
+    for change in ({}, {"graphs": "off"}):
+        fallback, times[:] = change, []
         try:
             look()
-        except (dim.DimError, RuntimeError) as error:
-            print(f"once more without CUDA graphs, because: {error}", flush=True)
-            fallback["graphs"] = "off"
-            look()
-    batch = int({"stage1.batch_size": whole.stage1.batch_size, **overrides}["stage1.batch_size"])
-    # The first line holds the start and the recording of graphs.
-    rates = sorted(rate for step, rate in seen.items() if step != min(seen))
-    step_s = batch / rates[len(rates) // 2] if rates else None
+        except _EnoughError:
+            break
+        except Exception as error:  # the run itself is worth trying all the same
+            problems.append(f"{change or 'as configured'}: {type(error).__name__}: {error}")
+            print(problems[-1], flush=True)
+        else:
+            break
+    if len(problems) > 1:
+        fallback = {}
+    spans = sorted(after - before for before, after in pairwise(times))
+    step_s = spans[len(spans) // 2] / log_steps if spans else None
     left = min(limit_s, context.left()) - (time.monotonic() - began) - AFTER_STEPS_S
     steps = KNOWN_STEPS
     if step_s is not None:
@@ -142,7 +148,12 @@ def choose_steps(context: Context, name: str, limit_s: float) -> Any:
     if context.tiny:
         chosen = {**TINY_STEPS, "checkpoint_steps": 4, "grid_steps": 100}
     step_ms = None if step_s is None else round(step_s * 1e3, 2)
-    return {"step_ms": step_ms, "overrides": chosen, "images_per_s": list(seen.values())}
+    return {
+        "step_ms": step_ms,
+        "overrides": chosen,
+        "spans_s": [round(span, 4) for span in spans],
+        "problems": problems,
+    }
 
 
 def fit_steps(steps: int, matching_steps: int, step_s: float, seconds: float) -> tuple[int, int]:

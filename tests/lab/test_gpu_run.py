@@ -342,6 +342,8 @@ def test_the_rehearsal(data: Path, tmp_path: Path) -> None:
     assert found["failed"] == [] and found["pending"] == []
     steps = {row["step"]: row for row in found["steps"]}
     assert steps["cifar10 by best, both stages"]["status"] == "ok"
+    speed = steps["speed of a step, cifar10"]["found"]
+    assert speed["step_ms"] > 0 and speed["problems"] == []
     rivals = {row["precision"] for row in steps["engines and torch eager at 1, 256, 4096"]["found"]["results"]}
     assert rivals == {"fp32", "fp16", "bf16"}
     for ipc in (10, 50):
