@@ -34,7 +34,8 @@ def test_the_command_leaves_the_number_of_jobs_to_the_library_and_takes_a_chosen
 
     monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
     monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
-    ran = run_command("eval", "--bundle", bundle, "--out", tmp_path / "eval", "--recipe", tmp_path / "recipe.json")
+    words = ["eval", "--bundle", bundle, "--data", "stripes", "--out", tmp_path / "eval"]
+    ran = run_command(*words, "--recipe", tmp_path / "recipe.json")
     assert ran.code == 0, ran.err
     assert seen["jobs"] is None and seen["recipe"] == chosen
 
@@ -45,7 +46,8 @@ def test_the_command_stops_in_time_and_records_nothing_unfinished_or_foreign(
     origin = {"data": {"fingerprint": data.fingerprint()}}
     bundle = build_tiny_bundle(tmp_path / "tiny.dim", distill_config=origin)
     monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
-    words = ["eval", "--bundle", bundle, "--out", tmp_path / "eval", "--epochs", "1", "--width", "4", "--ipc", "2"]
+    words = ["eval", "--bundle", bundle, "--data", "stripes", "--out", tmp_path / "eval"]
+    words += ["--epochs", "1", "--width", "4", "--ipc", "2"]
     words += ["--jobs", "1", "--device", "cpu", "--recipe", "holdout", "--json"]
 
     def never(*_: Any, deadline: float | None = None, **__: Any) -> Evaluation:
