@@ -93,7 +93,8 @@ class BenchReport:
 def recommend_precision(report: BenchReport) -> str | None:
     """Say in a sentence which precision pays, by the best batch of each; None where nothing was measured.
 
-    A precision is worth its loss of quality only where no better one is as fast, so nothing slower than bf16 is named.
+    A precision is worth its loss of quality only where it is a tenth faster than every better one, so nothing slower
+    than bf16 is named.
     """
     speeds: dict[str, Result] = {}
     for row in report.results:
@@ -103,7 +104,7 @@ def recommend_precision(report: BenchReport) -> str | None:
     pays: list[Result] = []
     for precision in ("fp32", "fp16", "bf16", "int8"):
         fastest = speeds.get(precision)
-        if fastest is not None and (not pays or fastest.images_per_s > pays[-1].images_per_s):
+        if fastest is not None and (not pays or fastest.images_per_s > 1.1 * pays[-1].images_per_s):
             pays.append(fastest)
     if not pays:
         return None
