@@ -143,6 +143,10 @@ def evaluate(
     no_graphs: Annotated[
         bool, typer.Option("--no-graphs", help="On a GPU, no CUDA graphs for the students.", rich_help_panel=_MACHINE)
     ] = False,
+    no_compile: Annotated[
+        bool,
+        typer.Option("--no-compile", help="On a CPU, no torch.compile for the students.", rich_help_panel=_MACHINE),
+    ] = False,
     engine: Annotated[
         str,
         typer.Option(
@@ -195,6 +199,7 @@ def evaluate(
         threads=threads,
         jobs=jobs,
         graphs=not no_graphs,
+        compile="off" if no_compile else "auto",
         engine=EngineOptions(engine="auto" if engine == "torch" else engine, precision=precision),
         torch_draws=engine == "torch",
         resume=not fresh,

@@ -273,9 +273,8 @@ class DistillConfig:
     autocast: str = "auto"
     """`bf16`, `off`, or `auto`: bf16 where the device has bf16 matrix instructions."""
     compile: str = "auto"
-    """`torch.compile` for the generator, and for the discriminator where no gradient penalty is taken: `on`, `off`, or
-    `auto`: on for GPU runs in one process without CUDA graphs that are long enough to make up for the compiling; off on
-    CPUs."""
+    """`torch.compile` for the classifiers that gain by it, ConvNet-3: `on`, `off`, or `auto`: on a CPU with a C++
+    compiler, for pools that are wide and old enough."""
     graphs: str = "auto"
     """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`. Steps of stage 1 with networks as wide as
     those of `best` and one discriminator step took 28.5 ms without them and 9.1 with them on average (H100, 32x32

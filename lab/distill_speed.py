@@ -4,7 +4,6 @@
     python -m lab.distill_speed                        # the networks of the preset small, 28x28 grey
     python -m lab.distill_speed --preset paper         # the published pair, 32x32 colour; heavy on a CPU
     python -m lab.distill_speed --check                # exit code 1 if a promised ratio is missed
-    python -m lab.distill_speed --compile on           # our generator and discriminator through torch.compile
     python -m lab.distill_speed --graphs off  # on a GPU: our steps started kernel by kernel, as the recipe's are
 
 Both sides get the same generator, the same convolutions in the discriminator, the same classifiers, the same batch, and
@@ -53,7 +52,6 @@ def configure(
     shape: dict[str, int],
     batch: int,
     architectures: Sequence[str] | None,
-    compile: str = "off",
     graphs: str = "auto",
 ) -> tuple[DistillConfig, dict[str, int]]:
     """What to time.
@@ -63,7 +61,6 @@ def configure(
         shape: `num_classes`, `image_px` and `channels`.
         batch: of every loop on both sides.
         architectures: of the pool; None takes the preset's.
-        compile: `on` or `off`: whether our networks are compiled; the recipe's are not.
         graphs: `auto` or `off`: whether our steps are CUDA graphs where there is a GPU; the recipe's are not.
 
     Returns:
@@ -79,7 +76,7 @@ def configure(
     plain = preset(name, data=data)
     lengths = {"stage 2 as long as published": PUBLISHED_IMAGES}
     overrides: dict[str, Any] = {"stage1.batch_size": batch, "stage2.batch_size": batch, "pool.batch_size": batch}
-    overrides |= {"compile": compile, "graphs": graphs}
+    overrides |= {"compile": "off", "graphs": graphs}
     if name == "paper":
         overrides |= {"pool.kind": "kept", "matching.loss": "distribution"}
     else:
@@ -154,7 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="each a few steps of every kind on both sides")
     parser.add_argument("--rival", nargs="+", default=list(RIVALS), choices=RIVALS, help="the recipe's networks")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
-    parser.add_argument("--compile", default="off", choices=("on", "off"), help="torch.compile for our networks")
     parser.add_argument("--graphs", default="auto", choices=("auto", "off"), help="CUDA graphs of our steps")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
@@ -174,9 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "image_px": options.image_px or (32 if paper else 28),
         "channels": options.channels or (3 if paper else 1),
     }
-    config, stages = configure(
-        options.preset, shape, options.batch, options.architectures, options.compile, options.graphs
-    )
+    config, stages = configure(options.preset, shape, options.batch, options.architectures, options.graphs)
     with use_own_stream(device):
         turns = measure(
             config, shape, device, precisions=options.precision, rounds=options.rounds, rivals=options.rival
@@ -189,7 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **shape,
         "batch": options.batch,
         "rounds": options.rounds,
-        "compile": options.compile,
         "graphs": options.graphs if device.type == "cuda" else "off",
         "architectures": list(config.pool.architectures),
         "pool_sgd_steps": config.pool.ages[-1] * len(config.pool.architectures),
@@ -212,7 +205,7 @@ def print_report(report: dict[str, Any]) -> None:
     """Print speeds, ratios and claims."""
     print(
         f"networks of {report['preset']}, {report['image_px']}x{report['image_px']}x{report['channels']}, batch "
-        f"{report['batch']}, {report['rounds']} rounds, compile {report['compile']}; {report['machine']}, "
+        f"{report['batch']}, {report['rounds']} rounds; {report['machine']}, "
         f"{report['threads']} threads, load {report['load']:.1f}, torch {report['torch']}"
     )
     print(

@@ -94,7 +94,6 @@ def _list_speeds(results: str, gpus: int) -> list[Stage]:
     return [
         Stage("speed", f"{speed} --preset paper --device gpu --out {results}/distill-gpu.json"),
         Stage("speed-best", f"{speed} {best} --out {results}/distill-gpu-best.json"),
-        Stage("speed-compiled", f"{speed} {best} --compile on --out {results}/distill-gpu-compiled.json"),
         *[Stage("processes", f"python -m lab.processes {best} --out {results}/processes-gpu.json")] * (gpus > 1),
     ]
 

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dim.augment import augment
 from dim.config import AdversarialConfig, DistillConfig
-from dim.execution.compiled import choose_compiler
 from dim.execution.cuda_graphs import GraphedSteps, capturable_lr, set_lr
 from dim.execution.device import autocast_dtype
 from dim.execution.device_data import DeviceData, seed_of, step_generator, to_signed
@@ -68,9 +67,7 @@ class AdversarialTraining:
         self.generator = generator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.discriminator = discriminator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-        compiled = choose_compiler(config, self.device, world)
-        self.fast_generator, self.fast_discriminator = compiled(self.generator), compiled(self.discriminator)
-        self.parallel_generator = self._parallel(self.generator) if world.size > 1 else self.fast_generator
+        self.parallel_generator = self._parallel(self.generator)
         self.parallel_discriminator = self._parallel(self.discriminator)
         self.start_stage(config.stage1.adversarial)
 
@@ -201,7 +198,7 @@ class AdversarialTraining:
     def discriminator_step(self, draws: Draws, penalise: bool) -> dict[str, Tensor]:
         """Take one optimiser step of the discriminator, with R1 if `penalise`; returns its losses on the device."""
         with torch.no_grad(), self.autocast():
-            fake = self.fast_generator(draws.discriminator_latents_NZ, draws.fake_labels_N).float()
+            fake = self.generator(draws.discriminator_latents_NZ, draws.fake_labels_N).float()
         self.discriminator_optimiser.zero_grad(set_to_none=True)
         if self.adversarial.loss == "wgan-gp-ac":
             loss, report = self._paper_discriminator_loss(draws, fake)
@@ -220,11 +217,8 @@ class AdversarialTraining:
         fake = self.augment_share(fake_NCHW, a.augment, draws.generator)
         real.requires_grad_(penalise)
         labels = torch.cat([draws.labels_N, draws.fake_labels_N])
-        # Compiled graphs cannot be differentiated twice.
-        plain = penalise or self.world.size > 1
-        discriminator = self.parallel_discriminator if plain else self.fast_discriminator
         with self.autocast():
-            logits = discriminator(torch.cat([real, fake]), labels)
+            logits = self.parallel_discriminator(torch.cat([real, fake]), labels)
         real_logits, fake_logits = logits.chunk(2)
         loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
         report = {"discriminator_loss": loss.detach(), "real_logit": real_logits.detach().mean()}
@@ -260,11 +254,11 @@ class AdversarialTraining:
         with self.autocast():
             fake = self.parallel_generator(draws.generator_latents_NZ, draws.labels_N).float()
             if self.adversarial.loss == "wgan-gp-ac":
-                critic, classes = self.fast_discriminator(fake)
+                critic, classes = self.discriminator(fake)
                 loss = F.cross_entropy(classes.float(), draws.labels_N) - critic.float().mean()
             else:
                 shown = self.augment_share(fake, self.adversarial.augment, draws.generator)
-                loss = F.softplus(-self.fast_discriminator(shown, draws.labels_N)).mean()
+                loss = F.softplus(-self.discriminator(shown, draws.labels_N)).mean()
         self.discriminator.requires_grad_(True)
         return loss, fake
 

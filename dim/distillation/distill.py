@@ -18,12 +18,12 @@ from dim.data.load import ImageSet
 from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.check_config import check_config
 from dim.distillation.choices import choose_latents
-from dim.distillation.pool import KeptPool
+from dim.distillation.pool import KeptPool, wants_compiling
 from dim.distillation.session import Session
 from dim.distillation.stage1 import train_gan
 from dim.distillation.stage2 import build_pool, train_with_matching, wants_pool
 from dim.distillation.teacher import train_teacher
-from dim.execution.compiled import choose_compiler, explain_compiler_errors
+from dim.execution.compiled import can_compile
 from dim.execution.device import choose_device, use_device
 from dim.execution.device_data import DeviceData
 from dim.execution.distributed import join_process_group
@@ -114,7 +114,7 @@ def distill(
         torch_device = stack.enter_context(use_device(chosen_device, world))
         record = describe_run(config, data)
         check_config(config, record.data.images, world)
-        choose_compiler(config, torch_device, world)  # raises before anything is made
+        compiled = wants_compiling(config) and can_compile(config.compile, torch_device, say)
         checkpoints = CheckpointFolder(run_dir / "checkpoints", record.fingerprint())
         if world.is_main:
             begun = (run_dir / GENERATOR_FILE).exists() or not checkpoints.is_empty
@@ -136,6 +136,7 @@ def distill(
             checkpoints=checkpoints,
             say=say if world.is_main else lambda line: None,
             progress=stack.enter_context(show_progress(progress if world.is_main else False)),
+            compiled=compiled,
             holdout=holdout,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
@@ -143,8 +144,7 @@ def distill(
             session.log = TensorBoardLog(session.metrics_path, run_dir / "tensorboard", open_writer)
             stack.callback(session.log.close)
         session.load_newest_checkpoint()
-        with explain_compiler_errors(torch_device):
-            finished = _run_stages(session)
+        finished = _run_stages(session)
         world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
         say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")

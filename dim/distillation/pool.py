@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dim.augment import augment
-from dim.config import PoolConfig
+from dim.config import DistillConfig, PoolConfig
 from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.session import Session
+from dim.execution.compiled import run_compiled
 from dim.execution.device_data import seed_of, to_signed
 from dim.networks.batch_norm import span_processes
-from dim.networks.classifiers import build_classifier
+from dim.networks.classifiers import GAIN_BY_COMPILING, build_classifier
 from dim.runs.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
 from dim.runs.record import ImageSpec
 
@@ -36,6 +37,8 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 """SGD of the published recipe."""
 MIN_STD = 1e-3
 """Floor of the standard deviation that pixels in [0, 1] are divided by: a channel may be constant."""
+MIN_WIDTH_TO_COMPILE, MIN_STEPS_TO_COMPILE = 64, 1000
+"""Of the pool's ConvNets, below which `auto` compiles nothing: compiling for training and matching takes a minute."""
 
 
 class PoolMember(nn.Module):
@@ -57,6 +60,8 @@ class PoolMember(nn.Module):
             name, images.num_classes, images.channels, images.image_px, width=width or None
         )
         self.std_values = [max(value, MIN_STD) for value in images.std]
+        self.compiled = False
+        """Whether outputs come from compiled code; `build_member` decides."""
         self.register_buffer("mean", torch.tensor(images.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.std_values).view(1, -1, 1, 1), persistent=False)
 
@@ -66,8 +71,9 @@ class PoolMember(nn.Module):
 
     def forward(self, normalised_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[N, D]` and logits `[N, K]` of normalised, perhaps augmented images."""
-        features = self.classifier.features(normalised_NCHW.contiguous(memory_format=self.classifier.memory_format))
-        return features, self.classifier.head(features)
+        if self.compiled:
+            return run_compiled(self.classifier, normalised_NCHW.contiguous(memory_format=torch.channels_last))
+        return self.classifier.outputs(normalised_NCHW.contiguous(memory_format=self.classifier.memory_format))
 
     def describe(self) -> dict[str, Any]:
         """What `dim.export` needs to build it again, as JSON-able values."""
@@ -87,8 +93,18 @@ def build_member(session: Session, name: str, width: int, *seed: int | str) -> P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(session.config.seed, *seed))
         member = PoolMember(name, session.images, width)
-    layout = member.classifier.memory_format
+    member.compiled = session.compiled and name in GAIN_BY_COMPILING
+    layout = torch.channels_last if member.compiled else member.classifier.memory_format
     return member.to(session.gan.device, memory_format=layout)  # type: ignore[no-any-return, call-overload]
+
+
+def wants_compiling(config: DistillConfig) -> bool:
+    """Whether a run's classifiers take steps enough to compile those that gain by it."""
+    if config.compile == "on":
+        return True
+    pool = config.pool
+    wide = pool.width == 0 or pool.width >= MIN_WIDTH_TO_COMPILE
+    return wide and "convnet3" in pool.architectures and pool.ages[-1] >= MIN_STEPS_TO_COMPILE
 
 
 def _optimiser(member: PoolMember, config: PoolConfig) -> torch.optim.SGD:

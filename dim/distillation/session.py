@@ -61,6 +61,8 @@ class Session:
     """Receives lines for the user."""
     progress: Progress
     """Is told after every step how far its stage is."""
+    compiled: bool = False
+    """Whether classifiers that gain by it are compiled."""
     deadline: float = float("inf")
     """`time.monotonic()` after which the run stops at the next checkpoint."""
     holdout: DeviceData | None = None
@@ -95,6 +97,11 @@ class Session:
             self.checkpoints.prune()
         if self.resumed is not None:
             self.say(f"Resuming at step {self.resumed.step} of {self.resumed.stage}.")
+            if self.compiled != ("compiled" in self.resumed.tensors):
+                self.say(
+                    f"The run began {'without' if self.compiled else 'with'} compiled ConvNets and goes on "
+                    f"{'with' if self.compiled else 'without'} them: results round differently from one in one piece."
+                )
         elif self.world.is_main:
             self.metrics_path.unlink(missing_ok=True)
 
@@ -218,6 +225,8 @@ class Session:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds."""
         gan, tensors = self.gan, dict(self.extra)
+        if self.compiled:
+            tensors["compiled"] = torch.ones(())
         tensors |= {f"unlogged.{name}": torch.stack(values) for name, values in self.unlogged.items()}
         for prefix, network in (
             ("generator", gan.generator),

@@ -120,6 +120,8 @@ class CellResult:
     """When it ended, UTC."""
     data_note: str
     """Where the dataset came from."""
+    compiled: bool = False
+    """Whether the student's steps were compiled, which rounds differently."""
     protocol: str = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -177,4 +179,4 @@ def parse_result(data: bytes, where: str) -> CellResult:
         DataError: it is not one, or of another format.
     """
     block = parse_versioned(data, where, version=FORMAT_VERSION, max_bytes=MAX_RESULT_BYTES, error=DataError)
-    return from_plain(CellResult, block, where, error=DataError)
+    return from_plain(CellResult, {"compiled": False} | block, where, error=DataError)

@@ -35,6 +35,8 @@ class EvalContext:
     threads: int
     """Of torch and of CPU engines, which take turns."""
     execution: Execution
+    compiled: bool = False
+    """Whether students that gain by it are compiled."""
     _opened: dict[tuple[str, str], Bundle] = field(default_factory=dict, init=False)
     _teachers: dict[str, Score] = field(default_factory=dict, init=False)
 
@@ -81,7 +83,7 @@ class EvalContext:
         self._teachers.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("data", "bundles", "device", "threads", "execution")}
+        kept = {name: getattr(self, name) for name in ("data", "bundles", "device", "threads", "execution", "compiled")}
         return kept | {"_opened": {}, "_teachers": {}}
 
 

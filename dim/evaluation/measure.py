@@ -16,11 +16,15 @@ from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.results import Row, aggregate, write_results
 from dim.evaluation.subjects import Subject
 from dim.evaluation.table import accuracy_table
+from dim.execution.compiled import can_compile
+from dim.networks.classifiers import GAIN_BY_COMPILING
 from dim.runtime.cores import usable_cores
 from dim.runtime.progress.show import Progress, ignore_progress
 
 _MIN_STEPS_FOR_JOBS = 2000
 """Starting a process takes as long as some hundreds of steps."""
+_MIN_STEPS_TO_COMPILE = 6000
+"""Compiling takes as long as some thousand small steps, the first time."""
 _MAX_JOBS = 8
 
 Say = Callable[[str], None]
@@ -99,7 +103,9 @@ def measure(
         execution=execution,
     )
     if missing:
-        say(f"Students: {cells[0].recipe.name} recipe, {cells[0].precision} on {device}, {jobs} at a time.")
+        context.compiled = _wants_compiling(cells, data, execution) and can_compile(execution.compile, device, say)
+        kind = f"{cells[0].precision}{' compiled' * context.compiled} on {device}"
+        say(f"Students: {cells[0].recipe.name} recipe, {kind}, {jobs} at a time.")
         _try_engines(context, subjects, protocol, say)
     with closing(run_cells(context, missing, out, jobs, log.report, deadline)) as finished:
         for index, result in finished:
@@ -153,6 +159,13 @@ class _Log:
 def _describe(cell: Cell) -> str:
     size = f" {cell.ipc} per class," if cell.ipc else ""
     return f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}"
+
+
+def _wants_compiling(cells: Sequence[Cell], data: ImageSet, execution: Execution) -> bool:
+    """Whether the students that gain by it take steps enough; those of earlier runs count, so that all are alike."""
+    size = len(data.classes), len(data.train_labels)
+    steps = sum(cell.steps(*size) for cell in cells if cell.arch in GAIN_BY_COMPILING)
+    return execution.compile == "on" or steps >= _MIN_STEPS_TO_COMPILE
 
 
 def _try_engines(context: EvalContext, subjects: Sequence[Subject], protocol: EvalProtocol, say: Say) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dim.execution.compiled import CHOICES
 from dim.networks.classifiers import CLASSIFIER_NAMES
 from dim.runtime.choose_engine import settle_precision
 from dim.runtime.cores import check_threads
@@ -108,6 +109,9 @@ class Execution:
     job of two threads 1; on an H100 under NVIDIA MPS, seven jobs took 75 s for 90 students of 32x32 colour images."""
     graphs: bool = True
     """Whether students on a GPU are trained by CUDA graphs."""
+    compile: str = "auto"
+    """`torch.compile` for students that gain by it, ConvNet-3: `on`, `off`, or `auto`: on a CPU with a C++ compiler,
+    where there is enough to do."""
     engine: EngineOptions = EngineOptions()
     """What draws the images; without a precision they are drawn in fp32, with "auto" in bf16 where
     this machine has it. Its threads are those of a job."""
@@ -119,7 +123,11 @@ class Execution:
     """Start no student after so many seconds; those in training are finished."""
 
     def __post_init__(self) -> None:
-        for field, allowed in [("device", ("auto", "cpu", "gpu")), ("precision", ("auto", "fp32", "bf16"))]:
+        for field, allowed in [
+            ("device", ("auto", "cpu", "gpu")),
+            ("precision", ("auto", "fp32", "bf16")),
+            ("compile", CHOICES),
+        ]:
             if getattr(self, field) not in allowed:
                 names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
                 raise BadValueError(f"{field} is {getattr(self, field)!r}; it must be {names}.")

@@ -53,8 +53,9 @@ class Row(TypedDict):
     engine: str
     engine_precision: str | None
     machine: str
-    """Of the student that ended last, as are the next five."""
+    """Of the student that ended last, as are the next six."""
     threads: int
+    compiled: bool
     torch_version: str
     dim_version: str
     date: str
@@ -111,6 +112,7 @@ def _row(group: list[CellResult]) -> Row:
         "engine_precision": last.engine.split()[1] if last.engine else None,
         "machine": last.machine,
         "threads": last.threads,
+        "compiled": last.compiled,
         "torch_version": last.torch_version,
         "dim_version": last.dim_version,
         "date": last.date,

@@ -48,6 +48,7 @@ def run_cell(context: EvalContext, cell: Cell, progress: Callable[[int, int], No
         std=data.std,
         recipe=cell.recipe,
         precision=cell.precision,
+        compiled=context.compiled,
     )
     student, loss = train_student(
         spec,
@@ -73,6 +74,7 @@ def run_cell(context: EvalContext, cell: Cell, progress: Callable[[int, int], No
         device=context.device,
         machine=context.machine,
         threads=context.threads,
+        compiled=spec.runs_compiled,
         torch_version=torch.__version__,
         dim_version=__version__,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -1,99 +1,137 @@
-"""Which networks of the adversarial training `torch.compile` turns into faster code, and when.
+"""Compiled classifiers: `torch.compile` on a CPU for the networks in which it pays, those with instance norm.
 
-Compiled: the generator, and the discriminator wherever no gradient of its gradient is taken. R1 and the gradient
-penalty of WGAN-GP differentiate the discriminator twice, which compiled graphs do not support, so those passes stay as
-they are: one in `r1_every` steps, or with WGAN-GP every step of the discriminator. The pool's classifiers stay too:
-each is another graph to compile, for a few hundred passes. In data-parallel runs nothing is compiled, because batch
-statistics travel between the processes in the middle of the generator.
+One function is compiled for all of them: new students of the same network and size run the code of the first, and so
+do batches of any number of images. The code lies in the private cache, so another process need not make it again.
+Whether to compile is decided by a probe before anything is trained, and a later failure is an error: no network is ever
+trained partly by compiled and partly by plain code.
 
-On a CPU it does not pay: the ratio to the published recipe fell from 1.6 to 2.1 down to 1.3 in stage 1 and from 1.9 to
-2.1 down to 1.6 in stage 2 (`lab/distill_speed.py --preset tiny --compile on`, fp32, one busy core). On a GPU, where
-CUDA graphs take the time between kernels away (`dim.execution.cuda_graphs`), it has not been measured.
+Generators and discriminators are not compiled: convolutions are nearly all of their steps, R1 differentiates twice,
+which compiled graphs do not support, and the rest of a step became slower (lab/LOG.md).
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+import shutil
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dim.config import DistillConfig
-from dim.execution.distributed import World
-from dim.runtime.errors import BadValueError, DeviceError
+from dim.runtime.errors import BadValueError, DeviceError, DimError
+from dim.runtime.storage.private_cache import cache_dir
 
 BACKEND = "inductor"
 """What `torch.compile` compiles with."""
-MIN_STEPS_TO_COMPILE = 10_000
-"""Steps of both stages below which `auto` compiles nothing: an estimate, for compiling takes a minute or two."""
+CHOICES = ("auto", "on", "off")
+MAX_GRAPHS = 64
+"""Most combinations of network, size, mode and precision in one process; torch's default of eight ends in plain code
+without a word."""
 
 
-def choose_compiler(config: DistillConfig, device: torch.device, world: World) -> Callable[[nn.Module], Any]:
-    """What to pass the networks through.
+class Network(Protocol):
+    """What can be compiled."""
+
+    def outputs(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def can_compile(wanted: str, device: torch.device, say: Callable[[str], None] = lambda line: None) -> bool:
+    """Whether networks that gain by it are compiled.
 
     Args:
-        config: its `compile` is `on`, `off` or `auto`.
-        device: `auto` compiles on GPUs only, and there only where there are no CUDA graphs.
-        world: this process among all.
-
-    Returns:
-        `torch.compile` for fixed shapes, or a function that returns the network as it is.
+        wanted: `on`; `off`; or `auto`: on a CPU with a C++ compiler.
+        device: of the networks.
+        say: receives a line where `auto` finds that nothing can be compiled.
 
     Raises:
-        BadValueError: `on` in a data-parallel run.
+        BadValueError: `wanted` is something else.
         DeviceError: `on` where nothing can be compiled.
     """
-    if config.compile == "on" and world.size > 1:
-        raise BadValueError(
-            f"compile is 'on' with {world.size} processes; batch statistics that span processes cannot be compiled: "
-            "set compile to 'off' or 'auto'."
-        )
-    steps = config.stage1.steps + config.stage2.steps
-    worthwhile = device.type == "cuda" and world.size == 1 and steps >= MIN_STEPS_TO_COMPILE and config.graphs == "off"
-    if config.compile == "off" or (config.compile == "auto" and not worthwhile):
-        return _leave_eager
-    torch.compiler.reset()  # past eight compiled shapes of one function it would run eagerly without a word
-    try:
-        # A shape of its own, or code kept from an earlier run would hide that the compiler is gone.
-        torch.compile(_probe, backend=BACKEND, dynamic=False)(torch.ones(1024 + os.getpid(), device=device))
-    except (RuntimeError, OSError, ImportError) as error:
-        if config.compile == "auto":
-            return _leave_eager
-        raise _compiler_error(error, device) from error
-    return partial(torch.compile, backend=BACKEND, dynamic=False)
+    if wanted not in CHOICES:
+        raise BadValueError(f"compile is {wanted!r}; it must be one of {', '.join(CHOICES)}.")
+    if wanted == "off" or (wanted == "auto" and device.type != "cpu"):
+        return False
+    reason = _find_obstacle(device)
+    if reason is None:
+        return True
+    if wanted == "on":
+        raise DeviceError(f"torch.compile does not work here: {reason}.")
+    say(f"ConvNets run without torch.compile, which takes longer: {reason}.")
+    return False
 
 
-@contextmanager
-def explain_compiler_errors(device: torch.device) -> Iterator[None]:
-    """Turn the compiler's errors into a sentence: networks are compiled when they are first called.
+def run_compiled(network: Network, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """`network.outputs(images_NCHW)` by compiled code, which is made when it is first needed.
+
+    Args:
+        network: of a machine where `can_compile` said yes, its weights in channels last.
+        images_NCHW: float `[N, C, H, W]`; code for one N serves all others.
 
     Raises:
-        DeviceError: instead of an error of `torch.compile`.
+        DeviceError: the code cannot be made.
     """
+    compiled = _compiled(torch.get_num_threads())
+    torch._dynamo.maybe_mark_dynamic(images_NCHW, 0)
     try:
-        yield
+        outputs: tuple[Tensor, Tensor] = compiled(network, images_NCHW)
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise _compiler_error(error, device) from error
+        raise DeviceError(
+            f"torch.compile failed ({_first_lines(error)}): go on without it by --no-compile for students, or "
+            "--set compile=off for a distillation."
+        ) from error
+    return outputs
 
 
-def _compiler_error(error: Exception, device: torch.device) -> DeviceError:
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    first = " ".join(lines[:2])[:300]  # the first line often names the compiler alone
-    needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
-    return DeviceError(
-        f"torch.compile does not work here ({first}): it needs {needed}; install that, or set compile to 'off'."
-    )
+def _outputs(network: Network, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    return network.outputs(images_NCHW)
+
+
+@functools.cache
+def _compiled(threads: int) -> Callable[[Network, Tensor], tuple[Tensor, Tensor]]:
+    # Code for another number of threads may lie in the cache, whose key would not tell.
+    options: dict[str, Any] | None = {"cpp.threads": threads} if BACKEND == "inductor" else None
+    _prepare_compiler()
+    return torch.compile(_outputs, backend=BACKEND, fullgraph=True, dynamic=False, options=options)
+
+
+def _prepare_compiler() -> None:
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    import torch._dynamo.config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if chosen in (None, default_cache_dir()):  # torch itself sets its default, a folder in /tmp, when it is imported
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir() / "compiled")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+
+
+@functools.cache
+def _find_obstacle(device: torch.device) -> str | None:
+    """Why nothing can be compiled; None where something was, once per process."""
+    if device.type == "cpu" and not _has_compiler():
+        return "there is no C++ compiler (install g++, or name yours in CXX)"
+    try:
+        _prepare_compiler()
+        # A shape of its own, or code kept from an earlier run would hide that the compiler is gone.
+        probe = torch.compile(_probe, backend=BACKEND, dynamic=False)
+        probe(torch.ones(1024 + os.getpid(), device=device))
+    except (RuntimeError, OSError, ImportError, DimError) as error:
+        return _first_lines(error)
+    return None
+
+
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    return any(shutil.which(name) for name in names if name)
 
 
 def _probe(values: Tensor) -> Tensor:
     return values * 2 + 1
 
 
-def _leave_eager(network: nn.Module) -> nn.Module:
-    return network
+def _first_lines(error: Exception) -> str:
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(lines[:2])[:300].rstrip(".")  # the first line often names the compiler alone

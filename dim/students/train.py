@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dim.augment import augment
+from dim.execution.compiled import run_compiled
 from dim.execution.cuda_graphs import GraphedSteps, capturable_lr, set_lr, use_own_stream
 from dim.execution.device_data import seed_of
-from dim.networks.classifiers import Classifier, build_classifier
+from dim.networks.classifiers import GAIN_BY_COMPILING, Classifier, build_classifier
 from dim.runtime.errors import BadValueError
 from dim.students.recipes import Recipe
 
@@ -94,6 +95,13 @@ class StudentSpec:
     recipe: Recipe
     precision: str
     """`fp32`, or `bf16` for bfloat16 autocast."""
+    compiled: bool = False
+    """Whether its steps are compiled if it gains by that; see `dim.execution.compiled.can_compile`."""
+
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether this student's steps are compiled."""
+        return self.compiled and self.arch in GAIN_BY_COMPILING
 
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -130,7 +138,8 @@ def train_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, spec.width)
-    student = student.to(device).to(memory_format=student.memory_format)  # type: ignore[call-overload]
+    layout = torch.channels_last if spec.runs_compiled else student.memory_format
+    student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     student.train()
     steps_taken = GraphedSteps(device, wanted=graphs, remedy="--no-graphs")
     optimizer = torch.optim.SGD(
@@ -147,9 +156,9 @@ def train_student(
     def learn(
         generator: torch.Generator, images: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        inputs = prepare(images, normalize, recipe, generator).contiguous(memory_format=student.memory_format)
+        inputs = prepare(images, normalize, recipe, generator).contiguous(memory_format=layout)
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            logits = student(inputs)
+            logits = run_compiled(student, inputs)[1] if spec.runs_compiled else student(inputs)
         loss = _loss(logits.float(), labels, teacher_logits, recipe)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -163,7 +172,7 @@ def train_student(
             set_lr(optimizer, recipe.lr_at(step, steps))
             loss = steps_taken.take(len(batch[0]), learn, *batch, left=steps - step)["loss"]
             progress(step + 1)
-    student.eval()
+    student.to(memory_format=student.memory_format).eval()
     return student, float(loss.item())
 
 
