@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,6 +115,8 @@ def distill(
     overrides = {field: value for field, value in named.items() if value is not None} | fields
 
     with require_training_extra():
+        if find_spec("torch") is None:  # told before any data is fetched
+            raise ModuleNotFoundError(name="torch")
         from dim.data.load import load_data
         from dim.presets import check_names
     check_names(preset, overrides)

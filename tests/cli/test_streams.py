@@ -24,6 +24,7 @@ def run(*arguments: object, shell: str = "", encoding: str = "utf-8") -> subproc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_a_name_that_stdout_cannot_encode(tiny_bundle: Path, tmp_path: Path, encoding: str) -> None:
     out = tmp_path / NAME
@@ -45,6 +46,7 @@ def test_a_name_that_is_not_unicode(tiny_bundle: Path, tmp_path: Path) -> None:
     assert ran.returncode == 0 and json.loads(ran.stdout)["out"] == out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_closed_streams(tiny_bundle: Path, tmp_path: Path, closed: str) -> None:
     """The command does its work and ends as it would; no file of the set gets what is printed."""

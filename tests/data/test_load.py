@@ -62,6 +62,7 @@ def test_digits_are_the_real_ones_with_a_split_that_is_said() -> None:
     assert said == [f"digits: {split}"] and split in digits.note
 
 
+@pytest.mark.slow
 def test_the_split_of_digits_never_changes() -> None:
     assert load_data("digits").fingerprint() == "d5626fb787d22d899a8fddeba81f24739103487f83b7b9bc12c7b05078934de0"
 

@@ -75,6 +75,7 @@ def test_a_run_that_begins_with_the_stage_1_of_another_is_a_run_from_scratch(
     assert before == {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, step", [("pool", 3), ("stage2", 3)])
 @pytest.mark.usefixtures("quick_curves")
 def test_a_run_that_began_with_the_stage_1_of_another_goes_on_alone(

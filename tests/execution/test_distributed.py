@@ -55,6 +55,7 @@ def test_two_processes_give_what_one_gives(name: str, two: Path, tmp_path: Path)
     assert_same_run(run_case(name, tmp_path), two / name)
 
 
+@pytest.mark.slow
 def test_two_processes_that_a_time_limit_stops_give_what_one_gives_undisturbed(two: Path, tmp_path: Path) -> None:
     assert_same_run(run_case("norm", tmp_path), two / "pieces" / "norm")
 

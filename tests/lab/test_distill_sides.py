@@ -40,6 +40,7 @@ def make_sides(bench: ModuleType, sides: ModuleType, folder: Path, preset: str =
     return sides.Ours(config, SHAPE, data, folder), sides.Theirs(config, SHAPE, data, "fp32")
 
 
+@pytest.mark.slow
 def test_a_run_reports_both_sides_at_every_length(
     bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

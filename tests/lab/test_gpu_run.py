@@ -280,6 +280,7 @@ def test_packages_come_with_the_data(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "work" / "site" / "thing" / "__init__.py").read_text() == "x = 1\n"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_was_brought_back(tmp_path: Path) -> None:
     """Adam's first moments are left out, and the weights are those of an undisturbed run."""
     from quick_runs import Stop, quick, same, stop_at, weights

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SHIPPED = "dim/runtime/shipped/mnist.dim/"
 
@@ -122,10 +123,9 @@ def run(python: Path, folder: Path, *arguments: object) -> tuple[str, set[str]]:
     return done.stdout, set(json.loads(done.stderr.splitlines()[-1]))
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    expected = {"dim/py.typed"}
+    expected = {"dim/py.typed", "dim/runtime/sets/croissant_context.json"}
     for folder, package in (("dim", "dim"), ("export", "dim/export"), ("runtime", "dim/runtime"), ("cli", "dim/cli")):
         files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")]  # links are not followed
         expected |= {f"{package}/{path}" for path in files}
@@ -142,7 +142,6 @@ def test_the_wheel_ships_the_bundle_and_stays_small(wheel: Path) -> None:
     assert sum(info.compress_size for info in shipped) <= 5_000_000
 
 
-@pytest.mark.slow
 def test_torch_is_not_installed(python: Path) -> None:
     command = [python, "-m", "pip", "list", "--format", "json"]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -151,7 +150,6 @@ def test_torch_is_not_installed(python: Path) -> None:
     assert names.isdisjoint({"torch", "onnxscript", "safetensors", "scikit-learn", "matplotlib", "pyarrow"})
 
 
-@pytest.mark.slow
 def test_generate_inspect_and_verify_work_there(python: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     shipped = (ROOT / "runtime" / "shipped" / "mnist.dim" / "manifest.json").exists()
     named = [] if shipped else [tiny_bundle]
@@ -169,7 +167,6 @@ def test_generate_inspect_and_verify_work_there(python: Path, tiny_bundle: Path,
     assert json.loads(report)["ok"] and "torch" not in loaded
 
 
-@pytest.mark.slow
 def test_a_classifier_learns_real_digits_from_the_stream_there(python_with_sklearn: Path, tmp_path: Path) -> None:
     """An edge pipeline: the bundle was distilled from scikit-learn's digits, no PyTorch is installed."""
     listed = subprocess.run([python_with_sklearn, "-m", "pip", "list"], check=True, capture_output=True, text=True)

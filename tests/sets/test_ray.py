@@ -67,6 +67,7 @@ def test_ray_completes_what_a_plain_run_began(on_ray: Any, bundle: Bundle, tmp_p
     assert tree(folder / "mixed") == tree(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_errors_arrive_as_themselves(on_ray: Any) -> None:
     folder, told = on_ray
     assert told["errors"] == [
