@@ -194,6 +194,10 @@ def evaluate(
         whole_epochs=whole_epochs,
         **{name: value for name, value in asked.items() if value is not None},
     )
+    if engine not in ("auto", "torch", "fake", *ENGINES):
+        raise BadValueError(
+            f"There is no engine {engine!r} for the images; there are auto, torch, {', '.join(ENGINES)}, fake."
+        )
     execution = Execution(
         device=device,
         threads=threads,

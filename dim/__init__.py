@@ -9,7 +9,8 @@ with dim.open_bundle(path) as bundle:                                           
     X, y = bundle.arrays(ipc=50)
 
 This is the front door: every name below is loaded on first use, so `import dim` costs next to nothing, and
-`import dim.runtime`, which runs this file first, never loads PyTorch. `dim.export` is the package that exports.
+`import dim.runtime`, which runs this file first, never loads PyTorch. `dim.export` is a package; the function is
+`dim.export_run`.
 """
 
 from importlib import import_module

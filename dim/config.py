@@ -104,7 +104,7 @@ class AdversarialConfig:
     final_lr_fraction: float = 1.0
     """Learning rate of the last step as a fraction of the first."""
     r1_gamma: float = 0.5
-    """Weight of the R1 penalty; the logistic loss only."""
+    """Gamma of the R1 penalty, which enters the loss as gamma / 2; the logistic loss only."""
     r1_every: int = 8
     """Discriminator steps between R1 penalties, each then weighted by this number (arXiv 1912.04958)."""
     discriminator_steps: int = 1

@@ -63,7 +63,7 @@ def open_bundle(
         threads: threads of a CPU engine; None for every core this process may use.
         trust: "sha256:..." of prebuilt engine plans that may be loaded.
         fixed_latents: use the bundle's optimised latents in fixed sets, where it has some.
-        say: gets one sentence about each choice; by default they go to the logger `dim.runtime`.
+        say: gets one sentence about each choice; by default they go to the logger `dim`.
 
     Returns:
         the bundle; a context manager.

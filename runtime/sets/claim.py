@@ -28,14 +28,14 @@ from dim.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class Occupant:
-    """What lies in a place in which a set may be written. All fields empty: nothing, or foreign files beside."""
+    """What is in the output folder already. All fields empty: nothing, or only files that are not part of a set."""
 
     same: SetFile | None = None
     """The set that is asked for, begun or complete."""
     other: SetFile | None = None
     """Another set, which the new one replaces."""
     unreadable: bool = False
-    """A `dataset.json` that the new set replaces; what it listed is not known and stays."""
+    """Whether there is a `dataset.json` that cannot be read. It is replaced; the files that it listed are kept."""
 
     @property
     def freed_bytes(self) -> int:
@@ -165,7 +165,7 @@ def check_replaceable(store: Store, occupant: Occupant, plan: Plan) -> bool:
     """Check, without removing anything, that what stays would not mix with a new set.
 
     Returns:
-        whether there is a set that would be removed.
+        whether a set, or a `dataset.json` that cannot be read, would be removed.
 
     Raises:
         OutputError: something that is not replaced has a name that the new set needs.

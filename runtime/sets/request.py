@@ -1,4 +1,4 @@
-"""What a caller wants of a set, whatever the bundle, and the plan that becomes of it with a bundle and an engine."""
+"""What a caller wants of a set, and how it becomes a plan once bundle and engine are known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +55,8 @@ class SetRequest:
     soft_labels: bool = False
     """Whether the logits of the bundle's teacher are written beside the images, float16 [N, K]."""
     encoders: int | None = None
-    """PNG files made at once, 1 to 64, by processes of 15 MiB each; None for one per core but one, at least 1 and at
-    most 2."""
+    """PNG files made at once, 1 to 64, by processes of 15 MiB each; None for the usable cores less one, between 1
+    and 2."""
 
     def __post_init__(self) -> None:
         check_size(self.ipc, self.ratio, self.total, self.per_class, self.classes, self.start)
@@ -75,7 +75,8 @@ class SetRequest:
         """
         if bundle.engine_options.precision == "auto":
             raise BadValueError(
-                "A set has one precision on every machine, and auto is none: say fp32 (the default), bf16, fp16, int8."
+                "The precision auto differs between machines, so a set needs a fixed one: fp32 (the default), "
+                "bf16, fp16 or int8."
             )
         self.plan(bundle, _NO_ENGINE)
 
@@ -134,8 +135,8 @@ class SetRequest:
     def describe_difference(self, bundle: Bundle, found: Plan) -> str | None:
         """Say where the plan of a set that is there is not what is asked for, or return None.
 
-        Engine and cut count only where the caller chose them; the encoder counts where there is something left to
-        encode.
+        Engine and images per part count only where the caller chose them; the encoder counts where there is something
+        left to encode.
         """
         chose_cut = self.shard_images is not None or self.shard_bytes is not None
         ignore = ["encoder"] if chose_cut else ["encoder", "part_images"]

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dim.runtime.errors import BadValueError, OutputError, describe_error
+from dim.runtime.errors import BadValueError, OutputError
+from dim.runtime.storage.explain_errors import explain_error, explain_local_error
 from dim.runtime.storage.local_store import STATE, LocalStore, Store
-from dim.runtime.storage.object_store import explain_remote, is_remote
+from dim.runtime.storage.object_store import is_remote
 from dim.runtime.storage.remote_store import RemoteStore
 
 
@@ -38,7 +39,7 @@ def open_store(out: str | Path) -> Iterator[Store]:
     try:
         yield store
     except OSError as error:
-        raise _explain(store, error) from error
+        raise explain_error(store, error) from error
     finally:
         store.close()
 
@@ -73,9 +74,9 @@ def check_place(store: Store) -> None:
             what = "a file" if place.is_file() else "no folder"
             raise OutputError(f"{place} is {what}; name a folder for the set.")
         if os.statvfs(place).f_flag & os.ST_RDONLY:
-            raise _explain_local(OSError(errno.EROFS, os.strerror(errno.EROFS)), str(place))
+            raise explain_local_error(OSError(errno.EROFS, os.strerror(errno.EROFS)), str(place))
         if not os.access(place, os.W_OK | os.X_OK):
-            raise _explain_local(OSError(errno.EACCES, os.strerror(errno.EACCES)), str(place))
+            raise explain_local_error(OSError(errno.EACCES, os.strerror(errno.EACCES)), str(place))
 
 
 def make_place(store: Store) -> None:
@@ -113,49 +114,3 @@ def _nearest(folder: Path) -> Path:
     while not os.path.lexists(place):
         place = place.parent
     return place
-
-
-def _explain(store: LocalStore | RemoteStore, error: OSError) -> OutputError:
-    """Turn an error of the operating system into a sentence that says how to go on."""
-    if isinstance(store, LocalStore):
-        return _explain_local(error, str(store))
-    local = store.scratch_folder
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"The disk under {local.parent}, where files are made before they go to {store}, is full: "
-            "free some space or set TMPDIR to a folder on a larger disk, and run the same command again, what is "
-            "finished is kept."
-        )
-    if error.errno in (errno.EROFS, errno.EIO) or _is_below(error.filename, local):
-        return OutputError(
-            f"The temporary folder {local}, where files are made before they go to {store}, went away or "
-            f"stopped working ({describe_error(error)}): run the same command again, what is finished is kept."
-        )
-    return explain_remote(error, str(store))
-
-
-def _explain_local(error: OSError, place: str) -> OutputError:
-    again = "run the same command again, what is finished is kept"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"The disk under {place} is full: free some space and {again}.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return OutputError(
-            f"{place} cannot be written ({error.strerror}): choose another folder or mend its permissions."
-        )
-    if error.errno in (
-        errno.ENOENT,
-        errno.ESTALE,
-        errno.ENOTCONN,
-        errno.ENODEV,
-        errno.EIO,
-        errno.ETIMEDOUT,
-        errno.ENOTDIR,
-    ):
-        return OutputError(
-            f"{place} went away or stopped working while the set was written ({error.strerror}): mend it and {again}."
-        )
-    return OutputError(f"{place} cannot be written: {error.strerror or error}; mend it and {again}.")
-
-
-def _is_below(path: object, folder: Path) -> bool:
-    return isinstance(path, str | bytes | os.PathLike) and Path(os.fsdecode(path)).is_relative_to(folder)

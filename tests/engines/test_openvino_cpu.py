@@ -192,7 +192,9 @@ def test_the_precision_auto_is_bf16_where_this_machine_has_it(
 def test_a_set_takes_no_auto(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         open_bundle(tiny_bundle, precision="auto") as bundle,
-        pytest.raises(BadValueError, match="A set has one precision on every machine, and auto is none: say fp32"),
+        pytest.raises(
+            BadValueError, match="The precision auto differs between machines, so a set needs a fixed one: fp32"
+        ),
     ):
         generate(bundle, SetRequest(ipc=2), tmp_path / "set")
 
