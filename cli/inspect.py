@@ -13,11 +13,14 @@ from dim.cli.options import JsonOption, Sha256Option, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table
 from dim.runtime.bundle_format.locate import list_names
 from dim.runtime.inspection.accuracy_summary import summarise_accuracy
+from dim.runtime.storage.records import to_plain
 from dim.runtime.units import format_units
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from dim.runtime.inspection.inspect import BundleFacts
 
 _PNG_WIDTH_PX = 720
 _LEAST_COLUMNS = 4
@@ -52,7 +55,7 @@ def inspect(
         picture = make_grid(images)
         write_png(png, picture, scale=-(-_PNG_WIDTH_PX // picture.shape[1]))
     if as_json:
-        print_json(facts)
+        print_json(to_plain(facts))
     else:
         _print_facts(facts)
         if show_all:
@@ -62,55 +65,55 @@ def inspect(
         print(render_ansi(make_grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
 
 
-def _print_facts(facts: Mapping[str, Any]) -> None:
+def _print_facts(facts: "BundleFacts") -> None:
     """Print what fits on one screen: what it is, how large, how good, how to use it."""
-    image, source = facts["image"], facts["source"]
-    colours = "grey" if image["channels"] == 1 else "colour"
-    extras = [f"latents for fixed sets of up to {facts['fixed_latents']} per class"] if facts["fixed_latents"] else []
-    extras += ["a teacher for soft labels"] if facts["teacher"] else []
+    image, source = facts.image, facts.source
+    colours = "grey" if image.channels == 1 else "colour"
+    extras = [f"latents for fixed sets of up to {facts.fixed_latents} per class"] if facts.fixed_latents else []
+    extras += ["a teacher for soft labels"] if facts.teacher else []
     rows = {
-        "name": facts["name"],
-        "classes": _shorten(facts["classes"]),
-        "images": f"{image['height']} x {image['width']}, {colours}",
-        "source": f"{source['name']}, {sum(source['class_counts']):,} training images",
-        "licence": facts["licence"],
-        "precisions": ", ".join([*facts["precisions"], *(["engines compiled"] if facts["engines"] else [])]),
+        "name": facts.name,
+        "classes": _shorten(facts.classes),
+        "images": f"{image.height} x {image.width}, {colours}",
+        "source": f"{source.name}, {sum(source.class_counts):,} training images",
+        "licence": facts.licence,
+        "precisions": ", ".join([*facts.precisions, *(["engines compiled"] if facts.engines else [])]),
         "also holds": ", ".join(extras) or "nothing else",
-        "size": format_units(facts["size_bytes"], "B"),
-        "content id": facts["content_id"][:16],
+        "size": format_units(facts.size_bytes, "B"),
+        "content id": facts.content_id[:16],
     }
     _print_rows(rows)
-    lines = summarise_accuracy(facts["accuracy"])
+    lines = summarise_accuracy(facts.accuracy)
     if lines:
         print_line()
         table = [(line.network, line.mode, str(line.ipc), line.generated, line.real) for line in lines]
         columns = ("network", "mode", "images per class", "generated", "real")
         print_table("Test accuracy in percent, trained on", columns, table, numbers=columns[2:])
-    _print_rows({"use it": f"dim generate --bundle {shlex.quote(_name(facts['path']))} --ipc 50 --out data/"})
+    _print_rows({"use it": f"dim generate --bundle {shlex.quote(_name(facts.path))} --ipc 50 --out data/"})
     _print_rows({"more": "--all shows every file, hash and measured row, --json all of it"})
 
 
-def _print_all(facts: Mapping[str, Any]) -> None:
+def _print_all(facts: "BundleFacts") -> None:
     """Print what one screen leaves out."""
-    source = facts["source"]
+    source = facts.source
     rows = {
-        "source licence": source["licence"],
-        "source note": source["note"],
-        "latents": f"{facts['latent_dim']} per image, standard deviation {facts['latent_std']:g}",
-        "engines": ", ".join(facts["engines"]) or "none compiled",
-        "distilled with": f"preset {facts['distill_config'].get('preset', 'unknown')}, {facts['created_by']}",
-        "content id": facts["content_id"],
-        "manifest SHA-256": facts["manifest_sha256"],
+        "source licence": source.licence,
+        "source note": source.note,
+        "latents": f"{facts.latent_dim} per image, standard deviation {facts.latent_std:g}",
+        "engines": ", ".join(facts.engines) or "none compiled",
+        "distilled with": f"preset {facts.distill_config.get('preset', 'unknown')}, {facts.created_by}",
+        "content id": facts.content_id,
+        "manifest SHA-256": facts.manifest_sha256,
     }
     print_line()
     _print_rows(rows)
     print_line()
-    files = [(file["path"], format_units(file["size_bytes"], "B"), file["sha256"][:16]) for file in facts["files"]]
+    files = [(file.path, format_units(file.size_bytes, "B"), file.sha256[:16]) for file in facts.files]
     print_table("Files", ("file", "size", "SHA-256 begins"), files, numbers=("size",))
-    for row in facts["accuracy"][:_MAX_ROWS]:
+    for row in facts.accuracy[:_MAX_ROWS]:
         _print_rows({"accuracy": ", ".join(f"{key}={_cell(value)}" for key, value in row.items())})
-    if len(facts["accuracy"]) > _MAX_ROWS:
-        print_line(f"{len(facts['accuracy']) - _MAX_ROWS:,} more rows are not shown; --json gives all.")
+    if len(facts.accuracy) > _MAX_ROWS:
+        print_line(f"{len(facts.accuracy) - _MAX_ROWS:,} more rows are not shown; --json gives all.")
 
 
 def _print_rows(rows: Mapping[str, str]) -> None:
@@ -127,7 +130,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _shorten(names: list[str]) -> str:
+def _shorten(names: tuple[str, ...]) -> str:
     shown = ", ".join(names[:12])
     return f"{len(names)}: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 

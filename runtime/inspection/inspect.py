@@ -1,56 +1,100 @@
-"""What a bundle holds, as plain data for `dim inspect`."""
+"""What a bundle holds, read from its manifest without an engine."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.bundle_format.locate import find_bundle
+from dim.runtime.bundle_format.manifest import ImageShape, SourceInfo
 from dim.runtime.bundle_format.names import FIXED_LATENTS, FORMAT_VERSION, TEACHER_ONNX
-from dim.runtime.storage.records import to_plain
 
 
-def inspect(bundle_path: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """One file of a bundle."""
+
+    path: str
+    """Relative, with forward slashes."""
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFacts:
+    """What a bundle holds."""
+
+    path: str
+    name: str
+    content_id: str
+    """Hash of what decides which images are drawn."""
+    manifest_sha256: str
+    format_version: int
+    sampling_version: int
+    created_by: str
+    licence: str
+    classes: tuple[str, ...]
+    image: ImageShape
+    latent_dim: int
+    latent_std: float
+    source: SourceInfo
+    precisions: tuple[str, ...]
+    """Those that have an ONNX file."""
+    engines: tuple[str, ...]
+    """Names of compiled plans."""
+    teacher: bool
+    """Whether soft labels can be made."""
+    fixed_latents: int
+    """Images per class with optimised latents; 0 for none."""
+    files: tuple[FileFacts, ...]
+    size_bytes: int
+    """Of all files."""
+    accuracy: tuple[Mapping[str, Any], ...]
+    """Rows of `dim eval`."""
+    distill_config: Mapping[str, Any]
+
+
+def inspect(bundle: str | Path | None = None) -> BundleFacts:
     """Describe a bundle from its manifest, without an engine.
 
     Args:
-        bundle_path: the bundle's folder.
+        bundle: a folder, a URL, or the name of a bundle that comes with the package; None for the default one.
 
     Returns:
-        a dict of JSON values: `path`, `name`, `content_id`, `manifest_sha256`, `format_version`, `sampling_version`,
-        `created_by`, `licence`, `classes`, `image` (height, width, channels), `latent_dim`, `latent_std`, `source`,
-        `precisions`, `engines` (names of compiled plans), `teacher` (whether soft labels can be made), `fixed_latents`
-        (images per class with optimised latents, 0 for none), `files` (path, size_bytes, sha256), `size_bytes` of all
-        files, `accuracy` and `distill_config`.
+        what it holds.
 
     Raises:
         BundleError: no bundle there, or its manifest or `latents.npz` is altered or malformed.
     """
-    path = Path(bundle_path)
+    path, _ = find_bundle(bundle)
     manifest = load_manifest(path)
     optimised = 0
     if FIXED_LATENTS in manifest.files:
         data = read_checked_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
         optimised = read_fixed_latents(data, manifest).shape[1]
-    return {
-        "path": str(path),
-        "name": manifest.name,
-        "content_id": manifest.content_id,
-        "manifest_sha256": manifest.manifest_sha256,
-        "format_version": FORMAT_VERSION,
-        "sampling_version": manifest.sampling.sampling_version,
-        "created_by": manifest.created_by,
-        "licence": manifest.licence,
-        "classes": list(manifest.classes),
-        "image": to_plain(manifest.image),
-        "latent_dim": manifest.latent_dim,
-        "latent_std": manifest.latent_std,
-        "source": to_plain(manifest.source),
-        "precisions": list(manifest.precisions),
-        "engines": sorted(name for name in manifest.files if name.endswith(".engine")),
-        "teacher": TEACHER_ONNX in manifest.files,
-        "fixed_latents": optimised,
-        "files": [{"path": name, **to_plain(record)} for name, record in sorted(manifest.files.items())],
-        "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
-        "accuracy": [dict(row) for row in manifest.accuracy],
-        "distill_config": dict(manifest.distill_config),
-    }
+    files = sorted(manifest.files.items())
+    return BundleFacts(
+        path=str(path),
+        name=manifest.name,
+        content_id=manifest.content_id,
+        manifest_sha256=manifest.manifest_sha256,
+        format_version=FORMAT_VERSION,
+        sampling_version=manifest.sampling.sampling_version,
+        created_by=manifest.created_by,
+        licence=manifest.licence,
+        classes=manifest.classes,
+        image=manifest.image,
+        latent_dim=manifest.latent_dim,
+        latent_std=manifest.latent_std,
+        source=manifest.source,
+        precisions=manifest.precisions,
+        engines=tuple(name for name, _ in files if name.endswith(".engine")),
+        teacher=TEACHER_ONNX in manifest.files,
+        fixed_latents=optimised,
+        files=tuple(FileFacts(path=name, sha256=file.sha256, size_bytes=file.size_bytes) for name, file in files),
+        size_bytes=sum(file.size_bytes for _, file in files),
+        accuracy=manifest.accuracy,
+        distill_config=manifest.distill_config,
+    )

@@ -12,6 +12,7 @@ from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.errors import BundleError
 from dim.runtime.inspection.inspect import inspect
+from dim.runtime.storage.records import to_plain
 
 
 def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
     extra = {"latents.npz": latents, "teacher.onnx": b"x", "generator.fp32.trt.sm89.engine": b"plan"}
     path = build_tiny_bundle(tmp_path / "a.dim", precisions=("fp32", "fp16"), extra_files=extra)
     manifest = load_manifest(path)
-    described = inspect(path)
+    described = to_plain(inspect(path))
     assert json.loads(json.dumps(described)) == described
     files = described.pop("files")
     assert [file["path"] for file in files] == sorted(manifest.files)
@@ -56,7 +57,11 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
 
 def test_a_plain_bundle_has_nothing_extra(tiny_bundle: Path) -> None:
     described = inspect(tiny_bundle)
-    assert (described["engines"], described["teacher"], described["fixed_latents"]) == ([], False, 0)
+    assert (described.engines, described.teacher, described.fixed_latents) == ((), False, 0)
+
+
+def test_a_bundle_may_be_named_or_left_out() -> None:
+    assert inspect("mnist") == inspect() and inspect("mnist").image.height == 28
 
 
 def test_altered_latents_are_not_described(tmp_path: Path) -> None:
