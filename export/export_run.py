@@ -29,6 +29,7 @@ from dim.runtime.bundle_format.manifest import (
 )
 from dim.runtime.bundle_format.names import FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
 from dim.runtime.bundle_format.schema import FileRecord
+from dim.runtime.engines.onnx_session import import_onnxruntime
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import Progress, ProgressOption, show_progress
@@ -129,8 +130,6 @@ def _export_networks(
 def _read_versions() -> dict[str, str]:
     import onnx
     import torch
-
-    from dim.runtime.engines.onnx_session import import_onnxruntime
 
     return {
         "dim": __version__,
