@@ -69,7 +69,9 @@ def find_exact_scale(before: int, after: int) -> float | None:
         the factor, or None where rounding could give another size or pick another pixel, here or in torch.
     """
     step = np.float32(before) / np.float32(after)  # torch multiplies by it, in float32
-    if [min(before - 1, int(np.float32(x) * step)) for x in range(after)] != [x * before // after for x in range(after)]:
+    if [min(before - 1, int(np.float32(x) * step)) for x in range(after)] != [
+        x * before // after for x in range(after)
+    ]:
         return None
     scale = np.float32(after / before)
     for candidate in (scale, np.nextafter(scale, np.float32(np.inf))):

@@ -12,6 +12,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         gpu_checks, "build_engines", lambda path, **options: build_engines(path, **options, batch=(1, 8, 16))
     )
     real, short = benchmark_module.benchmark, {"rounds": 1, "turn_s": 0.001, "batches": (8,), "find_best": False}
-    monkeypatch.setattr(benchmark_module, "benchmark", lambda path, **options: real(path, **{**options, **short}))
+    monkeypatch.setattr(
+        benchmark_module,
+        "benchmark",
+        lambda path, options, **others: real(path, replace(options, **short), **others),
+    )
     monkeypatch.setattr("dim.export.untrained.export_untrained", lambda preset, folder, precisions: machine.path)
     shutil.copytree(machine.path, tmp_path / "work" / "cifar10" / "tiny.dim")
     yield machine
