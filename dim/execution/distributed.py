@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,13 @@ _left: list[object] = []
 """The group that this process left last. The reducer of DistributedDataParallel holds the group as well, and is freed
 with the interpreter's lock held: were it the last to let go, gloo's threads would be waited for while they wait for the
 lock to free a tensor, for ever (torch 2.13, seen at the end of a run). A group let go from here gives the lock up."""
+
+
+@atexit.register
+def _let_go() -> None:
+    """Let the last group go while its threads can still take the interpreter's lock: later they would abort it."""
+    gc.collect()  # a reducer in a cycle would hold the group longer
+    _left.clear()
 
 
 @contextmanager

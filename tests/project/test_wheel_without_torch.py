@@ -186,7 +186,7 @@ def test_the_command_is_installed_and_says_what_is_missing(python: Path, tmp_pat
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: The package 'sklearn' is not installed and is needed to load the digits dataset: "
+        "Error: The package 'torch' is not installed and is needed to distil, export and evaluate: "
         "run  pip install 'dim-distill[train]'\n".replace("  ", " ")
     )
 
