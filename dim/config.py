@@ -54,7 +54,7 @@ class GeneratorConfig:
     mirrored: bool = False
     """Whether images whose last latent is positive are flipped horizontally; for classes that survive it. A
     discriminator whose images are flipped cannot observe orientation, so that without this the generator draws every
-    object facing one way, and students that do not flip learn less (docs/method.md)."""
+    object facing one way, and students that do not flip learn less (docs/concepts/how-it-works.md)."""
 
     def __post_init__(self) -> None:
         _check_one_of(self, "kind", ("resize", "paper"))

@@ -27,7 +27,7 @@ PAPER_MATCHING_WEIGHT = 0.01
 MIN_IMAGES_WITHOUT_CROP = 1000
 """Training images per class from which on the discriminator's images are not shifted. Shifts keep it from memorising
 few images. With the 6,000 of MNIST students of `stream` were 0.6 points better without them. With the 5,000 of four
-classes of CIFAR-10 shifts made the position of objects unobservable (docs/method.md)."""
+classes of CIFAR-10 shifts made the position of objects unobservable."""
 
 
 class DataShape(Protocol):
@@ -58,7 +58,7 @@ def _discriminator_augment(data: DataShape, augment: str) -> str:
     """The discriminator's augmentation: `augment` for few images, none for many; flips too where classes allow them.
 
     The discriminator cannot observe what augmentation changes in real and generated images alike. With shifts,
-    generated objects lie anywhere, and students that shift nothing learn less (docs/method.md).
+    generated objects lie anywhere, and students that shift nothing learn less (docs/concepts/how-it-works.md).
     """
     kinds = ["flip"] * _survives_flip(data) + [augment] * (not _has_many_images(data))
     return "_".join(kinds)
@@ -85,7 +85,7 @@ def _tiny(data: DataShape) -> DistillConfig:
 
 
 def _with_refinement(data: DataShape, deployment: DeploymentConfig) -> DeploymentConfig:
-    """Add the refinement of fixed latents, with the parts that help natural images but not MNIST (docs/method.md)."""
+    """Add the refinement of fixed latents, with the parts that help natural images but not MNIST."""
     if data.channels == 3 or _survives_flip(data):
         deployment = replace(deployment, refine_cross_entropy=0.2, refine_draws=2, refine_learners=8)
     return replace(deployment, refine_steps=400)
@@ -117,7 +117,7 @@ def _best(data: DataShape) -> DistillConfig:
     """The largest networks and longest stages that pay for a bundle of a few megabytes; a GPU preset."""
     matched = default_policy(data.name)
     # On a GPU two discriminator steps gave students 9 points more than one did, and half the generator's rate another
-    # 3 (docs/method.md).
+    # 3 (docs/concepts/how-it-works.md).
     adversarial = AdversarialConfig(
         # With colour and cutout too the discriminator stayed at chance.
         augment=_discriminator_augment(data, "crop" if _survives_flip(data) else "crop=0.07"),

@@ -23,7 +23,7 @@ FLOOR_GFLOP_PER_S = 500e3
 PROBE_S = 25.0
 """So long, with the start, the speed of a step is looked at."""
 KNOWN_STEPS = (13_500, 2500)
-"""Of both stages, where no speed was seen: they took a data-centre GPU less than five minutes (docs/method.md)."""
+"""Of both stages, where no speed was seen: they took a data-centre GPU less than five minutes."""
 AFTER_STEPS_S = 110.0
 """For the pool, the choices after training and the start, beside the steps of both stages."""
 STAGE2_COST = 1.5

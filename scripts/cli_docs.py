@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands themselves:  python scripts/cli_docs.py
+"""Write docs/reference/cli.md from the commands themselves:  python scripts/cli_docs.py
 
 `tests/project/test_cli_docs.py` compares the page with what this makes of the commands, so it cannot fall behind.
 """
@@ -12,7 +12,7 @@ from typer.models import ArgumentInfo
 
 from dim.cli.main import app
 
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
 WORDS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "Path": "PATH"}
 HEAD = """# Commands
 

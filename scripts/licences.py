@@ -1,4 +1,4 @@
-"""Write docs/dependencies.md: every pinned package with its version and licence, as its own metadata state them.
+"""Write docs/reference/dependencies.md: every pinned package with the version and licence that its metadata state.
 
 Run it after `scripts/pin`, in an environment that `make test` made:  python scripts/licences.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.markers import Marker
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "dependencies.md"
+PAGE = ROOT / "docs" / "reference" / "dependencies.md"
 HEAD = """# Dependencies
 
 This page is written by `scripts/licences.py` from the packages' own metadata.

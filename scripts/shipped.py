@@ -1,4 +1,4 @@
-"""Write docs/shipped.md: the bundles that come with the package, and those beside it, by their hashes.
+"""Write docs/reference/shipped.md: the bundles that come with the package, and those beside it, by their hashes.
 
 Run it whenever a bundle under runtime/shipped/ or bundles/ is replaced:  python scripts/shipped.py
 """
@@ -9,7 +9,7 @@ from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.locate import SHIPPED
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "shipped.md"
+PAGE = ROOT / "docs" / "reference" / "shipped.md"
 HEAD = """# Shipped bundles
 
 This page is written by `scripts/shipped.py` from the bundles under `runtime/shipped/`, which come with the package, and

@@ -1,4 +1,4 @@
-"""The documentation names what there is: docs/cli.md is written from the commands, other pages call real ones."""
+"""The documentation names what there is: the page of the commands is written from them, other pages call real ones."""
 
 import importlib.util
 import re
@@ -16,7 +16,9 @@ def test_the_page_of_the_commands_is_up_to_date() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "cli.md").read_text() == module.render_page(), "run  python scripts/cli_docs.py"
+    assert (ROOT / "docs" / "reference" / "cli.md").read_text() == module.render_page(), (
+        "run  python scripts/cli_docs.py"
+    )
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -8,7 +8,7 @@ from cli_tools import dim
 from tiny_bundle import build_tiny_bundle
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in PAGES

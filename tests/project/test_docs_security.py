@@ -19,7 +19,7 @@ def test_every_test_that_is_named_exists() -> None:
 def test_every_file_that_is_named_exists() -> None:
     for path in re.findall(r"`((?:tests|scripts|benchmarks|lab|constraints)/[\w.*/]+)`", PAGE):
         assert list(ROOT.glob(path.rstrip("/"))), path
-    for path in re.findall(r"\]\((\w+\.md)\)", PAGE):
+    for path in re.findall(r"\]\(([\w/]+\.md)\)", PAGE):
         assert (ROOT / "docs" / path).is_file(), path
 
 

@@ -100,7 +100,7 @@ def test_every_script_is_executable() -> None:
 
 
 def test_the_page_of_dependencies_lists_the_pinned_versions() -> None:
-    text = (ROOT / "docs" / "dependencies.md").read_text()
+    text = (ROOT / "docs" / "reference" / "dependencies.md").read_text()
     rows = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ")]
     listed = {f"{package.removeprefix('| ')}=={version}" for package, version in rows[1:]}
     machine = {"python_version": "3.11", "python_full_version": "3.11.0", "sys_platform": "linux"}
@@ -111,12 +111,12 @@ def test_the_page_of_dependencies_lists_the_pinned_versions() -> None:
 
 
 def test_the_hashes_of_the_shipped_bundles_are_recorded() -> None:
-    """Nobody changes a bundle that users get without saying so in docs/shipped.md, and none is larger than promised."""
+    """Nobody changes a bundle that users get without saying so in shipped.md, and none is larger than promised."""
     specification = importlib.util.spec_from_file_location("shipped", ROOT / "scripts" / "shipped.py")
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
-    page = (ROOT / "docs" / "shipped.md").read_text()
+    page = (ROOT / "docs" / "reference" / "shipped.md").read_text()
     assert page == script.render_page(), "run  python scripts/shipped.py"
     for folder in script.find_bundles():
         manifest = load_manifest(folder)

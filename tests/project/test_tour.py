@@ -1,4 +1,4 @@
-"""The whole tour of docs/embedding.md in a notebook: every call works, and shows its progress."""
+"""The whole tour of docs/guides/embedding.md in a notebook: every call works, and shows its progress."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import pytest
 
 TOUR = re.search(
     r"## The whole tour\n.*?```python\n(.*?)```",
-    (Path(__file__).parents[2] / "docs" / "embedding.md").read_text(),
+    (Path(__file__).parents[2] / "docs" / "guides" / "embedding.md").read_text(),
     re.DOTALL,
 )
 

@@ -1,4 +1,4 @@
-"""Every version that docs/formats.md names: a golden file is read, and a newer one is refused with what it needs."""
+"""Every version that the page of the formats names: a golden file is read, a newer one is refused in a sentence."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def read_newest_checkpoint(folder: Path) -> None:
 
 def read_table() -> dict[str, tuple[str, str]]:
     """Read the table: what a file is -> the version read, and the golden file."""
-    text = (ROOT / "docs" / "formats.md").read_text().split("\n## Versions\n")[1].split("\n## ")[0]
+    text = (ROOT / "docs" / "reference" / "formats.md").read_text().split("\n## Versions\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
     return {row[0]: (row[2], row[3].strip("`")) for row in rows[1:]}
 
