@@ -21,6 +21,7 @@ from dim.cli.data_options import (
     SkipUnreadableOption,
     SplitOption,
 )
+from dim.cli.options import complete_from
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError
@@ -92,9 +93,14 @@ def distill(
         str | None,
         typer.Option(help="Stop at the first checkpoint after this time: 9m, 1h30m.", rich_help_panel=_MACHINE),
     ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.", rich_help_panel=_OUTPUT)
-    ] = False,
+    log: Annotated[
+        str,
+        typer.Option(
+            help="jsonl for metrics.jsonl alone, tensorboard for event files too.",
+            rich_help_panel=_OUTPUT,
+            autocompletion=complete_from("jsonl", "tensorboard"),
+        ),
+    ] = "jsonl",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -119,7 +125,9 @@ def distill(
             raise ModuleNotFoundError(name="torch")
         from dim.data.load import load_data
         from dim.presets import check_names
+        from dim.runs.tensorboard import check_log
     check_names(preset, overrides)
+    check_log(log)
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else lambda line: None
@@ -158,7 +166,7 @@ def distill(
             device=device,
             threads=default_threads() if threads is None else threads,
             time_limit_s=limit_s,
-            tensorboard=tensorboard,
+            log=log,
             say=speak,
             progress=is_main,
         )

@@ -19,7 +19,7 @@ from dim.distillation.adversarial import AdversarialTraining
 from dim.distillation.check_config import check_config
 from dim.distillation.choices import choose_latents
 from dim.distillation.pool import KeptPool, wants_compiling
-from dim.distillation.session import Session
+from dim.distillation.session import OnStep, Session
 from dim.distillation.stage1 import train_gan
 from dim.distillation.stage2 import build_pool, train_with_matching, wants_pool
 from dim.distillation.teacher import train_teacher
@@ -33,7 +33,7 @@ from dim.runs.checkpoint import CheckpointFolder, write_tensors
 from dim.runs.folder import explain_os_errors, lock_run, prepare_run_folder
 from dim.runs.record import DataRecord, RunRecord
 from dim.runs.take_over import find_stage1, take_over
-from dim.runs.tensorboard import TensorBoardLog, import_summary_writer
+from dim.runs.tensorboard import TensorBoardLog, check_log, import_summary_writer
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import ProgressOption, show_progress
@@ -63,7 +63,8 @@ def distill(
     device: str = "auto",
     threads: int | None = None,
     time_limit_s: float | None = None,
-    tensorboard: bool = False,
+    log: str = "jsonl",
+    on_step: OnStep | None = None,
     say: Callable[[str], None] = say_to_log,
     progress: ProgressOption = None,
 ) -> DistillResult:
@@ -80,7 +81,10 @@ def distill(
         device: `auto` (a GPU if there is one), `cpu` or `gpu`.
         threads: of the CPU; None for as many as torch is set to. Another number may round differently.
         time_limit_s: stop cleanly at the first checkpoint after so many seconds.
-        tensorboard: write event files to `tensorboard/` in the run directory as well.
+        log: "jsonl" for `metrics.jsonl` in the run directory alone; "tensorboard" for event files in its folder
+            `tensorboard/` too.
+        on_step: called as `on_step(stage, step, values)` with the values of every line of `metrics.jsonl`, in the first
+            process alone. After a resume the steps since the checkpoint come again.
         say: receives lines for the user.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`. A report after every step.
 
@@ -88,11 +92,11 @@ def distill(
         The run directory, and whether it is finished.
 
     Raises:
-        BadValueError: an unknown preset or field, or a configuration that does not fit the data.
+        BadValueError: an unknown preset, field or log, or a configuration that does not fit the data.
         RunError: the run directory cannot be used, is used by another process, or the disk refused; `from_stage1` has
             no finished stage 1, or another than this run would train.
         DivergedError: training broke down; the last good checkpoint is kept.
-        MissingExtraError: `tensorboard` is asked for and not installed.
+        MissingExtraError: TensorBoard is asked for and not installed.
         DeviceError: there is no such device, or `config.compile` is `on` and nothing can be compiled.
 
     Example:
@@ -106,7 +110,8 @@ def distill(
         raise BadValueError("overrides belong to the name of a preset; a whole configuration needs none.")
     run_dir = Path("runs", data.name) if out is None else Path(out)
     chosen_device = choose_device(device)
-    open_writer = import_summary_writer() if tensorboard else None
+    check_log(log)
+    open_writer = import_summary_writer() if log == "tensorboard" else None
     with ExitStack() as stack:
         stack.enter_context(use_cpu_threads(threads))
         world = stack.enter_context(join_process_group(chosen_device.type))
@@ -141,8 +146,11 @@ def distill(
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
         if open_writer is not None and world.is_main:
-            session.log = TensorBoardLog(session.metrics_path, run_dir / "tensorboard", open_writer)
-            stack.callback(session.log.close)
+            events = TensorBoardLog(session.metrics_path, run_dir / "tensorboard", open_writer)
+            session.on_step.append(events)
+            stack.callback(events.close)
+        if on_step is not None:
+            session.on_step.append(on_step)
         session.load_newest_checkpoint()
         finished = _run_stages(session)
         world.barrier()  # the others wait for what the first process chooses and writes alone

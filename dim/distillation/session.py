@@ -43,6 +43,10 @@ TIME_LIMIT_VOTE_STEPS = 10
 """Steps between the votes of several processes on whether the time limit has passed."""
 
 
+OnStep = Callable[[str, int, Mapping[str, float]], None]
+"""Gets the stage, its step and the means of the values since the last call, by name."""
+
+
 @dataclass
 class Session:
     """One call of `distill`: the run's folder, its networks, and who receives reports."""
@@ -69,8 +73,8 @@ class Session:
     """Training images that nothing is trained on; None where no latent std is chosen by them."""
     resumed: Checkpoint | None = None
     """Where to go on from; None at the start and once its stage goes on."""
-    log: Callable[[str, int, Mapping[str, float]], None] = lambda stage, step, values: None
-    """A further sink for scalars (TensorBoard)."""
+    on_step: list[OnStep] = field(default_factory=list)
+    """Each gets the values of every line of `metrics.jsonl`."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Further tensors of a checkpoint (the paper's fresh classifier)."""
     unlogged: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -288,7 +292,8 @@ class Session:
             return
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **losses}) + "\n")
-        self.log(stage, step, losses)
+        for receive in self.on_step:
+            receive(stage, step, dict(losses))
 
     @torch.no_grad()
     def write_make_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:

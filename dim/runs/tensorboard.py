@@ -1,13 +1,32 @@
-"""TensorBoard event files of a run."""
+"""Where the values of a run's steps are written, and TensorBoard's event files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.errors import MissingExtraError
+from dim.runtime.errors import BadValueError, MissingExtraError
+
+LOGS = ("jsonl", "tensorboard")
+"""`metrics.jsonl` alone, or event files too."""
+
+
+def check_log(log: str) -> None:
+    """Check that a log is one that can be written, without importing what writes it.
+
+    Raises:
+        BadValueError: there is no such log.
+        MissingExtraError: TensorBoard is not installed.
+    """
+    if log not in LOGS:
+        raise BadValueError(
+            f"There is no log {log!r}; there are {' and '.join(LOGS)}, and any other takes the values of on_step."
+        )
+    if log == "tensorboard" and find_spec("tensorboard") is None:
+        raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files")
 
 
 def import_summary_writer() -> Callable[[str], Any]:

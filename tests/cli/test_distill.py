@@ -56,7 +56,7 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("dim.distillation.distill.distill", record)
     options = ["--preset", "tiny", "--seed", 3, "--steps", 7, "--matching-steps", 2, "--matching-loss", "paper"]
     options += ["--set", "generator.width=16", "--device", "cpu", "--threads", 2, "--time-limit", "9m"]
-    options += ["--resume", "--json", "--from-stage1", tmp_path / "other"]
+    options += ["--resume", "--json", "--from-stage1", tmp_path / "other", "--log", "tensorboard"]
     ran = dim("distill", "--data", "digits", "--out", tmp_path / "run", *options)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["run_dir"] == str(tmp_path / "run")
@@ -65,7 +65,7 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (config.stage1.steps, config.stage2.steps, config.matching.loss) == (7, 2, "paper")
     assert (seen["images"].name, seen["images"].split_seed) == ("digits", 3)
     assert (seen["device"], seen["threads"], seen["time_limit_s"]) == ("cpu", 2, 540.0)
-    assert (seen["resume"], seen["tensorboard"], seen["from_stage1"]) == (True, False, tmp_path / "other")
+    assert (seen["resume"], seen["log"], seen["from_stage1"]) == (True, "tensorboard", tmp_path / "other")
     assert seen["progress"] is True
 
 
@@ -101,9 +101,13 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             ["--set", "generator.widht=48"],
             "The configuration has no field 'generator.widht' (did you mean generator.width?).",
         ),
+        (
+            ["--log", "wandb"],
+            "There is no log 'wandb'; there are jsonl and tensorboard, and any other takes the values",
+        ),
     ],
 )
-def test_a_misspelt_preset_or_field_is_told_before_data_are_read(arguments: list[str], message: str) -> None:
+def test_a_misspelt_preset_field_or_log_is_told_before_data_are_read(arguments: list[str], message: str) -> None:
     assert message in one_line(dim("distill", "--data", "no-such-set", *arguments))
 
 
