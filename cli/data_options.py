@@ -1,59 +1,92 @@
 """How a dataset is read: the options that `dim distill` and `dim eval` share, spelled and explained once."""
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
 from dim.cli.options import complete_from
 
 DATA_PANEL = "Reading the data"
-SkipUnreadableOption = Annotated[
-    bool,
-    typer.Option("--skip-unreadable", help="Leave out images that cannot be read.", rich_help_panel=DATA_PANEL),
-]
-LayoutOption = Annotated[
-    str,
-    typer.Option(
-        "--layout",
-        help="Where classes lie in a tree of images: auto, classes, splits/classes, classes/splits, or groups/classes "
-        "(folders of one name in every top folder are one class).",
-        rich_help_panel=DATA_PANEL,
-        autocompletion=complete_from("auto", "classes", "splits/classes", "classes/splits", "groups/classes"),
-    ),
-]
-BitsOption = Annotated[
-    int | None,
-    typer.Option("--bits", help="Bits that 16-bit images use, 8 to 16; found if left out.", rich_help_panel=DATA_PANEL),
-]
-FollowLinksOption = Annotated[
-    bool,
-    typer.Option("--follow-links", help="Follow symbolic links that leave the folder.", rich_help_panel=DATA_PANEL),
-]
-ImageColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        "--image-column",
-        metavar="NAME",
-        help="Column of the images or file names in a table or Hugging Face dataset.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
-LabelColumnOption = Annotated[
-    str | None, typer.Option("--label-column", metavar="NAME", help="Column of the labels.", rich_help_panel=DATA_PANEL)
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        metavar="TRAIN[,TEST]",
-        help="Splits to read, where the source names splits; those called train and test if left out.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
-ReplayIpcOption = Annotated[
-    int, typer.Option("--replay-ipc", help="Images per class to draw from a bundle.", rich_help_panel=DATA_PANEL)
-]
 DATA_HELP = (
     "A known set (digits, mnist, fashion-mnist, svhn, cifar10, cifar100), a folder, archive or file, a set that dim "
     "generate wrote, a bundle, hf://USER/NAME, or the https:// address of an archive; repeat it to unite several."
 )
+_LAYOUTS = ("auto", "classes", "splits/classes", "classes/splits", "groups/classes")
+_READING, _PREFIX = "reading", "reading_"
+Command = Callable[..., None]
+
+
+def _option(flag: str, help_text: str, **more: Any) -> Any:
+    return typer.Option(flag, help=help_text, rich_help_panel=DATA_PANEL, **more)
+
+
+_FLAGS = {
+    "skip_unreadable": Annotated[bool | None, _option("--skip-unreadable", "Leave out images that cannot be read.")],
+    "layout": Annotated[
+        str | None,
+        _option(
+            "--layout",
+            "Where classes lie in a tree of images: classes, splits/classes, classes/splits, or groups/classes "
+            "(folders of one name in every top folder are one class); auto, which finds out, if left out.",
+            autocompletion=complete_from(*_LAYOUTS),
+        ),
+    ],
+    "bits": Annotated[int | None, _option("--bits", "Bits that 16-bit images use, 8 to 16; found if left out.")],
+    "follow_links": Annotated[bool | None, _option("--follow-links", "Follow symbolic links that leave the folder.")],
+    "image_column": Annotated[
+        str | None,
+        _option(
+            "--image-column",
+            "Column of the images or file names in a table or Hugging Face dataset.",
+            metavar="NAME",
+        ),
+    ],
+    "label_column": Annotated[str | None, _option("--label-column", "Column of the labels.", metavar="NAME")],
+    "split": Annotated[
+        str | None,
+        _option(
+            "--split",
+            "Splits to read, where the source names splits; those called train and test if left out.",
+            metavar="TRAIN[,TEST]",
+        ),
+    ],
+    "sha256": Annotated[str | None, _option("--sha256", "Of the archive behind an https:// address.", metavar="HASH")],
+    "replay_ipc": Annotated[
+        int | None, _option("--replay-ipc", "Images per class to draw from a bundle; 1000 if left out.")
+    ],
+}
+"""Options by the fields of `dim.data.options.DataOptions`; None where one is not given."""
+_RENAMED = {
+    "sha256": Annotated[
+        str | None, _option("--data-sha256", "Of the archive behind an https:// address.", metavar="HASH")
+    ]
+}
+
+
+def takes_data_options(command: Command) -> Command:
+    """Give a command the options above in place of its parameter `reading`, which gets those that were given.
+
+    Where a command has a `--sha256` of its own, that of the data is `--data-sha256`.
+    """
+    own = inspect.signature(command).parameters
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.items():
+        if name == _READING:
+            parameters += [
+                inspect.Parameter(_PREFIX + field, parameter.kind, default=None, annotation=hint)
+                for field, hint in (_FLAGS | (_RENAMED if "sha256" in own else {})).items()
+            ]
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        asked = {name.removeprefix(_PREFIX): value for name, value in given.items() if name.startswith(_PREFIX)}
+        others = {name: value for name, value in given.items() if not name.startswith(_PREFIX)}
+        command(**others, **{_READING: {name: value for name, value in asked.items() if value is not None}})
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run

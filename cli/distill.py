@@ -9,18 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dim.cli.data_options import (
-    DATA_HELP,
-    DATA_PANEL,
-    BitsOption,
-    FollowLinksOption,
-    ImageColumnOption,
-    LabelColumnOption,
-    LayoutOption,
-    ReplayIpcOption,
-    SkipUnreadableOption,
-    SplitOption,
-)
+from dim.cli.data_options import DATA_HELP, takes_data_options
 from dim.cli.options import complete_from
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
@@ -30,6 +19,7 @@ from dim.runtime.units import format_duration
 _RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
 
 
+@takes_data_options
 def distill(
     data: Annotated[list[str], typer.Option(help=DATA_HELP)],
     out: Annotated[
@@ -49,20 +39,8 @@ def distill(
     data_dir: Annotated[
         Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
     ] = None,
-    skip_unreadable: SkipUnreadableOption = False,
-    layout: LayoutOption = "auto",
-    bits: BitsOption = None,
-    follow_links: FollowLinksOption = False,
-    image_column: ImageColumnOption = None,
-    label_column: LabelColumnOption = None,
-    split: SplitOption = None,
-    sha256: Annotated[
-        str | None,
-        typer.Option(
-            "--sha256", metavar="HASH", help="Of the archive behind an https:// address.", rich_help_panel=DATA_PANEL
-        ),
-    ] = None,
-    replay_ipc: ReplayIpcOption = 1000,
+    *,
+    reading: dict[str, Any],
     seed: Annotated[int, typer.Option(help="Fixes everything that is random.", rich_help_panel=_RECIPE)] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, the GAN.", rich_help_panel=_RECIPE)] = None,
     matching_steps: Annotated[
@@ -124,6 +102,7 @@ def distill(
         if find_spec("torch") is None:  # told before any data is fetched
             raise ModuleNotFoundError(name="torch")
         from dim.data.load import load_data
+        from dim.data.options import DataOptions
         from dim.presets import check_names
         from dim.runs.tensorboard import check_log
     check_names(preset, overrides)
@@ -132,24 +111,8 @@ def distill(
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else lambda line: None
     started = time.monotonic()
-    images = load_data(
-        data,
-        data_dir=data_dir,
-        size=size,
-        seed=seed,
-        channels=channels,
-        skip_unreadable=skip_unreadable,
-        layout=layout,
-        bits=bits,
-        follow_links=follow_links,
-        image_column=image_column,
-        label_column=label_column,
-        split=split,
-        sha256=sha256,
-        replay_ipc=replay_ipc,
-        say=speak,
-        progress=is_main,
-    )
+    options = DataOptions(size=size, channels=channels, seed=seed, **reading)
+    images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main)
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.distillation import distill as library
         from dim.execution.threads import default_threads

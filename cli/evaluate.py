@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.data_options import (
-    DATA_HELP,
-    DATA_PANEL,
-    BitsOption,
-    FollowLinksOption,
-    ImageColumnOption,
-    LabelColumnOption,
-    LayoutOption,
-    ReplayIpcOption,
-    SkipUnreadableOption,
-    SplitOption,
-)
+from dim.cli.data_options import DATA_HELP, takes_data_options
 from dim.cli.options import (
     ENGINE_PANEL,
     ENGINES,
@@ -41,11 +30,13 @@ GENERATED = "generated"
 _PROTOCOL, _MACHINE = "Protocol", "Machine"
 
 
+@takes_data_options
 def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="The dataset that the bundle was distilled from; needed where it was none with a name. " + DATA_HELP
+            help="The dataset that the bundle was distilled from; needed where it was none with a name. One called the "
+            "same is read as it was then. " + DATA_HELP
         ),
     ] = None,
     bundle: BundleOption = None,
@@ -61,23 +52,8 @@ def evaluate(
         typer.Option(metavar="NAME=BUNDLE", help="Another bundle of the same dataset; may be repeated."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what --out already holds.")] = False,
-    skip_unreadable: SkipUnreadableOption = False,
-    layout: LayoutOption = "auto",
-    bits: BitsOption = None,
-    follow_links: FollowLinksOption = False,
-    image_column: ImageColumnOption = None,
-    label_column: LabelColumnOption = None,
-    split: SplitOption = None,
-    data_sha256: Annotated[
-        str | None,
-        typer.Option(
-            "--data-sha256",
-            metavar="HASH",
-            help="Of the archive behind an https:// address.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    replay_ipc: ReplayIpcOption = 1000,
+    *,
+    reading: dict[str, Any],
     record: Annotated[
         bool, typer.Option("--record", help="Write the measured accuracy into the bundle's manifest.")
     ] = False,
@@ -211,22 +187,7 @@ def evaluate(
     )
     path = choose_bundle(bundle, sha256)
     manifest = load_manifest(path)
-    images = load_source_data(
-        manifest,
-        data,
-        data_dir=data_dir,
-        skip_unreadable=skip_unreadable,
-        layout=layout,
-        bits=bits,
-        follow_links=follow_links,
-        image_column=image_column,
-        label_column=label_column,
-        split=split,
-        sha256=data_sha256,
-        replay_ipc=replay_ipc,
-        say=say,
-        progress=True,
-    )
+    images = load_source_data(manifest, data, asked=reading, data_dir=data_dir, say=say, progress=True)
     evaluation = run_evaluation(
         {GENERATED: path} | parse_bundles(compare or []),
         images,

@@ -21,6 +21,7 @@ TYPE_CHECKING = False  # type checkers take it for True; importing typing would 
 
 if TYPE_CHECKING:
     from dim.data.load import load_data as load_data
+    from dim.data.options import DataOptions as DataOptions
     from dim.distillation.distill import distill as distill
     from dim.evaluation.evaluate import evaluate as evaluate
     from dim.evaluation.protocol import EvalProtocol as EvalProtocol
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     # Make a bundle; these need the extra `train`.
     "load_data": "dim.data.load",
+    "DataOptions": "dim.data.options",
     "preset": "dim.presets",
     "distill": "dim.distillation.distill",
     "export_run": "dim.export.export_run",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 
 from dim.data.load import ImageSet, load_data
+from dim.data.options import DataOptions
 from dim.runtime import open_bundle
 
 
@@ -47,7 +48,7 @@ def main() -> None:
 
     with open_bundle(arguments.bundle, device="cpu") as bundle:
         m = bundle.manifest
-        real = load_data(arguments.test or m.source.name, size=m.height, channels=m.channels)
+        real = load_data(arguments.test or m.source.name, DataOptions(size=m.height, channels=m.channels))
         if real.classes != m.classes:
             sys.exit(f"{real.name} has the classes {real.classes}; the bundle draws {m.classes}.")
         features, labels_real = to_features(real.test_images), real.test_labels

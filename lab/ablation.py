@@ -31,6 +31,7 @@ import torch
 from dim.config import DistillConfig
 from dim.data.image_set import ImageSet
 from dim.data.load import load_data
+from dim.data.options import DataOptions
 from dim.distillation.distill import describe_run, distill
 from dim.distillation.stage2 import wants_pool
 from dim.evaluation.choose_recipe import split_holdout
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.equal_seconds is not None:
-        data = load_data(options.data, size=options.size)
+        data = load_data(options.data, DataOptions(size=options.size))
         config = published(0, data, options.equal_seconds, options.out / "timing", options.device, time.perf_counter)
         print(
             f"--steps {config.stage1.steps} --matching-steps {config.stage2.steps} "
@@ -221,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def load(options: argparse.Namespace) -> ImageSet:
     """Load the dataset; with `--holdout`, the test split is never read, a tenth of the training split replaces it."""
-    data = load_data(options.data, size=options.size)
+    data = load_data(options.data, DataOptions(size=options.size))
     # The name decides which augmentation suits the images, so it stays the dataset's.
     return replace(split_holdout(data), name=data.name) if options.holdout else data
 

@@ -65,7 +65,7 @@ def render_row(parameter: inspect.Parameter) -> str:
         given = [declared.default, *(declared.param_decls or ())]
         long = [word for word in given if isinstance(word, str) and word.startswith("--")]
         name = long[0] if long else "--" + parameter.name.replace("_", "-")
-        if kind is not bool:
+        if kind not in (bool, bool | None):
             name += f" {declared.metavar or WORDS[next(word for word in WORDS if word in str(kind))]}"
     meaning = str(declared.help)
     if parameter.default is inspect.Parameter.empty:

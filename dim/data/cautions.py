@@ -1,7 +1,7 @@
 """What is doubtful about a source that can be read: said before training, and again below an evaluation's table."""
 
+from dim.data.classes.layout import list_first
 from dim.data.image_set import ImageSet, count_labels
-from dim.data.layout import list_first
 
 FEW_IMAGES = 10
 """Training images of a class below which its generator learns little more than those images."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.decode import Images
+from dim.data.options import DataOptions
 from dim.runtime.progress.show import Progress
 
+Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Say = Callable[[str], None]
 
@@ -38,6 +39,8 @@ class ImageSet:
     """Where the data came from and what was done to it: files, resizing, how the test split was made."""
     split_seed: int | None = None
     """What the test split was cut with; None where the source has one."""
+    options: DataOptions = DataOptions()
+    """How the source was read."""
 
     @property
     def height(self) -> int:
@@ -100,26 +103,8 @@ class Source:
     path: Path
     name: str
     """Of the set."""
-    size: int | None = None
-    """Side in pixels; None leaves the choice to the reader."""
-    channels: int | None = None
-    """1 or 3; None leaves the choice to the reader."""
-    skip_unreadable: bool = False
-    """Leave out images that cannot be read."""
-    layout: str = "auto"
-    """Where splits and classes lie: one of `dim.data.layout.LAYOUTS`."""
-    bits: int | None = None
-    """Bits that 16-bit images use; None finds them."""
-    follow_links: bool = False
-    """Follow links that leave the folder."""
-    image_column: str | None = None
-    """Column of the images, in tables; None takes the one with a usual name."""
-    label_column: str | None = None
-    """Column of the labels, in tables."""
-    replay_ipc: int = 1000
-    """Images per class to draw, where the source is a bundle."""
-    split: str | None = None
-    """Splits to read as training and test split, as in `train,validation`; None takes those with usual names."""
+    options: DataOptions = DataOptions()
+    """How it is to be read."""
     say: Say
     """Receives sentences about what was passed over or changed."""
     progress: Progress

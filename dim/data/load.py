@@ -7,28 +7,28 @@ web. The limits under which files are read stand in `dim.data.limits`.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dim.data.archive import iterate_entries
 from dim.data.cautions import find_cautions
-from dim.data.decode import EXTENSIONS
-from dim.data.folders import read_class_folders
-from dim.data.hugging_face import HUB, is_saved_dataset, read_hub, read_saved_dataset
+from dim.data.files.archive import iterate_entries
+from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
+from dim.data.files.official_files import download_archive, name_archive
 from dim.data.image_set import ImageSet, RawSet, Say, Source
-from dim.data.known import KNOWN, find_known, name_jpeg_copy, read_known, suggest_known
-from dim.data.layout import AUTO, check_layout, extension_of, is_passed_over
-from dim.data.memory import read_memory
-from dim.data.npz import is_npy_folder, is_npz, read_npy_folder, read_npz
-from dim.data.official_files import download_archive
-from dim.data.parquet import list_parquet, read_parquet
-from dim.data.prepare import check_options, make_image_set
-from dim.data.replay import is_bundle, read_bundle
-from dim.data.unite import unite
-from dim.data.webdataset import is_webdataset, read_webdataset
+from dim.data.options import DataOptions
+from dim.data.prepare import make_image_set
+from dim.data.readers.folders import read_class_folders
+from dim.data.readers.hugging_face import HUB, is_saved_dataset, read_hub, read_saved_dataset
+from dim.data.readers.known import KNOWN, find_known, name_jpeg_copy, read_known, suggest_known
+from dim.data.readers.memory import read_memory
+from dim.data.readers.npz import is_npy_folder, is_npz, read_npy_folder, read_npz
+from dim.data.readers.parquet import list_parquet, read_parquet
+from dim.data.readers.replay import is_bundle, read_bundle
+from dim.data.readers.webdataset import is_webdataset, read_webdataset
+from dim.data.unite import join_names, unite
 from dim.runtime.errors import BadValueError, DataError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import ProgressOption, show_progress
@@ -62,6 +62,7 @@ _READERS: tuple[tuple[Callable[[Path], bool], _Reader], ...] = (
 
 _SUFFIXES = (".tar.gz", ".tar.xz", ".tgz", ".txz", ".tar", ".zip", ".npz", ".parquet", ".dim")
 _LOOKED_AT = 20_000
+_AS_FOUND = DataOptions()
 _SAVE_NPZ = "numpy.savez(FILE, images=..., labels=...)"
 _NO_SOURCE = {
     **dict.fromkeys(
@@ -83,21 +84,10 @@ _NO_SOURCE = {
 
 def load_data(
     data: Any,
+    options: DataOptions = _AS_FOUND,
     *,
     name: str | None = None,
     data_dir: str | Path | None = None,
-    size: int | None = None,
-    seed: int = 0,
-    skip_unreadable: bool = False,
-    channels: int | None = None,
-    layout: str = AUTO,
-    bits: int | None = None,
-    follow_links: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    split: str | None = None,
-    sha256: str | None = None,
-    replay_ipc: int = 1000,
     say: Say = say_to_log,
     progress: ProgressOption = None,
 ) -> ImageSet:
@@ -108,65 +98,35 @@ def load_data(
             `https://` address of an archive; several of these in a list, united by the names of their classes; or what
             is in memory: `(images, labels)`, a dataset of `(image, label)` pairs, or two of either as training and test
             split. A name wins over a path; write `./mnist` for a folder called like a known set.
+        options: how it is read: size, channels, columns, splits and more.
         name: of the set; None for that of the file or folder.
         data_dir: where the official files of a known name lie, or go when they are downloaded; default `$DIM_DATA`,
             else the user's cache folder.
-        size: side of the images in pixels, 8..128; None keeps square images of one size in that range, and else takes
-            the median of the shorter sides, at most 64.
-        seed: fixes the test split of a source that has none, 0..2**64-1.
-        skip_unreadable: leave out images that cannot be read (counted in the note) instead of stopping at the first.
-        channels: 1 turns colour into grey, 3 repeats grey; None keeps grey where every image is grey, else colour.
-        layout: where splits and classes lie in a tree of images: `auto`, `classes`, `splits/classes`, `classes/splits`
-            or `groups/classes` (folders of one name in every top folder are one class).
-        bits: that 16-bit images use, 8 to 16; None takes the smallest of 8, 10, 12, 14 and 16 that holds all values.
-        follow_links: follow symbolic links that leave the folder; those within it are always followed.
-        image_column: column of the images or file names in a table; None takes one with a usual name.
-        label_column: column of the labels.
-        split: name of the split to train on, or of that and the test split with a comma, where a source names splits.
-        sha256: of the archive behind an `https://` address, in hex.
-        replay_ipc: images per class to draw where a source is a bundle.
         say: receives sentences about choices made on the way.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`. Downloads and decoding.
 
     Raises:
-        BadValueError: an option is out of range, or `data` is of another kind.
+        BadValueError: `data` is of another kind.
         DataError: the source is unknown, missing, damaged, inconsistent or beyond the limits.
         MissingExtraError: a package that reads this kind of source is not installed.
 
     Example:
-        >>> digits = load_data("digits")
+        >>> digits = load_data("digits", DataOptions(size=16))
         >>> digits.train_images.shape[1:], len(digits.classes)
-        ((8, 8, 1), 10)
+        ((16, 16, 1), 10)
     """
-    check_options(size, channels, seed, bits)
-    check_layout(layout)
-    places = [str(place) for place in _list_places(data)]
-    if sha256 is not None and not any(place.startswith("https://") for place in places):
+    places = _list_places(data)
+    if options.sha256 is not None and not any(place.startswith("https://") for place in places):
         raise BadValueError("sha256 is for the https:// address of an archive, and there is none")
     folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
 
     with show_progress(progress) as report:
-        wish = Source(
-            path=Path("data"),
-            name=name or "data",
-            size=size,
-            channels=channels,
-            skip_unreadable=skip_unreadable,
-            layout=layout,
-            bits=bits,
-            follow_links=follow_links,
-            image_column=image_column,
-            label_column=label_column,
-            split=split,
-            replay_ipc=replay_ipc,
-            say=say,
-            progress=report,
-        )
+        wish = Source(path=Path("data"), name=name or "data", options=options, say=say, progress=report)
 
         def finish(raw: RawSet) -> ImageSet:
-            return make_image_set(raw, size=size, channels=channels, seed=seed, say=say)
+            return make_image_set(raw, options, say)
 
-        sets = [finish(_read_place(place, wish, None if folder is None else Path(folder), sha256)) for place in places]
+        sets = [finish(_read_place(place, wish, None if folder is None else Path(folder))) for place in places]
         images = unite(sets, say) if len(sets) > 1 else sets[0] if sets else finish(read_memory(data, wish))
     if name is not None:
         images = replace(images, name=name)
@@ -175,44 +135,67 @@ def load_data(
     return images
 
 
-def _list_places(data: Any) -> Sequence[str | Path]:
+def name_source(data: Any) -> str | None:
+    """Return what `load_data` calls a source without reading it; None for one that is in memory."""
+    names = [_name_place(place) for place in _list_places(data)]
+    return join_names(names) if names else None
+
+
+def _list_places(data: Any) -> list[str]:
     """List the names, paths and addresses; none where `data` is in memory."""
     if isinstance(data, str | Path):
-        return [data]
-    if isinstance(data, list | tuple) and data and all(isinstance(place, str | Path) for place in data):
-        return data
+        return [str(data)]
+    if isinstance(data, list | tuple) and all(isinstance(place, str | Path) for place in data):
+        return [str(place) for place in data]
     return []
 
 
-def _read_place(place: str, wish: Source, data_dir: Path | None, sha256: str | None) -> RawSet:
+def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
+    source = replace(wish, name=_name_place(place))
     if place in KNOWN:
         return read_known(place, data_dir, wish.say, wish.progress)
     if place.startswith(HUB):
-        name = place.removeprefix(HUB).partition("@")[0].strip("/")
-        return read_hub(replace(wish, path=Path(name), name=_clean_name(name.rpartition("/")[2])), place)
+        return read_hub(replace(source, path=Path(_strip_revision(place))), place)
     if re.match("[a-z][a-z0-9+.-]*://", place):
-        path = _fetch(place, sha256, wish)
+        path = _fetch(place, wish)
     else:
         path = Path(place).expanduser()
         if not place or not path.exists():
             if known := find_known(place):
                 return read_known(known, data_dir, wish.say, wish.progress)
             raise DataError(_describe_missing(place))
-    source = replace(wish, path=path, name=_set_name(path))
     if path.is_file() and (sentence := _NO_SOURCE.get(extension_of(path.name))):
         raise DataError(f"{path}: {sentence}")
-    return next(reader for fits, reader in _READERS if fits(path))(source)
+    return next(reader for fits, reader in _READERS if fits(path))(replace(source, path=path))
 
 
-def _fetch(address: str, sha256: str | None, wish: Source) -> Path:
+def _fetch(address: str, wish: Source) -> Path:
     if not address.startswith("https://"):
         scheme = address.partition("://")[0]
         raise DataError(
             f"{scheme}:// is not read; give a path, hf://USER/NAME, or an https:// archive with its SHA-256"
         )
-    if sha256 is None:
+    if wish.options.sha256 is None:
         raise DataError("An https:// archive needs its SHA-256: say --sha256 HASH, as sha256sum FILE prints it")
-    return download_archive(address, sha256, wish.say, wish.progress)
+    return download_archive(address, wish.options.sha256, wish.say, wish.progress)
+
+
+def _name_place(place: str) -> str:
+    """Return what the set at a place is called."""
+    if place in KNOWN:
+        return place
+    if place.startswith(HUB):
+        return _clean_name(_strip_revision(place).rpartition("/")[2])
+    if "://" in place:
+        return _clean_name(_strip_suffix(name_archive(place)))
+    path = Path(place).expanduser()
+    if not place or not path.exists():
+        return find_known(place) or "data"
+    return _clean_name(_strip_suffix(path.resolve().name))
+
+
+def _strip_revision(address: str) -> str:
+    return address.removeprefix(HUB).partition("@")[0].strip("/")
 
 
 def _describe_missing(place: str) -> str:
@@ -223,10 +206,9 @@ def _describe_missing(place: str) -> str:
     return f"'{place}' is neither a known dataset ({known}) nor an existing path{suggest_known(place)}{hub}"
 
 
-def _set_name(path: Path) -> str:
-    name = path.resolve().name
-    stem = next((name[: -len(s)] for s in _SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), name)
-    return _clean_name(stem)
+def _strip_suffix(name: str) -> str:
+    """Return a file's name without the endings of archives, arrays and bundles."""
+    return next((name[: -len(s)] for s in _SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), name)
 
 
 def _clean_name(text: str) -> str:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.decode import Images, resize_batch
-from dim.data.image_set import ImageSet, Labels, RawSet, Say, count_labels
-from dim.data.limits import MAX_CLASS_NAME_BYTES, MAX_IMAGE_PX, MAX_SET_BYTES, MIN_IMAGE_PX
+from dim.data.image_set import Images, ImageSet, Labels, RawSet, Say, count_labels
+from dim.data.images.sizes import check_set_bytes, choose_size, convert
+from dim.data.limits import MAX_CLASS_NAME_BYTES
+from dim.data.options import DataOptions
 from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import BadValueError, DataError
@@ -17,18 +18,13 @@ from dim.runtime.errors import BadValueError, DataError
 TEST_FRACTION = 0.2
 """Part of every class that becomes the test split of a source without one."""
 
-DEFAULT_MAX_PX = 64
-"""The largest side chosen for a source whose images are not all of one square size in range."""
 
-
-def make_image_set(raw: RawSet, *, size: int | None, channels: int | None, seed: int, say: Say) -> ImageSet:
+def make_image_set(raw: RawSet, options: DataOptions, say: Say) -> ImageSet:
     """Check classes and labels, cut a missing test split, convert channels and size.
 
     Args:
         raw: what a reader returned.
-        size: side in pixels, 8..128, or None for the native one.
-        channels: 1, 3 or None for the source's own.
-        seed: fixes the split of a source without a test split.
+        options: size, channels and the seed of the split; the readers have seen to the rest.
         say: receives one sentence for every change that the caller did not ask for.
 
     Raises:
@@ -42,13 +38,13 @@ def make_image_set(raw: RawSet, *, size: int | None, channels: int | None, seed:
     train_images, train_labels = raw.train_images, raw.train_labels
     split_seed = None
     if raw.test_images is None or raw.test_labels is None:
-        split_seed = seed
-        train_rows, test_rows = _split_rows(train_labels, raw, seed)
+        split_seed = options.seed
+        train_rows, test_rows = _split_rows(train_labels, raw, options.seed)
         test_images, test_labels = train_images[test_rows], train_labels[test_rows]
         train_images, train_labels = train_images[train_rows], train_labels[train_rows]
         notes.append(
             f"the source has no test split: {len(test_rows)} of {len(raw.train_labels)} images "
-            f"({TEST_FRACTION:.0%} of every class, seed {seed}) became one"
+            f"({TEST_FRACTION:.0%} of every class, seed {options.seed}) became one"
         )
         say(f"{raw.name}: {notes[-1]}")
     else:
@@ -56,75 +52,25 @@ def make_image_set(raw: RawSet, *, size: int | None, channels: int | None, seed:
         _check_split(test_images, test_labels, raw, "test")
     shapes = Counter({_shape(train_images): len(train_images)})
     shapes[_shape(test_images)] += len(test_images)
-    target, reason = choose_size(shapes, size)
+    target, reason = choose_size(shapes, options.size)
     if reason:
         notes.append(reason)
         say(f"{raw.name}: {reason}")
     source_channels = train_images.shape[3]
-    target_channels = channels if channels is not None else source_channels
+    target_channels = options.channels or source_channels
     check_set_bytes(len(train_images) + len(test_images), target, target_channels, raw.name)
     return ImageSet(
         name=raw.name,
         classes=raw.classes,
-        train_images=_convert(train_images, target, target_channels),
+        train_images=convert(train_images, target, target_channels),
         train_labels=np.ascontiguousarray(train_labels, dtype=np.int64),
-        test_images=_convert(test_images, target, target_channels),
+        test_images=convert(test_images, target, target_channels),
         test_labels=np.ascontiguousarray(test_labels, dtype=np.int64),
         licence=raw.licence,
         note="; ".join(notes),
         split_seed=split_seed,
+        options=options,
     )
-
-
-def check_options(size: int | None, channels: int | None, seed: int, bits: int | None = None) -> None:
-    """Refuse a size, channel count, seed or number of bits that no reader could honour (`BadValueError`)."""
-    if size is not None and (isinstance(size, bool) or not MIN_IMAGE_PX <= size <= MAX_IMAGE_PX):
-        raise BadValueError(f"size is {size!r}: it must be between {MIN_IMAGE_PX} and {MAX_IMAGE_PX} pixels")
-    if channels not in (None, 1, 3):
-        raise BadValueError(f"channels is {channels!r}: it must be 1 (grey) or 3 (colour)")
-    if isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise BadValueError(f"seed is {seed!r}: it must be between 0 and 2**64 - 1")
-    if bits is not None and (isinstance(bits, bool) or not 8 <= bits <= 16):
-        raise BadValueError(f"bits is {bits!r}: it must be between 8 and 16")
-
-
-def choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int, str]:
-    """Choose the side in pixels, and say in a sentence how images are changed to reach it ("" where they are not).
-
-    One square size within 8..128 stays as it is. Otherwise, with no size asked for, the median of the shorter sides,
-    at most 64 and a multiple of 8, is taken. Images that are not square are cropped to their centre.
-
-    Args:
-        shapes: how many images have which (height, width).
-        size: the side asked for, or None.
-    """
-    found = sorted(shapes)
-    if len(found) == 1 and found[0][0] == found[0][1]:
-        native = found[0][0]
-        if MIN_IMAGE_PX <= native <= MAX_IMAGE_PX and size in (None, native):
-            return native, ""
-    if size is None:
-        sides = sorted((min(shape), count) for shape, count in shapes.items())
-        below = np.cumsum([count for _, count in sides])
-        median = sides[int(np.searchsorted(below, shapes.total() / 2))][0]
-        size = max(MIN_IMAGE_PX, min(DEFAULT_MAX_PX, median) // 8 * 8)
-    crop = "" if all(height == width for height, width in found) else ", cropped to the central square"
-    widths, heights = sorted({width for _, width in found}), sorted({height for height, _ in found})
-    return size, f"images of {_span(widths)} x {_span(heights)} pixels were resized to {size} x {size}{crop}"
-
-
-def check_set_bytes(count: int, size: int, channels: int, name: str) -> None:
-    """Refuse a set whose images would not fit into `MAX_SET_BYTES`."""
-    wanted = count * size * size * channels
-    if wanted > MAX_SET_BYTES:
-        raise DataError(
-            f"{name}: {count} images of {size} x {size} x {channels} need {wanted} bytes, more than the limit of "
-            f"{MAX_SET_BYTES}: use a smaller size or fewer images"
-        )
-
-
-def _span(values: list[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _shape(images: Images) -> tuple[int, int]:
@@ -187,23 +133,3 @@ def _split_rows(labels: Labels, raw: RawSet, seed: int) -> tuple[NDArray[np.int6
         test_rows.append(shuffled[:num_test])
         train_rows.append(shuffled[num_test:])
     return np.sort(np.concatenate(train_rows)), np.sort(np.concatenate(test_rows))
-
-
-def _convert(images: Images, size: int, channels: int) -> Images:
-    if channels == 1 and images.shape[3] == 3:
-        images = _to_grey(images)
-    if images.shape[1:3] != (size, size):
-        images = resize_batch(images, size)
-    if channels == 3 and images.shape[3] == 1:
-        images = np.repeat(images, 3, axis=3)
-    return np.ascontiguousarray(images)
-
-
-def _to_grey(images: Images) -> Images:
-    """ITU-R 601 luma in the fixed-point form that Pillow uses."""
-    grey = np.empty((*images.shape[:3], 1), dtype=np.uint8)
-    for start in range(0, len(images), 4096):
-        chunk = images[start : start + 4096].astype(np.uint32)
-        luma = (chunk[..., 0] * 19595 + chunk[..., 1] * 38470 + chunk[..., 2] * 7471 + 0x8000) >> 16
-        grey[start : start + 4096, ..., 0] = luma
-    return grey

@@ -1,12 +1,12 @@
 """Several sets as one: classes of equal names become one class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from dim.data.classes.layout import list_first
 from dim.data.image_set import ImageSet, Labels, Say
-from dim.data.layout import list_first
 from dim.data.limits import MAX_SET_BYTES
 from dim.runtime.errors import DataError
 
@@ -40,7 +40,7 @@ def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
     notes = [f"{s.name}: {s.note}" for s in sets]
     return replace(
         first,
-        name="+".join(s.name for s in sets)[:100],
+        name=join_names(s.name for s in sets),
         classes=classes,
         train_images=np.concatenate([s.train_images for s in sets]),
         train_labels=np.concatenate([_renumber(s.train_labels, s.classes, classes) for s in sets]),
@@ -50,6 +50,11 @@ def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
         note="; ".join(notes),
         split_seed=next((s.split_seed for s in sets if s.split_seed is not None), None),
     )
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return what several sets are called together."""
+    return "+".join(names)[:100]
 
 
 def _renumber(labels: Labels, classes: tuple[str, ...], united: tuple[str, ...]) -> Labels:

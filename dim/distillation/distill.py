@@ -175,6 +175,7 @@ def describe_run(config: DistillConfig, data: ImageSet) -> RunRecord:
             note=data.note,
             fingerprint=data.fingerprint(),
             split_seed=data.split_seed,
+            reading=data.options.changes(),
         ),
     )
 

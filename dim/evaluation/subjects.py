@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dim.data.image_set import ImageSet
-from dim.data.known import KNOWN
-from dim.data.load import load_data
+from dim.data.load import load_data, name_source
+from dim.data.options import DataOptions, read_options
+from dim.data.readers.known import KNOWN
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import TEACHER_ONNX
@@ -107,18 +108,20 @@ def load_source_data(
     manifest: Manifest,
     source: Any = None,
     *,
+    asked: Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
     say: Callable[[str], None] = say_to_log,
     progress: ProgressOption = None,
-    **reading: Any,
 ) -> ImageSet:
     """Load the dataset that a bundle was distilled from, with its size, its channels and its test split.
+
+    A source of the same name is read as it was when the bundle was distilled.
 
     Args:
         manifest: of the bundle.
         source: as in `load_data`; None for the name that the bundle gives, which is enough for well-known datasets.
+        asked: fields of `DataOptions` that are to be read otherwise.
         data_dir, say, progress: as in `load_data`.
-        reading: further options of `load_data`, as they were when the bundle was distilled.
 
     Raises:
         BadValueError: no source is given and the bundle's is a folder or file, whose place no bundle knows.
@@ -129,16 +132,36 @@ def load_source_data(
             f"The bundle was distilled from a folder or file called '{manifest.source.name}', and does not know where "
             "it lies: name it with --data."
         )
-    return load_data(
-        source or manifest.source.name,
-        data_dir=data_dir,
-        size=manifest.height,
-        channels=manifest.channels,
-        seed=find_split_seed(manifest),
-        say=say,
-        progress=progress,
-        **reading,
-    )
+    source = source or manifest.source.name
+    recorded: dict[str, Any] = {}
+    if name_source(source) == manifest.source.name:
+        recorded = _find_reading(manifest)
+        again = {name: value for name, value in recorded.items() if name not in (asked or {})}
+        if again:
+            say(f"{manifest.source.name} is read as it was distilled: {_describe_options(again)}.")
+    options = {
+        **recorded,
+        **(asked or {}),
+        "size": manifest.height,
+        "channels": manifest.channels,
+        "seed": find_split_seed(manifest),
+    }
+    return load_data(source, DataOptions(**options), data_dir=data_dir, say=say, progress=progress)
+
+
+def _find_reading(manifest: Manifest) -> dict[str, Any]:
+    """Return the options that a bundle's run recorded, but for those that the manifest says elsewhere."""
+    origin = manifest.distill_config.get("data")
+    reading = origin.get("reading") if isinstance(origin, Mapping) else None
+    if not isinstance(reading, Mapping):
+        return {}
+    known = read_options(reading).changes()
+    return {name: value for name, value in known.items() if name not in ("size", "channels", "seed")}
+
+
+def _describe_options(options: Mapping[str, Any]) -> str:
+    flags = {name: "--" + name.replace("_", "-") for name in options}
+    return ", ".join(flags[name] if value is True else f"{flags[name]} {value}" for name, value in options.items())
 
 
 def find_split_seed(manifest: Manifest) -> int:

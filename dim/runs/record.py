@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ Block = TypeVar("Block", bound=DistillConfig | GeneratorConfig)
 FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = ("dim_version", "checkpoint_steps", "grid_steps", "log_steps", "compile", "graphs")
 """Fields of `config.json` that a resumed run may change. Compiled code rounds differently, as another device or number
 of threads does; a CUDA graph replays what it recorded."""
-DATA_FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = ("note", "licence", "split_seed")
+DATA_FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = ("note", "licence", "split_seed", "reading")
 """The same of its block `data`, whose fingerprint covers the images of the split."""
 
 
@@ -70,6 +71,8 @@ class DataRecord:
     """SHA-256 over all images and labels."""
     split_seed: int | None = None
     """Seed that cut the test split; None where the dataset has one of its own."""
+    reading: Mapping[str, str | int | bool] = field(default_factory=dict)
+    """Options of `dim.data.options.DataOptions` that it was read with, where they are not the usual ones."""
 
     @property
     def images(self) -> ImageSpec:
@@ -98,7 +101,10 @@ class RunRecord:
         """The content of `config.json`: the configuration, with the size of the images in its block `generator`."""
         values, spec = to_plain(self.config), self.data.images
         values["generator"] |= {"num_classes": spec.num_classes, "image_px": spec.image_px, "channels": spec.channels}
-        values |= {"format_version": FORMAT_VERSION, "dim_version": self.dim_version, "data": to_plain(self.data)}
+        data = to_plain(self.data)
+        if not self.data.reading:
+            del data["reading"]
+        values |= {"format_version": FORMAT_VERSION, "dim_version": self.dim_version, "data": data}
         return values
 
     def fields_that_affect_weights(self) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_tools import dim, one_line
+from data_samples import image_file, random_images, write_folder
 from tiny_bundle import build_tiny_bundle
 
 from dim.cli.evaluate import parse_bundles
 from dim.cli.parsing import parse_numbers
 from dim.data.load import load_data
+from dim.data.options import DataOptions
 from dim.evaluation.measure import Evaluation
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.runtime.bundle_format.files import load_manifest
@@ -134,8 +136,8 @@ def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkey
 
     monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
     dim("eval", "--data", "digits", "--bundle", bundle, "--out", tmp_path / "eval")
-    assert np.array_equal(seen["images"].test_images, load_data("digits", seed=5).test_images)
-    assert not np.array_equal(seen["images"].test_images, load_data("digits", seed=0).test_images)
+    assert np.array_equal(seen["images"].test_images, load_data("digits", DataOptions(seed=5)).test_images)
+    assert not np.array_equal(seen["images"].test_images, load_data("digits", DataOptions(seed=0)).test_images)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +158,30 @@ def test_bad_values_are_one_line(digits_bundle: Path, tmp_path: Path, arguments:
     data = [] if "--data" in arguments else ["--data", "digits"]
     found = one_line(dim("eval", *data, "--bundle", digits_bundle, "--out", tmp_path / "eval", *arguments))
     assert line is None or found == line
+
+
+def _ambiguous_tree(folder: Path) -> Path:
+    images = random_images(24, 8, 1)
+    names = [f"{camera}/{digit}/{n}.png" for camera in ("left", "right") for digit in "abc" for n in range(4)]
+    return write_folder(folder, {name: image_file(image) for name, image in zip(names, images, strict=True)})
+
+
+def test_a_source_of_the_same_name_is_read_as_its_run_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def keep(bundles: Any, images: Any, *others: Any, **more: Any) -> Evaluation:
+        seen.append(images)
+        return Evaluation(out=tmp_path, results=(), students_left=0)
+
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", keep)
+    config = {"data": {"reading": {"layout": "groups/classes", "size": 16, "seed": 9, "unheard": 1}}}
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", classes=("a", "b", "c"), distill_config=config)
+    same, other = _ambiguous_tree(tmp_path / "tiny"), _ambiguous_tree(tmp_path / "other")
+    ran = dim("eval", "--bundle", bundle, "--data", same)
+    assert ran.code == 0 and "tiny is read as it was distilled: --layout groups/classes.\n" in ran.err
+    assert seen[-1].classes == ("a", "b", "c") and seen[-1].height == 8
+    assert "all hold the same folders (a, b, c): say --layout" in one_line(
+        dim("eval", "--bundle", bundle, "--data", other)
+    )
+    ran = dim("eval", "--bundle", bundle, "--data", same, "--layout", "classes")
+    assert ran.code == 0 and "as it was distilled" not in ran.err and seen[-1].classes == ("left", "right")

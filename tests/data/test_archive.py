@@ -16,9 +16,9 @@ from data_samples import tarred, without_utf8_flag, write_folder, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.data.archive import iterate_entries
-from dim.data.entries import Entry
-from dim.data.tar import iterate_tar
+from dim.data.files.archive import iterate_entries
+from dim.data.files.entries import Entry
+from dim.data.files.tar import iterate_tar
 from dim.runtime.errors import DataError
 
 FILES = {"a/1.bin": b"one", "a/2.bin": b"", "b/" + "n" * 120 + ".bin": b"x" * 1500, "ü/3.bin": bytes(512)}
@@ -238,17 +238,17 @@ def test_a_bomb_is_stopped_at_the_limit(tmp_path: Path, kind: str, monkeypatch: 
     assert tracemalloc.get_traced_memory()[1] < 16_000_000  # the xz decoder's own 8 MB, and buffers
     tracemalloc.stop()
     if kind == "tar":
-        monkeypatch.setattr(f"dim.data.{kind}.MAX_UNPACKED_BYTES", 10**6)
+        monkeypatch.setattr(f"dim.data.files.{kind}.MAX_UNPACKED_BYTES", 10**6)
         with pytest.raises(DataError, match="unpacks to more than 1000000 bytes, which is the limit"):
             list(iterate_entries(path))
 
 
 def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.data.archive.MAX_MEMBERS", 3)
+    monkeypatch.setattr("dim.data.files.archive.MAX_MEMBERS", 3)
     for data in (zipped({f"{n}": b"" for n in range(4)}), tarred({f"{n}": b"" for n in range(4)})):
         (tmp_path / "x").write_bytes(data)
         assert _refusal(tmp_path / "x") == "P: more than 3 members, which is the limit"
-    monkeypatch.setattr("dim.data.zip.MAX_MEMBERS", 3)
+    monkeypatch.setattr("dim.data.files.zip.MAX_MEMBERS", 3)
     (tmp_path / "x").write_bytes(zipped({f"{n}": b"" for n in range(4)}))
     assert "its directory has 188 bytes" in _refusal(tmp_path / "x")
 

@@ -8,7 +8,7 @@ import pytest
 from data_samples import npz, random_images, without_cautions
 from PIL import Image
 
-from dim.data.arrays import read_pixels
+from dim.data.images.arrays import read_pixels
 from dim.data.load import load_data
 from dim.runtime.errors import BadValueError, DataError
 

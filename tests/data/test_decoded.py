@@ -9,6 +9,7 @@ import pytest
 from data_samples import class_folders, tarred, without_cautions, write_folder
 
 from dim.data.load import ImageSet, load_data
+from dim.data.options import DataOptions
 from dim.runtime.errors import DataError
 
 Load = Callable[..., tuple[ImageSet, list[str], bool]]
@@ -18,10 +19,10 @@ Load = Callable[..., tuple[ImageSet, list[str], bool]]
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Load a set; also what was said, and whether images were decoded."""
     monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dim.data.pictures.KEPT_FROM_BYTES", 1)
+    monkeypatch.setattr("dim.data.images.pictures.KEPT_FROM_BYTES", 1)
 
     def load_counted(path: Path, **options: Any) -> tuple[ImageSet, list[str], bool]:
-        import dim.data.pictures as pictures
+        import dim.data.images.pictures as pictures
 
         said: list[str] = []
         calls: list[str] = []
@@ -33,7 +34,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
         with monkeypatch.context() as patch:
             patch.setattr(pictures, "decode_image", counted)
-            found = load_data(path, say=said.append, **options)
+            found = load_data(path, DataOptions(**options), say=said.append)
         return found, without_cautions(said), bool(calls)
 
     return load_counted

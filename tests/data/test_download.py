@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from data_samples import idx, image_file, random_images, without_cautions, zipped
 
-from dim.data.known import KNOWN
+from dim.data.files.official_files import OfficialFile, download, download_archive
 from dim.data.load import load_data
-from dim.data.official_files import OfficialFile, download, download_archive
+from dim.data.options import DataOptions
+from dim.data.readers.known import KNOWN
 from dim.runtime.errors import BadValueError, DataError
 
 
@@ -145,4 +146,4 @@ def test_addresses_that_are_not_read() -> None:
     with pytest.raises(DataError, match="^ftp:// is not read; give a path, hf://USER/NAME, or an https:// archive"):
         load_data("ftp://example.org/x.zip")
     with pytest.raises(BadValueError, match="^sha256 is for the https:// address of an archive, and there is none$"):
-        load_data("digits", sha256="0" * 64)
+        load_data("digits", DataOptions(sha256="0" * 64))

@@ -16,19 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dim.data.decode import decode_files, decode_image, read_header
-from dim.data.image_set import RawSet
-from dim.data.known import name_jpeg_copy
-from dim.data.layout import find_layout
+from dim.data.classes.layout import find_layout
+from dim.data.image_set import RawSet, Say
+from dim.data.images.decode import decode_files, decode_image, read_header
 from dim.data.load import ImageSet, load_data
+from dim.data.options import DataOptions
+from dim.data.readers.known import name_jpeg_copy
 from dim.runtime.errors import BadValueError, DataError
+from dim.runtime.messages import say_to_log
 
 FILES = class_folders()
 PNG = FILES["train/cat/0000.png"]
 
 
-def _load(folder: Path, files: dict[str, bytes], **options: Any) -> ImageSet:
-    return load_data(str(write_folder(folder / "data", files)), **options)
+def _load(folder: Path, files: dict[str, bytes], say: Say = say_to_log, **options: Any) -> ImageSet:
+    return load_data(str(write_folder(folder / "data", files)), DataOptions(**options), say=say)
 
 
 def _refusal(folder: Path, files: dict[str, bytes], **options: Any) -> str:
@@ -63,7 +65,7 @@ def test_every_form_gives_the_same_set(tmp_path: Path) -> None:
 def test_a_large_tree_is_read_twice_and_gives_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.tar.xz").write_bytes(tarred(FILES, "w:xz"))
     kept = load_data(str(tmp_path / "x.tar.xz"))
-    monkeypatch.setattr("dim.data.pictures.MAX_KEPT_BYTES", 500)
+    monkeypatch.setattr("dim.data.images.pictures.MAX_KEPT_BYTES", 500)
     assert load_data(str(tmp_path / "x.tar.xz")).fingerprint() == kept.fingerprint()
 
 
@@ -158,7 +160,7 @@ def test_unreadable_images_are_skipped_when_asked_and_counted(tmp_path: Path) ->
     emptied = {name: data for name, data in FILES.items() if "train/dog" not in name} | {"train/dog/1.png": PNG[:-30]}
     (tmp_path / "y.tar").write_bytes(tarred(emptied))
     with pytest.raises(DataError, match="^y: class 'dog' has no training images; add some or remove the class$"):
-        load_data(str(tmp_path / "y.tar"), skip_unreadable=True)
+        load_data(str(tmp_path / "y.tar"), DataOptions(skip_unreadable=True))
 
 
 def test_grey_and_colour_images_mix(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_grey_and_colour_images_mix(tmp_path: Path) -> None:
     ]
     assert np.array_equal(mixed.train_images[:3], np.repeat(random_images(3, 8, 1, 3), 3, axis=3))
     said.clear()
-    made_grey = load_data(str(tmp_path / "mixed"), channels=1, say=said.append)
+    made_grey = load_data(str(tmp_path / "mixed"), DataOptions(channels=1), say=said.append)
     assert made_grey.channels == 1 and without_cautions(said) == ["mixed: 10 of 15 images (colour) were made grey"]
     expected = np.asarray(Image.fromarray(random_images(3, 8, 3, 3)[0]).convert("L"))
     assert np.array_equal(made_grey.train_images[3, ..., 0], expected)
@@ -328,7 +330,7 @@ def test_sixteen_bit_images_use_the_bits_that_hold_their_largest_value(
     tmp_path: Path, largest: int, bits: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:
-        monkeypatch.setattr("dim.data.pictures.MAX_KEPT_BYTES", 10)
+        monkeypatch.setattr("dim.data.images.pictures.MAX_KEPT_BYTES", 10)
     said: list[str] = []
     data = _load(tmp_path, _deep_files(largest), say=said.append)
     ramp = (np.linspace(0, largest, 256).reshape(16, 16).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
@@ -342,11 +344,11 @@ def test_both_splits_share_their_bits_and_the_user_may_say_them(tmp_path: Path) 
     data = _load(tmp_path, files)
     assert (data.train_images.max(), data.test_images.max()) == (200 >> 4, 4000 >> 4)
     path = str(tmp_path / "data")
-    assert load_data(path, bits=16).test_images.max() == 4000 >> 8
+    assert load_data(path, DataOptions(bits=16)).test_images.max() == 4000 >> 8
     with pytest.raises(DataError, match="^data: values up to 4000 found, which 10 bits do not hold; say --bits 12$"):
-        load_data(path, bits=10)
+        load_data(path, DataOptions(bits=10))
     with pytest.raises(BadValueError, match="^bits is 7: it must be between 8 and 16$"):
-        load_data(path, bits=7)
+        load_data(path, DataOptions(bits=7))
 
 
 def test_an_image_bomb_is_refused_by_its_header() -> None:
@@ -381,19 +383,19 @@ def test_an_altered_image_gives_pixels_or_a_data_error(data: st.DataObject, samp
 
 
 def test_an_image_may_not_be_larger_than_a_file_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.data.folders.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("dim.data.readers.folders.MAX_FILE_BYTES", 100)
     assert "more than 100 bytes, which is the limit for one file" in _refusal(tmp_path, FILES)
 
 
 def test_a_set_may_not_need_more_memory_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dim.data.prepare.MAX_SET_BYTES", 1000)
+    monkeypatch.setattr("dim.data.images.sizes.MAX_SET_BYTES", 1000)
     message = "data: 10 images of 8 x 8 x 3 need 1920 bytes, more than the limit of 1000: use a smaller size or fewer"
     assert message in _refusal(tmp_path, FILES)
 
 
 def test_progress_counts_headers_and_images(tmp_path: Path) -> None:
     seen: list[tuple[str, float, float | None, str]] = []
-    _load(tmp_path, FILES, progress=lambda *report: seen.append(report))
+    load_data(str(write_folder(tmp_path / "data", FILES)), progress=lambda *report: seen.append(report))
     assert ("data: reading headers", 10, None, "") in seen
     assert [report for report in seen if "decoding" in report[0]][-1] == ("data: decoding", 10, 10, "")
 

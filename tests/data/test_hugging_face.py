@@ -12,6 +12,7 @@ from data_samples import image_file, random_images, without_cautions, write_fold
 from PIL import Image
 
 from dim.data.load import load_data
+from dim.data.options import DataOptions
 from dim.runtime.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -64,7 +65,7 @@ def test_parquet_as_the_library_writes_it(tmp_path: Path) -> None:
     assert without_cautions(said) == ["set: 36 rows of 2 Parquet files"]
     alone = load_data(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
     assert alone.name == "train-00000-of-00001" and alone.classes == tuple(NAMES)
-    swapped = load_data(tmp_path / "set", split="test,train")
+    swapped = load_data(tmp_path / "set", DataOptions(split="test,train"))
     assert len(swapped.train_labels) == 12 and len(swapped.test_labels) == 24
 
 
@@ -77,16 +78,16 @@ def test_parquet_without_metadata_by_the_columns_named(tmp_path: Path) -> None:
         load_data(path)
     assert str(caught.value) == f"{path}: no column is named like the image (found: photo, kind, n); say --image-column"
     with pytest.raises(DataError, match=r"no column 'fotos' \(found: photo, kind, n\); say another --image-column$"):
-        load_data(path, image_column="fotos")
+        load_data(path, DataOptions(image_column="fotos"))
     with pytest.raises(
         DataError, match=r"no column is named like the label \(found: photo, kind, n\); say --label-column"
     ):
-        load_data(path, image_column="photo")
-    assert load_data(path, image_column="photo", label_column="kind").classes == ("ant", "cat", "emu")
+        load_data(path, DataOptions(image_column="photo"))
+    assert load_data(path, DataOptions(image_column="photo", label_column="kind")).classes == ("ant", "cat", "emu")
     with pytest.raises(
         DataError, match="x.parquet, row 0: the column 'n' holds int, expected encoded images; say another"
     ):
-        load_data(path, image_column="n", label_column="kind")
+        load_data(path, DataOptions(image_column="n", label_column="kind"))
 
 
 def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"no split 'val' \(found: test, train\); say --split TRAIN or --split TRAIN,TEST$"
     ):
-        load_data(tmp_path, split="val")
+        load_data(tmp_path, DataOptions(split="val"))
 
 
 def test_a_row_without_image_or_label_is_named(tmp_path: Path) -> None:
@@ -131,9 +132,9 @@ def test_text_labels_and_other_columns(tmp_path: Path) -> None:
     )
     _check(load_data(rows), sorted(NAMES))
     with pytest.raises(DataError, match=r"no column 'x' \(found: img, fine_label, id\); say another --label-column$"):
-        load_data(rows, label_column="x")
+        load_data(rows, DataOptions(label_column="x"))
     with pytest.raises(DataError, match="the column 'id' holds no images; say another --image-column"):
-        load_data(rows, image_column="id")
+        load_data(rows, DataOptions(image_column="id"))
 
 
 def test_splits_by_their_usual_names_or_by_option() -> None:
@@ -150,7 +151,7 @@ def test_splits_by_their_usual_names_or_by_option() -> None:
     odd = datasets.DatasetDict({"a": _dataset("train"), "b": _dataset("test")})
     with pytest.raises(DataError, match=r"no split is named 'train' \(found: a, b\); say --split TRAIN or --split"):
         load_data(odd)
-    _check(load_data(odd, split="a,b"))
+    _check(load_data(odd, DataOptions(split="a,b")))
 
 
 def test_a_dataset_of_the_hub_is_read_at_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from data_samples import npz, random_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dim.data.labels import name_labels
+from dim.data.classes.labels import name_labels
 from dim.data.load import load_data
 from dim.runtime.errors import DataError
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from data_samples import class_folders, write_folder
 
-from dim.data.layout import find_layout, split_role
+from dim.data.classes.layout import find_layout, split_role
 from dim.data.load import load_data
+from dim.data.options import DataOptions
 from dim.runtime.errors import BadValueError, DataError
 
 
@@ -172,4 +173,4 @@ def test_another_layout_is_refused() -> None:
     with pytest.raises(
         BadValueError, match="^layout is 'x': it must be one of auto, classes, splits/classes, classes/s"
     ):
-        load_data("digits", layout="x")
+        load_data("digits", DataOptions(layout="x"))

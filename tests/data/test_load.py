@@ -22,10 +22,11 @@ from data_samples import (
 )
 from PIL import Image
 
-from dim.data.cifar import BINARY_MD5
-from dim.data.known import KNOWN
+from dim.data.files.official_files import OfficialFile
 from dim.data.load import ImageSet, load_data
-from dim.data.official_files import OfficialFile
+from dim.data.options import DataOptions
+from dim.data.readers.cifar import BINARY_MD5
+from dim.data.readers.known import KNOWN
 from dim.runtime.errors import BadValueError, DataError
 
 
@@ -68,7 +69,7 @@ def test_the_split_of_digits_never_changes() -> None:
 
 
 def test_the_split_is_stratified_disjoint_and_fixed_by_the_seed() -> None:
-    first, again, other = load_data("digits"), load_data("digits"), load_data("digits", seed=2**64 - 1)
+    first, again, other = load_data("digits"), load_data("digits"), load_data("digits", DataOptions(seed=2**64 - 1))
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
     for digits in (first, other):
         both = np.array(digits.class_counts) + np.bincount(digits.test_labels)
@@ -243,13 +244,13 @@ def test_sizes_are_reached_by_cropping_and_resizing(tmp_path: Path) -> None:
     )
     expected = {row.tobytes() for row in random_images(10, 16, 3)}
     assert all(row.tobytes() in expected for row in cropped.train_images)
-    small = load_data(str(path), size=8)
+    small = load_data(str(path), DataOptions(size=8))
     reference = {
         np.asarray(Image.fromarray(row).resize((8, 8), Image.Resampling.BICUBIC)).tobytes()
         for row in random_images(10, 16, 3)
     }
     assert all(row.tobytes() in reference for row in small.train_images)
-    assert load_data(str(path), size=128).train_images.shape[1:] == (128, 128, 3)
+    assert load_data(str(path), DataOptions(size=128)).train_images.shape[1:] == (128, 128, 3)
 
 
 def test_a_size_is_chosen_where_the_native_one_is_out_of_range(tmp_path: Path) -> None:
@@ -265,10 +266,10 @@ def test_channels_are_converted_as_pillow_does(tmp_path: Path) -> None:
     path.write_bytes(
         npz(images=images, labels=np.array([0, 1, 0, 1]), test_images=images, test_labels=np.array([0, 1, 0, 1]))
     )
-    grey = load_data(str(path), channels=1)
+    grey = load_data(str(path), DataOptions(channels=1))
     assert np.array_equal(grey.train_images[2, ..., 0], np.asarray(Image.fromarray(images[2]).convert("L")))
     path.write_bytes(npz(images=images[..., :1], labels=np.arange(4) % 2))
-    colour = load_data(str(path), channels=3)
+    colour = load_data(str(path), DataOptions(channels=3))
     assert colour.channels == 3 and (colour.train_images == colour.train_images[..., :1]).all()
 
 
@@ -309,7 +310,7 @@ def test_the_fingerprint_covers_pixels_labels_classes_and_splits() -> None:
 )
 def test_values_out_of_range(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(BadValueError, match=f"^{message}"):
-        load_data("digits", **arguments)  # type: ignore[arg-type]
+        DataOptions(**arguments)  # type: ignore[arg-type]
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -27,11 +27,11 @@ from data_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.data.cifar import PICKLE_MD5, load_official_pickle
-from dim.data.idx import parse_idx
 from dim.data.image_set import RawSet, Source
 from dim.data.load import load_data
-from dim.data.npz import read_npy, read_npz
+from dim.data.readers.cifar import PICKLE_MD5, load_official_pickle
+from dim.data.readers.idx import parse_idx
+from dim.data.readers.npz import read_npy, read_npz
 from dim.runtime.errors import DataError
 
 settings.register_profile("no_deadline", deadline=None)  # the machine's other work is no failure
@@ -287,7 +287,7 @@ def _nested_tuples(depth: int, shared: bool) -> bytes:
 def test_a_pickle_without_the_official_checksum_is_refused_unread(
     tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dim.data.cifar._ArrayUnpickler", None)
+    monkeypatch.setattr("dim.data.readers.cifar._ArrayUnpickler", None)
     for num_classes, folder in ((10, "cifar-10-batches-py"), (100, "cifar-100-python")):
         files = dict.fromkeys(cifar_files(num_classes, 1, binary=False), data)
         write_folder(tmp_path, files)

@@ -8,8 +8,9 @@ from tiny_bundle import build_tiny_bundle
 
 from dim.data.image_set import RawSet
 from dim.data.load import load_data
+from dim.data.options import DataOptions
 from dim.runtime.bundle import open_bundle
-from dim.runtime.errors import DataError
+from dim.runtime.errors import BadValueError, DataError
 from dim.runtime.sets.generate import generate
 from dim.runtime.sets.request import SetRequest
 
@@ -29,7 +30,7 @@ def test_a_set_is_read_by_its_folder(
 ) -> None:
     seen: list[RawSet] = []
 
-    def keep(raw: RawSet, **options: object) -> RawSet:
+    def keep(raw: RawSet, *others: object) -> RawSet:
         seen.append(raw)
         raise DataError("kept")
 
@@ -53,14 +54,14 @@ def test_a_set_is_read_by_its_folder(
 
 def test_a_bundle_is_a_source_at_a_chosen_size(bundle: Path) -> None:
     said: list[str] = []
-    data = load_data(bundle, replay_ipc=25, say=said.append)
+    data = load_data(bundle, DataOptions(replay_ipc=25), say=said.append)
     assert data.classes == CLASSES and data.class_counts == (25,) * 3 and len(data.test_labels) == 60
     with open_bundle(bundle) as opened:
         assert np.array_equal(data.train_images[25:50], opened.draw("ant", 25, use="stream"))
         assert np.array_equal(data.test_images[:20], opened.draw("zebra", 20, start=25, use="stream"))
     assert said[0].endswith("25 images per class, and 20 as test images; none of them is real")
-    with pytest.raises(DataError, match="0 images per class asked of the bundle; expected 1 to 1000000"):
-        load_data(bundle, replay_ipc=0)
+    with pytest.raises(BadValueError, match="^replay_ipc is 0: it must be between 1 and 1000000$"):
+        DataOptions(replay_ipc=0)
 
 
 def test_classes_are_added_to_a_bundle_without_its_images(bundle: Path, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_classes_are_added_to_a_bundle_without_its_images(bundle: Path, tmp_path
     images = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(more, images=images, labels=np.arange(40) % 2, classes=names)
     said: list[str] = []
-    data = load_data([str(bundle), str(more)], replay_ipc=30, say=said.append)
+    data = load_data([str(bundle), str(more)], DataOptions(replay_ipc=30), say=said.append)
     assert data.name == "tiny+more" and data.classes == (*CLASSES, "gnu")
     assert data.class_counts == (30, 30 + 16, 30, 16)
     assert "1 classes are in several sources and become one each: ant" in said
@@ -80,7 +81,7 @@ def test_classes_are_added_to_a_bundle_without_its_images(bundle: Path, tmp_path
     np.savez(more, images=np.repeat(images, 3, axis=3), labels=np.arange(40) % 2)
     with pytest.raises(DataError, match="^tiny has images of 8 x 8 x 1 and more of 8 x 8 x 3: say --channels to bring"):
         load_data([str(bundle), str(more)])
-    assert load_data([str(bundle), str(more)], channels=3).channels == 3
+    assert load_data([str(bundle), str(more)], DataOptions(channels=3)).channels == 3
     np.savez(more, images=np.zeros((40, 16, 16, 1), np.uint8), labels=np.arange(40) % 2)
     with pytest.raises(DataError, match="^tiny has images of 8 x 8 x 1 and more of 16 x 16 x 1: say --size to bring"):
         load_data([str(bundle), str(more)])

@@ -8,8 +8,11 @@ import pytest
 import webdataset
 from data_samples import image_file, random_images, tarred, write_folder, zipped
 
+from dim.data.image_set import Say
 from dim.data.load import ImageSet, load_data
+from dim.data.options import DataOptions
 from dim.runtime.errors import DataError
+from dim.runtime.messages import say_to_log
 
 IMAGES = random_images(12, 8, 3)
 PNGS = [image_file(image) for image in IMAGES]
@@ -20,8 +23,8 @@ def _flat(folder: str = "") -> dict[str, bytes]:
     return {f"{folder}{number:03d}.png": data for number, data in enumerate(PNGS)}
 
 
-def _load(folder: Path, files: dict[str, bytes], **options: Any) -> ImageSet:
-    return load_data(write_folder(folder / "set", files), **options)
+def _load(folder: Path, files: dict[str, bytes], say: Say = say_to_log, **options: Any) -> ImageSet:
+    return load_data(write_folder(folder / "set", files), DataOptions(**options), say=say)
 
 
 def _check(data: ImageSet, classes: tuple[str, ...] = ("cat", "dog")) -> None:

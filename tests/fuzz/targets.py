@@ -27,15 +27,16 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from dim.data.archive import iterate_entries
-from dim.data.cifar import BINARY_10, BINARY_100, PYTHON_10, read_cifar
-from dim.data.decode import decode_image, read_header
-from dim.data.folders import read_class_folders
-from dim.data.idx import parse_idx
+from dim.data.files.archive import iterate_entries
+from dim.data.files.tar import iterate_tar
 from dim.data.image_set import Source
-from dim.data.npz import read_npy, read_npz
+from dim.data.images.decode import decode_image, read_header
+from dim.data.options import DataOptions
 from dim.data.prepare import make_image_set
-from dim.data.tar import iterate_tar
+from dim.data.readers.cifar import BINARY_10, BINARY_100, PYTHON_10, read_cifar
+from dim.data.readers.folders import read_class_folders
+from dim.data.readers.idx import parse_idx
+from dim.data.readers.npz import read_npy, read_npz
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import generator_contract, parse_onnx
 from dim.runtime.bundle_format.graph_rules import check_model
@@ -108,7 +109,7 @@ def npz(data: bytes) -> None:
     """A labelled NPZ file."""
     with _file(data, "x.npz") as path:
         raw = read_npz(Source(path=path, name="x", say=_nothing, progress=_nothing))
-        make_image_set(raw, size=None, channels=None, seed=0, say=_nothing)
+        make_image_set(raw, DataOptions(), _nothing)
 
 
 def cifar(data: bytes) -> None:
@@ -117,7 +118,7 @@ def cifar(data: bytes) -> None:
         for layout in (PYTHON_10, BINARY_10, BINARY_100):
             with suppress(DimError):
                 raw = read_cifar(path, "x", layout, licence="", notes=())
-                make_image_set(raw, size=None, channels=None, seed=0, say=_nothing)
+                make_image_set(raw, DataOptions(), _nothing)
 
 
 def tar(data: bytes) -> None:
@@ -143,8 +144,10 @@ def tree(data: bytes) -> None:
     """An archive of class folders, read whole."""
     with _file(data) as path:
         skip = bool(len(data) % 2)
-        raw = read_class_folders(Source(path=path, name="x", skip_unreadable=skip, say=_nothing, progress=_nothing))
-        make_image_set(raw, size=None, channels=None, seed=0, say=_nothing)
+        raw = read_class_folders(
+            Source(path=path, name="x", options=DataOptions(skip_unreadable=skip), say=_nothing, progress=_nothing)
+        )
+        make_image_set(raw, DataOptions(), _nothing)
 
 
 def image(data: bytes) -> None:

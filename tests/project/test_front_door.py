@@ -19,6 +19,7 @@ NAMES = [
     "Bundle",
     "BundleError",
     "DataError",
+    "DataOptions",
     "DeviceError",
     "DimError",
     "DivergedError",

@@ -24,10 +24,11 @@ def test_the_package_list_is_pinned() -> None:
     found = ["dim"]
     for top, name in (("dim", "dim"), ("export", "dim.export"), ("runtime", "dim.runtime"), ("cli", "dim.cli")):
         found += [] if top == "dim" else [name]
-        rooms = [path.parent.name for path in (ROOT / top).glob("*/__init__.py") if not path.parent.is_symlink()]
-        found += [f"{name}.{room}" for room in rooms]
+        rooms = [path.parent.relative_to(ROOT / top).parts for path in (ROOT / top).glob("*/**/__init__.py")]
+        linked = {path.name for path in (ROOT / top).iterdir() if path.is_symlink()}
+        found += [".".join((name, *room)) for room in rooms if room[0] not in linked]
     packages = PYPROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(packages) == sorted(found) and len(packages) == 24
+    assert sorted(packages) == sorted(found) and len(packages) == 28
     assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {
         "dim": "dim",
         "dim.export": "export",
@@ -39,7 +40,8 @@ def test_the_package_list_is_pinned() -> None:
 def test_every_folder_with_code_is_a_package() -> None:
     for top in ("dim", "export", "runtime", "cli"):
         for path in (ROOT / top).rglob("*.py"):
-            assert (path.parent / "__init__.py").is_file() and len(path.relative_to(ROOT / top).parts) <= 2, path
+            depth = len(path.relative_to(ROOT / top).parts) + (top != "dim")
+            assert (path.parent / "__init__.py").is_file() and depth <= 3, path
 
 
 def test_bare_dependencies_and_extras_are_those_of_the_documentation() -> None:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dim.data.cifar import PICKLE_MD5
+from dim.data.readers.cifar import PICKLE_MD5
 
 
 def random_images(count: int, size: int, channels: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -18,11 +18,11 @@ import numpy as np
 from data_samples import class_folders, image_file, random_images, tarred
 from tiny_bundle import build_tiny_bundle
 
-from dim.data.archive import iterate_entries
-from dim.data.decode import decode_image
-from dim.data.idx import parse_idx
-from dim.data.npz import read_npy
-from dim.data.tar import iterate_tar
+from dim.data.files.archive import iterate_entries
+from dim.data.files.tar import iterate_tar
+from dim.data.images.decode import decode_image
+from dim.data.readers.idx import parse_idx
+from dim.data.readers.npz import read_npy
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.manifest import parse_manifest

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
-from dim.data.entries import Entry, check_path, read_nothing
+from dim.data.files.entries import Entry, check_path, read_nothing
 from dim.data.limits import MAX_DECODER_BYTES, MAX_HEADER_BYTES, MAX_UNPACKED_BYTES
 from dim.runtime.errors import DataError
 

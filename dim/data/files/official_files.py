@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from dim.data.entries import named_failure
+from dim.data.files.entries import named_failure
 from dim.data.image_set import Say
 from dim.runtime.errors import DataError, MissingExtraError
 from dim.runtime.progress.show import Progress
@@ -175,9 +175,7 @@ def download_archive(address: str, sha256: str, say: Say, progress: Progress) ->
         raise MissingExtraError(error.name or "pooch", "train", "download an archive") from error
     if not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
         raise DataError(f"--sha256 is {sha256[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them")
-    shown = address.split("?")[0].split("#")[0]
-    shown = re.sub("//[^/@]*@", "//", shown)
-    name = unquote(shown.rpartition("/")[2])
+    shown, name = _show_address(address), name_archive(address)
     if not name or not name.isprintable() or "/" in name or name.startswith("."):
         raise DataError(f"{shown}: its last part names no file; give the address of a zip or tar archive")
     folder = default_data_folder() / "archives" / sha256.lower()[:16]
@@ -194,6 +192,16 @@ def download_archive(address: str, sha256: str, say: Say, progress: Progress) ->
     except OSError as error:
         raise DataError(f"{folder}: {name} cannot be written there ({error.strerror or error})") from error
     return folder / name
+
+
+def name_archive(address: str) -> str:
+    """Return the file's name at the end of an address."""
+    return unquote(_show_address(address).rpartition("/")[2])
+
+
+def _show_address(address: str) -> str:
+    """Return an address without its question and without a password."""
+    return re.sub("//[^/@]*@", "//", address.split("?")[0].split("#")[0])
 
 
 def _describe(error: Exception) -> str:

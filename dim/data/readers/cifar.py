@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.archive import iterate_entries
-from dim.data.decode import Images
-from dim.data.entries import Entry
-from dim.data.image_set import Labels, RawSet
+from dim.data.files.archive import iterate_entries
+from dim.data.files.entries import Entry
+from dim.data.image_set import Images, Labels, RawSet
 from dim.data.limits import MAX_CIFAR_BATCH_BYTES
 from dim.runtime.errors import DataError
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.decode import BYTE_BITS, Images, choose_bits
+from dim.data.image_set import Images
+from dim.data.images.decode import BYTE_BITS, choose_bits
 from dim.runtime.errors import DataError
 
 _STEP = 4096

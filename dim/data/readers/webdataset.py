@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from dim.data.archive import iterate_entries
-from dim.data.decode import EXTENSIONS
+from dim.data.classes.class_names import read_class_names
+from dim.data.classes.layout import Layout, split_role
+from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
+from dim.data.files.archive import iterate_entries
+from dim.data.files.names import EXTENSIONS
 from dim.data.image_set import RawSet, Source
-from dim.data.layout import Layout, split_role
+from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
-from dim.data.pictures import read_pictures
-from dim.data.set_folders import read_class_names
-from dim.data.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
 from dim.runtime.errors import DataError
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
@@ -85,7 +85,7 @@ class _Shards:
                 if not isinstance(row, dict):
                     raise DataError(f"{where}: {text[:40]!r}, expected an object with the label")
                 usual = (*LABEL_COLUMNS, "cls")
-                value = row[choose_column(row, self._source.label_column, usual, "label", where)]
+                value = row[choose_column(row, self._source.options.label_column, usual, "label", where)]
                 if isinstance(value, bool) or not isinstance(value, int | str):
                     raise DataError(f"{where}: the label is {str(value)[:40]!r}, expected a whole number or text")
                 self._labels[sample] = value

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.cifar import BINARY_10, BINARY_100, BINARY_MD5, PYTHON_10, PYTHON_100, CifarLayout, read_cifar
-from dim.data.decode import Images
-from dim.data.idx import read_idx
-from dim.data.image_set import Labels, RawSet, Say
-from dim.data.official_files import OfficialFile, OfficialFiles, file_md5
+from dim.data.files.official_files import OfficialFile, OfficialFiles, file_md5
+from dim.data.image_set import Images, Labels, RawSet, Say
+from dim.data.readers.cifar import BINARY_10, BINARY_100, BINARY_MD5, PYTHON_10, PYTHON_100, CifarLayout, read_cifar
+from dim.data.readers.idx import read_idx
 from dim.runtime.errors import DataError, MissingExtraError
 from dim.runtime.progress.show import Progress
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.data.classes.layout import list_first
 from dim.data.image_set import Labels
-from dim.data.layout import list_first
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
 

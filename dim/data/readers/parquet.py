@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dim.data.classes.class_names import read_class_names
+from dim.data.classes.layout import Layout, list_first, split_role
+from dim.data.classes.splits import choose_splits
+from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
 from dim.data.image_set import RawSet, Source
-from dim.data.layout import Layout, list_first, split_role
+from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
-from dim.data.pictures import read_pictures
-from dim.data.set_folders import read_class_names
-from dim.data.splits import choose_splits
-from dim.data.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
 from dim.runtime.errors import DataError, MissingExtraError, describe_error
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class _Files:
         by_split: dict[str, list[Path]] = {}
         for file in files:
             by_split.setdefault(_split_of(file, self._root), []).append(file)
-        if "" in by_split and (len(by_split) > 1 or source.split is not None):
+        if "" in by_split and (len(by_split) > 1 or source.options.split is not None):
             raise DataError(
                 f"{source.path}: {list_first(str(f.name) for f in by_split[''])} begins with the name of no split, as "
                 "train-00000.parquet would; rename it, or name the files of one split alone"
             )
-        train, test, self._remarks = choose_splits(by_split, source.split, str(source.path))
+        train, test, self._remarks = choose_splits(by_split, source.options.split, str(source.path))
         self._files = [(file, "train") for file in by_split[train]]
         self._files += [(file, "test") for file in (by_split[test] if test else [])]
         self._labelled: dict[str, Labelled] = {}
@@ -121,11 +121,11 @@ def _choose_columns(schema: "pyarrow.Schema", source: Source, where: str) -> _Co
     labels = [
         name for name, feature in features.items() if feature.get("_type") == "ClassLabel" and name in schema.names
     ]
-    image = images[0] if source.image_column is None and len(images) == 1 else choose_column(
-        schema.names, source.image_column, IMAGE_COLUMNS, "image", where
+    image = images[0] if source.options.image_column is None and len(images) == 1 else choose_column(
+        schema.names, source.options.image_column, IMAGE_COLUMNS, "image", where
     )  # fmt: skip
-    label = labels[0] if source.label_column is None and len(labels) == 1 else choose_column(
-        schema.names, source.label_column, LABEL_COLUMNS, "label", where
+    label = labels[0] if source.options.label_column is None and len(labels) == 1 else choose_column(
+        schema.names, source.options.label_column, LABEL_COLUMNS, "label", where
     )  # fmt: skip
     names = features.get(label, {}).get("names")
     return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else None)

@@ -16,21 +16,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.decode import (
+from dim.data.classes.layout import Fault, Layout
+from dim.data.files.names import extension_of
+from dim.data.image_set import Images, Labels, RawSet, Source
+from dim.data.images.decode import (
     WORD_BITS,
     ImageHeader,
-    Images,
     choose_bits,
     decode_files,
     decode_image,
     find_largest_value,
     read_header,
 )
-from dim.data.decoded import KEPT_FROM_BYTES, NewEntry, find_key, new_entry, open_decoded
-from dim.data.image_set import Labels, RawSet, Source
-from dim.data.layout import Fault, Layout, extension_of
+from dim.data.images.decoded import KEPT_FROM_BYTES, NewEntry, find_key, new_entry, open_decoded
+from dim.data.images.sizes import check_set_bytes, choose_size
 from dim.data.limits import MAX_KEPT_BYTES
-from dim.data.prepare import check_set_bytes, choose_size
 from dim.runtime.errors import DataError
 
 _NO_IMAGE = "not an image by its name; remove it or move it out of the class folder"
@@ -122,7 +122,7 @@ def _select_readable(
     """Choose the files whose headers were read; refuse faults, all at once, but for files that may be skipped."""
     by_reason: dict[str, list[str]] = {}
     for file in rows:
-        if file not in scan.headers and not source.skip_unreadable:
+        if file not in scan.headers and not source.options.skip_unreadable:
             by_reason.setdefault(scan.problems.get(file, _NO_IMAGE), []).append(file)
     bad = [Fault(f"{files[0]}: {reason}", tuple(files[1:])) for reason, files in by_reason.items()]
     if told := [*faults, *bad]:
@@ -140,9 +140,9 @@ def _count_more(faults: list[Fault]) -> str:
 
 def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) -> tuple[int, int, list[str]]:
     """Choose size and channels, and say in notes what the files are and how they are changed."""
-    size, resized = choose_size(Counter((header.height, header.width) for header in good.values()), source.size)
+    size, resized = choose_size(Counter((header.height, header.width) for header in good.values()), source.options.size)
     num_grey = sum(header.is_grey for header in good.values())
-    channels = source.channels or (1 if num_grey == len(good) else 3)
+    channels = source.options.channels or (1 if num_grey == len(good) else 3)
     check_set_bytes(num_rows, size, channels, source.name)
     notes = [_describe_files(good), *filter(None, [resized])]
     if 0 < num_grey < len(good):
@@ -170,9 +170,9 @@ def _find_bits(
             largest.append(find_largest_value(data, f"{source.path}: {file}"))
 
     decode_files(((rows[file], file, data) for file, data in scan.give() if file in deep), look, _ignore)
-    bits = choose_bits(max(largest, default=0), source.bits, source.name)
+    bits = choose_bits(max(largest, default=0), source.options.bits, source.name)
     if bits < WORD_BITS:
-        found = f"their largest value is {max(largest, default=0)}" if source.bits is None else "as asked for"
+        found = f"their largest value is {max(largest, default=0)}" if source.options.bits is None else "as asked for"
         notes.append(f"{len(deep)} images of 16 bits were read as using {bits} of them ({found})")
     return bits
 
@@ -190,7 +190,7 @@ def _decode(
             images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels, bits=bits)
             decoded[row] = True
         except DataError:
-            if not source.skip_unreadable:
+            if not source.options.skip_unreadable:
                 raise
 
     def count(number: int) -> None:

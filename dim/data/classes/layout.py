@@ -9,12 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dim.data.decode import EXTENSIONS
-from dim.runtime.errors import BadValueError, DataError
-
-AUTO, CLASSES, SPLITS, SPLITS_BELOW, GROUPS = "auto", "classes", "splits/classes", "classes/splits", "groups/classes"
-LAYOUTS = (AUTO, CLASSES, SPLITS, SPLITS_BELOW, GROUPS)
-"""What `--layout` takes. `groups/classes`: folders of one name in every top folder are one class."""
+from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
+from dim.data.options import AUTO, CLASSES, GROUPS, SPLITS, SPLITS_BELOW
+from dim.runtime.errors import DataError
 
 _ROLES = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset", "trn"), "train"),
@@ -22,10 +19,6 @@ _ROLES = {
     **dict.fromkeys(("val", "valid", "validation", "valset", "validationset", "dev", "eval"), "validation"),
 }
 _FILLERS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "set", "split", "data", "dataset"))
-_PASSED_OVER = frozenset(
-    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "$recycle.bin")
-    + ("lost+found", "system volume information")
-)
 _SIDECARS = frozenset((".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html"))
 _SHOWN = 3
 
@@ -85,27 +78,10 @@ class _Findings:
     faults: list[Fault] = field(default_factory=list)
 
 
-def check_layout(layout: str) -> None:
-    """Refuse another word than those of `LAYOUTS` (`BadValueError`)."""
-    if layout not in LAYOUTS:
-        raise BadValueError(f"layout is {layout!r}: it must be one of {', '.join(LAYOUTS)}")
-
-
 def split_role(name: str) -> str:
     """Return "train", "test" or "validation" for a folder that is named like a split, else ""."""
     words = [word for word in re.split(r"[\s_.\-]+", name.casefold()) if word and word not in _FILLERS]
     return _ROLES.get(words[0], "") if len(words) == 1 else ""
-
-
-def extension_of(path: str) -> str:
-    """Return a file's extension in small letters with its dot, "" where it has none."""
-    stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
-    return "." + suffix.lower() if dot and stem else ""
-
-
-def is_passed_over(path: str) -> bool:
-    """Whether a path is hidden, or what a file manager or a storage device left behind."""
-    return any(part.startswith(".") or part.casefold() in _PASSED_OVER for part in path.split("/"))
 
 
 def list_first(names: Iterable[str]) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dim.data.classes.layout import Layout
+from dim.data.classes.splits import choose_splits
+from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
 from dim.data.image_set import RawSet, Source
-from dim.data.layout import Layout
+from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
-from dim.data.parquet import IMAGE_COLUMNS
-from dim.data.pictures import read_pictures
-from dim.data.splits import choose_splits
-from dim.data.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
+from dim.data.readers.parquet import IMAGE_COLUMNS
 from dim.runtime.errors import DataError, MissingExtraError, describe_error
 
 HUB = "hf://"
@@ -103,13 +103,13 @@ class _Rows:
         remarks: tuple[str, ...] = ()
         splits = {"train": found}
         if isinstance(found, Mapping):
-            train, test, remarks = choose_splits(found, source.split, where)
+            train, test, remarks = choose_splits(found, source.options.split, where)
             splits = {"train": found[train]} | ({"test": found[test]} if test else {})
-        elif source.split is not None:
+        elif source.options.split is not None:
             raise DataError(f"{where}: the dataset has no splits, so leave out --split")
         features = splits["train"].features
-        image = self._column(features, "Image", source.image_column, IMAGE_COLUMNS, "image", where)
-        label = self._column(features, "ClassLabel", source.label_column, LABEL_COLUMNS, "label", where)
+        image = self._column(features, "Image", source.options.image_column, IMAGE_COLUMNS, "image", where)
+        label = self._column(features, "ClassLabel", source.options.label_column, LABEL_COLUMNS, "label", where)
         if type(features[image]).__name__ != "Image":
             raise DataError(f"{where}: the column '{image}' holds no images; say another --image-column")
         names = getattr(features[label], "names", None)

@@ -9,10 +9,10 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dim.data.entries import Entry, named_failure, read_limited, read_nothing
+from dim.data.files.entries import Entry, named_failure, read_limited, read_nothing
+from dim.data.files.tar import iterate_tar
+from dim.data.files.zip import ZIP_MAGICS, iterate_zip
 from dim.data.limits import MAX_MEMBERS, MAX_PATH_DEPTH
-from dim.data.tar import iterate_tar
-from dim.data.zip import ZIP_MAGICS, iterate_zip
 from dim.runtime.errors import DataError
 
 

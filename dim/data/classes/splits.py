@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dim.data.layout import split_role
+from dim.data.classes.layout import split_role
 from dim.runtime.errors import DataError
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.entries import named_failure
+from dim.data.files.entries import named_failure
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_LABELS, MAX_SET_BYTES
 from dim.runtime.errors import DataError
 

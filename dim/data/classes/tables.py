@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from dim.data.classes.labels import name_labels
+from dim.data.classes.layout import Fault, Layout, list_first, split_role
 from dim.data.image_set import Source
-from dim.data.labels import name_labels
-from dim.data.layout import Fault, Layout, list_first, split_role
 from dim.runtime.errors import DataError
 
 TABLE_EXTENSIONS = frozenset((".csv", ".tsv", ".json", ".jsonl"))
@@ -49,7 +49,7 @@ class Labelled:
     key: str
     label: int | str
     split: str = ""
-    """A role (see `dim.data.layout.split_role`), or "" where nothing says."""
+    """A role (see `dim.data.classes.layout.split_role`), or "" where nothing says."""
 
 
 def arrange_labelled(
@@ -125,11 +125,11 @@ def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], s
         return None
     try:
         label = choose_column(
-            [c for c in columns if c != "file_name"], source.label_column, LABEL_COLUMNS, "label", where
+            [c for c in columns if c != "file_name"], source.options.label_column, LABEL_COLUMNS, "label", where
         )
     except DataError:
         others = [column for column in columns if column not in ("file_name", "split")]
-        if source.label_column is not None:
+        if source.options.label_column is not None:
             raise
         if len(others) != 1 or not all("/" not in file for file in images):
             return None  # captions and the like: folders may name the classes
@@ -149,9 +149,9 @@ def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], sour
         if not rows:
             continue
         try:
-            column = choose_column(rows[0], source.image_column, _FILE_COLUMNS, "image", where)
+            column = choose_column(rows[0], source.options.image_column, _FILE_COLUMNS, "image", where)
         except DataError:
-            if source.image_column is not None:
+            if source.options.image_column is not None:
                 raise
             continue
         index = _Index(images, path)
@@ -162,10 +162,10 @@ def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], sour
         return None
     _, path, rows, column = best
     others = [name for name in rows[0] if name != column]
-    if source.label_column is None and len(others) == 1:
+    if source.options.label_column is None and len(others) == 1:
         label = others[0]
     else:
-        label = choose_column(others, source.label_column, LABEL_COLUMNS, "label", f"{source.path}: {path}")
+        label = choose_column(others, source.options.label_column, LABEL_COLUMNS, "label", f"{source.path}: {path}")
     return _arrange_rows({path: rows}, images, (column, label), source)
 
 

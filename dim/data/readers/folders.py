@@ -1,4 +1,4 @@
-"""Trees of image files, on disk or in an archive: `dim.data.layout` or a table beside the images finds their classes.
+"""Trees of image files, on disk or in an archive; `dim.data.classes` finds their classes by folders or tables.
 
 Class folders are sorted by name, images by path, whatever the order of the archive. Images may lie in folders below
 their class. Hidden files and what file managers leave behind are passed over; text files beside images are, too, and
@@ -8,13 +8,13 @@ said; anything else in a class folder must be an image.
 from collections.abc import Iterator
 from contextlib import suppress
 
-from dim.data.archive import iterate_entries
-from dim.data.decode import EXTENSIONS
+from dim.data.classes.layout import Layout, find_layout
+from dim.data.classes.tables import TABLE_EXTENSIONS, arrange_by_declared_tables, arrange_by_other_tables
+from dim.data.files.archive import iterate_entries
+from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
 from dim.data.image_set import RawSet, Source
-from dim.data.layout import Layout, extension_of, find_layout, is_passed_over
+from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES, MAX_TABLE_BYTES
-from dim.data.pictures import read_pictures
-from dim.data.tables import TABLE_EXTENSIONS, arrange_by_declared_tables, arrange_by_other_tables
 from dim.runtime.errors import DataError
 
 
@@ -29,7 +29,7 @@ class _Tree:
         self._table_bytes = 0
 
     def give(self) -> Iterator[tuple[str, bytes]]:
-        for entry in iterate_entries(self._source.path, follow_links=self._source.follow_links):
+        for entry in iterate_entries(self._source.path, follow_links=self._source.options.follow_links):
             if is_passed_over(entry.path):
                 continue
             if entry.is_folder:
@@ -49,7 +49,9 @@ class _Tree:
         if layout := arrange_by_declared_tables(self._tables, images, self._source):
             return layout
         try:
-            layout = find_layout(list(self._files), list(self._folders), str(self._source.path), self._source.layout)
+            layout = find_layout(
+                list(self._files), list(self._folders), str(self._source.path), self._source.options.layout
+            )
         except DataError:
             if by_table := arrange_by_other_tables(self._tables, images, self._source):
                 return by_table
@@ -65,6 +67,6 @@ def read_class_folders(source: Source) -> RawSet:
     """Read a tree of images from a folder, zip, tar, tar.gz or tar.xz.
 
     Raises:
-        DataError: see `iterate_entries`, `find_layout`, `dim.data.tables` and `read_pictures`.
+        DataError: see `iterate_entries`, `find_layout`, `dim.data.classes.tables` and `read_pictures`.
     """
     return read_pictures(source, _Tree(source))

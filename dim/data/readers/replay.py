@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from dim.data.image_set import RawSet, Source
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, MANIFEST_NAME
-from dim.runtime.errors import DataError
 
 TEST_PART, FEWEST_TEST = 5, 20
 """Beside N training images per class, N / 5 further ones are drawn as test images, and at least 20."""
@@ -24,11 +23,8 @@ def read_bundle(source: Source) -> RawSet:
 
     Raises:
         BundleError, EngineError: the bundle cannot be read or drawn from.
-        DataError: the number of images per class is out of range.
     """
-    ipc = source.replay_ipc
-    if isinstance(ipc, bool) or not 1 <= ipc <= 1_000_000:
-        raise DataError(f"{source.path}: {ipc!r} images per class asked of the bundle; expected 1 to 1000000")
+    ipc = source.options.replay_ipc
     num_test = max(FEWEST_TEST, ipc // TEST_PART)
     with open_bundle(source.path) as bundle:
         images = _draw(bundle, source, 0, ipc + num_test)

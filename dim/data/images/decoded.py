@@ -11,15 +11,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dim.data.decode import Images
-from dim.data.image_set import RawSet, Source
-from dim.data.official_files import default_data_folder
+from dim.data.files.official_files import default_data_folder
+from dim.data.image_set import Images, RawSet, Source
 
 KEPT_FROM_BYTES = 64 * 2**20
 """Smaller sets are decoded faster than they are worth keeping."""
@@ -39,7 +38,7 @@ def find_key(source: Source) -> str | None:
 
     if not source.path.exists():
         return None
-    options = {name: value for name, value in vars(source).items() if name not in ("path", "name", "say", "progress")}
+    options = vars(replace(source.options, sha256=None, seed=0))  # the split is cut later
     digest = hashlib.sha256(json.dumps([_VERSION, pillow, str(source.path.resolve()), options]).encode())
     with suppress(OSError):
         for line in _list_files(source.path):

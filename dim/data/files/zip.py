@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, cast
 
-from dim.data.entries import Entry, check_path, named_failure, read_limited, read_nothing
+from dim.data.files.entries import Entry, check_path, named_failure, read_limited, read_nothing
 from dim.data.limits import MAX_MEMBERS, MAX_UNPACKED_BYTES
 from dim.runtime.errors import DataError
 

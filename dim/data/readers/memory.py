@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.decode import Images, resize_batch
-from dim.data.hugging_face import read_dataset
-from dim.data.image_set import RawSet, Source
-from dim.data.npz import make_raw_set
-from dim.data.prepare import choose_size
+from dim.data.image_set import Images, RawSet, Source
+from dim.data.images.decode import resize_batch
+from dim.data.images.sizes import choose_size
+from dim.data.readers.hugging_face import read_dataset
+from dim.data.readers.npz import make_raw_set
 from dim.runtime.errors import BadValueError, DataError
 
 
@@ -19,8 +19,8 @@ def read_memory(found: Any, source: Source) -> RawSet:
     """Read `(images, labels)`, a dataset of `(image, label)` pairs, or a pair of either as training and test split.
 
     Args:
-        found: arrays as `dim.data.arrays` and `dim.data.labels` take them; or anything with a length whose items are
-            pairs of an image (PIL, array or tensor) and a label, such as a map-style dataset of PyTorch.
+        found: arrays as `dim.data.images.arrays` and `dim.data.classes.labels` take them; or anything with a length
+            whose items are pairs of an image (PIL, array or tensor) and a label, as in a map-style dataset of PyTorch.
         source: what the user wishes.
 
     Raises:
@@ -94,7 +94,7 @@ def _stack(images: list[NDArray[Any]], source: Source) -> NDArray[Any]:
             f"{source.name}: images of different sizes must be uint8 [H, W, C]; convert or resize them first"
         )
     channels = max(image.shape[2] for image in images)
-    size, sentence = choose_size(Counter(image.shape[:2] for image in images), source.size)
+    size, sentence = choose_size(Counter(image.shape[:2] for image in images), source.options.size)
     if sentence:
         source.say(f"{source.name}: {sentence}")
     result: Images = np.empty((len(images), size, size, channels), dtype=np.uint8)

@@ -1,9 +1,9 @@
 """Arrays in NumPy's files, NPZ and NPY, read without pickle and without trusting their headers.
 
 An `.npz` holds images and labels by the names that people give them (`images` and `labels`, `x_train` and `y_train`,
-`data` and `target`, ...), a test split beside, and `classes`, text `[K]`; `dim.data.arrays` and `dim.data.labels` say
-what both may be. The header of each array is matched against the one form that NumPy writes (numpy.lib.format, versions
-1 to 3); objects, which would need pickle, are refused.
+`data` and `target`, ...), a test split beside, and `classes`, text `[K]`. What both may be stands in
+`dim.data.images.arrays` and `dim.data.classes.labels`. The header of each array is matched against the one form that
+NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are refused.
 """
 
 import math
@@ -17,13 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.data.arrays import read_pixels
-from dim.data.entries import named_failure
+from dim.data.classes.class_names import read_class_names
+from dim.data.classes.labels import name_labels
+from dim.data.files.entries import named_failure
+from dim.data.files.zip import open_zip, open_zip_member
 from dim.data.image_set import RawSet, Source
-from dim.data.labels import name_labels
+from dim.data.images.arrays import read_pixels
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
-from dim.data.set_folders import read_class_names
-from dim.data.zip import open_zip, open_zip_member
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
 
@@ -109,7 +109,7 @@ def make_raw_set(
     """Make a set of `images`, `labels` and optional `classes`, `test_images` and `test_labels`.
 
     Args:
-        arrays: as `dim.data.arrays` and `dim.data.labels` take them.
+        arrays: as `dim.data.images.arrays` and `dim.data.classes.labels` take them.
         source: stands for them in messages, and gives the number of bits.
         note: where they came from.
         classes: names that stand elsewhere.
@@ -120,7 +120,7 @@ def make_raw_set(
     where = str(source.path)
     images = [arrays[key] for key in ("images", "test_images") if key in arrays]
     names = _to_classes(arrays["classes"], where) if "classes" in arrays else classes
-    pixels, changes = read_pixels(images, where, source.bits)
+    pixels, changes = read_pixels(images, where, source.options.bits)
     classes, labels, test_labels, renamed = name_labels(arrays["labels"], arrays.get("test_labels"), names, where)
     for remark in (*changes, *renamed):
         source.say(f"{source.name}: {remark}")

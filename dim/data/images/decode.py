@@ -18,18 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.data.image_set import Images
 from dim.data.limits import LARGE_IMAGE_PIXELS, MAX_IMAGE_PIXELS, MAX_JPEG_SCANS, MAX_QUEUED_BYTES
 from dim.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-Images = NDArray[np.uint8]
-
-EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm") + (".tif", ".tiff")
-)
-"""Names by which image files are known."""
 
 BYTE_BITS, WORD_BITS = 8, 16
 USED_BITS = (8, 10, 12, 14, 16)

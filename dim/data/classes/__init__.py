@@ -1,0 +1,1 @@
+"""Which image is of which class and split: from folders, tables and labels."""

@@ -1,0 +1,1 @@
+"""Folders, archives and downloads: the files of a source, read under limits."""

@@ -1,0 +1,1 @@
+"""Pixels of any kind to uint8 images of one size, decoded once and kept."""
