@@ -57,7 +57,8 @@ def parse_per_class(text: str) -> dict[str, int]:
         name, number = name.strip(), number.strip()
         if not equals or not name or not number.isascii() or not number.isdigit():
             raise BadValueError(
-                f"'{entry.strip()}' is not of the form NAME=NUMBER; write for example  cat=100,dog=20  (whole numbers)."
+                f"'{entry.strip()}' is not of the form NAME=NUMBER; write for example  cat=100,dog=20  (whole numbers; "
+                "a name with a comma stands in double quotes)."
             )
         if name in numbers:
             raise BadValueError(f"The class '{name}' is named twice; give each class one number.")

@@ -11,7 +11,7 @@ from dim.export.distill_command import NATIVE_SHAPES, write_distill_command
 from dim.export.record import ExportRecord
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
-from dim.runtime.markdown import escape, quote_code
+from dim.runtime.markdown import clean, escape, quote_code
 
 MAX_CLASSES_SHOWN = 20
 
@@ -58,7 +58,7 @@ def _render_usage(m: Manifest) -> str:
 
 ```sh
 pip install 'dim-distill[cpu]'
-dim generate --bundle {quote(m.name)}.dim --ipc 50 --out data/
+dim generate --bundle {clean(quote(m.name))}.dim --ipc 50 --out data/
 ```
 
 ```python
@@ -81,7 +81,8 @@ def _render_numbers(values: Sequence[float]) -> str:
 def _render_accuracy(m: Manifest) -> str:
     head = "## Accuracy\n\nTest accuracy of classifiers trained on these images, on the source's real test split.\n\n"
     if not m.accuracy:
-        return f"{head}Not measured yet:  `dim eval --data {quote(m.source.name)} --bundle {quote(m.name)}.dim`"
+        command = f"dim eval --data {quote(m.source.name)} --bundle {quote(m.name)}.dim"
+        return f"{head}Not measured yet:  {quote_code(command)}"
     return head + render_accuracy_table(m.accuracy)
 
 

@@ -15,13 +15,15 @@ def escape(value: object) -> str:
 
 
 def quote_code(value: object) -> str:
-    """Return a value as a code span of one line, which no letter of it can end."""
-    return "`" + " ".join(clean(str(value)).split()).replace("`", "'").replace("|", "\\|") + "`"
+    """Return a value as a code span of one line; what some reader might take for markup is escaped text instead."""
+    flat = " ".join(clean(str(value)).split())
+    return escape(flat) if re.search(r"[`|<>&\[\]]|://", flat) else f"`{flat}`"
 
 
 def quote_yaml(value: str) -> str:
-    """Return a text as a scalar of YAML in double quotes."""
-    return json.dumps("".join(letter if letter < " " else clean(letter) for letter in value), ensure_ascii=False)
+    """Return a text as a scalar of YAML in double quotes, without the letters of HTML."""
+    quoted = json.dumps("".join(letter if letter < " " else clean(letter) for letter in value), ensure_ascii=False)
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
 def clean(text: str) -> str:

@@ -15,6 +15,11 @@ def find_cautions(images: ImageSet) -> tuple[str, ...]:
     """Return a sentence for each thing that makes results on a set doubtful; none for most sets."""
     cautions = []
     counts = images.class_counts
+    if len(images.classes) == 1:
+        cautions.append(
+            f"'{images.classes[0]}' is the only class, so classifiers have nothing to tell apart: "
+            "images are matched by untrained features, and accuracies say nothing"
+        )
     tests = count_labels(images.test_labels, len(images.classes))
     if few := _list_classes(images, counts, FEW_IMAGES):
         cautions.append(f"fewer than {FEW_IMAGES} training images in {few}")

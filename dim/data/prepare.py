@@ -78,10 +78,8 @@ def _shape(images: Images) -> tuple[int, int]:
 
 
 def _check_classes(classes: tuple[str, ...], name: str, say: Say) -> None:
-    if len(classes) == 1:
-        raise DataError(f"{name}: one class alone found, '{classes[0]}'; classifiers need two or more, so add another")
-    if not 2 <= len(classes) <= MAX_CLASSES:
-        raise DataError(f"{name}: {len(classes)} classes found, expected 2 to {MAX_CLASSES}")
+    if not 1 <= len(classes) <= MAX_CLASSES:
+        raise DataError(f"{name}: {len(classes)} classes found, expected 1 to {MAX_CLASSES}")
     if len(set(classes)) != len(classes):
         doubled = Counter(classes).most_common(1)[0][0]
         raise DataError(f"{name}: the class name '{doubled}' appears twice; every class needs a name of its own")

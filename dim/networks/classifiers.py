@@ -296,7 +296,7 @@ def build_classifier(name: str, num_classes: int, channels: int, image_px: int, 
 
     Args:
         name: one of `CLASSIFIER_NAMES`.
-        num_classes: K, at least 2.
+        num_classes: K.
         channels: image channels, at least 1.
         image_px: side of the square images, 8 to 128 pixels.
         width: channels of the first layer (ConvNet, ResNet, VGG), hidden units (MLP) or growth rate (DenseNet);
@@ -316,7 +316,7 @@ def build_classifier(name: str, num_classes: int, channels: int, image_px: int, 
     builder, default_width = _BUILDERS[name]
     width = default_width if width is None else width
     for field, value, low, high in [
-        ("num_classes", num_classes, 2, None),
+        ("num_classes", num_classes, 1, None),
         ("channels", channels, 1, None),
         ("image_px", image_px, MIN_IMAGE_PX, MAX_IMAGE_PX),
         ("width", width, 1, None),

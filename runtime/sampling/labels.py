@@ -37,9 +37,9 @@ def find_label(chosen: str | int, classes: Sequence[str]) -> int:
     near = difflib.get_close_matches(chosen, classes, n=1) if len(classes) <= _MAX_COMPARED else []
     hint = f"; did you mean '{near[0]}'?" if near else "."
     more = f" and {len(classes) - _MAX_NAMES} more" if len(classes) > _MAX_NAMES else ""
-    raise BadValueError(
-        f"The bundle has no class '{chosen}'{hint} Its classes are {', '.join(classes[:_MAX_NAMES])}{more}."
-    )
+    # As `--classes` and `--per-class` read them.
+    names = ", ".join(f'"{name}"' if "," in name else name for name in classes[:_MAX_NAMES])
+    raise BadValueError(f"The bundle has no class '{chosen}'{hint} Its classes are {names}{more}.")
 
 
 def select_labels(chosen: str | Sequence[str | int] | None, classes: Sequence[str]) -> tuple[int, ...]:

@@ -36,3 +36,7 @@ def test_each_doubt_is_one_sentence() -> None:
         "fewer than 10 training images in 4 of 5 classes ('a', 'b', 'c', ...)",
     )
     assert len(find_cautions(_set([9, 500], [1, 1]))) == 3
+    assert find_cautions(_set([10], [20])) == (
+        "'a' is the only class, so classifiers have nothing to tell apart: "
+        "images are matched by untrained features, and accuracies say nothing",
+    )

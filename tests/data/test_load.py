@@ -348,7 +348,6 @@ def test_names_are_known_in_any_case_unless_a_folder_is_called_so(
         (["a", ".."], r"'\.\.' cannot be a class name"),
         (["a", "b\n"], r"'b\\n' cannot be a class name"),
         (["a", "b" * 201], "is longer than 200 bytes"),
-        (["a"], "one class alone found, 'a'; classifiers need two or more, so add another"),
         (["a", "b", "c"], "class 'c' has no training images"),
     ],
 )
@@ -357,6 +356,29 @@ def test_classes_that_cannot_be(tmp_path: Path, classes: list[str], message: str
     path.write_bytes(npz(images=random_images(6, 8, 1), labels=np.arange(6) % min(2, len(classes)), classes=classes))
     with pytest.raises(DataError, match=message):
         load_data(str(path))
+
+
+def test_one_class_is_read_with_a_warning(tmp_path: Path) -> None:
+    caution = (
+        "'cat' is the only class, so classifiers have nothing to tell apart: images are matched by untrained features, "
+        "and accuracies say nothing"
+    )
+    (tmp_path / "x.npz").write_bytes(
+        npz(images=random_images(200, 8, 1), labels=np.zeros(200, np.int64), classes=["cat"])
+    )
+    write_folder(tmp_path / "plain", {f"cat/{n:03d}.png": png("a") for n in range(200)})
+    write_folder(tmp_path / "deep", {f"pets/cat/{n:03d}.png": png("a") for n in range(200)})
+    write_folder(tmp_path / "split", {f"{s}/cat/{n:03d}.png": png("a") for n in range(200) for s in ("train", "test")})
+    for name in ("x.npz", "plain", "deep", "split"):
+        said: list[str] = []
+        data = load_data(str(tmp_path / name), say=said.append)
+        assert data.classes == ("cat",) and len(data.train_images) >= 160
+        assert [line for line in said if "only class" in line] == [f"{data.name}: caution: {caution}"]
+    # Images without a folder, and a split without classes, have no class at all.
+    for name, folder in (("bare", ""), ("unlabelled", "train/")):
+        write_folder(tmp_path / name, {f"{folder}{n}.png": png("a") for n in range(20)})
+        with pytest.raises(DataError, match=r"no class folders found|no image|outside of any class folder"):
+            load_data(str(tmp_path / name))
 
 
 def test_class_names_are_composed_and_those_that_cannot_be_folders_are_said(tmp_path: Path) -> None:

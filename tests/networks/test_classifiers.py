@@ -93,5 +93,5 @@ def test_bad_values_are_named() -> None:
         build_classifier("convnet9", 10, 3, 32)
     with pytest.raises(BadValueError, match=r"^image_px is 7 for classifier 'mlp', but must be from 8 to 128\.$"):
         build_classifier("mlp", 10, 3, 7)
-    with pytest.raises(BadValueError, match=r"^num_classes is 1 for classifier 'mlp', but must be at least 2\.$"):
-        build_classifier("mlp", 1, 3, 8)
+    with pytest.raises(BadValueError, match=r"^num_classes is 0 for classifier 'mlp', but must be at least 1\.$"):
+        build_classifier("mlp", 0, 3, 8)

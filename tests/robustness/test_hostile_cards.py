@@ -102,7 +102,19 @@ def test_every_field_of_a_manifest_is_quoted_in_the_bundles_card(tmp_path: Path,
     text = render_card(changed, ExportRecord() if field == "classes" else read_record(SHIPPED, manifest))
     outside = re.sub(r"(?ms)^```.*?^```$", "", text)
     assert outside.count("```") == 0
-    lines = [re.sub(r"`[^`]*`", "code", line) for line in outside.splitlines() if "evil" in line or "script" in line]
+    lines = [re.sub(r"`[\w.]+`", "code", line) for line in outside.splitlines() if "evil" in line or "script" in line]
     assert lines or field == "created_by"
     for line in lines:
         assert not MARKUP.search(line), line
+
+
+@pytest.mark.parametrize("name", [EVIL, "a ` <img src=x>", "`"])
+def test_the_commands_of_a_card_hold_what_a_stranger_wrote(tmp_path: Path, name: str) -> None:
+    manifest = load_manifest(build_tiny_bundle(tmp_path / "b.dim"))
+    text = render_card(
+        replace(manifest, name=name, source=replace(manifest.source, name=name), accuracy=()), ExportRecord()
+    )
+    assert "\u202e" not in text
+    outside = re.sub(r"(?ms)^```.*?^```$", "", text)
+    for line in outside.splitlines():
+        assert not re.search(r"(?<!\\)(<img|<script|`.*<)", re.sub(r"`[^`<]*`", "code", line)), line

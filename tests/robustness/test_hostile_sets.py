@@ -222,11 +222,14 @@ def test_a_card_quotes_what_a_stranger_wrote(tiny_bundle: Path, tmp_path: Path, 
     card = write_card(manifest, plan).decode()
     head, body = card.split("---\n")[1], card.partition("---\n")[2].partition("\n---\n")[2]
     block = yaml.safe_load(head)
+    assert not re.search("[<>&]", head.replace("n<1K", ""))
+    if field == "name":
+        assert block["pretty_name"].startswith(EVIL[: EVIL.index("\u202e")])
     assert set(block) - {"license_name"} == set(yaml.safe_load(plain.split("---\n")[1]))
     assert all("evil" not in str(value) for key, value in block.items() if key not in ("license_name", "pretty_name"))
     changed = [line for line in body.splitlines() if "evil" in line]
     for line in changed:
-        text = line.strip("| ").split(" | ")[1] if field == "classes" else re.sub(r"`[^`]*`", "code", line)
+        text = line.strip("| ").split(" | ")[1] if field == "classes" else re.sub(r"`\w+`", "code", line)
         assert not MARKUP.search(text), text
     assert len(changed) == {"encoder": 0, "name": 3}.get(field, 1)
     croissant = json.loads(write_croissant(manifest, plan, found.written.parts))

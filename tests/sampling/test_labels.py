@@ -16,3 +16,8 @@ def test_a_misspelt_name_among_very_many_classes_is_told_at_once() -> None:
     assert time.process_time() - start < 2
     with pytest.raises(BadValueError, match=r"no class 'cta'; did you mean 'cat'\?"):
         find_label("cta", ["dog", "cat"])
+
+
+def test_names_with_a_comma_are_listed_as_an_option_takes_them() -> None:
+    with pytest.raises(BadValueError, match=r"no class 'tench'\. Its classes are \"tench, Tinca tinca\", shark\.$"):
+        find_label("tench", ["tench, Tinca tinca", "shark"])

@@ -126,6 +126,14 @@ def find_layout(files: list[str], folders: list[str], source: str, layout: str =
     return Layout(train, test, tuple(findings.remarks), tuple(findings.faults))
 
 
+def find_only_class(files: list[str], folders: list[str], source: str) -> Layout | None:
+    """Read a tree whose images lie in one folder, not named like a split, as one class; None for any other tree."""
+    top = _look_through(_build_tree(files, folders), CLASSES, _Findings())
+    if len(top.folders) != 1 or split_role(*top.folders) or not top.list_filled():
+        return None
+    return find_layout(files, folders, source, CLASSES)
+
+
 def _build_tree(files: list[str], folders: list[str]) -> _Folder:
     top = _Folder()
 

@@ -8,13 +8,14 @@ said; anything else in a class folder must be an image.
 from collections.abc import Iterator
 from contextlib import suppress
 
-from dim.data.classes.layout import Layout, find_layout
+from dim.data.classes.layout import Layout, find_layout, find_only_class
 from dim.data.classes.tables import TABLE_EXTENSIONS, arrange_by_declared_tables, arrange_by_other_tables
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES, MAX_TABLE_BYTES
+from dim.data.options import AUTO
 from dim.runtime.errors import DataError
 
 
@@ -45,16 +46,17 @@ class _Tree:
                     self._table_bytes += len(data)
 
     def arrange(self) -> Layout:
-        images = [file for file in self._files if extension_of(file) in EXTENSIONS]
+        files, folders, name = list(self._files), list(self._folders), str(self._source.path)
+        images = [file for file in files if extension_of(file) in EXTENSIONS]
         if layout := arrange_by_declared_tables(self._tables, images, self._source):
             return layout
         try:
-            layout = find_layout(
-                list(self._files), list(self._folders), str(self._source.path), self._source.options.layout
-            )
+            layout = find_layout(files, folders, name, self._source.options.layout)
         except DataError:
             if by_table := arrange_by_other_tables(self._tables, images, self._source):
                 return by_table
+            if self._source.options.layout == AUTO and (only := find_only_class(files, folders, name)):
+                return only
             raise
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
         by_table = (
