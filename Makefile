@@ -1,7 +1,8 @@
-# Two commands are enough, each sets up what it needs in a fresh clone:
+# Each command sets up what it needs in a fresh clone:
 #
 #   make demo    the whole line on real digits, in a few minutes
 #   make test    every check and test, which is what CI runs
+#   make docs    the documentation site, in build/site/index.html
 #
 # PYTHON picks the interpreter (3.11 to 3.13), PIP_ARGS is passed to every pip call that downloads.
 
@@ -14,13 +15,16 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Packages are installed without compiled files: the first import writes them, where nobody forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.demo
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/demo
 
 test: $(VENV)/.dev
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PIP_ARGS="$(PIP_ARGS)" scripts/check
+
+docs: $(VENV)/.dev
+	$(VENV)/bin/python -m zensical build --clean --strict
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -190,10 +190,10 @@ PRESETS = {"tiny": _tiny, "small": _small, "best": _best, "paper": _paper}
 
 
 def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = None) -> DistillConfig:
-    """A configuration for a dataset.
+    """Make the configuration of a preset for a dataset.
 
     Args:
-        name: one of `PRESETS`.
+        name: `tiny`, `small`, `best` or `paper`.
         data: the dataset; its name becomes the run's.
         overrides: fields to replace, nested ones with dots (`{"seed": 1, "stage1.steps": 2000}`). A `matching.loss` of
             `paper` brings its published weight along, unless `matching.weight` says another.

@@ -52,7 +52,8 @@ def export_run(
     """Export a finished run as a bundle.
 
     Every file is compared with the network in torch, and the whole bundle is verified before it gets its name. A bundle
-    of the same images that is replaced hands on its measured accuracy, its other precisions and its engines.
+    of the same images that is replaced hands on its measured accuracy, its other precisions and its engines. Where an
+    error is raised, nothing is left behind and an earlier bundle is as it was.
 
     Args:
         run: the run directory, as `distill` made it.
@@ -74,9 +75,7 @@ def export_run(
         ParityError: a file draws something else than the network, or nothing worth drawing.
         OutputError: the destination holds something else, or the disk refused.
 
-        In all these cases nothing is left behind, and an earlier bundle is as it was.
-
-    Example:
+    Examples:
         >>> bundle = export_run("runs/digits", precisions=("fp32", "fp16"))
     """
     check_precisions(precisions)

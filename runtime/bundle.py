@@ -101,9 +101,13 @@ class Bundle:
         say: Callable[[str], None] = say_to_log,
     ) -> None:
         self.path = Path(path).absolute()
+        """The bundle's folder."""
         self.manifest: Manifest = load_manifest(self.path)
+        """Everything that `manifest.json` says."""
         self.fixed_latents = fixed_latents
+        """Whether optimised latents are used in fixed sets, where the bundle has some."""
         self.engine_options = options or EngineOptions()
+        """Which engine is wanted."""
         self._engine = SharedEngine(
             self.path, partial(open_engine, self.path, self.manifest, self.engine_options, say=say)
         )
@@ -119,7 +123,8 @@ class Bundle:
         """The engine, opened on first use.
 
         Raises:
-            as `open_engine`; BundleError: the bundle was closed.
+            BundleError: the bundle was closed.
+            EngineError: no engine that was asked for works here.
         """
         return self._engine.get()
 
@@ -262,8 +267,6 @@ class Bundle:
     ) -> Stream[Any]:
         """Draw fresh images epoch after epoch, the next batches in a background thread.
 
-        for images, labels in bundle.stream(ipc=10, epochs=100): ...
-
         Args:
             ipc: images per class and epoch; epoch e holds indices e*ipc to (e+1)*ipc-1.
             batch_size: images per batch; the last batch of an epoch may be shorter.
@@ -282,6 +285,10 @@ class Bundle:
 
         Raises:
             BadValueError: an argument is out of range.
+
+        Examples:
+            >>> for images, labels in bundle.stream(ipc=10, epochs=100):
+            ...     train(images, labels)
         """
         if output not in ("numpy", "dlpack"):
             raise BadValueError(f"There is no output {output!r}; there are numpy and dlpack.")

@@ -85,8 +85,11 @@ class MissingExtraError(DimError):
             f"run  pip install 'dim-distill[{extra}]'"
         )
         self.package = package
+        """The module that could not be imported."""
         self.extra = extra
+        """The extra of `dim-distill` that brings it."""
         self.purpose = purpose
+        """What it is needed for, as a phrase."""
 
     def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:
         """Travel between processes with all three arguments."""

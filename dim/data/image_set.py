@@ -44,14 +44,17 @@ class ImageSet:
 
     @property
     def height(self) -> int:
+        """Of every image, in pixels."""
         return int(self.train_images.shape[1])
 
     @property
     def width(self) -> int:
+        """Of every image, in pixels."""
         return int(self.train_images.shape[2])
 
     @property
     def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
         return int(self.train_images.shape[3])
 
     @cached_property

@@ -105,12 +105,15 @@ def load_data(
         say: receives sentences about choices made on the way.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`. Downloads and decoding.
 
+    Returns:
+        the images as uint8 arrays, with their labels and class names.
+
     Raises:
         BadValueError: `data` is of another kind.
         DataError: the source is unknown, missing, damaged, inconsistent or beyond the limits.
         MissingExtraError: a package that reads this kind of source is not installed.
 
-    Example:
+    Examples:
         >>> digits = load_data("digits", DataOptions(size=16))
         >>> digits.train_images.shape[1:], len(digits.classes)
         ((16, 16, 1), 10)

@@ -99,8 +99,8 @@ def distill(
         MissingExtraError: TensorBoard is asked for and not installed.
         DeviceError: there is no such device, or `config.compile` is `on` and nothing can be compiled.
 
-    Example:
-        >>> distill(load_data("digits"), "tiny", "runs/digits")  # doctest: +SKIP
+    Examples:
+        >>> distill(load_data("digits"), "tiny", "runs/digits")
         DistillResult(run_dir=PosixPath('runs/digits'), finished=True)
     """
     started = time.monotonic()

@@ -58,9 +58,9 @@ def evaluate(
         DeviceError: the device is not to be had.
         OutputError: `out` cannot be written.
 
-    Example:
+    Examples:
         >>> protocol = EvalProtocol(ipcs=(10,), width=32, epochs=100)
-        >>> evaluate("mnist.dim", load_data("mnist"), protocol, out="eval/mnist").rows[0]["accuracy_mean"]
+        >>> accuracy = evaluate("mnist.dim", load_data("mnist"), protocol, out="eval/mnist")
     """
     protocol, execution, out = protocol or EvalProtocol(), execution or Execution(), Path(out)
     deadline = None if execution.time_limit_s is None else time.monotonic() + execution.time_limit_s

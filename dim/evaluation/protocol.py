@@ -25,11 +25,11 @@ HOLDOUT = "holdout"
 class EvalProtocol:
     """Which students are trained on every subject, and how; all that decides an accuracy but the machine.
 
-    Example:
-        EvalProtocol(ipcs=(10,), archs=("convnet3",), width=32, epochs=100)
-
     Raises:
         BadValueError: a field is out of range.
+
+    Examples:
+        >>> EvalProtocol(ipcs=(10,), archs=("convnet3",), width=32, epochs=100)
     """
 
     ipcs: tuple[int, ...] = (10, 50, 1)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Write lab/all-results.md and its charts from lab/results/*.json, and the tables in lab/ablations.md.
+"""Write lab/all-results.md, the tables in lab/ablations.md and docs/results.md, and charts from lab/results/*.json.
 
 The files are those of `dim eval`, and engines-*.json of benchmarks/engines.py, gpu-*.json of lab/gpu_run.py,
 distill-*.json of lab/distill_speed.py, processes-*.json of lab/processes.py, ablation-*.json of lab/ablation.py.
 
 dim eval --bundle mnist.dim --data mnist --preset full --out eval/mnist
 cp eval/mnist/results.json lab/results/mnist.json
-python -m lab.pages.results                    # writes lab/all-results.md and lab/results/*.png
-python -m lab.pages.results --check            # fails if lab/all-results.md is not what the files say
+python -m lab.pages.results                    # writes the pages, lab/results/*.png and docs/images/results-*.png
+python -m lab.pages.results --check            # fails if a page is not what the files say
 """
 
 import argparse
@@ -24,6 +24,7 @@ from dim.torch_engine.chart import draw_bench_chart
 from lab.pages.distilling import ABLATION_MARKS, ablation_text, distill_section, processes_section
 from lab.pages.engines import engines_section
 from lab.pages.evaluation import evaluation_sections
+from lab.pages.summary import SUMMARIES, draw_summary, write_summaries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if page_of_ablations.exists():
         ablations = list(read_benchmarks(folder, "ablation", "variants").values())
         texts[page_of_ablations] = write_ablations(page_of_ablations.read_text(encoding="utf-8"), ablations)
+    rows = [row for _, described in found for row in described["rows"]]
+    page_of_docs = options.lab.parent / "docs" / "results.md"
+    if page_of_docs.is_file():
+        texts[page_of_docs] = write_summaries(page_of_docs.read_text(encoding="utf-8"), rows)
     if options.check:
         stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
         for path in stale:
@@ -112,9 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chart in (chart for section in sections for chart in section.charts):
         draw = draw_chart if chart.kind == "sizes" else draw_networks_chart
         draw(chart.rows, folder / f"{chart.stem}.png")
+    for summary in SUMMARIES if page_of_docs in texts else ():
+        draw_summary(summary, rows, page_of_docs.parent / "images" / f"results-{summary.name}.png")
     for stem, report in cpu.items():
         draw_bench_chart(report, folder / f"{stem}.png")
-    print(f"{page}: {len(found)} result files, {sum(len(described['rows']) for _, described in found)} rows")
+    print(f"{page}: {len(found)} result files, {len(rows)} rows")
     return 0
 
 

@@ -65,6 +65,7 @@ class SourceInfo:
     """The dataset that a bundle was distilled from."""
 
     name: str
+    """The dataset's name."""
     class_counts: tuple[int, ...]
     """Training images per class, in the order of the bundle's classes."""
     mean: tuple[float, ...]
@@ -72,6 +73,7 @@ class SourceInfo:
     std: tuple[float, ...]
     """As `mean`."""
     licence: str
+    """Licence of the images, as their authors state it."""
     note: str
     """Where the images came from and what was done to them."""
 
@@ -81,18 +83,23 @@ class BundleDescription:
     """What the maker of a bundle says about it; checked when a manifest is made of it."""
 
     name: str
+    """The bundle's name."""
     created_by: str
     """The program that wrote the bundle, with its version."""
     classes: tuple[str, ...]
     """Class names in the order of their labels, 0..K-1."""
     image: ImageShape
+    """The shape of every image."""
     sampling: SamplingInfo
+    """How latents are drawn."""
     source: SourceInfo
+    """The dataset that the bundle was distilled from."""
     distill_config: Mapping[str, Any]
     """The run's resolved configuration."""
     accuracy: tuple[Mapping[str, Any], ...] = ()
     """Rows of `dim eval`, each with its protocol; empty when nothing was measured."""
     licence: str
+    """The bundle's licence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +114,9 @@ class Manifest(BundleDescription):
     files: Mapping[str, FileRecord]
     """Relative path with forward slashes -> record; `manifest.json` itself is not listed."""
     content_id: str
+    """Hash of what decides which images are drawn."""
     manifest_sha256: str
+    """Hash of the manifest without this field, and so of every file."""
 
     def __post_init__(self) -> None:
         _check_ranges(self)

@@ -19,7 +19,9 @@ class FileFacts:
     path: str
     """Relative, with forward slashes."""
     sha256: str
+    """In hex, of its bytes."""
     size_bytes: int
+    """Its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +29,31 @@ class BundleFacts:
     """What a bundle holds."""
 
     path: str
+    """The bundle's folder."""
     name: str
+    """The bundle's name."""
     content_id: str
     """Hash of what decides which images are drawn."""
     manifest_sha256: str
+    """Hash of the manifest, and so of every file; what `sha256` pins."""
     format_version: int
+    """Version of the bundle's format."""
     sampling_version: int
+    """Version of the sampling contract."""
     created_by: str
+    """The program that wrote the bundle, with its version."""
     licence: str
+    """The bundle's licence."""
     classes: tuple[str, ...]
+    """Class names in the order of their labels."""
     image: ImageShape
+    """The shape of every image."""
     latent_dim: int
+    """Latents per image."""
     latent_std: float
+    """Their standard deviation."""
     source: SourceInfo
+    """The dataset that the bundle was distilled from."""
     precisions: tuple[str, ...]
     """Those that have an ONNX file."""
     engines: tuple[str, ...]
@@ -49,11 +63,13 @@ class BundleFacts:
     fixed_latents: int
     """Images per class with optimised latents; 0 for none."""
     files: tuple[FileFacts, ...]
+    """Every file, by path."""
     size_bytes: int
     """Of all files."""
     accuracy: tuple[Mapping[str, Any], ...]
     """Rows of `dim eval`."""
     distill_config: Mapping[str, Any]
+    """The run's resolved configuration."""
 
 
 def inspect(bundle: str | Path | None = None) -> BundleFacts:

@@ -50,9 +50,13 @@ class VerifyRow:
     subject: str
     """The file, or the class."""
     check: str
+    """What was checked."""
     found: str
+    """What came out, in words."""
     allowed: str
+    """What may come out; empty where it goes without saying."""
     ok: bool
+    """Whether it passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class VerifyReport:
     manifest: Manifest | None
     """The bundle's; None for a set."""
     rows: tuple[VerifyRow, ...] = field(repr=False)
+    """Every check, in the order in which it was made."""
 
     @property
     def ok(self) -> bool:

@@ -49,7 +49,9 @@ class GenerateSummary:
     """What a run did."""
 
     out: str
+    """The set's folder or URL."""
     format: str
+    """Name of the format."""
     images: int
     """Images of the whole set."""
     shard_images: int
@@ -57,7 +59,9 @@ class GenerateSummary:
     images_drawn: int
     """Images that this run drew; the rest was there already."""
     bytes_written: int
+    """Bytes that this run wrote."""
     seconds: float
+    """How long this run took."""
     parts: int
     """Parts of the whole set."""
     complete: bool
@@ -100,9 +104,9 @@ def generate(
             completes it.
         EngineError: the engine of the plan is not to be had or failed.
 
-    Example:
-        with open_bundle() as bundle:
-            generate(bundle, SetRequest(ipc=50), "data")
+    Examples:
+        >>> with open_bundle() as bundle:
+        ...     generate(bundle, SetRequest(ipc=50), "data")
     """
     began = time.monotonic()
     check_shard(shard)

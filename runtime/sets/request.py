@@ -27,8 +27,8 @@ class SetRequest:
         BadValueError: no size or two, or a value out of range.
         MissingExtraError: the format needs a package that is not installed.
 
-    Example:
-        request = SetRequest(ipc=50, format="npz", seed=1)
+    Examples:
+        >>> request = SetRequest(ipc=50, format="npz", seed=1)
     """
 
     ipc: int | None = None
@@ -70,8 +70,14 @@ class SetRequest:
     def check(self, bundle: Bundle) -> None:
         """Check that a bundle can serve the request, before any engine is opened.
 
+        Args:
+            bundle: the bundle.
+
         Raises:
-            as `plan`; BadValueError: the bundle was opened in the precision "auto".
+            BadValueError: the bundle was opened in the precision "auto", a class is unknown or cannot be a folder, or a
+                size is out of range.
+            BundleError: soft labels are wanted and the bundle has no teacher.
+            MissingExtraError: a package that writes the format or runs the teacher is not installed.
         """
         if bundle.engine_options.precision == "auto":
             raise BadValueError(
@@ -137,6 +143,13 @@ class SetRequest:
 
         Engine and images per part count only where the caller chose them; the encoder counts where there is something
         left to encode.
+
+        Args:
+            bundle: the bundle.
+            found: the plan of the set that is there.
+
+        Returns:
+            what differs, as a clause; None where the set that is there is the one that is asked for.
         """
         chose_cut = self.shard_images is not None or self.shard_bytes is not None
         ignore = ["encoder"] if chose_cut else ["encoder", "part_images"]

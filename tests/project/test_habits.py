@@ -1,5 +1,6 @@
 """The files that a forge and a newcomer look for: they agree with the code, and every path in them exists."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -50,6 +51,23 @@ def test_the_paper_is_cited_with_its_authors() -> None:
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
     names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
     assert names == ["Kai Wang", "Jianyang Gu", "Daquan Zhou", "Zheng Zhu", "Wei Jiang", "Yang You"]
+
+
+def test_every_page_of_the_documentation_is_in_the_navigation() -> None:
+    """A new page below docs/ needs a line in zensical.toml."""
+    settings = (ROOT / "zensical.toml").read_text()
+    named = re.findall(r'= "([\w/.-]+\.md)"', settings)
+    pages = sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+    assert sorted(named) == pages
+
+
+def test_every_example_is_on_the_site() -> None:
+    """A new example needs a link in docs/examples, from where its file can be downloaded, and a row of its index."""
+    examples = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
+    links = {path.name: os.readlink(path) for path in (ROOT / "docs" / "examples").iterdir()}
+    assert links == {name: f"../../examples/{name}" for name in examples}
+    index = (ROOT / "examples" / "README.md").read_text()
+    assert set(re.findall(r"\]\(([^)/]+)\)", index)) == examples - {"README.md"}
 
 
 @pytest.mark.parametrize("name", PAGES)

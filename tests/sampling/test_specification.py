@@ -1,4 +1,4 @@
-"""docs/sampling.md: its program and the library give the test vectors, of which JavaScript is tested too."""
+"""The page of the sampling contract: its program and the library give the test vectors, of which JavaScript is tested too."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from dim.runtime.sampling.stream import StreamPlan
 from tests.sampling.test_counts import Info, Source
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "sampling.md").read_text()
+PAGE = (ROOT / "docs" / "concepts" / "sampling.md").read_text()
 VECTORS = json.loads((ROOT / "tests" / "golden" / "sampling.json").read_text())["1"]
 PROGRAM: dict[str, Any] = {"__name__": "docs"}
 exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1], PROGRAM)

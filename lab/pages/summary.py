@@ -1,0 +1,157 @@
+"""The tables and charts of docs/results.md: of each bundle in the repository, one protocol, measured rows only.
+
+Everything else that was measured stands in lab/all-results.md.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dim.evaluation.results import Row
+from dim.evaluation.table import format_accuracy, network_name
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.storage.atomic import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parents[2]
+SAME_GENERATOR = {"934011cc": "54731742", "065bf807": "201ea0c5"}
+"""Begin content ids of bundles that differ from one in the repository in the refinement of their fixed latents alone,
+and that bundle's: their rows of `stream`, which uses no fixed latents, are its rows."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One table and one chart of the page."""
+
+    name: str
+    """Of the dataset in the result files, and between the marks of the page."""
+    bundle: str
+    """Its folder, from the top of the repository."""
+    recipe: str
+    epochs: int
+    precision: str
+    archs: tuple[str, ...]
+    """Networks of the table, in its order; the first one is drawn."""
+
+
+SUMMARIES = (
+    Summary("mnist", "runtime/shipped/mnist.dim", "onecycle-0.12-smooth-0.1", 1000, "bf16", ("convnet3",)),
+    Summary("cifar10-jpeg", "bundles/cifar10-jpeg.dim", "condensation", 1000, "bf16", ("convnet3", "resnet18")),
+    Summary(
+        "cifar10-jpeg-4", "bundles/cifar10-jpeg-4.dim", "condensation", 1000, "bf16", ("convnet3", "resnet18", "vgg11")
+    ),
+)
+_COLUMNS = (
+    ("`fixed`", "fixed", "generated"),
+    ("real, as many", "fixed", "real"),
+    ("`stream`", "stream", "generated"),
+    ("real, equal steps", "stream", "real"),
+    ("real, equal bytes", "stream", "real, equal bytes"),
+)
+"""Heading, mode and subject of every column that holds an accuracy."""
+
+
+def choose_rows(summary: Summary, rows: Sequence[Row]) -> dict[tuple[str, int, str, str], Row]:
+    """Choose what a table shows: rows of its protocol, and generated ones only from the bundle in the repository.
+
+    Args:
+        summary: the table.
+        rows: of all result files.
+
+    Returns:
+        the rows by network, images per class, mode and subject; where two files have a row, that of more seeds.
+    """
+    content_id = load_manifest(ROOT / summary.bundle).content_id
+    found: dict[tuple[str, int, str, str], Row] = {}
+    for row in rows:
+        settings = (row["data"], row["recipe"], row["epochs"], row["precision"], row["width"], row["labels"])
+        if settings != (summary.name, summary.recipe, summary.epochs, summary.precision, None, "hard"):
+            continue
+        same = row["mode"] == "stream" and SAME_GENERATOR.get(row["content_id"][:8]) == content_id[:8]
+        if row["arch"] not in summary.archs or row["content_id"] not in ("", content_id) and not same:
+            continue
+        key = (row["arch"], row["ipc"], row["mode"], row["subject"])
+        if key not in found or len(found[key]["seeds"]) < len(row["seeds"]):
+            found[key] = row
+    return found
+
+
+def render_table(summary: Summary, rows: Sequence[Row]) -> str:
+    """Write the table of a dataset; a column or row without a measured figure is left out."""
+    found = choose_rows(summary, rows)
+    columns = [column for column in _COLUMNS if any(key[2:] == column[1:] for key in found)]
+    pairs = sorted(
+        {key[:2] for key in found if key[2] != "whole"}, key=lambda pair: (summary.archs.index(pair[0]), pair)
+    )
+    lines = [
+        "| network | images per class | " + " | ".join(heading for heading, _, _ in columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
+    ]
+    for arch, ipc in pairs:
+        cells = [found.get((arch, ipc, mode, subject)) for _, mode, subject in columns]
+        texts = [format_accuracy(row) if row else "" for row in cells]
+        lines.append(f"| {network_name(arch, None)} | {ipc} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def write_summaries(page: str, rows: Sequence[Row]) -> str:
+    """Put every table between its marks into the page.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
+    for summary in SUMMARIES:
+        begin, end = f"<!-- {summary.name} begins -->", f"<!-- {summary.name} ends -->"
+        before, middle, rest = page.partition(begin)
+        _, last, after = rest.partition(end)
+        if not middle or not last:
+            raise ValueError(f"The page of results lacks the mark {begin} or {end}.")
+        page = f"{before}{begin}\n\n{render_table(summary, rows)}\n\n{end}{after}"
+    return page
+
+
+def draw_summary(summary: Summary, rows: Sequence[Row], path: Path) -> None:
+    """Draw accuracy over images per class, generated and real, one panel per mode, as a PNG."""
+    from matplotlib.figure import Figure
+
+    found = choose_rows(summary, rows)
+    figure = Figure(figsize=(8, 3.2), layout="constrained", dpi=120)
+    for axis, mode in zip(figure.subplots(1, 2, sharey=True), ("fixed", "stream"), strict=True):
+        for subject, colour in (("real", "#7f8c9b"), ("generated", "#d1495b")):
+            _draw_curve(axis, found, (summary.archs[0], mode, subject), colour)
+        axis.set_xscale("log")
+        axis.set_xticks([1, 10, 50], ["1", "10", "50"])
+        axis.minorticks_off()
+        axis.set_xlim(0.8, 160)
+        axis.set_title({"fixed": "one set, shown again and again", "stream": "fresh images in every epoch"}[mode])
+        axis.set_xlabel("images per class" + " and epoch" * (mode == "stream"))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("test accuracy, %")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())
+
+
+def _draw_curve(
+    axis: Axes, found: Mapping[tuple[str, int, str, str], Row], key: tuple[str, str, str], colour: str
+) -> None:
+    """Draw one network's rows of a mode and subject as a line with its name at the end."""
+    arch, mode, subject = key
+    points: list[tuple[Any, ...]] = sorted(
+        (ipc, row["accuracy_mean"], row["accuracy_std"] or 0.0)
+        for (of, ipc, in_mode, name), row in found.items()
+        if (of, in_mode, name) == (arch, mode, subject)
+    )
+    if points:
+        ipcs, means, deviations = zip(*points, strict=True)
+        axis.errorbar(ipcs, means, deviations, color=colour, marker="o", capsize=3)
+        other = found.get((arch, ipcs[-1], mode, {"real": "generated"}.get(subject, "real")))
+        up = 5 if other is None or other["accuracy_mean"] < means[-1] else -5  # names of close lines stay apart
+        axis.annotate(subject, (ipcs[-1], means[-1]), (8, up), textcoords="offset points", va="center", color=colour)
