@@ -1,4 +1,4 @@
-"""The page of the sampling contract: its program and the library give the test vectors, of which JavaScript is tested too."""
+"""The page of the sampling contract: its program and the library give the test vectors; JavaScript has tests too."""
 
 import json
 import re
