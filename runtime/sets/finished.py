@@ -1,7 +1,7 @@
 """Which parts of a set are finished: the record fits the plan, the files are there and, where asked, fit their hash.
 
-Sizes are looked at for every part, which costs nothing. Hashes are for the newest parts of a set that is resumed, the
-ones that a power cut may have reached, and for all of them where the caller asks.
+In a folder the sizes of every part are looked at, which costs nothing. Hashes are for the newest parts of a set that is
+resumed, the ones that a power cut may have reached, and for all of them where the caller asks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,8 +16,12 @@ from dim.runtime.storage.local_store import LocalStore, Store, make_altered_erro
 from dim.runtime.storage.object_store import is_remote
 from dim.runtime.storage.place import open_store
 
+FILES_AT_ONCE = 256
+"""Image files of which the hashes are asked for together."""
 NEWEST_BYTES = 2**28
 """Files of the newest finished parts that are always hashed, together; at least one part."""
+NEWEST_OBJECT_BYTES = 2**26
+"""The same in an object store, from which they are fetched."""
 
 
 def is_part_there(store: Store, plan: Plan, record: PartRecord) -> bool:
@@ -73,7 +77,10 @@ def list_altered_parts(store: Store, plan: Plan, records: Iterable[PartRecord], 
         store: the set's place.
         plan: its plan.
         records: finished parts, in order.
-        every: all of them; otherwise the newest of a local set, and none in an object store, which keeps its own sums.
+        every: all of them; otherwise the newest.
+
+    Returns:
+        the parts of which a file went missing, or an image differs.
 
     Raises:
         OutputError: a file that has a hash of its own differs.
@@ -84,31 +91,36 @@ def list_altered_parts(store: Store, plan: Plan, records: Iterable[PartRecord], 
 def _choose(store: Store, records: list[PartRecord], every: bool) -> Iterator[PartRecord]:
     if every:
         yield from records
-    elif isinstance(store, LocalStore):
-        left = NEWEST_BYTES
-        for number, record in enumerate(reversed(records)):
-            if number and record.bytes > left:
-                return
-            left -= record.bytes
-            yield record
+        return
+    left = NEWEST_BYTES if isinstance(store, LocalStore) else NEWEST_OBJECT_BYTES
+    for number, record in enumerate(reversed(records)):
+        if number and record.bytes > left:
+            return
+        left -= record.bytes
+        yield record
 
 
 def _is_unaltered(store: Store, plan: Plan, record: PartRecord) -> bool:
-    for entry in record.files:
-        if store.digest(entry.path) != entry.sha256:
+    if not record.files:
+        # Images are drawn again, which finds the file that differs.
+        return hash_image_files(store, plan, record) == record.sha256
+    digests = [store.digest(entry.path) for entry in record.files]
+    for entry, sha256 in zip(record.files, digests, strict=True):
+        if sha256 not in (None, entry.sha256):
             raise make_altered_error(store, entry.path)
-    # Images are drawn again, which finds the file that differs.
-    return bool(record.files) or hash_image_files(store, plan, record) == record.sha256
+    return None not in digests
 
 
 def hash_image_files(store: Store, plan: Plan, record: PartRecord) -> str | None:
     """Hash the files of a part whose record does not list them, or return None where one is missing."""
-    entries = []
-    for path in find_format(plan.format).files(plan, record.part):
-        sha256 = store.digest(path)
-        if sha256 is None:
-            return None
-        entries.append(FileEntry(path=path, bytes=0, sha256=sha256))
+    paths = list(find_format(plan.format).files(plan, record.part))
+    entries: list[FileEntry] = []
+    for start in range(0, len(paths), FILES_AT_ONCE):
+        some = paths[start : start + FILES_AT_ONCE]
+        for path, sha256 in zip(some, store.digest_small(some), strict=True):
+            if sha256 is None:
+                return None
+            entries.append(FileEntry(path=path, bytes=0, sha256=sha256))
     return make_record(record.part, record.images, entries).sha256
 
 

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,9 @@ class Store(Protocol):
 
     def digest(self, name: str) -> str | None:
         """Return the SHA-256 of an object, in hexadecimal digits, or None where there is none."""
+
+    def digest_small(self, names: Sequence[str]) -> list[str | None]:
+        """Do the same for many small objects."""
 
     def publish(self, made: str, name: str, sha256: str) -> None:
         """Give a finished file in the making its final name; one of that name with the same SHA-256 stays untouched.
@@ -107,6 +110,9 @@ class LocalStore:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def digest_small(self, names: Sequence[str]) -> list[str | None]:
+        return [self.digest(name) for name in names]
 
     def put(self, name: str, data: bytes, durable: bool = False) -> None:
         made = name.replace("/", "-") + ".new"

@@ -25,6 +25,7 @@ _NO_CREDENTIALS = {
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
     "DefaultCredentialsError",
+    "RefreshError",
 }
 
 
@@ -101,7 +102,7 @@ def lacks_credentials(error: BaseException | None) -> bool:
 def explain_missing_credentials(url: str) -> str:
     """Say in words how to give the credentials that a store asks for and did not find."""
     how = _CREDENTIALS.get(url.partition("://")[0], "see the manual of the store")
-    return f"{url} needs credentials and none were found: {how}."
+    return f"{url} needs credentials and no valid ones were found: {how}."
 
 
 def explain_failure(error: Exception, url: str) -> OutputError:

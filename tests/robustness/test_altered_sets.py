@@ -145,12 +145,26 @@ def test_half_made_files_are_made_again(bundle: Bundle, tmp_path: Path, format: 
     assert tree(out) == tree(tmp_path / "whole")
 
 
-def test_objects_are_hashed_where_it_is_asked_for(bundle: Bundle) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_newest_objects_are_hashed_always_and_all_with_check(
+    bundle: Bundle, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fsspec = pytest.importorskip("fsspec")
-    place, memory = "memory://altered/set", fsspec.filesystem("memory")
-    generate(bundle, place, counts=COUNTS, format="npy")
-    data = memory.cat_file("/altered/set/images.npy")
-    memory.pipe_file("/altered/set/images.npy", data[:-1] + bytes([data[-1] ^ 1]))
-    assert generate(bundle, place, counts=COUNTS, format="npy").images_drawn == 0
-    with pytest.raises(OutputError, match=r"images\.npy is not what this set's plan draws"):
-        generate(bundle, place, counts=COUNTS, format="npy", check=True)
+    memory = fsspec.filesystem("memory")
+    place, root = f"memory://altered/{format}", f"/altered/{format}"
+    monkeypatch.setattr(finished, "NEWEST_OBJECT_BYTES", 1)
+    generate(bundle, place, counts=COUNTS, **cut(format))
+    whole = {path: memory.cat_file(path) for path in memory.find(root)}
+    oldest, newest = (sorted(memory.glob(f"{root}/{FILES[format][which]}"))[0] for which in (0, 1))
+    for path, check in ((newest, False), (newest, True), (oldest, True)):
+        memory.pipe_file(path, whole[path][:-1] + bytes([whole[path][-1] ^ 1]))
+        with pytest.raises(OutputError, match=rf"{path.rpartition('/')[2]} is not what this set's plan draws"):
+            generate(bundle, place, counts=COUNTS, check=check, **cut(format))
+        memory.pipe_file(path, whole[path])
+    if format != "imagefolder":  # whose images are one part here, which is the newest
+        memory.pipe_file(oldest, b"X")
+        assert generate(bundle, place, counts=COUNTS, **cut(format)).images_drawn == 0
+        memory.pipe_file(oldest, whole[oldest])
+    memory.rm_file(newest)  # what went missing is made again
+    assert generate(bundle, place, counts=COUNTS, **cut(format)).complete
+    assert {path: memory.cat_file(path) for path in memory.find(root)} == whole

@@ -149,7 +149,8 @@ def test_no_credentials_at_all(
         monkeypatch.setenv(name, str(tmp_path / "none"))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     how = (
-        "needs credentials and none were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run  aws configure."
+        "needs credentials and no valid ones were found: "
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run  aws configure."
     )
     for call in (generate, estimate_set):
         with pytest.raises(OutputError) as caught:
