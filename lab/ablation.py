@@ -13,7 +13,7 @@ takes (the processor's, or the wall's on a GPU), its networks and losses as publ
 earlier one ended; seeds are the outer loop, so an early end leaves whole columns. A variant that trains stage 1 and the
 pool as "everything" does takes them over, which gives what a run from scratch would, bit for bit on a CPU; their
 seconds count as if it had not. `results.json` holds all that was measured. With `--equal-seconds` it only works out how
-long the published recipe may be, for `lab/reproduce.py`.
+long the published recipe may be, for `lab/reproduce.py`. With `--seconds` it is the proving ground, `lab/proving.py`.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunErr
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage.atomic import replace_file
 from lab.pages.distilling import ablation_table
+from lab.proving import PROVING, prove, proving_table
 
 Clock = Callable[[], float]
 """Of the processor on a CPU, which other programs disturb least, else of the wall."""
@@ -183,6 +184,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and results")
     parser.add_argument("--data", default="mnist")
+    parser.add_argument(
+        "--seconds", type=float, help="the proving ground: seconds of the processor for each generator (lab/proving.py)"
+    )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("NAME", "FIELD=JSON"),
+        help="a row of your own for the proving ground, and what it changes",
+    )
     parser.add_argument("--size", type=int, help="side in pixels; the dataset's own if left out")
     parser.add_argument("--preset", default="small", choices=("tiny", "small", "best"))
     parser.add_argument("--full", action="store_true", help="as long as the preset is, not shortened for a CPU")
@@ -191,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", help="variants, with commas")
     parser.add_argument("--seeds", type=int, default=2, help="generators per row")
-    parser.add_argument("--students", type=int, default=3, help="per generator")
-    parser.add_argument("--epochs", type=int, default=300, help="of a student: ten images per class each")
+    parser.add_argument("--students", type=int, help="per generator; 3, on the proving ground 2")
+    parser.add_argument("--epochs", type=int, help="of a student: ten images per class each; 300, or 500 there")
     parser.add_argument("--width", type=int, default=32, help="of a student")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="change every variant alike")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "gpu"))
@@ -205,6 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="print the options with which `dim distill --preset paper` takes about so long here, and measure nothing",
     )
     options = parser.parse_args(arguments)
+    proving = options.seconds is not None
+    options.students = options.students or (2 if proving else 3)
+    options.epochs = options.epochs or (500 if proving else 300)
     torch.set_num_threads(options.threads)
     if options.equal_seconds is not None:
         data = load_data(options.data, DataOptions(size=options.size))
@@ -213,6 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--steps {config.stage1.steps} --matching-steps {config.stage2.steps} "
             f"--set pool.epoch_steps={config.pool.epoch_steps} --set compile=off"
         )
+        return 0
+    if proving:
+        if not options.table:
+            prove_variants(options)
+        print("\n".join(proving_table(options.out)))
         return 0
     if not options.table:
         measure(options, load(options))
@@ -227,15 +247,48 @@ def load(options: argparse.Namespace) -> ImageSet:
     return replace(split_holdout(data), name=data.name) if options.holdout else data
 
 
-def measure(options: argparse.Namespace, data: ImageSet) -> None:
-    """Distil and evaluate what has no result yet; rewrite `results.json` after each."""
-    changed = {k: json.loads(v) for k, v in (text.split("=", 1) for text in options.set)}
-    common = (QUIET if options.full else BASE) | {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
-    variants = list_variants(options, data, common)
-    names = options.only.split(",") if options.only else list(variants)
+def parse_changes(entries: Sequence[str]) -> dict[str, Any]:
+    """Read `FIELD=JSON` entries."""
+    changed = {k: json.loads(v) for k, v in (text.split("=", 1) for text in entries)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
+
+
+def choose_names(options: argparse.Namespace, variants: Mapping[str, Any], others: Sequence[str] = ()) -> list[str]:
+    """Read `--only`; without it, `others` if there are any, else every row."""
+    names = options.only.split(",") if options.only else list(others or variants)
     for name in names:
         if name not in variants:
             sys.exit(f"--only names {name!r}; the rows of this preset are {', '.join(variants)}.")
+    return names
+
+
+def prove_variants(options: argparse.Namespace) -> None:
+    """Send rows to the proving ground: those of `--only`, and those that `--vary` adds."""
+    options.preset, options.full, options.holdout = "best", False, True
+    data, common = load(options), parse_changes(options.set)
+    variants = list_variants(options, data, {**PROVING, **common})
+    unfit = {"paper", "paper-narrow"}  # their own networks and lengths
+    variants = {name: row for name, row in variants.items() if name not in unfit}
+    for name, *entries in options.vary:
+        variants[name] = (f"`{'`, `'.join(entries)}`", parse_changes(entries))
+    names = choose_names(options, variants, [name for name, *_ in options.vary])
+    prove(
+        data,
+        {name: variants[name] for name in names},
+        out=options.out,
+        seconds=options.seconds,
+        seeds=options.seeds,
+        students=options.students,
+        epochs=options.epochs,
+        common=common,
+    )
+
+
+def measure(options: argparse.Namespace, data: ImageSet) -> None:
+    """Distil and evaluate what has no result yet; rewrite `results.json` after each."""
+    common = (QUIET if options.full else BASE) | parse_changes(options.set)
+    variants = list_variants(options, data, common)
+    names = choose_names(options, variants)
     refuse_another_setting(options, data, common)
     protocol = EvalProtocol(
         ipcs=(10,), width=options.width, seeds=tuple(range(options.students)), epochs=options.epochs

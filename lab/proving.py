@@ -1,0 +1,325 @@
+"""The proving ground: is a change of the recipe worth more than the noise, in half an hour of one core?
+
+    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base --seeds 4    # the noise
+    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base,r1
+    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary wide generator.width=48
+
+Every generator gets as many steps as fit into a time of the processor: networks half as wide as those of the preset
+`best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps
+are timed beside those of the unchanged recipe in turns, so that a busy machine slows both. What is measured on the
+hold-out: students by two recipes, on a stream of ten images per class and epoch, and `lab/image_measures.py`.
+
+Stop it at any time: the same command goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dim.config import DistillConfig
+from dim.data.image_set import ImageSet
+from dim.distillation.distill import distill
+from dim.export.run_files import read_run
+from dim.presets import preset
+from dim.runtime.errors import DivergedError
+from dim.runtime.storage.atomic import replace_file
+from lab.image_measures import Judge, compare_images, draw_stream, pick_real, take_balanced, teach, train_judge
+
+PROVING: dict[str, Any] = {
+    "generator.width": 32,
+    "generator.max_width": 128,
+    "discriminator.width": 32,
+    "discriminator.max_width": 128,
+    "stage1.batch_size": 64,
+    "stage2.batch_size": 64,
+    "stage1.adversarial.ema_halflife_kimg": 5.0,
+    "stage2.adversarial.ema_halflife_kimg": 5.0,
+    "pool.architectures": ("convnet3",),
+    "pool.width": 64,
+    "pool.ages": (100, 400, 1600),
+    "deployment.latent_stds": (),
+    "deployment.fixed_latents": 0,
+    "deployment.refine_steps": 0,
+    "checkpoint_steps": 200,
+    "grid_steps": 100_000,
+}
+"""What makes `best` a recipe for minutes of one core; fixed latents are judged elsewhere."""
+RECIPES = ("condensation", "default")
+"""The two recipes of students that differ most: steps of a constant rate, and one cycle."""
+IPC, WIDTH, COMPARED_PER_CLASS = 10, 64, 500
+TIMED_STEPS, ROUNDS = 32, 2
+_WINDOW = 8
+"""Steps whose mean is one time: the R1 penalty comes once in so many generator steps of `best`."""
+SAME_COST = 0.03
+"""A change whose steps cost as much as before within this part is not timed again: it gets as many steps."""
+
+Costs = dict[str, float]
+"""Seconds of the processor: of a step of `stage1`, of `stage2`, and of the whole `pool`."""
+Overrides = Mapping[str, Any]
+
+
+def prove(
+    data: ImageSet,
+    variants: Mapping[str, tuple[str, Overrides]],
+    *,
+    out: Path,
+    seconds: float,
+    seeds: int,
+    students: int,
+    epochs: int,
+    common: Overrides,
+) -> None:
+    """Distil, draw, compare and teach what has no row yet.
+
+    Args:
+        data: whose test split is the hold-out.
+        variants: by name, what a row says and the fields that it changes.
+        out: folder of runs, rows and `proving.json`.
+        seconds: of the processor, for one generator.
+        seeds: generators per variant; they are the outer loop.
+        students: per generator and recipe.
+        epochs: of a student.
+        common: fields that all variants change alike.
+    """
+    common = {**PROVING, **common}
+    setting = {"seconds": seconds, "epochs": epochs, "common": common, "fingerprint": data.fingerprint()}
+    _refuse_another_setting(out / "setting.json", json.loads(json.dumps(setting)))
+    judge = train_judge(data, out / "judge.safetensors")
+    _write_real(data, judge, out / "real.json", students, epochs)
+    for seed in range(seeds):
+        for name, (words, own) in variants.items():
+            path = out / "proved" / f"{name}-{seed}.json"
+            if path.exists():
+                continue
+            overrides = {**common, **own, "seed": seed}
+            steps = _fit_steps(data, name, overrides, common, out, seconds)
+            print(f"seed {seed}: {name}, {steps[0]} + {steps[1]} steps", file=sys.stderr, flush=True)
+            config = preset("best", data=data, overrides=overrides)
+            config = replace(config, stage1=replace(config.stage1, steps=steps[0]))
+            config = replace(config, stage2=replace(config.stage2, steps=steps[1]))
+            row: dict[str, Any] = {"variant": name, "words": words, "changes": own, "seed": seed, "steps": steps}
+            run = out / "runs" / f"{name}-{seed}"
+            try:
+                row["seconds"] = _distil(data, config, run)
+            except DivergedError as error:
+                row["failed"] = str(error)
+            else:
+                row |= _judge_run(data, judge, run, students, epochs)
+            row["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+            _write_json(path, row)
+
+
+def _refuse_another_setting(path: Path, setting: Mapping[str, Any]) -> None:
+    if not path.exists():
+        _write_json(path, setting)
+    elif (there := json.loads(path.read_text())) != setting:
+        differing = [field for field in setting if there.get(field) != setting[field]]
+        sys.exit(f"{path} was made with another {', '.join(differing)}: give another --out.")
+
+
+def _write_real(data: ImageSet, judge: Judge, path: Path, students: int, epochs: int) -> None:
+    """Teach by real images as many as a generator draws, and compare training with held-out images."""
+    if path.exists():
+        return
+    accuracies: dict[str, list[float]] = {recipe: [] for recipe in RECIPES}
+    for student in range(students):
+        images, labels = pick_real(data, IPC * epochs, student)
+        for recipe in RECIPES:
+            accuracies[recipe].append(
+                teach(data, images, labels, recipe=recipe, ipc=IPC, epochs=epochs, width=WIDTH, seed=student)
+            )
+    _write_json(
+        path,
+        {"variant": "real", "words": "real images", "seed": 0, **_compare(data, judge, images, labels), **accuracies},
+    )
+
+
+def _judge_run(data: ImageSet, judge: Judge, path: Path, students: int, epochs: int) -> dict[str, Any]:
+    """Draw a stream for every student; the first one is compared with held-out images as well."""
+    run = read_run(path)
+    shape = {"num_classes": len(run.classes), "per_class": IPC * epochs, "latent_dim": run.latent_dim}
+    found: dict[str, Any] = {recipe: [] for recipe in RECIPES}
+    for student in range(students):
+        images, labels = draw_stream(run.generator, run.latent_std, shape, seed=student)
+        if not student:
+            found |= _compare(data, judge, images, labels)
+        for recipe in RECIPES:
+            found[recipe].append(
+                teach(data, images, labels, recipe=recipe, ipc=IPC, epochs=epochs, width=WIDTH, seed=student)
+            )
+    return found
+
+
+def _compare(data: ImageSet, judge: Judge, images: Any, labels: Any) -> dict[str, float]:
+    """Compare a stream's first images with held-out ones."""
+    per_class = min(COMPARED_PER_CLASS, *(int((data.test_labels == k).sum()) for k in range(len(data.classes))))
+    real, fake = (
+        judge.look(*take_balanced(pixels, classes, per_class))
+        for pixels, classes in ((data.test_images, data.test_labels.astype("int64")), (images, labels))
+    )
+    return compare_images(real, fake)
+
+
+def _distil(data: ImageSet, config: DistillConfig, run: Path) -> float:
+    """Distil, or go on with it; returns the processor's seconds of all calls."""
+    spent = run.with_suffix(".seconds")
+    before, began, reports = float(spent.read_text()) if spent.exists() else 0.0, time.process_time(), 0
+    spent.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(what: str, done: float, total: float | None, words: str) -> None:
+        nonlocal reports
+        reports += 1
+        if not reports % 100:
+            spent.write_text(f"{before + time.process_time() - began:.1f}\n")
+
+    distill(data, config, run, resume=True, device="cpu", say=_say, progress=note)
+    total = before + time.process_time() - began
+    spent.write_text(f"{total:.1f}\n")
+    return round(total, 1)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fit_steps(
+    data: ImageSet, name: str, overrides: Overrides, common: Overrides, out: Path, seconds: float
+) -> tuple[int, int]:
+    """How many steps of the stages fit into a time; timed once per variant and kept in `OUT/steps`."""
+    path = out / "steps" / f"{name}.json"
+    if not path.exists():
+        base_path = out / "steps" / "base.json"
+        if name != "base" and not base_path.exists():
+            _fit_steps(data, "base", {**common, "seed": 0}, common, out, seconds)
+        whole = preset("best", data=data, overrides=overrides)
+        own, base = [], []
+        for _ in range(ROUNDS):
+            own.append(_time_steps(data, overrides, out / "timing"))
+            if name != "base":
+                base.append(_time_steps(data, {**common, "seed": 0}, out / "timing"))
+        costs = _medians(own)
+        if name != "base":
+            reference = json.loads(base_path.read_text())["costs"]
+            costs = scale_costs(costs, _medians(base), reference)
+        ratio = whole.stage2.steps / whole.stage1.steps
+        _write_json(path, {"costs": costs, "steps": count_steps(costs, ratio, seconds)})
+    stage1, stage2 = json.loads(path.read_text())["steps"]
+    return stage1, stage2
+
+
+def scale_costs(own: Costs, base: Costs, reference: Costs) -> Costs:
+    """What steps of a variant cost when the unchanged recipe's cost what they did when they were first timed.
+
+    Args:
+        own, base: timed in turns.
+        reference: of the unchanged recipe, from the first time.
+    """
+    scaled = {}
+    for part, cost in own.items():
+        relative = cost / base[part] if base[part] else 1.0
+        scaled[part] = reference[part] * (1.0 if abs(relative - 1) < SAME_COST else relative)
+    return scaled
+
+
+def count_steps(costs: Costs, ratio: float, seconds: float) -> tuple[int, int]:
+    """How many steps of stage 1, and `ratio` times as many of stage 2, fit into a time."""
+    pool = costs["pool"] if ratio else 0.0
+    stage1 = max(1, int(max(0.0, seconds - pool) / (costs["stage1"] + ratio * costs["stage2"])))
+    return stage1, round(ratio * stage1)
+
+
+def _medians(rounds: Sequence[Costs]) -> Costs:
+    return {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
+
+
+def _time_steps(data: ImageSet, overrides: Overrides, folder: Path) -> Costs:
+    """Run a few steps of everything and take the processor's time of each."""
+    whole = preset("best", data=data, overrides=overrides)
+    ages = tuple(_WINDOW * (age + 1) for age in range(len(whole.pool.ages)))
+    short = {f"stage{k}.steps": TIMED_STEPS for k in (1, 2)} | {"pool.ages": ages, "checkpoint_steps": 100_000}
+    # Compiled or not as the whole run's pool is, whose ages decide.
+    config = preset("best", data=data, overrides={**overrides, **short, "compile": "on" if _compiles(whole) else "off"})
+    marks: dict[str, list[float]] = {}
+
+    def mark(what: str, done: float, total: float | None, words: str) -> None:
+        marks.setdefault(what, []).append(time.process_time())
+
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        distill(data, config, folder, device="cpu", say=lambda line: None, progress=mark)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    pool_steps = [b - a for a, b in zip(marks["pool"], marks["pool"][1:], strict=False)]
+    archs = len(whole.pool.architectures)
+    each = [pool_steps[k * ages[-1] : (k + 1) * ages[-1] - 1] for k in range(archs)]
+    return {
+        "stage1": _median_step(marks["stage1"]),
+        "stage2": _median_step(marks["stage2"]),
+        "pool": sum(statistics.median(steps) for steps in each) * whole.pool.ages[-1],
+    }
+
+
+def _compiles(config: DistillConfig) -> bool:
+    from dim.distillation.pool import wants_compiling
+
+    return config.compile != "off" and wants_compiling(config)
+
+
+def _median_step(marks: Sequence[float]) -> float:
+    """The median over windows of the mean time of a step; the first window pays for what a process does once."""
+    windows = [(marks[i + _WINDOW] - marks[i]) / _WINDOW for i in range(0, len(marks) - _WINDOW, _WINDOW)]
+    return statistics.median(windows[1:] or windows)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float], str]] = {
+    "condensation": ("`condensation`", lambda row: statistics.fmean(row["condensation"]), ".2f"),
+    "default": ("one cycle", lambda row: statistics.fmean(row["default"]), ".2f"),
+    "energy_distance": ("energy distance", lambda row: float(row["energy_distance"]), ".4f"),
+    "feature_distance": ("FD", lambda row: float(row["feature_distance"]), ".2f"),
+    "precision": ("precision", lambda row: float(row["precision"]), ".3f"),
+    "recall": ("recall", lambda row: float(row["recall"]), ".3f"),
+    "coverage": ("coverage", lambda row: float(row["coverage"]), ".3f"),
+    "recognised": ("recognised", lambda row: float(row["recognised"]), ".3f"),
+    "certainty": ("certainty", lambda row: float(row["certainty"]), ".3f"),
+}
+"""Of the table: its title, the value of one generator, and how it is written."""
+
+
+def proving_table(out: Path) -> list[str]:
+    """Write what the folder holds as Markdown: means over generators, with the deviation of one generator.
+
+    Args:
+        out: of `prove`.
+    """
+    rows = [json.loads(path.read_text()) for path in sorted((out / "proved").glob("*.json"))]
+    if (out / "real.json").exists():
+        rows.insert(0, json.loads((out / "real.json").read_text()))
+    titles = [title for title, _, _ in COLUMNS.values()]
+    lines = [f"| variant | {' | '.join(titles)} | generators | steps |", "|---" + "|---:" * (len(titles) + 2) + "|"]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name]
+        measured = [row for row in mine if "failed" not in row]
+        if not measured:
+            lines.append(f"| {mine[0]['words']} | {mine[0]['failed']} |")
+            continue
+        cells = []
+        for _, value, form in COLUMNS.values():
+            values = [value(row) for row in measured]
+            spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):{form}}{spread}")
+        steps = " + ".join(map(str, measured[0].get("steps", []))) or "-"
+        lines.append(f"| {mine[0]['words']} | {' | '.join(cells)} | {len(measured)} of {len(mine)} | {steps} |")
+    return lines
