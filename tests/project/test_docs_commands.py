@@ -1,36 +1,97 @@
-"""The commands of the documentation's pages that need no training, no network and no GPU run as they stand."""
+"""Every command of the documentation runs, page by page and in the page's order.
 
+What is trained is shortened by options that are added; everything else stays as a reader types it.
+"""
+
+import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from cli_tools import dim
-from doc_pages import PAGES, commands_of
+from data_samples import class_folders, write_folder, write_mnist, zipped
+from doc_pages import PAGES, ROOT, commands_of, shell_lines_of
+from quick_runs import QUICK
 from tiny_bundle import build_tiny_bundle
 
-CHEAP = re.compile(r"dim (generate|inspect|verify|doctor)\b(?!.*(--ray|s3://|--engine|--device|\$))")
-DAYS = re.compile(r"--total \d{6,}(?!.*--dry-run)")
-COMMANDS = [
-    pytest.param(line, id=f"{path.name}-{number}")
-    for path in PAGES
-    if path.name != "cli.md"
-    for number, line in enumerate(commands_of(path.read_text()))
-    if CHEAP.match(line) and not DAYS.search(line)
-]
+NOT_HERE = {
+    r"--ray\b": "takes seconds to start a cluster; tests/sets/test_ray.py does",
+    r"(s3|gs)://": "tests/storage has an object store",
+    r"--engine tensorrt|--format (trt|rtx)": "needs an NVIDIA library; tests/trt",
+    r"--precision bf16": "needs a processor with bf16",
+    r"\$": "variables of a scheduler",
+    r"--total \d{6,}(?!.*--dry-run)": "takes long",
+}
+"""Commands that are not run, and why; their options are checked in test_cli_docs.py."""
+OTHER_PROGRAMS = (
+    r"pip install |pip-audit |make |git clone |docker (build|run) |dim --",
+    r"python (examples|benchmarks)/\w+\.py|python -m lab\.",
+)
+"""Lines of shell blocks that are no commands of dim. tests/project/test_examples.py runs the examples."""
+QUICKER = QUICK | {"generator.max_width": 48, "checkpoint_steps": 100, "deployment.refine_steps": 1}
+SHORT_RUN = [f"--set={name}={json.dumps(value)}" for name, value in QUICKER.items() if not name.endswith(".steps")]
+SHORTER = {
+    "distill": (SHORT_RUN, ["--steps", "4", "--matching-steps", "2", "--threads", "1", "--replay-ipc", "20"]),
+    "eval": ([], ["--width", "8", "--epochs", "1", "--seeds", "1", "--ipc", "1", "--arch", "mlp", "--threads", "1"]),
+    "bench": ([], ["--batch", "1", "--rounds", "1", "--seconds", "0.01", "--no-search", "--no-torch"]),
+}
+"""Options put before and behind those of a command; of an option given twice the last one counts."""
+
+
+def stays_out(line: str) -> bool:
+    return any(re.search(pattern, line) for pattern in NOT_HERE)
+
+
+def shorten(line: str) -> list[str]:
+    """Turn a command into its words, with the options that shorten it."""
+    _, command, *options = shlex.split(line)
+    before, behind = SHORTER.get(command, ([], []))
+    return [command, *before, *options, *behind]
+
+
+def prepare(folder: Path, lines: list[str]) -> dict[str, str]:
+    """Make what a page's readers have; returns the environment."""
+    bundle = build_tiny_bundle(folder / "mnist.dim", classes=tuple("0123456789"))
+    build_tiny_bundle(folder / "mnist-0-4.dim", classes=tuple("01234"), image_px=28)
+    for name in ("digits", "mnist"):
+        if not any(re.match(rf"dim distill .*--out runs/{name}\b", line) for line in lines):
+            (folder / "runs" / name).mkdir(parents=True)
+            (folder / "runs" / name / f"{name}.dim").symlink_to(bundle)
+    photos = class_folders(train=12, test=4, size=12)
+    if not any("generate" in line and "--out photos/" in line for line in lines):
+        write_folder(folder / "photos", photos)
+    (folder / "photos.zip").write_bytes(zipped(photos))
+    write_folder(folder / "digits-5-9", class_folders(classes="56789", train=12, test=4, size=28, channels=1))
+    (folder / "official").mkdir()
+    write_mnist(folder / "official", num_train=60, num_test=20)
+    return {"DIM_BUNDLE": str(bundle), "DIM_DATA": str(folder / "official")}
+
+
+WITH_COMMANDS = [path for path in PAGES if any(not stays_out(line) for line in commands_of(path.read_text()))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", COMMANDS)
-def test_the_command_runs(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = build_tiny_bundle(tmp_path / "mnist.dim", classes=tuple("0123456789"))
-    for name in ("digits", "mnist"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / f"{name}.dim").symlink_to(bundle)
-    monkeypatch.setenv("DIM_BUNDLE", str(bundle))
+@pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_of_the_page_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for line in commands_of(path.read_text()) if not stays_out(line)]
+    environment: Mapping[str, str] = prepare(tmp_path, lines)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    result = dim(*line.split()[1:])
-    assert result.code == 0, result.err
+    for line in lines:
+        result = dim(*shorten(line))
+        assert result.code == 0, f"{line}\n{result.err}"
 
 
-def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 10
+def test_every_line_of_a_shell_block_is_known() -> None:
+    for path in PAGES:
+        for line in shell_lines_of(path.read_text()):
+            assert re.match("|".join((r"dim [a-z]", *OTHER_PROGRAMS)), line), f"{path.name}: {line}"
+
+
+def test_no_reason_outlives_its_command() -> None:
+    lines = [line for path in PAGES for line in commands_of(path.read_text())]
+    assert [pattern for pattern in NOT_HERE if not any(re.search(pattern, line) for line in lines)] == []
+    assert sum(not stays_out(line) for line in lines) >= 40
