@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MAX_MEAN_WORDS = 20
 MAX_WORDS = 40
-_ITEM = re.compile(r"\s*(?:[-*+]|\d\.)\s+")
+_ITEM = re.compile(r"^\s*(?:[-*+]|\d\.)\s+")
 _END = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[\"'(*_`\[]*[A-Z0-9`])")
 _SHORT = re.compile(r"\b(e\.g|i\.e|cf|vs|al|Fig|Sec)\.")
 
@@ -29,8 +29,12 @@ def split_blocks(text: str) -> Iterator[tuple[bool, str]]:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"^[ ]*(```|~~~).*?^[ ]*\1[ ]*$", "\n", text, flags=re.DOTALL | re.MULTILINE)
     block: list[str] = []
+    blank = True
     for line in [*text.splitlines(), ""]:
         bare = line.strip()
+        if line.startswith("    ") and not block and blank and not _ITEM.match(line):
+            continue  # code by its indent
+        blank = not bare or bare.startswith("#")
         begins = not bare or bare.startswith(("#", "|", ":::", "!!!", "<")) or _ITEM.match(line)
         if begins and block:
             yield True, " ".join(block)

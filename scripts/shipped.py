@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "shipped.md"
 HEAD = """# Shipped bundles
 
-This page is written by `scripts/shipped.py` from the bundles under `runtime/shipped/`, which come with the package, and
-under `bundles/`, which lie beside it in the repository and are too large for a wheel; a test compares them with it, so
-no bundle changes without a change here. `manifest_sha256` covers every byte of a bundle, `content_id` what it draws.
-`dim verify` checks an installed bundle against its own manifest, `dim inspect` prints both hashes, and
-`--sha256 MANIFEST_SHA256` refuses any other bundle.
+This page is written by `scripts/shipped.py`. The bundles under `runtime/shipped/` come with the package. Those under
+`bundles/` lie beside it in the repository, because they are too large for a wheel. A test compares them with this page,
+so no bundle changes without a change here.
+
+`manifest_sha256` covers every byte of a bundle, `content_id` what it draws. `dim verify` checks a bundle against its
+own manifest, and `dim inspect --all` prints both hashes. `--sha256 MANIFEST_SHA256` refuses any other bundle.
 """
 
 
