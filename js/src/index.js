@@ -1,0 +1,7 @@
+/** Draws training sets from a dim bundle. */
+
+export { Bundle, fromUrl, openBundle } from "./bundle.js";
+export { BundleError, parseManifest } from "./manifest.js";
+export { readNpz } from "./npz.js";
+export { orderSet, orderStream, resolveCounts } from "./order.js";
+export { boxMuller, drawLatents, permute, philox, splitSeed } from "./philox.js";
