@@ -71,6 +71,9 @@ def _print_facts(facts: "BundleFacts") -> None:
     colours = "grey" if image.channels == 1 else "colour"
     extras = [f"latents for fixed sets of up to {facts.fixed_latents} per class"] if facts.fixed_latents else []
     extras += ["a teacher for soft labels"] if facts.teacher else []
+    if facts.candidates:
+        share = facts.accepted / (facts.candidates * len(facts.classes))
+        extras.append(f"the {share:.0%} of {facts.candidates:,} candidates per class that a classifier was surest of")
     rows = {
         "name": facts.name,
         "classes": _shorten(facts.classes),

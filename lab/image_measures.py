@@ -30,6 +30,7 @@ from dim.students.train import Batch, Normalizer, StudentSpec, choose_precision,
 CPU = torch.device("cpu")
 NEIGHBOURS = 5
 """k of precision, recall, density and coverage (Naeem et al. 2020, arXiv 2002.09797)."""
+JUDGE_WIDTH, JUDGE_STEPS = 64, 2500
 _ROWS = 500
 
 Images = NDArray[np.uint8]
@@ -81,19 +82,17 @@ def describe_student(data: ImageSet, recipe: str, width: int) -> StudentSpec:
     )
 
 
-def train_judge(data: ImageSet, path: Path, *, width: int = 64, steps: int = 2500) -> Judge:
-    """Train a judge on the training split, or read the one at `path`.
+def train_judge(data: ImageSet, path: Path) -> Judge:
+    """Train a judge on the training split by the recipe `default`, or read the one at `path`.
 
     Args:
         data: the images; its test split is not read.
         path: a file of weights, written where it is missing.
-        width: of the ConvNet-3.
-        steps: by the recipe `default`.
     """
-    spec = describe_student(data, "default", width)
+    spec = describe_student(data, "default", JUDGE_WIDTH)
     normalize = Normalizer(spec.mean, spec.std, CPU)
     if path.exists():
-        judge = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, width)
+        judge = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, JUDGE_WIDTH)
         judge.load_state_dict(read_tensors(path))
         return Judge(judge.eval(), normalize)
     pixels = torch.from_numpy(data.train_images).permute(0, 3, 1, 2)
@@ -105,7 +104,7 @@ def train_judge(data: ImageSet, path: Path, *, width: int = 64, steps: int = 250
             rows = torch.randint(0, len(labels), (spec.recipe.batch_size,), generator=generator)
             yield pixels[rows], labels[rows], None
 
-    judge, _ = train_student(spec, batches(), steps, seed=2026, device=CPU)
+    judge, _ = train_student(spec, batches(), JUDGE_STEPS, seed=2026, device=CPU)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, judge.state_dict())
     return Judge(judge, normalize)

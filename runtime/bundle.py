@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted
 from dim.runtime.bundle_format.describe import describe_html, describe_line
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import FIXED_LATENTS
+from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
 from dim.runtime.engines.shared import SharedEngine
 from dim.runtime.errors import BadValueError, BundleError, printable
 from dim.runtime.messages import say_to_log
+from dim.runtime.sampling.accepted import AcceptedCandidates, draw_accepted_latents
 from dim.runtime.sampling.counts import resolve_counts
 from dim.runtime.sampling.labels import Labels, count_within_classes, find_label, resolve_labels, select_labels
 from dim.runtime.sampling.latents import check_row, draw_latents, index_major_order
@@ -112,6 +114,7 @@ class Bundle:
             self.path, partial(open_engine, self.path, self.manifest, self.engine_options, say=say)
         )
         self._optimised: NDArray[np.float32] | None = None
+        self._accepted: AcceptedCandidates | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -161,7 +164,11 @@ class Bundle:
         labels_N, indices_N = self._check_samples(labels, indices)
         manifest = self.manifest
         optimised = self._optimised_latents(use)
-        drawn = draw_latents(seed, labels_N, indices_N, manifest.latent_dim, manifest.latent_std)
+        shape = manifest.latent_dim, manifest.latent_std
+        if (accepted := self.accepted_candidates) is not None:
+            drawn = draw_accepted_latents(accepted, seed, labels_N, indices_N, *shape)
+        else:
+            drawn = draw_latents(seed, labels_N, indices_N, *shape)
         if optimised is not None:
             inside = indices_N < optimised.shape[1]
             drawn[inside] = optimised[labels_N[inside], indices_N[inside]]
@@ -356,6 +363,18 @@ class Bundle:
         if len(labels_N) != len(indices_N):
             raise BadValueError(f"There are {len(labels_N)} labels and {len(indices_N)} indices; give one per label.")
         return labels_N, indices_N
+
+    @property
+    def accepted_candidates(self) -> AcceptedCandidates | None:
+        """The candidates that samples are, in a bundle of sampling version 2; None in one of version 1.
+
+        Raises:
+            BundleError: the file was altered or is malformed.
+        """
+        if self._accepted is None and ACCEPTED in self.manifest.files:
+            data = read_checked_file(self.path, self.manifest, ACCEPTED, max_bytes=MAX_ACCEPTED_BYTES)
+            self._accepted = read_accepted(data, self.manifest)
+        return self._accepted
 
     def count_fixed_latents(self) -> int:
         """Count the images of each class whose latents the bundle optimised for fixed sets; 0 where they are not used.

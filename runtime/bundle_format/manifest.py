@@ -1,8 +1,8 @@
 """The bundle's manifest, `manifest.json`, format version 1: what it holds, how it is written, how it is checked.
 
 Two hashes live in it. `manifest_sha256` covers the canonical form of everything else in the file. `content_id` covers
-only what decides which images are drawn: the canonical ONNX file, the classes, the sampling block and `latents.npz`;
-adding an engine, a precision or a measurement does not change it.
+only what decides which images are drawn: the canonical ONNX file, the classes, the sampling block, `latents.npz` and
+`accepted.bin`; adding an engine, a precision or a measurement does not change it.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dim.runtime.bundle_format.names import (
+    ACCEPTED,
     CANONICAL_ONNX,
     FIXED_LATENTS,
     FORMAT_VERSION,
@@ -31,7 +32,7 @@ from dim.runtime.bundle_format.schema import (
     check_text,
 )
 from dim.runtime.errors import BundleError
-from dim.runtime.sampling.philox import SAMPLING_VERSION
+from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
 
@@ -56,8 +57,8 @@ class SamplingInfo:
     """Latents per image."""
     latent_std: float
     """Their standard deviation."""
-    sampling_version: int = SAMPLING_VERSION
-    """Version of the sampling contract."""
+    sampling_version: int = PLAIN_SAMPLING
+    """Version of the sampling contract: 1, or 2 for samples that are accepted candidates (`accepted.bin`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,8 @@ class Manifest(BundleDescription):
         _check_ranges(self)
         _check_source(self)
         check_files(self.files)
+        if (self.sampling.sampling_version == FILTERED_SAMPLING) != (ACCEPTED in self.files):
+            raise BundleError(f"The manifest's sampling version 2 and the file {ACCEPTED} belong together.")
         check_sha256("manifest_sha256", self.manifest_sha256)
         check_sha256("content_id", self.content_id)
         if self.content_id != compute_content_id(self.classes, self.sampling, self.files):
@@ -174,8 +177,8 @@ class Manifest(BundleDescription):
 
 def _check_ranges(m: BundleDescription) -> None:
     """Check every field on its own, but for the source."""
-    if m.sampling.sampling_version != SAMPLING_VERSION:
-        raise FieldError("sampling.sampling_version", m.sampling.sampling_version, str(SAMPLING_VERSION))
+    if m.sampling.sampling_version not in (PLAIN_SAMPLING, FILTERED_SAMPLING):
+        raise FieldError("sampling.sampling_version", m.sampling.sampling_version, "1 or 2")
     check_text("name", m.name, MAX_CLASS_NAME_CHARS)
     check_text("created_by", m.created_by, MAX_TEXT_CHARS, may_be_empty=True)
     check_text("licence", m.licence, MAX_TEXT_CHARS, may_be_empty=True)
@@ -224,12 +227,14 @@ def compute_content_id(classes: tuple[str, ...], sampling: SamplingInfo, files: 
         64 hexadecimal digits.
     """
     latents = files.get(FIXED_LATENTS)
-    identity = {
+    identity: dict[str, Any] = {
         "classes": list(classes),
         "generator": files[CANONICAL_ONNX].sha256,
         "latents": latents.sha256 if latents else None,
         "sampling": to_plain(sampling),
     }
+    if (accepted := files.get(ACCEPTED)) is not None:
+        identity["accepted"] = accepted.sha256
     return hashlib.sha256(strict_json.write_canonical(identity)).hexdigest()
 
 
@@ -273,7 +278,7 @@ def parse_manifest(data: bytes) -> Manifest:
     block = parse_versioned(data, "The manifest", version=FORMAT_VERSION, max_bytes=MAX_MANIFEST_BYTES)
     if isinstance(sampling := block.get("sampling"), dict):
         found, maker = sampling.get("sampling_version"), block.get("created_by")
-        refuse_newer(found, "The manifest", version=SAMPLING_VERSION, what="sampling version", maker=maker)
+        refuse_newer(found, "The manifest", version=FILTERED_SAMPLING, what="sampling version", maker=maker)
     manifest = from_plain(Manifest, block, "The manifest")
     del block["manifest_sha256"]
     if _hash_block(block) != manifest.manifest_sha256:

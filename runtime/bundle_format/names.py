@@ -4,6 +4,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 CANONICAL_ONNX = "generator.fp32.onnx"
 FIXED_LATENTS = "latents.npz"
+ACCEPTED = "accepted.bin"
 TEACHER_ONNX = "teacher.onnx"
 PREVIEW = "preview.png"
 PRECISIONS = ("fp32", "fp16", "int8")

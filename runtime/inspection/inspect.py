@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted
 from dim.runtime.bundle_format.files import load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.bundle_format.manifest import ImageShape, SourceInfo
-from dim.runtime.bundle_format.names import FIXED_LATENTS, FORMAT_VERSION, TEACHER_ONNX
+from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, FORMAT_VERSION, TEACHER_ONNX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,10 @@ class BundleFacts:
     """Whether soft labels can be made."""
     fixed_latents: int
     """Images per class with optimised latents; 0 for none."""
+    candidates: int
+    """Candidates per class of which the surest ones were accepted; 0 where every index has latents of its own."""
+    accepted: int
+    """Candidates accepted, over all classes."""
     files: tuple[FileFacts, ...]
     """Every file, by path."""
     size_bytes: int
@@ -82,7 +87,7 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
         what it holds.
 
     Raises:
-        BundleError: no bundle there, or its manifest or `latents.npz` is altered or malformed.
+        BundleError: no bundle there, or its manifest, `latents.npz` or `accepted.bin` is altered or malformed.
     """
     path, _ = find_bundle(bundle)
     manifest = load_manifest(path)
@@ -90,6 +95,10 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
     if FIXED_LATENTS in manifest.files:
         data = read_checked_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
         optimised = read_fixed_latents(data, manifest).shape[1]
+    accepted = None
+    if ACCEPTED in manifest.files:
+        data = read_checked_file(path, manifest, ACCEPTED, max_bytes=MAX_ACCEPTED_BYTES)
+        accepted = read_accepted(data, manifest)
     files = sorted(manifest.files.items())
     return BundleFacts(
         path=str(path),
@@ -109,6 +118,8 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
         engines=tuple(name for name, _ in files if name.endswith(".engine")),
         teacher=TEACHER_ONNX in manifest.files,
         fixed_latents=optimised,
+        candidates=accepted.per_class if accepted else 0,
+        accepted=accepted.num_accepted if accepted else 0,
         files=tuple(FileFacts(path=name, sha256=file.sha256, size_bytes=file.size_bytes) for name, file in files),
         size_bytes=sum(file.size_bytes for _, file in files),
         accuracy=manifest.accuracy,

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.bundle import choose_rows_per_run
+from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted
 from dim.runtime.bundle_format.files import check_file_hash, list_unlisted_files, load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_contract, check_graph, teacher_contract
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
-from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
+from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.choose_engine import open_engine
 from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines import image_checks
@@ -178,7 +179,21 @@ class _Checks(_Rows):
                     lambda: read_fixed_latents(self.read(FIXED_LATENTS, MAX_LATENTS_BYTES), self.manifest),
                 )
             )
+        if ACCEPTED in self.manifest.files:
+            kept.append(self._check_accepted())
         return all(kept)
+
+    def _check_accepted(self) -> bool:
+        """Check the accepted candidates, and say how many there are."""
+        try:
+            accepted = read_accepted(self.read(ACCEPTED, MAX_ACCEPTED_BYTES), self.manifest)
+        except BundleError as error:
+            self.add(ACCEPTED, "candidates", False, str(error))
+            return False
+        least = int(np.diff(accepted.starts).min())
+        found = f"{least:,} or more of {accepted.per_class:,} accepted in every class"
+        self.add(ACCEPTED, "candidates", True, found, "1 or more")
+        return True
 
     def check_precisions(self) -> None:
         """Draw the same images in every precision and batch size, and look at them."""

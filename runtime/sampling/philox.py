@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from dim.runtime.errors import BadValueError
 
 STREAM_LATENTS, STREAM_ORDER, STREAM_FREE = 0, 1, 2
+STREAM_PLACES = 32
+"""The first of six streams that permute the accepted candidates of version 2."""
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -118,4 +120,5 @@ def stream_words(
     return philox4x32(split_seed(seed), counter).reshape(len(index_words), -1)[:, :num_words]
 
 
-SAMPLING_VERSION = 1
+PLAIN_SAMPLING, FILTERED_SAMPLING = 1, 2
+"""Versions of the sampling contract: every index has latents of its own; samples are accepted candidates."""

@@ -77,6 +77,8 @@ def test_the_proving_ground_from_the_command_line(
     monkeypatch.setattr(proving, "TIMED_STEPS", 16)
     monkeypatch.setattr(proving, "ROUNDS", 1)
     monkeypatch.setattr(proving, "WIDTH", 8)
+    monkeypatch.setattr(image_measures, "JUDGE_WIDTH", 8)
+    monkeypatch.setattr(image_measures, "JUDGE_STEPS", 20)
     monkeypatch.setattr(image_measures, "can_compile", lambda *_: False)
     line = ["--data", "digits", "--out", str(tmp_path), "--seconds", "1", "--students", "1", "--epochs", "4"]
     line += [word for field, value in SHRUNK.items() for word in ("--set", f"{field}={json.dumps(value)}")]
