@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dim.runtime.errors import BadValueError
 from dim.runtime.sampling.latents import check_row, draw_latents
-from dim.runtime.sampling.philox import STREAM_PLACES, philox4x32, split_seed
+from dim.runtime.sampling.philox import CHUNK, STREAM_PLACES, rounds_in_place, split_seed
 
 FEISTEL_ROUNDS = 6
 KEPT, FRESH = 24 / 25, 7 / 25
@@ -130,19 +130,22 @@ def permute_places(
         int64 [N].
     """
     key = split_seed(seed)
+    if len(positions) > CHUNK:  # what a pass holds stays in the processor's cache
+        parts = [slice(start, start + CHUNK) for start in range(0, len(positions), CHUNK)]
+        return np.concatenate([permute_places(seed, labels[p], rounds[p], positions[p], counts[p]) for p in parts])
     # Squares of numbers below 2**12 are exact in float64, so the root of one is, and every other root is rounded up.
     left_sizes = np.ceil(np.sqrt(counts.astype(np.float64))).astype(np.int64)
     right_sizes = -(-counts // left_sizes)
     places, rows = positions.copy(), np.arange(len(positions))
     while rows.size:
-        counter = np.empty((len(rows), 4), np.uint32)
-        counter[:, 2], counter[:, 3] = labels[rows], rounds[rows]
+        lanes, scratch = np.empty((4, len(rows)), np.uint64), np.empty((2, len(rows)), np.uint64)
         sizes = left_sizes[rows], right_sizes[rows]
         halves = list(np.divmod(places[rows], sizes[1]))
         for step in range(FEISTEL_ROUNDS):
             changed, fixed = step % 2, 1 - step % 2
-            counter[:, 0], counter[:, 1] = halves[fixed], STREAM_PLACES + step
-            halves[changed] = (halves[changed] + philox4x32(key, counter)[:, 0]) % sizes[changed]
+            lanes[0], lanes[1], lanes[2], lanes[3] = halves[fixed], STREAM_PLACES + step, labels[rows], rounds[rows]
+            rounds_in_place(key, lanes, scratch)
+            halves[changed] = (halves[changed] + lanes[0].astype(np.int64)) % sizes[changed]
         places[rows] = halves[0] * sizes[1] + halves[1]
         rows = rows[places[rows] >= counts[rows]]
     return places

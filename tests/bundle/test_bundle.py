@@ -25,10 +25,12 @@ from tiny_bundle import build_tiny_bundle
 import dim.runtime
 from dim.runtime import bundle as bundle_module
 from dim.runtime.bundle import Bundle, choose_rows_per_run, open_bundle
+from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.files import update_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.engines.fake import FakeEngine
 from dim.runtime.errors import BadValueError, BundleError, DimError
+from dim.runtime.sampling.accepted import draw_accepted_latents, list_accepted
 from dim.runtime.sampling.latents import draw_latents, index_major_order
 
 # `DIM_FLIPS=10000` for the long run.
@@ -99,6 +101,31 @@ def test_a_smaller_set_is_a_prefix_of_a_larger_one(opened: Bundle, seed: int, ip
         small = opened.sample(*index_major_order([ipc] * 3), seed=seed)
     large = opened.sample(*index_major_order([ipc + more] * 3), seed=seed)
     assert np.array_equal(large[: len(small)], small)
+
+
+def test_a_filtered_bundle_draws_accepted_candidates_in_every_use(tmp_path: Path) -> None:
+    accepted = np.random.default_rng(1).random((3, 16)) < 0.5
+    optimised = np.full((3, 2, 16), 0.5, np.float32)
+    extra = {"accepted.bin": write_accepted(8, accepted), "latents.npz": write_fixed_latents(optimised)}
+    path = build_tiny_bundle(tmp_path / "a.dim", extra_files=extra)
+    labels, indices = index_major_order([20] * 3)
+    with open_bundle(path, engine="fake") as bundle:
+        latents = bundle.latents(labels, indices, seed=5, use="stream")
+        assert np.array_equal(latents, draw_accepted_latents(list_accepted(8, accepted), 5, labels, indices, 16, 1.0))
+        fixed = bundle.latents(labels, indices, seed=5)
+        assert np.array_equal(fixed[indices >= 2], latents[indices >= 2]) and (fixed[indices < 2] == 0.5).all()
+        whole = bundle.arrays(ipc=20, seed=5)[0]
+        assert np.array_equal(bundle.arrays(ipc=7, seed=5)[0], whole[:21])
+        assert np.array_equal(bundle.arrays(ipc=13, seed=5, start=7)[0], whole[21:])
+        parts = [list(bundle.stream(4, 5, seed=5, epochs=3, shard=(i, 2))) for i in range(2)]
+        drawn = sorted(image.tobytes() for part in parts for images, _ in part for image in images)
+        everything = bundle.sample(labels[:36], indices[:36], 5, "stream")
+        assert drawn == sorted(image.tobytes() for image in everything)
+        again = pickle.loads(pickle.dumps(bundle))
+        assert np.array_equal(again.latents(labels, indices, 5), fixed)
+    path = build_tiny_bundle(tmp_path / "b.dim", extra_files={"accepted.bin": write_accepted(8, accepted)[:-1]})
+    with open_bundle(path, engine="fake") as bundle, pytest.raises(BundleError, match="that does not fit"):
+        bundle.sample([0])
 
 
 def test_uses_differ_only_where_there_are_optimised_latents(tmp_path: Path) -> None:

@@ -171,7 +171,10 @@ def test_content_id_ignores_what_does_not_draw() -> None:
         make(sampling=SamplingInfo(latent_dim=16, latent_std=1.0)),
         make(sampling=SamplingInfo(latent_dim=17, latent_std=1.25)),
     ]
-    assert len({manifest.content_id for manifest in changed} | {base}) == 6
+    filtered = SamplingInfo(latent_dim=16, latent_std=1.25, sampling_version=2)
+    files = {"generator.fp32.onnx": RECORD}
+    changed += [make(sampling=filtered, files=files | {"accepted.bin": record}) for record in (RECORD, other)]
+    assert len({manifest.content_id for manifest in changed} | {base}) == 8
 
 
 def test_newer_format_says_so() -> None:
@@ -217,8 +220,14 @@ def set_at(*path: Any) -> Callable[[dict[str, Any]], object]:
         (set_at("image", "height", 8.0), "image.height is 8.0; it must be an integer"),
         (set_at("image", "channels", 2), "image.channels is 2; it must be 1 or 3"),
         (
-            set_at("sampling", "sampling_version", 2),
-            r"has sampling version 2 and was made by a newer dim \(0.1.0\); this one reads version 1",
+            set_at("sampling", "sampling_version", 3),
+            r"has sampling version 3 and was made by a newer dim \(0.1.0\); this one reads version 2",
+        ),
+        (set_at("sampling", "sampling_version", 0), "sampling.sampling_version is 0; it must be 1 or 2"),
+        (set_at("sampling", "sampling_version", 2), "sampling version 2 and the file accepted.bin belong together"),
+        (
+            set_at("files", "accepted.bin", {"sha256": "ab" * 32, "size_bytes": 3}),
+            "sampling version 2 and the file accepted.bin belong together",
         ),
         (
             set_at("sampling", "latent_dim", 10**6),

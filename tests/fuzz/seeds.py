@@ -30,6 +30,7 @@ from data_samples import (  # noqa: E402
 from tiny_bundle import build_tiny_bundle, tiny_graph  # noqa: E402
 
 from dim.runtime.bundle import open_bundle  # noqa: E402
+from dim.runtime.bundle_format.accepted_file import write_accepted  # noqa: E402
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents  # noqa: E402
 from dim.runtime.set_formats.plan import FORMATS  # noqa: E402
 from dim.runtime.sets.generate import generate  # noqa: E402
@@ -86,6 +87,7 @@ def _bundle_seeds() -> dict[str, list[bytes]]:
         "graph": [tiny_graph(**options, precision=precision) for precision in ("fp32", "fp16", "int8")],
         "sidecar": [json.dumps(_SIDECAR).encode()],
         "dataset_json": sets,
+        "accepted": [write_accepted(7, np.arange(48).reshape(3, 16) % 3 > 0)],
         "fixed_latents": [write_fixed_latents(latents), npz(latents=latents), _npy(latents)],
     }
 

@@ -37,6 +37,7 @@ from dim.data.readers.cifar import BINARY_10, BINARY_100, PYTHON_10, read_cifar
 from dim.data.readers.folders import read_class_folders
 from dim.data.readers.idx import parse_idx
 from dim.data.readers.npz import read_npy, read_npz
+from dim.runtime.bundle_format.accepted_file import read_accepted
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
 from dim.runtime.bundle_format.graph_contract import generator_contract, parse_onnx
 from dim.runtime.bundle_format.graph_rules import check_model
@@ -199,8 +200,16 @@ def fixed_latents(data: bytes) -> None:
             assert latents.dtype == np.float32 and latents.shape[::2] == (3, 16) and np.isfinite(latents).all()
 
 
+def accepted(data: bytes) -> None:
+    """Which candidates a bundle accepted."""
+    with suppress(DimError):
+        found = read_accepted(data, _manifest())
+        assert len(found.starts) == 4 and (np.diff(found.starts) >= 1).all() and found.starts[-1] == len(found.numbers)
+        assert int(found.numbers.max()) < found.per_class
+
+
 _ALL = (idx, npy, npz, cifar, tar, archive, tree, image)
-_ALL += (manifest, graph, sidecar, dataset_json, fixed_latents)
+_ALL += (manifest, graph, sidecar, dataset_json, fixed_latents, accepted)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in _ALL}
 

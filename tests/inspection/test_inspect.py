@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_tools import dim
 from tiny_bundle import build_tiny_bundle
 
+from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.errors import BundleError
@@ -50,6 +52,8 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
         "engines": ["generator.fp32.trt.sm89.engine"],
         "teacher": True,
         "fixed_latents": 7,
+        "candidates": 0,
+        "accepted": 0,
         "accuracy": [],
         "distill_config": {"preset": "none"},
     }
@@ -58,6 +62,18 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
 def test_a_plain_bundle_has_nothing_extra(tiny_bundle: Path) -> None:
     described = inspect(tiny_bundle)
     assert (described.engines, described.teacher, described.fixed_latents) == ((), False, 0)
+
+
+def test_accepted_candidates_are_counted(tmp_path: Path) -> None:
+    accepted = np.arange(24).reshape(3, 8) % 4 > 0
+    path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"accepted.bin": write_accepted(1, accepted)})
+    described = inspect(path)
+    assert (described.sampling_version, described.candidates, described.accepted) == (2, 8, 18)
+    shown = dim("inspect", path, "--no-preview")
+    assert "the 75% of 8 candidates per class that a classifier was surest of" in " ".join(shown.out.split())
+    os.truncate(path / "accepted.bin", 10)
+    with pytest.raises(BundleError, match="was altered"):
+        inspect(path)
 
 
 def test_a_bundle_may_be_named_or_left_out() -> None:

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import build_tiny_bundle, tiny_graph
 
+from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.cores import find_bf16_instructions
@@ -105,6 +106,16 @@ def test_a_wrong_graph_is_named_and_not_run(tmp_path: Path) -> None:
 def test_wrong_latents_are_named(tmp_path: Path) -> None:
     path = build_tiny_bundle(tmp_path / "a.dim", extra_files={"latents.npz": b"x"})
     assert failed(verify(path)) == [("latents.npz", "array")]
+
+
+def test_accepted_candidates_are_checked(tmp_path: Path) -> None:
+    good = write_accepted(1, np.arange(24).reshape(3, 8) % 4 > 0)
+    report = verify(build_tiny_bundle(tmp_path / "a.dim", extra_files={"accepted.bin": good}))
+    assert report.ok
+    (row,) = [row for row in report.rows if row.check == "candidates"]
+    assert (row.subject, row.found) == ("accepted.bin", "6 or more of 8 accepted in every class")
+    bad = build_tiny_bundle(tmp_path / "b.dim", extra_files={"accepted.bin": good[:-1] + b"\0"})
+    assert failed(verify(bad)) == [("accepted.bin", "candidates")]
 
 
 def test_precisions_that_disagree_are_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dim.runs.record import read_run_record
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import parse_manifest
 from dim.runtime.errors import DimError
-from dim.runtime.sampling.philox import SAMPLING_VERSION
+from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING
 from dim.runtime.sets.journal import SetFile
 from dim.runtime.trt.sidecar import parse_sidecar
 
@@ -47,14 +47,14 @@ def read_table() -> dict[str, tuple[str, str]]:
     """Read the table: what a file is -> the version read, and the golden file."""
     text = (ROOT / "docs" / "reference" / "formats.md").read_text().split("\n## Versions\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
-    return {row[0]: (row[2], row[3].strip("`")) for row in rows[1:]}
+    return {re.sub(r"\[(.+?)\]\(.+?\)", r"\1", row[0]): (row[2], row[3].strip("`")) for row in rows[1:]}
 
 
-def newer(path: Path, field: str = "format_version") -> bytes:
-    """The file of a release to come: its version is 2, and it says who made it."""
+def newer(path: Path, field: str = "format_version", version: int = 2) -> bytes:
+    """The file of a release to come, which says who made it."""
     text = path.read_text()
     assert f'"{field}": 1' in text
-    text = text.replace(f'"{field}": 1', f'"{field}": 2')
+    text = text.replace(f'"{field}": 1', f'"{field}": {version}')
     return re.sub(r'"(created_by|dim_version)": "(dim )?[\d.]+"', r'"\1": "\g<2>9.8.7"', text).encode()
 
 
@@ -80,24 +80,26 @@ READERS: dict[str, tuple[Path, Callable[[bytes], object], str]] = {
 def test_the_table_names_every_format_with_its_version_and_file() -> None:
     table = read_table()
     assert list(table) == list(READERS)
-    assert all(version == "1" and (ROOT / golden).exists() for version, golden in table.values()), table
-    assert json.loads((GOLDEN / "sampling.json").read_text()) and SAMPLING_VERSION == 1
+    assert all((ROOT / golden).exists() for _, golden in table.values()), table
+    assert all(table[name][0] == ("1, 2" if name == "sampling contract" else "1") for name in table), table
+    assert list(json.loads((GOLDEN / "sampling.json").read_text())) == ["1", "2"]
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_the_golden_file_is_read_and_a_newer_one_is_refused(name: str) -> None:
     path, read, kind = READERS[name]
     read(path.read_bytes())
+    newest = FILTERED_SAMPLING if kind == "sampling version" else 1
     with pytest.raises(DimError) as refused:
-        read(newer(path, kind.replace("format ", "format_").replace("sampling ", "sampling_")))
+        read(newer(path, kind.replace("format ", "format_").replace("sampling ", "sampling_"), newest + 1))
     assert str(refused.value).endswith(
-        f" has {kind} 2 and was made by a newer dim (9.8.7); this one reads version 1: "
+        f" has {kind} {newest + 1} and was made by a newer dim (9.8.7); this one reads version {newest}: "
         "run  pip install --upgrade dim-distill"
     )
 
 
 def test_the_golden_bundle_is_the_one_that_its_table_of_files_lists() -> None:
-    assert load_manifest(GOLDEN / "digits.dim").sampling.sampling_version == SAMPLING_VERSION
+    assert load_manifest(GOLDEN / "digits.dim").sampling.sampling_version == PLAIN_SAMPLING
 
 
 def test_the_golden_run_and_checkpoint_are_written_to_the_same_bytes(tmp_path: Path) -> None:

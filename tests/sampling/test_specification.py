@@ -12,22 +12,27 @@ import pytest
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.bundle import Bundle, open_bundle
+from dim.runtime.bundle_format.accepted_file import read_accepted
+from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
+from dim.runtime.sampling.accepted import permute_places
 from dim.runtime.sampling.counts import resolve_counts
 from dim.runtime.sampling.latents import _box_muller, draw_latents, order_slice, permutation
-from dim.runtime.sampling.philox import SAMPLING_VERSION, philox4x32
+from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING, philox4x32
 from dim.runtime.sampling.stream import StreamPlan
 from tests.sampling.test_counts import Info, Source
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "concepts" / "sampling.md").read_text()
 VECTORS = json.loads((ROOT / "tests" / "golden" / "sampling.json").read_text())["1"]
+FILTERED = json.loads((ROOT / "tests" / "golden" / "sampling.json").read_text())["2"]
 PROGRAM: dict[str, Any] = {"__name__": "docs"}
 exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1], PROGRAM)
 
 
 def cases(part: str) -> Callable[[Any], Any]:
-    return pytest.mark.parametrize("case", VECTORS[part], ids=range(len(VECTORS[part])))
+    listed = (VECTORS | FILTERED)[part]
+    return pytest.mark.parametrize("case", listed, ids=range(len(listed)))
 
 
 def integers(words: list[str]) -> list[int]:
@@ -42,9 +47,11 @@ def floats(words: list[str]) -> list[float]:
     return [struct.unpack(">f", bytes.fromhex(word))[0] for word in words]
 
 
-def test_the_page_is_of_this_version_and_explains_every_part() -> None:
-    assert SAMPLING_VERSION == 1 and "This page is version 1." in PAGE
-    assert re.findall(r"^\| `(\w+)` \|", PAGE.split("## Test vectors")[1], re.MULTILINE) == list(VECTORS)
+def test_the_page_is_of_these_versions_and_explains_every_part() -> None:
+    assert (PLAIN_SAMPLING, FILTERED_SAMPLING) == (1, 2) and "This page is versions 1 and 2." in PAGE
+    before, after = PAGE.split("## Test vectors")
+    for text, vectors in ((after, VECTORS), (before.split("## Accepted candidates: version 2")[1], FILTERED)):
+        assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(vectors)
 
 
 @cases("philox")
@@ -84,6 +91,40 @@ def test_fixed_latents(case: dict, tmp_path: Path) -> None:
     assert [bits(row) for row in as_stream] == [
         bits(PROGRAM["draw_latents"](seed, label, i, 5, std)) for label, i in case["samples"]
     ]
+
+
+@cases("accepted_file")
+def test_accepted_file(case: dict, tmp_path: Path) -> None:
+    file, numbers = bytes.fromhex(case["file"]), case["numbers"]
+    assert PROGRAM["read_accepted"](file) == (int(case["key"]), numbers)
+    accepted = read_accepted(file, load_manifest(build_filtered(tmp_path, file)))
+    assert accepted.key == int(case["key"])
+    assert [part.tolist() for part in np.split(accepted.numbers, accepted.starts[1:-1])] == numbers
+
+
+@cases("places")
+def test_places(case: dict) -> None:
+    seed, label, number, count = int(case["seed"]), case["class"], case["round"], case["count"]
+    found = [PROGRAM["find_place"](seed, label, number, position, count) for position in case["positions"]]
+    assert found == case["places"]
+    positions = np.array(case["positions"])
+    same = [np.full(len(positions), value) for value in (label, number, count)]
+    assert permute_places(seed, same[0], same[1], positions, same[2]).tolist() == case["places"]
+
+
+@cases("accepted_latents")
+def test_accepted_latents(case: dict, tmp_path: Path) -> None:
+    file, seed, label, index = bytes.fromhex(case["file"]), int(case["seed"]), case["class"], case["index"]
+    size, std = case["latent_dim"], case["latent_std"]
+    assert bits(PROGRAM["draw_accepted"](file, seed, label, index, size, std)) == case["float32"]
+    bundle = Bundle(build_filtered(tmp_path, file, latent_dim=size, latent_std=std))
+    for use in ("fixed", "stream"):
+        assert bits(bundle.latents([label], [index], seed, use)[0]) == case["float32"]
+
+
+def build_filtered(folder: Path, file: bytes, **more: Any) -> Path:
+    classes = [f"class {k}" for k in range(int.from_bytes(file[8:12], "little"))]
+    return build_tiny_bundle(folder / "filtered.dim", classes=classes, extra_files={"accepted.bin": file}, **more)
 
 
 @cases("counts")

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dim.runtime.bundle_format.files import write_bundle
 from dim.runtime.bundle_format.manifest import BundleDescription, ImageShape, SamplingInfo, SourceInfo
+from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING
 
 _CHANNELS_INSIDE = 6
 
@@ -122,7 +123,11 @@ def build_tiny_bundle(
             created_by="dim test",
             classes=classes,
             image=ImageShape(height=image_px, width=image_px, channels=channels),
-            sampling=SamplingInfo(latent_dim=latent_dim, latent_std=latent_std),
+            sampling=SamplingInfo(
+                latent_dim=latent_dim,
+                latent_std=latent_std,
+                sampling_version=FILTERED_SAMPLING if "accepted.bin" in (extra_files or {}) else PLAIN_SAMPLING,
+            ),
             source=SourceInfo(
                 name="tiny",
                 class_counts=tuple(10 * (label + 1) for label in range(len(classes))),
