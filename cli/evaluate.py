@@ -92,9 +92,14 @@ def evaluate(
             rich_help_panel=_PROTOCOL,
         ),
     ] = "default",
-    no_controls: Annotated[
-        bool, typer.Option("--no-controls", help="Leave out the students of real images.", rich_help_panel=_PROTOCOL)
-    ] = False,
+    controls: Annotated[
+        str,
+        typer.Option(
+            help="What stands beside the bundle: real (as many real images, or steps), archive (the best compressed "
+            "archive of real images in as many bytes), both, or none.",
+            rich_help_panel=_PROTOCOL,
+        ),
+    ] = "real,archive",
     soft: Annotated[
         bool,
         typer.Option(
@@ -166,7 +171,7 @@ def evaluate(
         modes=parse_names(modes),
         recipe=read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe,
         labels=("hard", "soft") if soft else ("hard",),
-        controls=not no_controls,
+        controls=() if controls == "none" else parse_names(controls),
         whole_epochs=whole_epochs,
         **{name: value for name, value in asked.items() if value is not None},
     )

@@ -309,7 +309,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
             except (DivergedError, ParityError) as error:
                 row["failed"] = str(error)
             else:
-                alone = replace(protocol, controls=False)
+                alone = replace(protocol, controls=())
                 results = evaluate(bundle, data, alone, execution, out=out).results
                 row["seconds"] = round(seconds, 1)
                 for mode in ("fixed", "stream"):

@@ -347,7 +347,7 @@ def train_students(context: Context, name: str, ipc: int) -> Any:
     data, out = load(context, name), context.work / name / "students"
     protocol = dim.EvalProtocol(ipcs=(ipc,), seeds=(0,))
     if context.tiny:
-        protocol = replace(protocol, epochs=1, width=8, modes=("stream",), controls=False)
+        protocol = replace(protocol, epochs=1, width=8, modes=("stream",), controls=())
     execution = dim.Execution(
         device=context.device, torch_draws=True, time_limit_s=max(context.left() - 10.0, 1.0), jobs=1
     )

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dim.evaluation.archive import Archive
 from dim.runtime.errors import DataError, OutputError
 from dim.runtime.storage.atomic import replace_file
 from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
@@ -16,9 +17,12 @@ MAX_RESULT_BYTES = 2**16
 PROTOCOL = (
     "test split once, after the last step, eval() mode, fp32; images uint8, normalised by the real training split"
 )
-SOURCES = ("bundle", "real", "real-bytes", "whole")
+SOURCES = ("bundle", "real", "archive", "whole")
 """What a student may be trained on: images of a bundle; real images, as many per class (`fixed`) or as many steps
-(`stream`); real images that take as many bytes as the bundle's generator; the whole training split."""
+(`stream`); a compressed archive of real images of as many bytes as the bundle's generator; the whole training
+split."""
+LATER_FIELDS = {"archive": None}
+"""Fields that came later, and the values with which a cell is what it was before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,9 @@ class Cell:
     ipc: int
     """Images per class and epoch; 0 for `whole`."""
     images_per_class: int = 0
-    """Most images per class that the source may use: a limit for `real-bytes`, 0 for none."""
+    """Most images per class that the source may use; 0 for all."""
+    archive: Archive | None = None
+    """What an archive holds, and how it is coded."""
     arch: str
     width: int | None
     """Width of the student; None for the published one."""
@@ -69,6 +75,9 @@ class Cell:
         # A recipe's name changes nothing, so renaming one keeps its results.
         described["recipe"] = {key: value for key, value in described["recipe"].items() if key != "name"}
         del described["subject"]
+        for name, before in LATER_FIELDS.items():
+            if described[name] == before:
+                del described[name]
         if not with_seed:
             del described["seed"]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -122,6 +131,8 @@ class CellResult:
     """Where the dataset came from."""
     compiled: bool = False
     """Whether the student's steps were compiled, which rounds differently."""
+    class_accuracies: tuple[float, ...] = ()
+    """Percent of the test images of every class; empty in the files of earlier releases."""
     protocol: str = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -179,4 +190,4 @@ def parse_result(data: bytes, where: str) -> CellResult:
         DataError: it is not one, or of another format.
     """
     block = parse_versioned(data, where, version=FORMAT_VERSION, max_bytes=MAX_RESULT_BYTES, error=DataError)
-    return from_plain(CellResult, {"compiled": False} | block, where, error=DataError)
+    return from_plain(CellResult, block, where, error=DataError, defaults=True)

@@ -1,7 +1,9 @@
 """What all cells of an evaluation share: the dataset on the device, and opened bundles and teachers."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dim.data.image_set import ImageSet
+from dim.evaluation.archive import Archive, decode_archive, pack_archive
 from dim.evaluation.images import Score, as_nchw
 from dim.evaluation.protocol import Execution
 from dim.runtime.bundle import Bundle
+from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.names import TEACHER_ONNX
 from dim.runtime.cores import processor_name, usable_cores
+from dim.runtime.errors import DataError, OutputError
 from dim.runtime.sets.soft_labels import open_teacher
+from dim.runtime.storage.atomic import replace_file
 from dim.torch_engine.engine import TorchEngine
 
 _TEACHER_ROWS = 512
@@ -35,10 +41,13 @@ class EvalContext:
     threads: int
     """Of torch and of CPU engines, which take turns."""
     execution: Execution
+    archives: Path
+    """Folder of the archives of real images, which are made once."""
     compiled: bool = False
     """Whether students that gain by it are compiled."""
     _opened: dict[tuple[str, str], Bundle] = field(default_factory=dict, init=False)
     _teachers: dict[str, Score] = field(default_factory=dict, init=False)
+    _unpacked: dict[tuple[Archive, int], tuple[ImageSet, int]] = field(default_factory=dict, init=False)
 
     @cached_property
     def train_images(self) -> Tensor:
@@ -61,6 +70,31 @@ class EvalContext:
             self._opened[key] = bundle
         return self._opened[key]
 
+    def open_archive(self, archive: Archive, seed: int) -> tuple[ImageSet, int]:
+        """Return the dataset with the archive's images as its training split, and the bytes of the archive's file.
+
+        The file is made where it is missing. The last archive stays in memory.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        key = (archive, seed)
+        if key not in self._unpacked:
+            packed = read_or_pack(self.data, archive, seed, self.archives)
+            images, labels = decode_archive(packed, self.data.train_images.shape[1:])
+            self._unpacked = {key: (replace(self.data, train_images=images, train_labels=labels), len(packed))}
+        return self._unpacked[key]
+
+    def count_teacher_bytes(self, sha256: str) -> int:
+        """Return the size of the teacher whose file has that hash; 0 for no hash."""
+        sizes = [
+            record.size_bytes
+            for folder in self.bundles.values()
+            for record in load_manifest(folder).files.values()
+            if record.sha256 == sha256
+        ]
+        return sizes[0] if sizes else 0
+
     def open_teacher(self, sha256: str) -> Score:
         """Return the teacher whose file has that hash, from whichever bundle holds it.
 
@@ -81,10 +115,34 @@ class EvalContext:
             bundle.close()
         self._opened.clear()
         self._teachers.clear()
+        self._unpacked.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("data", "bundles", "device", "threads", "execution", "compiled")}
-        return kept | {"_opened": {}, "_teachers": {}}
+        names = ("data", "bundles", "device", "threads", "execution", "archives", "compiled")
+        return {name: getattr(self, name) for name in names} | {"_opened": {}, "_teachers": {}, "_unpacked": {}}
+
+
+def read_or_pack(data: ImageSet, archive: Archive, seed: int, folder: Path) -> bytes:
+    """Return the bytes of an archive, from the file that an earlier student left or newly made.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    asked = json.dumps([data.fingerprint(), asdict(archive), seed], sort_keys=True)
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    path = folder / f"{archive.codec}-q{archive.quality}-{archive.images_per_class}-seed{seed}-{digest[:12]}.zip"
+    try:
+        packed = path.read_bytes()
+        decode_archive(packed, data.train_images.shape[1:])
+        return packed
+    except (OSError, DataError):
+        packed = pack_archive(data, archive, seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, packed)
+    except OSError as error:
+        raise OutputError(f"The archive {path} cannot be written: {error.strerror}.") from error
+    return packed
 
 
 def describe_machine(device: str) -> str:

@@ -1,16 +1,20 @@
 """Evaluation that can be trusted: fresh classifiers trained on generated images, tested once on real ones.
 
 Every generated row stands beside its controls, trained in the same run by the same recipe with the same seeds: random
-real images at equal images per class, real images at equal steps (the ceiling of `stream`), real images that take as
-many bytes as the generator, and other bundles to compare with. One file per trained student, so a run that ends early
-loses one student and goes on where it ended; a table can be made from what there is at any time.
+real images at equal images per class, real images at equal steps (the ceiling of `stream`), the best compressed archive
+of real images that takes no more bytes than the generator, and other bundles to compare with. One file per trained
+student, so a run that ends early loses one student and goes on where it ended; a table can be made from what there is
+at any time.
 """
 
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dim.data.image_set import ImageSet
+from dim.evaluation.archive import Archive
+from dim.evaluation.choose_archive import choose_archive
 from dim.evaluation.choose_recipe import TimeOverError, choose_recipe
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.plan import plan_cells
@@ -42,8 +46,9 @@ def evaluate(
         data: the dataset that they were distilled from (see `dim.evaluation.subjects.load_source_data`).
         protocol: what is measured; None for ConvNet-3 as published. `dim.evaluation.protocol.PROTOCOLS` has others.
         execution: device, precision, threads, jobs, engine and time limit; None for the whole machine.
-        out: folder of the results: `cells/*.json`, `results.json`, `accuracy.png`, and `recipe/` where the recipe is
-            chosen. Students that are there already are not trained again.
+        out: folder of the results: `cells/*.json`, `results.json`, `accuracy.png`, the archives of real images, and
+            `archive/` and `recipe/` with the students that choose the archive and the recipe. Students that are there
+            already are not trained again.
         for_record: the accuracy is meant for the bundle's manifest: refuse one that was distilled from other data.
         say: gets a sentence about every choice made here.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`. Counts the students; a
@@ -75,19 +80,23 @@ def evaluate(
                 raise BadValueError(f"{warning} Such accuracy is not recorded: leave out --record.")
             say(f"Caution: {warning}")
     with show_progress(progress) as report:
-        if protocol.recipe == HOLDOUT:
-            try:
-                recipe = choose_recipe(
-                    data, protocol, execution, out=out / "recipe", deadline=deadline, say=say, progress=report
-                )
-            except TimeOverError as over:
-                say(str(over))
-                # The file of an earlier call is not this one's.
-                write_results([], data, out, finished=False)
-                planned = plan_cells(data, subjects, replace(protocol, recipe="default"), execution)
-                return Evaluation(out=out, results=(), students_left=len(planned))
-            protocol = replace(protocol, recipe=recipe)
-        evaluation = measure(subjects, data, protocol, execution, out, deadline=deadline, say=say, progress=report)
+        settings: dict[str, Any] = {"deadline": deadline, "say": say, "progress": report}
+        try:
+            if protocol.recipe == HOLDOUT:
+                recipe = choose_recipe(data, protocol, execution, out=out / "recipe", **settings)
+                protocol = replace(protocol, recipe=recipe)
+            archives: list[Archive] = []
+            if subjects and "archive" in protocol.controls and "stream" in protocol.modes:
+                archive = choose_archive(data, subjects, protocol, execution, out=out / "archive", **settings)
+                archives = [archive] if archive else []
+        except TimeOverError as over:
+            say(str(over))
+            # The file of an earlier call is not this one's.
+            write_results([], data, out, finished=False)
+            recipe_or_name = "default" if protocol.recipe == HOLDOUT else protocol.recipe
+            planned = plan_cells(data, subjects, replace(protocol, recipe=recipe_or_name), execution)
+            return Evaluation(out=out, results=(), students_left=len(planned))
+        evaluation = measure(subjects, data, protocol, execution, out, archives=archives, **settings)
     if not evaluation.finished:
         say(str(TimeOverError(evaluation)))
     return evaluation

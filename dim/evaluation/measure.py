@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dim.data.image_set import ImageSet
+from dim.evaluation.archive import Archive
 from dim.evaluation.cells import Cell, CellResult, read_result
 from dim.evaluation.chart import CHART_NAME, draw_chart
 from dim.evaluation.context import EvalContext
@@ -65,6 +66,7 @@ def measure(
     execution: Execution,
     out: Path,
     *,
+    archives: Sequence[Archive] = (),
     deadline: float | None = None,
     say: Say = lambda sentence: None,
     progress: Progress = ignore_progress,
@@ -77,6 +79,7 @@ def measure(
         protocol: what is measured; its recipe is chosen already.
         execution: by what means; its time limit is the caller's.
         out: folder of the results.
+        archives: archives of real images that stand beside every stream.
         deadline: value of `time.monotonic()` from which no student is started; None for none.
         say: as in `dim.evaluation.evaluate.evaluate`.
         progress: is told how many students are done.
@@ -84,7 +87,7 @@ def measure(
     Raises:
         as `evaluate`.
     """
-    cells = plan_cells(data, subjects, protocol, execution)
+    cells = plan_cells(data, subjects, protocol, execution, archives)
     log = _Log(cells=cells, data=data, out=out, progress=progress)
     if execution.resume:
         log.read_finished()
@@ -101,6 +104,7 @@ def measure(
         device=str(device),
         threads=threads // jobs,
         execution=execution,
+        archives=out / "archives",
     )
     if missing:
         context.compiled = _wants_compiling(cells, data, execution) and can_compile(execution.compile, device, say)

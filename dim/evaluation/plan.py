@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 from dim.data.image_set import ImageSet
+from dim.evaluation.archive import Archive
 from dim.evaluation.cells import Cell
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.subjects import Subject
@@ -27,26 +28,22 @@ def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
     return generator.size_bytes + (files[TEACHER_ONNX].size_bytes if soft else 0)
 
 
-def images_that_fit(class_counts: Sequence[int], total: int) -> int:
-    """Return the most images per class, or all of a class that has fewer, of which no more than `total` are taken."""
-    least, most = 0, max(class_counts)
-    while least < most:
-        middle = (least + most + 1) // 2
-        fits = sum(min(count, middle) for count in class_counts) <= total
-        least, most = (middle, most) if fits else (least, middle - 1)
-    return least
-
-
-def plan_cells(data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtocol, execution: Execution) -> list[Cell]:
+def plan_cells(
+    data: ImageSet,
+    subjects: Sequence[Subject],
+    protocol: EvalProtocol,
+    execution: Execution,
+    archives: Sequence[Archive] = (),
+) -> list[Cell]:
     """List the cells in the order in which they are run: by images per class, then network, seed, labels and mode.
 
     Args:
         data: the dataset.
-        subjects: bundles; the first one's size decides the control of equal bytes: the file of the precision in which
-            images are drawn, in soft rows with the teacher. Real images are priced as raw uint8 pixels, in soft rows
-            with their logits. Without any, controls are planned whatever the protocol says.
+        subjects: bundles. Without any, and without archives, students of real images are planned whatever the protocol
+            says.
         protocol: what is measured; its recipe is chosen already.
         execution: its precisions and engine are part of what a cell stands for.
+        archives: archives of real images that stand beside every stream.
 
     Returns:
         The cells; every generated one is followed by its controls.
@@ -63,7 +60,7 @@ def plan_cells(data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtoc
         "precision": execution.choose_precision(),
     }
     drawn = [_describe_bundle(subject, execution) for subject in subjects]
-    real = _plan_controls(data, subjects, protocol, execution)
+    real = _plan_controls(subjects, protocol, execution, archives)
     cells = [
         Cell(
             mode=mode,
@@ -79,7 +76,7 @@ def plan_cells(data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtoc
         for ipc, arch, seed, labels, mode in product(
             protocol.ipcs, protocol.archs, protocol.seeds, protocol.labels, protocol.modes
         )
-        for source in drawn + real[labels, mode]
+        for source in drawn + real[mode]
     ]
     if protocol.whole_epochs:
         cells += [
@@ -118,25 +115,11 @@ def _name_precision(precision: str) -> str:
 
 
 def _plan_controls(
-    data: ImageSet, subjects: Sequence[Subject], protocol: EvalProtocol, execution: Execution
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """By labels and mode, the real images that stand beside the generated ones."""
-    wanted = protocol.controls or not subjects
-    real: dict[tuple[str, str], list[dict[str, Any]]] = {
-        (labels, mode): [{"source": "real", "subject": "real"}] if wanted else []
-        for labels in protocol.labels
-        for mode in protocol.modes
-    }
-    if not (wanted and subjects and "stream" in protocol.modes):
-        return real
-    precision = execution.image_precision
-    for labels in protocol.labels:
-        soft = labels == "soft"
-        image_bytes = data.train_images[0].nbytes + (2 * len(data.classes) if soft else 0)
-        budget = bundle_bytes(subjects[0].manifest, precision, soft=soft) // image_bytes
-        per_class = images_that_fit(data.class_counts, budget)
-        if 0 < per_class < max(data.class_counts):
-            name = f"real, equal bytes{_name_precision(precision)}"
-            source = {"source": "real-bytes", "subject": name, "images_per_class": per_class}
-            real[labels, "stream"].append(source)
-    return real
+    subjects: Sequence[Subject], protocol: EvalProtocol, execution: Execution, archives: Sequence[Archive]
+) -> dict[str, list[dict[str, Any]]]:
+    """By mode, the real images that stand beside the generated ones."""
+    wanted = "real" in protocol.controls or not (subjects or archives)
+    real: list[dict[str, Any]] = [{"source": "real", "subject": "real"}] if wanted else []
+    name = f"archive{_name_precision(execution.image_precision)}"
+    kept = [{"source": "archive", "subject": name, "archive": archive} for archive in archives]
+    return {mode: real + (kept if mode == "stream" else []) for mode in protocol.modes}

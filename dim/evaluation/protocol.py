@@ -17,6 +17,7 @@ from dim.torch_engine.engine import TORCH
 
 MODES = ("fixed", "stream")
 LABELS = ("hard", "soft")
+CONTROLS = ("real", "archive")
 HOLDOUT = "holdout"
 """Name of the recipe that is chosen on images held out of the training split."""
 
@@ -49,8 +50,9 @@ class EvalProtocol:
     finished recipe; or `holdout`, the best of several on real images held out (`dim.evaluation.choose_recipe`)."""
     labels: tuple[str, ...] = ("hard",)
     """`hard`, `soft` (logits of the teacher of the first bundle) or both."""
-    controls: bool = True
-    """Whether students are trained on real images as well; without a bundle they always are."""
+    controls: tuple[str, ...] = CONTROLS
+    """What stands beside a bundle: `real`, as many images or steps; `archive`, beside streams, the best compressed
+    archive of real images of as many bytes as the file that the stream is drawn from. Without a bundle, `real`."""
     whole_epochs: int = 0
     """Epochs over the whole training split, as a row of its own; 0 for none."""
 
@@ -58,6 +60,7 @@ class EvalProtocol:
         self._check_names("mode", self.modes, MODES)
         self._check_names("classifier", self.archs, CLASSIFIER_NAMES)
         self._check_names("kind of labels", self.labels, LABELS)
+        self._check_names("control", self.controls, CONTROLS)
         for field in ("modes", "ipcs", "archs", "seeds", "labels"):
             values = getattr(self, field)
             if not values or len(set(values)) != len(values):

@@ -27,6 +27,9 @@ class Row(TypedDict):
     mode: str
     ipc: int
     images_per_class: int
+    """Of an archive: images per class at most; 0 where all may be used."""
+    archive: dict[str, Any] | None
+    """The fields of `Archive`."""
     arch: str
     width: int | None
     labels: str
@@ -39,12 +42,16 @@ class Row(TypedDict):
     steps: int
     distinct_images: int
     data_bytes: int
+    bits_per_class: int | None
+    """`data_bytes` in bits, divided by the number of classes; None in rows of earlier releases."""
     accuracy_mean: float
     """Percent, 0 to 100."""
     accuracy_std: float | None
     """Deviation of a sample, in percent; None for one seed."""
     accuracies: list[float]
     """By seed."""
+    class_accuracies: list[float]
+    """Percent of the test images of every class, mean over the seeds; empty in rows of earlier releases."""
     seeds: list[int]
     diverged: int
     """Number of students whose last loss was not finite."""
@@ -82,6 +89,7 @@ def aggregate(results: Sequence[CellResult]) -> list[Row]:
 def _row(group: list[CellResult]) -> Row:
     cell, last = group[0].cell, max(group, key=lambda result: result.date)
     accuracies = [result.accuracy for result in group]
+    by_class = list(zip(*(result.class_accuracies for result in group if result.class_accuracies), strict=True))
     return {
         "data": cell.data,
         "fingerprint": cell.fingerprint,
@@ -90,7 +98,8 @@ def _row(group: list[CellResult]) -> Row:
         "content_id": cell.content_id,
         "mode": cell.mode,
         "ipc": cell.ipc,
-        "images_per_class": cell.images_per_class,
+        "images_per_class": cell.archive.images_per_class if cell.archive else cell.images_per_class,
+        "archive": asdict(cell.archive) if cell.archive else None,
         "arch": cell.arch,
         "width": cell.width,
         "labels": cell.labels,
@@ -101,9 +110,11 @@ def _row(group: list[CellResult]) -> Row:
         "steps": group[0].steps,
         "distinct_images": group[0].distinct_images,
         "data_bytes": group[0].data_bytes,
+        "bits_per_class": round(8 * group[0].data_bytes / len(by_class)) if by_class else None,
         "accuracy_mean": round(statistics.fmean(accuracies), 4),
         "accuracy_std": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None,
         "accuracies": [round(accuracy, 4) for accuracy in accuracies],
+        "class_accuracies": [round(statistics.fmean(one), 4) for one in by_class],
         "seeds": [result.cell.seed for result in group],
         "diverged": sum(result.diverged for result in group),
         "test_images": group[0].test_images,

@@ -3,14 +3,18 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dim.evaluation.cells import Cell, CellResult
 from dim.evaluation.context import EvalContext
 from dim.evaluation.images import (
     TrainingImages,
+    as_nchw,
     fixed_images,
     generated_set,
     generated_stream,
@@ -18,7 +22,7 @@ from dim.evaluation.images import (
     real_stream,
 )
 from dim.evaluation.plan import bundle_bytes
-from dim.students.train import Normalizer, StudentSpec, measure_accuracy, train_student
+from dim.students.train import Normalizer, StudentSpec, predict_classes, train_student
 from dim.version import __version__
 
 
@@ -60,10 +64,11 @@ def run_cell(context: EvalContext, cell: Cell, progress: Callable[[int, int], No
         progress=lambda step: progress(step, steps),
     )
     normalize = Normalizer(data.mean, data.std, device)
-    accuracy = measure_accuracy(student, data.test_images, data.test_labels, normalize, device)
+    right = predict_classes(student, data.test_images, normalize, device) == data.test_labels
     return CellResult(
         cell=cell,
-        accuracy=accuracy,
+        accuracy=100.0 * int(right.sum()) / len(right),
+        class_accuracies=_share_by_class(right, data.test_labels, len(data.classes)),
         diverged=not math.isfinite(loss),
         steps=steps,
         distinct_images=images.distinct_images,
@@ -91,18 +96,13 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
         return fixed_images(data.train_images, data.train_labels, batch_size, seed, device, score)
     if cell.source == "real" and cell.mode == "fixed":
         return fixed_images(*real_set(data, cell.ipc, seed), batch_size, seed, device, score)
-    if cell.source in ("real", "real-bytes"):
-        return real_stream(
-            data,
-            context.train_images,
-            cell.ipc,
-            batch_size,
-            cell.epochs,
-            seed,
-            device,
-            score,
-            limit=cell.images_per_class,
-        )
+    if cell.source == "real":
+        return real_stream(data, context.train_images, cell.ipc, batch_size, cell.epochs, seed, device, score)
+    if cell.archive is not None:
+        kept, size_bytes = context.open_archive(cell.archive, seed)
+        shown = as_nchw(kept.train_images, device)
+        images = real_stream(kept, shown, cell.ipc, batch_size, cell.epochs, seed, device, score)
+        return replace(images, data_bytes=size_bytes + context.count_teacher_bytes(cell.teacher))
     bundle = context.open_bundle(cell.content_id, cell.engine_precision)
     if cell.mode == "fixed":
         return fixed_images(*generated_set(bundle, cell.ipc, seed), batch_size, seed, device, score)
@@ -111,3 +111,10 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
         distinct_images=len(data.classes) * cell.ipc * cell.epochs,
         data_bytes=bundle_bytes(bundle.manifest, bundle.engine.precision, soft=bool(cell.teacher)),
     )
+
+
+def _share_by_class(right: NDArray[np.bool_], labels: NDArray[np.int64], num_classes: int) -> tuple[float, ...]:
+    """Percent of the images of every class that are right; 0 where a class has none."""
+    counts = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels, weights=right, minlength=num_classes)
+    return tuple(round(float(share), 4) for share in 100 * hits / np.maximum(counts, 1))

@@ -60,7 +60,8 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
         title=Text(printable(f"Accuracy on the test split of {rows[0]['data']}, %" if rows else "Accuracy, %")),
         caption=Text(
             f"Mean ± deviation over {' or '.join(map(str, seeds))} seeds; {described}; {PROTOCOL}. "
-            "real: as many random real images (fixed), real images for as many steps (stream)."
+            "real: as many random real images (fixed), real images for as many steps (stream). archive: the best "
+            "compressed archive of real images in the generator's bytes."
         )
         if rows
         else None,
@@ -118,7 +119,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
     table = Table(title="What the students saw")
     for name in ("mode", "IPC", "images", "labels", "network"):
         table.add_column(name, justify="right" if name == "IPC" else "left")
-    for name in ("steps", "distinct images", "bytes kept", "s per student"):
+    for name in ("steps", "distinct images", "bytes kept", "bits per class", "s per student"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -130,6 +131,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
             f"{row['steps']:,}",
             f"{row['distinct_images']:,}",
             format_bytes(row["data_bytes"]),
+            f"{row['bits_per_class']:.2g}" if row["bits_per_class"] else "",
             f"{row['seconds_per_student']:,.1f}",
         )
     return table

@@ -184,7 +184,6 @@ def _loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, recipe:
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t**2
 
 
-@torch.no_grad()
 def measure_accuracy(
     classifier: Classifier,
     images: NDArray[np.uint8],
@@ -192,21 +191,28 @@ def measure_accuracy(
     normalize: Normalizer,
     device: torch.device,
 ) -> float:
-    """Return the share of images whose highest logit is their label's, in percent; fp32, no augmentation.
+    """Return the share of images whose highest logit is their label's, in percent; as `predict_classes`."""
+    predicted = predict_classes(classifier, images, normalize, device)
+    return 100.0 * int((predicted == labels).sum()) / len(images)
+
+
+@torch.no_grad()
+def predict_classes(
+    classifier: Classifier, images: NDArray[np.uint8], normalize: Normalizer, device: torch.device
+) -> NDArray[np.int64]:
+    """Return the class with the highest logit of every image, int64 `[M]`; fp32, no augmentation.
 
     Args:
         classifier: in `eval()` mode.
         images: uint8 `[M, H, W, C]`.
-        labels: int64 `[M]`.
         normalize: as in training.
         device: where the classifier is.
     """
     assert not classifier.training
     rows = max(1, TEST_BATCH_PIXELS // (images.shape[1] * images.shape[2]))
-    right = 0
+    predicted = []
     for start in range(0, len(images), rows):
         batch = torch.from_numpy(images[start : start + rows]).to(device).permute(0, 3, 1, 2)
         inputs = normalize(batch.float() / 255).contiguous(memory_format=classifier.memory_format)
-        predicted = classifier(inputs).argmax(dim=1).cpu()
-        right += int((predicted == torch.from_numpy(labels[start : start + rows])).sum())
-    return 100.0 * right / len(images)
+        predicted.append(classifier(inputs).argmax(dim=1).cpu().numpy())
+    return np.concatenate(predicted)

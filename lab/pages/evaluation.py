@@ -151,7 +151,8 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
     """Add to a name what tells two of it apart: a bundle's content id, or the size of a control of equal bytes."""
 
     def mark(row: Row) -> str:
-        return f"{row['images_per_class']} per class" if row["source"] == "real-bytes" else str(row["content_id"])[:8]
+        sized = row["source"] in ("real-bytes", "archive")
+        return f"{row['images_per_class']} per class" if sized else str(row["content_id"])[:8]
 
     marks: dict[str, set[str]] = {}
     for row in rows:

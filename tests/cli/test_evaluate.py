@@ -88,14 +88,14 @@ def test_the_library_gets_what_was_asked(digits_bundle: Path, tmp_path: Path, mo
 
     monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
     options = ["--preset", "quick", "--ipc", "5", "--arch", "mlp,vgg11", "--seeds", 2, "--epochs", 3, "--mode", "fixed"]
-    options += ["--no-controls", "--fresh", "--jobs", 2, "--compare", f"other={digits_bundle}", "--json"]
+    options += ["--controls", "none", "--fresh", "--jobs", 2, "--compare", f"other={digits_bundle}", "--json"]
     options += ["--engine", "torch", "--precision", "fp16", "--soft", "--time-limit", "90s"]
     ran = dim("eval", "--data", "digits", "--bundle", digits_bundle, "--out", tmp_path / "eval", *options)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out) == {"out": str(tmp_path / "eval"), "finished": True, "rows": []}
     assert seen["bundles"] == {"generated": digits_bundle, "other": digits_bundle} and seen["images"].name == "digits"
     assert seen["protocol"] == EvalProtocol(
-        ipcs=(5,), archs=("mlp", "vgg11"), width=32, seeds=(0, 1), epochs=3, modes=("fixed",), controls=False,
+        ipcs=(5,), archs=("mlp", "vgg11"), width=32, seeds=(0, 1), epochs=3, modes=("fixed",), controls=(),
         labels=("hard", "soft"),
     )  # fmt: skip
     assert seen["execution"] == Execution(

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from quick_evaluations import divide_options, run_evaluation
 from rich.console import Console
-from teacher_graphs import teacher_graph
 from tiny_bundle import build_tiny_bundle
 
 import dim.evaluation.images
@@ -66,7 +64,7 @@ def test_every_generated_student_has_its_controls_with_equal_steps_and_recipe(
 def test_rows_of_int8_images_name_their_precision_and_go_beside_those_of_fp32(data: ImageSet, tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     update_bundle(bundle, add_files={"generator.int8.onnx": (bundle / "generator.fp32.onnx").read_bytes()})
-    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False}
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": ()}
     for precision in (None, "int8"):
         drawn = {"engine": EngineOptions(precision=precision)}
         results = run_evaluation(bundle, data, tmp_path / "eval", options | drawn).results
@@ -83,7 +81,7 @@ def test_another_file_of_the_precision_is_measured_anew(data: ImageSet, tmp_path
     """An exporter that writes int8 otherwise leaves the content id as it was."""
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     model = onnx.load(bundle / "generator.fp32.onnx")
-    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": False}
+    options: dict[str, Any] = {"ipcs": (2,), "seeds": (0,), "modes": ("fixed",), "controls": ()}
     files = []
     for text in ("first", "second", "second"):
         model.doc_string = text
@@ -206,46 +204,6 @@ def test_soft_labels_and_other_bundles_have_rows_of_their_own(bundle: Path, data
         assert text in shown
     with pytest.raises(BundleError, match=r"has no teacher.onnx, so there are no soft labels to train with\.$"):
         run_evaluation(other, data, tmp_path / "out", {"labels": ("hard", "soft")})
-
-
-def test_real_images_of_equal_bytes_are_few_where_the_generator_is_small(
-    bundle: Path, data: ImageSet, tmp_path: Path
-) -> None:
-    larger = replace(
-        data, train_images=np.tile(data.train_images, (4, 1, 1, 1)), train_labels=np.tile(data.train_labels, 4)
-    )
-    results = run_evaluation(bundle, larger, tmp_path, {"ipcs": (60,), "seeds": (0,), "modes": ("stream",)}).results
-    onnx_bytes = load_manifest(bundle).files["generator.fp32.onnx"].size_bytes
-    few = results[-1]
-    assert few.cell.subject == "real, equal bytes" and few.cell.images_per_class == onnx_bytes // (3 * 64)
-    assert onnx_bytes - 3 * 64 < few.data_bytes <= onnx_bytes and few.steps == results[0].steps
-
-
-def test_bytes_are_those_of_the_precision_used_and_of_the_teacher(data: ImageSet, tmp_path: Path) -> None:
-    path = build_tiny_bundle(tmp_path / "tiny.dim", extra_files={"teacher.onnx": teacher_graph()})
-    smaller = onnx.load(path / "generator.fp32.onnx")
-    smaller.doc_string = "x" * 500  # any other size than that of fp32
-    update_bundle(path, add_files={"generator.int8.onnx": smaller.SerializeToString(deterministic=True)})
-    files = load_manifest(path).files
-    int8_bytes, teacher_bytes = files["generator.int8.onnx"].size_bytes, files["teacher.onnx"].size_bytes
-    assert int8_bytes != files["generator.fp32.onnx"].size_bytes
-    larger = replace(
-        data, train_images=np.tile(data.train_images, (9, 1, 1, 1)), train_labels=np.tile(data.train_labels, 9)
-    )
-    options: dict[str, Any] = {"ipcs": (100,), "seeds": (0,), "modes": ("stream",), "labels": ("hard", "soft")}
-    options["engine"] = EngineOptions(precision="int8")
-    results = run_evaluation(path, larger, tmp_path / "eval", options).results
-    kept = {(r.cell.subject, r.cell.labels): r for r in results}
-    assert kept["generated, int8", "hard"].data_bytes == int8_bytes
-    assert kept["generated, int8", "soft"].data_bytes == int8_bytes + teacher_bytes
-    hard, soft = (kept["real, equal bytes, int8", labels] for labels in ("hard", "soft"))
-    assert int8_bytes - 3 * 64 < hard.data_bytes <= int8_bytes
-    # In soft rows every real image is kept with its three logits.
-    assert int8_bytes + teacher_bytes - 3 * 70 < soft.data_bytes <= int8_bytes + teacher_bytes
-    assert [row["images_per_class"] for row in aggregate([hard, soft])] == [
-        int8_bytes // 192,
-        (int8_bytes + teacher_bytes) // 210,
-    ]
 
 
 def test_measured_rows_go_into_the_bundle_and_leave_its_identity(data: ImageSet, tmp_path: Path) -> None:
