@@ -45,8 +45,8 @@ c112e132, cedc71d4, 0a5150c5 and 4675479d of CIFAR-10 (JPEG) and 87631039 of its
 
 "archive" is the best compressed archive of real images in the bytes of the generator's file, chosen on a hold-out. In
 rows of earlier releases, "real, equal bytes" are as many real images, as raw uint8 pixels, as fit into the generator's
-file; with soft labels, into that and the teacher's, each image with its logits. PNG files of the same bytes would hold 2.9 times as many images
-of MNIST and 1.5 times as many of CIFAR-10.
+file; with soft labels, into that and the teacher's, each image with its logits. PNG files of the same bytes would hold
+2.9 times as many images of MNIST and 1.5 times as many of CIFAR-10.
 """
 
 
