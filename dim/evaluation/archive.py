@@ -212,10 +212,10 @@ def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int 
             found.append((error, replace(archive, images_per_class=images_that_fit(data.class_counts, total))))
     found.sort(key=lambda pair: (-pair[1].images_per_class, pair[0]))
     front: list[Archive] = []
-    least = math.inf
+    lowest = math.inf
     for error, archive in found:
-        if error < least:
-            least = error
+        if error < lowest:
+            lowest = error
             front.append(archive)
     return _thin_out(front, at_most)
 
