@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dim.export.run_files import load_network, read_json
 from dim.networks.classifiers import build_classifier
-from dim.runs.checkpoint import read_tensors
+from dim.runs.files import read_tensors
 from dim.runtime.errors import RunError
 
 
@@ -63,8 +63,8 @@ def read_classifiers(path: Path, kind: str) -> list[tuple[str, Classifier]]:
     for file in (weights, description):
         if not file.is_file():
             raise RunError(f"{file} is missing: the run is incomplete.")
-    entries = read_json(description)
-    tensors = read_tensors(weights)
+    entries = read_json(path, description.name)
+    tensors = read_tensors(path, weights.name)
     classifiers: list[tuple[str, Classifier]] = []
     for number, entry in enumerate(entries):
         own = {k.removeprefix(f"{number}."): v for k, v in tensors.items() if k.startswith(f"{number}.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dim.networks.generator import build_generator
-from dim.runs.checkpoint import read_tensors
+from dim.runs.files import read_file, read_tensors
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
 from dim.runtime.errors import BundleError, RunError
 from dim.runtime.storage import strict_json
@@ -71,9 +72,9 @@ def read_run(path: Path) -> Run:
         raise RunError(f"The run {path} is not finished: go on with  dim distill --resume --out {path}")
     spec = record.data.images
     sizes = {"num_classes": spec.num_classes, "image_px": spec.image_px, "channels": spec.channels}
-    tensors = read_tensors(path / GENERATOR)
+    tensors = read_tensors(path, GENERATOR)
     generator = load_network(path / GENERATOR, lambda: build_generator(record.config.generator, **sizes), tensors)
-    latents, latent_std = _read_latents(path / LATENTS, record), _read_latent_std(path / DEPLOYMENT, record)
+    latents, latent_std = _read_latents(path, record), _read_latent_std(path, record)
     return Run(path=path, record=record, generator=generator, latents=latents, latent_std=latent_std)
 
 
@@ -106,25 +107,27 @@ def load_network(path: Path, build: Callable[[], nn.Module], tensors: Mapping[st
     return network.to("cpu", torch.float32).eval().requires_grad_(False)
 
 
-def read_json(path: Path) -> Any:
+def read_json(run_dir: Path, name: str) -> Any:
     """Read a JSON file of a run.
 
     Raises:
-        RunError: it cannot be read, or is not strict JSON.
+        RunError: it cannot be read, is a link, or not strict JSON.
     """
+    path = run_dir / name
     try:
-        return strict_json.parse(path.read_bytes(), str(path), MAX_JSON_BYTES)
+        return strict_json.parse(read_file(run_dir, name, MAX_JSON_BYTES + 1), str(path), MAX_JSON_BYTES)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from None
     except BundleError as error:
         raise RunError(str(error)) from None
 
 
-def _read_latent_std(file: Path, record: RunRecord) -> float:
+def _read_latent_std(run_dir: Path, record: RunRecord) -> float:
+    file = run_dir / DEPLOYMENT
     if not file.exists():
         return record.config.latent_std
     try:
-        latent_std = float(read_json(file)["latent_std"])
+        latent_std = float(read_json(run_dir, DEPLOYMENT)["latent_std"])
     except (KeyError, TypeError, ValueError):
         raise RunError(f"{file} has no number latent_std: the run is damaged.") from None
     if not 0 < latent_std <= 100:
@@ -132,13 +135,15 @@ def _read_latent_std(file: Path, record: RunRecord) -> float:
     return latent_std
 
 
-def _read_latents(file: Path, record: RunRecord) -> NDArray[np.float32] | None:
+def _read_latents(run_dir: Path, record: RunRecord) -> NDArray[np.float32] | None:
+    file = run_dir / LATENTS
     if not file.exists():
         return None
     if file.stat().st_size > MAX_LATENTS_BYTES:
         raise RunError(f"{file} has {file.stat().st_size:,} bytes; at most {MAX_LATENTS_BYTES:,} are read.")
     try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        content = read_file(run_dir, LATENTS, MAX_LATENTS_BYTES)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             latents: NDArray[Any] = archive["latents"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{file} cannot be read: {error}.") from None

@@ -45,7 +45,7 @@ from dim.presets import preset
 from dim.runs.take_over import find_stage1
 from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunError
 from dim.runtime.progress.show import Progress, ignore_progress
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from lab.pages.distilling import ablation_table
 from lab.proving import PROVING, prove, proving_table
 
@@ -315,7 +315,7 @@ def measure(options: argparse.Namespace, data: ImageSet) -> None:
                 for mode in ("fixed", "stream"):
                     row[mode] = [round(r.accuracy, 4) for r in results if r.cell.mode == mode]
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, json.dumps(row).encode())
+            replace_file(path.parent, path.name, json.dumps(row).encode())
             write(options, data, controls, common, variants)
     write(options, data, controls, common, variants)
 
@@ -525,7 +525,7 @@ def write(
         "threads": options.threads,
         "torch": torch.__version__,
     } | where(options)
-    replace_file(options.out / "results.json", (json.dumps(report, indent=1) + "\n").encode())
+    replace_file(options.out, "results.json", (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

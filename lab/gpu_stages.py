@@ -201,19 +201,20 @@ def pack_checkpoint(run: Path, back: Path) -> list[Path]:
     """
     import torch
 
-    from dim.runs.checkpoint import CheckpointFolder, read_checkpoint
+    from dim.runs.checkpoint import CheckpointFolder, list_checkpoints, read_checkpoint
     from dim.runs.record import read_run_record
 
-    records = sorted((run / "checkpoints").glob("stage*.json"))
+    records = list_checkpoints(run)
     if not records:
         return []
     finished = (run / "generator.safetensors").exists()
-    wanted = max((r for r in records if r.name.startswith("stage1-")), default=records[-1]) if finished else records[-1]
-    checkpoint, config = read_checkpoint(wanted), read_run_record(run).config
+    wanted = max((r for r in records if "/stage1-" in r), default=records[-1]) if finished else records[-1]
+    checkpoint, config = read_checkpoint(run, wanted), read_run_record(run).config
     tensors = dict(checkpoint.tensors)
     if getattr(config, checkpoint.stage).adversarial.beta1 == 0:
         tensors = {k: torch.zeros_like(v) if k.endswith(".exp_avg") else v for k, v in tensors.items()}
     slim = back.parent / f"{run.parent.name}-checkpoint"
+    slim.mkdir(parents=True, exist_ok=True)
     folder = CheckpointFolder(slim, checkpoint.config_sha256)
     path = folder.save(
         checkpoint.stage,

@@ -21,7 +21,7 @@ from dim.data.image_set import ImageSet
 from dim.distillation.losses import energy_distance
 from dim.execution.compiled import can_compile
 from dim.networks.classifiers import Classifier, build_classifier
-from dim.runs.checkpoint import read_tensors, write_tensors
+from dim.runs.files import read_tensors, write_tensors
 from dim.runtime.sampling.latents import draw_latents, order_slice
 from dim.runtime.sampling.stream import StreamPlan
 from dim.students.recipes import resolve_recipe
@@ -93,7 +93,7 @@ def train_judge(data: ImageSet, path: Path) -> Judge:
     normalize = Normalizer(spec.mean, spec.std, CPU)
     if path.exists():
         judge = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, JUDGE_WIDTH)
-        judge.load_state_dict(read_tensors(path))
+        judge.load_state_dict(read_tensors(path.parent, path.name))
         return Judge(judge.eval(), normalize)
     pixels = torch.from_numpy(data.train_images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(data.train_labels)
@@ -106,7 +106,7 @@ def train_judge(data: ImageSet, path: Path) -> Judge:
 
     judge, _ = train_student(spec, batches(), JUDGE_STEPS, seed=2026, device=CPU)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, judge.state_dict())
+    write_tensors(path.parent, path.name, judge.state_dict())
     return Judge(judge, normalize)
 
 

@@ -30,7 +30,7 @@ from dim.distillation.distill import distill
 from dim.export.run_files import read_run
 from dim.presets import preset
 from dim.runtime.errors import DivergedError
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from lab.image_measures import Judge, compare_images, draw_stream, pick_real, take_balanced, teach, train_judge
 
 PROVING: dict[str, Any] = {
@@ -281,7 +281,7 @@ def _median_step(marks: Sequence[float]) -> float:
 
 def _write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(value, indent=1) + "\n").encode())
+    replace_file(path.parent, path.name, (json.dumps(value, indent=1) + "\n").encode())
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float], str]] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,9 +19,11 @@ from dim.distillation.pool import KeptPool, PoolMember, build_member
 from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.refinement import REFINEMENT_ARCHITECTURES, UNTRAINED_EXTRACTORS, Refinement
 from dim.distillation.session import Session
-from dim.runs.checkpoint import write_atomically, write_json
+from dim.runs.checkpoint import FOLDER
+from dim.runs.files import read_file, remove_file, write_file, write_json
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 
+DEPLOYMENT_FILE, LATENTS_FILE = "deployment.json", "latents.npz"
 HERDING_ARCHITECTURE = "convnet3"
 """The architecture, at every age, that compares candidates for fixed sets. Its features keep where things are, unlike
 features averaged over the map: one image per class of MNIST reached 76.9 % by it and 73.8 % by all architectures."""
@@ -39,16 +40,15 @@ def choose_latents(session: Session, pool: KeptPool) -> bool:
     Returns:
         False if the time limit stopped it; what was measured, chosen and refined so far is kept.
     """
-    config, path = session.config.deployment, session.run_dir / "deployment.json"
+    config, run_dir = session.config.deployment, session.run_dir
     ages = len(session.config.pool.ages)
     oldest = make_extractors(session, pool.members[ages - 1 :: ages])
     network = session.gan.copy_ema_generator()
     report: dict[str, Any] = {"latent_std": session.config.latent_std}
-    if path.exists():
-        report = json.loads(path.read_bytes())
+    if (run_dir / DEPLOYMENT_FILE).exists():
+        report = json.loads(read_file(run_dir, DEPLOYMENT_FILE))
     elif len(config.latent_stds) > 1:
-        sums_path = _partial_path(session, "latent-std")
-        distances = measure_latent_stds(session, network, oldest, config.latent_stds, sums_path)
+        distances = measure_latent_stds(session, network, oldest, config.latent_stds, _partial("latent-std"))
         if distances is None:
             return False
         report["energy_distances"] = {f"{std:g}": round(distance, 6) for std, distance in distances.items()}
@@ -56,22 +56,21 @@ def choose_latents(session: Session, pool: KeptPool) -> bool:
         session.say(f"Images of latents with standard deviation {report['latent_std']:g} fit the real ones best.")
     elif config.latent_stds:
         report["latent_std"] = config.latent_stds[0]
-    write_json(path, report)
-    _partial_path(session, "latent-std").unlink(missing_ok=True)
-    latents_path = session.run_dir / "latents.npz"
-    if config.fixed_latents and not latents_path.exists():  # else they were chosen before the teacher was begun
+    write_json(run_dir, DEPLOYMENT_FILE, report)
+    remove_file(run_dir, _partial("latent-std"))
+    # Latents that are there were chosen before the teacher was begun.
+    if config.fixed_latents and not (run_dir / LATENTS_FILE).exists():
         convnets = [member for member in pool.members if member.name == HERDING_ARCHITECTURE]
         extractors = make_extractors(session, convnets) or oldest
-        herded_path = _partial_path(session, "latents")
-        latents_KMZ = herd_latents(session, network, extractors, report["latent_std"], herded_path)
+        latents_KMZ = herd_latents(session, network, extractors, report["latent_std"], _partial("latents"))
         if latents_KMZ is not None and config.refine_steps:
             latents_KMZ = _refine(session, network, pool.members, latents_KMZ)
         if latents_KMZ is None:
             return False
-        write_atomically(latents_path, write_fixed_latents(latents_KMZ.cpu().numpy()))
+        write_file(run_dir, LATENTS_FILE, write_fixed_latents(latents_KMZ.cpu().numpy()))
         session.say(f"Chose {config.fixed_latents} latents per class for fixed sets.")
     for what in ("latents", "refinement"):
-        _partial_path(session, what).unlink(missing_ok=True)
+        remove_file(run_dir, _partial(what))
     return True
 
 
@@ -103,12 +102,12 @@ def _refine(session: Session, network: nn.Module, members: Sequence[PoolMember],
         refinement.step,
         refinement.total,
         what="Refining the latents of small fixed sets",
-        path=_partial_path(session, "refinement"),
+        name=_partial("refinement"),
         report=lambda done: session.report("refining", done, refinement.total),
     )
     return refinement.result() if finished else None
 
 
-def _partial_path(session: Session, what: str) -> Path:
-    """Where an unfinished choice is kept."""
-    return session.run_dir / "checkpoints" / f"{what}-unfinished.safetensors"
+def _partial(what: str) -> str:
+    """Name the file of the run where an unfinished choice is kept."""
+    return f"{FOLDER}/{what}-unfinished.safetensors"

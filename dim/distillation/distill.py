@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dim.config import DistillConfig
 from dim.data.holdout import holdout_mask
@@ -29,7 +28,8 @@ from dim.execution.device_data import DeviceData
 from dim.execution.distributed import join_process_group
 from dim.execution.threads import use_cpu_threads
 from dim.presets import preset
-from dim.runs.checkpoint import CheckpointFolder, write_tensors
+from dim.runs.checkpoint import CheckpointFolder
+from dim.runs.files import write_tensors
 from dim.runs.folder import explain_os_errors, lock_run, prepare_run_folder
 from dim.runs.record import DataRecord, RunRecord
 from dim.runs.take_over import find_stage1, take_over
@@ -120,7 +120,7 @@ def distill(
         record = describe_run(config, data)
         check_config(config, record.data.images, world)
         compiled = wants_compiling(config) and can_compile(config.compile, torch_device, say)
-        checkpoints = CheckpointFolder(run_dir / "checkpoints", record.fingerprint())
+        checkpoints = CheckpointFolder(run_dir, record.fingerprint())
         if world.is_main:
             begun = (run_dir / GENERATOR_FILE).exists() or not checkpoints.is_empty
             source = None if from_stage1 is None or begun else find_stage1(Path(from_stage1), record)
@@ -146,7 +146,7 @@ def distill(
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
         if open_writer is not None and world.is_main:
-            events = TensorBoardLog(session.metrics_path, run_dir / "tensorboard", open_writer)
+            events = TensorBoardLog(run_dir, open_writer)
             session.on_step.append(events)
             stack.callback(events.close)
         if on_step is not None:
@@ -201,7 +201,7 @@ def _run_stages(session: Session) -> bool:
         if not train_gan(session):
             return False
         if session.world.is_main:
-            _write_generator(run_dir / "generator-stage1.safetensors", gan.copy_ema_generator())
+            write_tensors(run_dir, "generator-stage1.safetensors", gan.copy_ema_generator().state_dict())
     pool = build_pool(session) if wants_pool(config) else None
     if (pool is None and wants_pool(config)) or not train_with_matching(session, pool):
         return False
@@ -214,10 +214,6 @@ def _run_stages(session: Session) -> bool:
     if session.world.any_true(not finished, gan.device):
         return False
     if session.world.is_main:
-        _write_generator(run_dir / GENERATOR_FILE, gan.copy_ema_generator())
+        write_tensors(run_dir, GENERATOR_FILE, gan.copy_ema_generator().state_dict())
         session.say(f"Finished: {run_dir}. Next:  dim export {run_dir}")
     return True
-
-
-def _write_generator(path: Path, network: nn.Module) -> None:
-    write_tensors(path, network.state_dict())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from dim.distillation.extractors import MAX_REAL_IMAGES, FeatureExtractor, gener
 from dim.distillation.losses import MIN_RELATIVE_SCALE
 from dim.distillation.session import Session
 from dim.execution.device_data import step_generator, to_signed
-from dim.runs.checkpoint import read_tensors, write_tensors
+from dim.runs.files import read_tensors, write_tensors
 
 CANDIDATE_STDS = (1.0, 0.75, 0.5, 0.25)
 """Standard deviations of the candidates, as parts of the deployed one: the few images of a small set should be more
@@ -29,7 +28,7 @@ first alone 69.4 % (three students each)."""
 
 @torch.no_grad()
 def herd_latents(
-    session: Session, network: nn.Module, extractors: Sequence[FeatureExtractor], latent_std: float, path: Path
+    session: Session, network: nn.Module, extractors: Sequence[FeatureExtractor], latent_std: float, name: str
 ) -> Tensor | None:
     """Choose the latents of fixed sets for every class.
 
@@ -38,20 +37,22 @@ def herd_latents(
         network: the generator, in evaluation mode.
         extractors: in whose features and logits distances are taken.
         latent_std: standard deviation of the deployed latents.
-        path: receives the finished classes, and is read if it is there.
+        name: file of the run that receives the finished classes, and is read if it is there.
 
     Returns:
         float32 [K, M, Z] on the device; None if the time limit stopped it, after the last class too where a refinement
         is still to come.
     """
     num_classes = session.gan.data.num_classes
-    chosen = list(read_tensors(path)["latents"].to(session.gan.device)) if path.exists() else []
+    chosen: list[Tensor] = []
+    if (session.run_dir / name).exists():
+        chosen = list(read_tensors(session.run_dir, name)["latents"].to(session.gan.device))
     for label in range(len(chosen), num_classes):
         chosen.append(_herd_class(session, network, extractors, latent_std, label))
         session.report("herding", label + 1, num_classes)
         finished, late = label + 1 == num_classes, time.monotonic() > session.deadline
         if finished or late:
-            write_tensors(path, {"latents": torch.stack(chosen)})
+            write_tensors(session.run_dir, name, {"latents": torch.stack(chosen)})
         if late and not (finished and session.config.deployment.refine_steps == 0):
             return None
     return torch.stack(chosen)

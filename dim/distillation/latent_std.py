@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from dim.distillation.extractors import MAX_REAL_IMAGES, FeatureExtractor, gener
 from dim.distillation.losses import MIN_RELATIVE_SCALE
 from dim.distillation.session import Session
 from dim.execution.device_data import step_generator, to_signed
-from dim.runs.checkpoint import read_tensors, write_tensors
+from dim.runs.files import read_tensors, write_tensors
 
 GENERATED_PER_CLASS = 128
 """Generated images per class by which a standard deviation is measured."""
@@ -31,7 +30,7 @@ def measure_latent_stds(
     network: nn.Module,
     extractors: Sequence[FeatureExtractor],
     latent_stds: Sequence[float],
-    path: Path,
+    name: str,
 ) -> dict[float, float] | None:
     """Measure the energy distance between held-out and generated images for each latent std, mean over classes.
 
@@ -40,14 +39,17 @@ def measure_latent_stds(
         network: the generator, in evaluation mode.
         extractors: in whose features and logits distances are taken.
         latent_stds: the candidates.
-        path: receives the sums over the finished classes where the time limit stops it, and is read if it is there.
+        name: file of the run that receives the sums over the finished classes where the time limit stops it; it is read
+            if it is there.
 
     Returns:
         The distance of each latent std; None if the time limit stopped it.
     """
     holdout, device = session.holdout, session.gan.device
     assert holdout is not None  # there are several candidates
-    kept = read_tensors(path) if path.exists() else {"classes": torch.tensor(0), "sums": torch.zeros(len(latent_stds))}
+    kept = {"classes": torch.tensor(0), "sums": torch.zeros(len(latent_stds))}
+    if (session.run_dir / name).exists():
+        kept = read_tensors(session.run_dir, name)
     totals = dict(zip(latent_stds, kept["sums"].tolist(), strict=True))
     weights_K = class_weights(holdout.counts_K)
     labels = weights_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
@@ -69,7 +71,7 @@ def measure_latent_stds(
         if time.monotonic() > session.deadline and number < len(labels):
             # Doubles, as they are added up: a run in pieces ends in the same bytes.
             sums = torch.tensor(list(totals.values()), dtype=torch.float64)
-            write_tensors(path, {"classes": torch.tensor(number), "sums": sums})
+            write_tensors(session.run_dir, name, {"classes": torch.tensor(number), "sums": sums})
             return None
     return totals
 

@@ -30,7 +30,8 @@ from dim.execution.compiled import run_compiled
 from dim.execution.device_data import seed_of, to_signed
 from dim.networks.batch_norm import span_processes
 from dim.networks.classifiers import GAIN_BY_COMPILING, build_classifier
-from dim.runs.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_json, write_tensors
+from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
+from dim.runs.files import make_folder, read_file, read_tensors, remove_file, write_json, write_tensors
 from dim.runs.record import ImageSpec
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
@@ -161,17 +162,16 @@ def prepare_pool(session: Session) -> KeptPool | None:
         DivergedError: a classifier's loss is not finite.
     """
     config, world = session.config.pool, session.world
-    folder = session.run_dir / "checkpoints"
     snapshots = [
         [build_member(session, name, config.width, "pool", number) for _ in config.ages]
         for number, name in enumerate(config.architectures)
     ]
     members = [member for of_one in snapshots for member in of_one]
     if _is_written(session.run_dir, members):
-        _load_snapshots(members, read_tensors(session.run_dir / "pool.safetensors"))
+        _load_snapshots(members, read_tensors(session.run_dir, "pool.safetensors"))
     else:
         finished = all(
-            _train_snapshots(session, snapshots[number], number, folder)
+            _train_snapshots(session, snapshots[number], number)
             for number in range(world.rank, len(snapshots), world.size)
         )
         if world.any_true(not finished, session.gan.device):
@@ -182,7 +182,7 @@ def prepare_pool(session: Session) -> KeptPool | None:
             write_classifiers(session.run_dir, "pool", members)
     if world.is_main:
         for number in range(len(snapshots)):  # the same tensors again
-            (folder / f"pool-{number}.safetensors").unlink(missing_ok=True)
+            remove_file(session.run_dir, f"{FOLDER}/pool-{number}.safetensors")
     for member in members:
         fold_batch_norms(member.eval().requires_grad_(False))
     return KeptPool(members, session.config.seed)
@@ -203,17 +203,17 @@ def fold_batch_norms(network: nn.Module) -> None:
                 sequence[index], sequence[index + 1] = fuse_conv_bn_eval(before, after), nn.Identity()
 
 
-def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int, folder: Path) -> bool:
+def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int) -> bool:
     """Train one classifier to the last age, or read what was kept of it; `snapshots` receives its weights at every age.
 
     Returns:
         False if the time limit stopped it.
     """
     config = session.config.pool
-    path, partial = folder / f"pool-{number}.safetensors", folder / f"pool-{number}-unfinished.safetensors"
-    if path.exists():
-        _load_snapshots(snapshots, read_tensors(path))
-        partial.unlink(missing_ok=True)
+    name, partial = f"{FOLDER}/pool-{number}.safetensors", f"{FOLDER}/pool-{number}-unfinished.safetensors"
+    if (session.run_dir / name).exists():
+        _load_snapshots(snapshots, read_tensors(session.run_dir, name))
+        remove_file(session.run_dir, partial)
         return True
     member = copy.deepcopy(snapshots[0]).train()
     optimiser = _optimiser(member, config)
@@ -237,14 +237,14 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int,
         step,
         total,
         what=f"The pool's {member.name}",
-        path=partial,
+        name=partial,
         report=report,
         snapshots=dict(zip(config.ages, snapshots, strict=True)),
     ):
         return False
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, _named(snapshots))
-    partial.unlink(missing_ok=True)
+    make_folder(session.run_dir, FOLDER)
+    write_tensors(session.run_dir, name, _named(snapshots))
+    remove_file(session.run_dir, partial)
     return True
 
 
@@ -268,14 +268,14 @@ def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
 
 def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember]) -> None:
     """Write classifiers as `<kind>.safetensors`, keys `<i>.<name>`, and what they are as `<kind>.json`."""
-    write_tensors(run_dir / f"{kind}.safetensors", _named(members))
-    write_json(run_dir / f"{kind}.json", [member.describe() for member in members])
+    write_tensors(run_dir, f"{kind}.safetensors", _named(members))
+    write_json(run_dir, f"{kind}.json", [member.describe() for member in members])
 
 
 def _is_written(run_dir: Path, members: list[PoolMember]) -> bool:
     """Whether an earlier call wrote this pool; its description comes last."""
     try:
-        written = json.loads((run_dir / "pool.json").read_bytes())
+        written = json.loads(read_file(run_dir, "pool.json"))
         return bool(written == [member.describe() for member in members])
     except (FileNotFoundError, ValueError):
         return False

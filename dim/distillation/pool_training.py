@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dim.distillation.session import Session
-from dim.runs.checkpoint import load_optimiser, optimiser_tensors, read_tensors, write_tensors
+from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
+from dim.runs.files import make_folder, read_tensors, write_tensors
 from dim.runtime.errors import DivergedError
 
 
@@ -22,7 +23,7 @@ def train_in_pieces(
     steps: int,
     *,
     what: str,
-    path: Path,
+    name: str,
     report: Callable[[int], None],
     snapshots: Mapping[int, nn.Module] | None = None,
 ) -> bool:
@@ -35,7 +36,7 @@ def train_in_pieces(
         step: takes the step of that number, from 0, and returns its loss.
         steps: how many.
         what: the classifier's name in messages.
-        path: the checkpoint; the caller removes it when the result is safe.
+        name: file of the run with the checkpoint; the caller removes it when the result is safe.
         report: called with the number of finished steps after each one.
         snapshots: networks that receive the weights after so many steps.
 
@@ -46,7 +47,7 @@ def train_in_pieces(
         DivergedError: the loss is not finite.
     """
     snapshots = snapshots or {}
-    for index in range(_restore(path, model, optimiser, snapshots), steps):
+    for index in range(_restore(session.run_dir, name, model, optimiser, snapshots), steps):
         loss, done = step(index), index + 1
         if done in snapshots:
             snapshots[done].load_state_dict(model.state_dict())
@@ -60,8 +61,8 @@ def train_in_pieces(
                 f"{session.run_dir}; try a lower learning rate or another architecture in a new run."
             )
         if done < steps:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, _tensors(done, model, optimiser, snapshots))
+            make_folder(session.run_dir, FOLDER)
+            write_tensors(session.run_dir, name, _tensors(done, model, optimiser, snapshots))
             if late:
                 return False
     return True
@@ -75,11 +76,13 @@ def _tensors(
     return weights | optimiser_tensors("optimiser", optimiser) | {"done": torch.tensor(done)}
 
 
-def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, snapshots: Mapping[int, nn.Module]) -> int:
+def _restore(
+    run_dir: Path, name: str, model: nn.Module, optimiser: torch.optim.Optimizer, snapshots: Mapping[int, nn.Module]
+) -> int:
     """Go back to the checkpoint; returns the steps done."""
-    if not path.exists():
+    if not (run_dir / name).exists():
         return 0
-    tensors = read_tensors(path)
+    tensors = read_tensors(run_dir, name)
     done = int(tensors["done"])
     networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
     for name, network in networks.items():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from dim.config import DistillConfig, StageConfig
 from dim.distillation.adversarial import AdversarialTraining
 from dim.execution.device_data import DeviceData, step_generator
 from dim.execution.distributed import World
-from dim.runs.checkpoint import Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
-from dim.runs.curves import draw_curves
+from dim.runs.checkpoint import FOLDER, Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
+from dim.runs.curves import METRICS_FILE, draw_curves
+from dim.runs.files import append_to_file, cut_file, flush_file, make_folder, read_file, remove_file, write_file
 from dim.runs.record import ImageSpec, RunRecord
 from dim.runtime.errors import DivergedError
 from dim.runtime.progress.show import Progress
@@ -107,7 +108,7 @@ class Session:
                     f"{'with' if self.compiled else 'without'} them: results round differently from one in one piece."
                 )
         elif self.world.is_main:
-            self.metrics_path.unlink(missing_ok=True)
+            remove_file(self.run_dir, METRICS_FILE)
 
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
@@ -182,8 +183,8 @@ class Session:
 
     def _recall_losses(self, stage: str) -> None:
         """Read the last losses of a resumed stage from the metrics."""
-        if self.metrics_path.exists():
-            lines = [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        with suppress(FileNotFoundError):
+            lines = [json.loads(line) for line in read_file(self.run_dir, METRICS_FILE).splitlines()]
             losses = [line.get("discriminator_loss") for line in lines if line["stage"] == stage]
             self.recent.extend(loss for loss in losses if loss is not None)
 
@@ -217,7 +218,7 @@ class Session:
             self.checkpoints.forget_suspects()
         good = self.checkpoints.newest_good()
         kept = (
-            f"The last good checkpoint, step {good[1]} of {good[0]}, is kept in {self.checkpoints.folder}"
+            f"The last good checkpoint, step {good[1]} of {good[0]}, is kept in {self.run_dir / FOLDER}"
             if good
             else "There had been no good checkpoint yet"
         )
@@ -257,8 +258,8 @@ class Session:
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
         prefix = "unlogged."
         self.unlogged = {k[len(prefix) :]: list(v.to(gan.device)) for k, v in tensors.items() if k.startswith(prefix)}
-        if self.world.is_main and self.metrics_path.exists():
-            os.truncate(self.metrics_path, min(checkpoint.metrics_bytes, self.metrics_path.stat().st_size))
+        if self.world.is_main:
+            cut_file(self.run_dir, METRICS_FILE, checkpoint.metrics_bytes)
 
     def save(self, stage: str, step: int) -> None:
         """Write a checkpoint and the curves; refuses to keep weights that are not finite."""
@@ -268,37 +269,23 @@ class Session:
             raise self._diverged(stage, step, f"the tensor {bad[0]} is not finite")
         if self.world.is_main:
             # First what the checkpoint is ahead of: a run that resumes from it writes neither again.
-            size = self._flush_metrics()
-            draw_curves(self.metrics_path, self.run_dir / "curves.png")
+            size = flush_file(self.run_dir, METRICS_FILE)
+            draw_curves(self.run_dir)
             quiet, suspect = self.quiet_lines, self._is_suspect()
             self.checkpoints.save(stage, step, tensors, size, quiet_lines=quiet, suspect=suspect)
         self.world.barrier()
 
-    def _flush_metrics(self) -> int:
-        """Wait until the metrics are on the disk; returns their bytes."""
-        if not self.metrics_path.exists():
-            return 0
-        with open(self.metrics_path, "rb") as file:
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
-
-    @property
-    def metrics_path(self) -> Path:
-        """The run's `metrics.jsonl`."""
-        return self.run_dir / "metrics.jsonl"
-
     def _write_metrics(self, stage: str, step: int, losses: Mapping[str, float]) -> None:
         if not self.world.is_main:
             return
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **losses}) + "\n")
+        append_to_file(self.run_dir, METRICS_FILE, json.dumps({"stage": stage, "step": step, **losses}) + "\n")
         for receive in self.on_step:
             receive(stage, step, dict(losses))
 
     @torch.no_grad()
     def write_make_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:
         """A PNG of samples of the moving average, one row per class (the first twenty), the same latents every time."""
-        from dim.runtime.inspection.preview import make_grid, write_png
+        from dim.runtime.inspection.preview import encode_png, make_grid
 
         network = self.gan.copy_ema_generator(batches=4)
         rows = min(self.gan.data.num_classes, max_rows)
@@ -309,9 +296,8 @@ class Session:
         images = network(latents * self.config.latent_std, labels)
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         images_RCHWC = pixels.cpu().numpy().reshape(rows, columns, *pixels.shape[1:])
-        folder = self.run_dir / "grids"
-        folder.mkdir(exist_ok=True)
-        write_png(folder / f"{name}.png", make_grid(images_RCHWC))
+        make_folder(self.run_dir, "grids")
+        write_file(self.run_dir, f"grids/{name}.png", encode_png(make_grid(images_RCHWC)))
 
 
 def describe_losses(images_per_s: float, losses: Mapping[str, float]) -> str:

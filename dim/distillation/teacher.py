@@ -13,6 +13,8 @@ from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.session import Session
 from dim.execution.cuda_graphs import capturable_lr, set_lr
 from dim.execution.device_data import seed_of
+from dim.runs.checkpoint import FOLDER
+from dim.runs.files import remove_file
 from dim.students.recipes import resolve_recipe
 from dim.students.train import Normalizer, prepare
 
@@ -34,9 +36,9 @@ def train_teacher(session: Session) -> bool:
     Raises:
         DivergedError: its loss is not finite.
     """
-    config, gan, path = session.config.deployment, session.gan, session.run_dir / "checkpoints/teacher.safetensors"
+    config, gan, partial = session.config.deployment, session.gan, f"{FOLDER}/teacher.safetensors"
     if all((session.run_dir / name).exists() for name in FILES):
-        path.unlink(missing_ok=True)
+        remove_file(session.run_dir, partial)
         return True
     recipe = resolve_recipe("default", session.record.data.name)
     teacher = build_member(session, config.teacher, config.teacher_width, "teacher")
@@ -73,11 +75,11 @@ def train_teacher(session: Session) -> bool:
         step,
         config.teacher_steps,
         what="The teacher",
-        path=path,
+        name=partial,
         report=lambda done: session.report("teacher", done, config.teacher_steps),
     ):
         return False
     write_classifiers(session.run_dir, "teacher", [teacher])
-    path.unlink(missing_ok=True)
+    remove_file(session.run_dir, partial)
     session.say(f"Trained a teacher for soft labels, {config.teacher}, on real images.")
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dim.evaluation.archive import Archive
 from dim.runtime.errors import DataError, OutputError
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
 from dim.students.recipes import Recipe
 
@@ -150,7 +150,7 @@ def write_result(result: CellResult, out: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         described = {"format_version": FORMAT_VERSION, **to_plain(result)}
-        replace_file(path, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        replace_file(path.parent, path.name, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"The result {path} cannot be written: {error.strerror}.") from error
 

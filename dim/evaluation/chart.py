@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dim.evaluation.results import Row
 from dim.evaluation.table import list_columns, network_name
 from dim.runtime.errors import OutputError
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,6 +127,6 @@ def _save(figure: "Figure", path: Path) -> None:
     figure.savefig(buffer, format="png", metadata={"Software": None})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, buffer.getvalue())
+        replace_file(path.parent, path.name, buffer.getvalue())
     except OSError as error:
         raise OutputError(f"The chart {path} cannot be written: {error.strerror}.") from error

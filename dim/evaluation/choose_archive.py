@@ -16,7 +16,7 @@ from dim.evaluation.table import format_bytes
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.runtime.storage.records import from_plain, to_plain
 from dim.students.recipes import resolve_recipe
 
@@ -119,6 +119,6 @@ def _read_choice(path: Path, asked: dict[str, object]) -> Archive | None:
 def _write_choice(path: Path, described: dict[str, object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        replace_file(path.parent, path.name, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"The choice {path} cannot be written: {error.strerror}.") from error

@@ -16,7 +16,7 @@ from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.runtime.errors import BadValueError, BundleError, DataError, DimError, OutputError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.runtime.storage.records import from_plain
 from dim.students.recipes import Recipe, resolve_recipe
 
@@ -130,7 +130,7 @@ def choose_recipe(
     chosen = recipes[best]
     described = {"chosen": asdict(chosen), "on": holdout.note, "candidates": rows}
     try:
-        replace_file(out / CHOICE_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        replace_file(out, CHOICE_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"The choice in {out} cannot be written: {error.strerror}.") from error
     say(f"Chosen on the hold-out: the recipe {chosen.name}.")

@@ -23,7 +23,7 @@ from dim.runtime.bundle_format.names import TEACHER_ONNX
 from dim.runtime.cores import processor_name, usable_cores
 from dim.runtime.errors import DataError, OutputError
 from dim.runtime.sets.soft_labels import open_teacher
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.torch_engine.engine import TorchEngine
 
 _TEACHER_ROWS = 512
@@ -139,7 +139,7 @@ def read_or_pack(data: ImageSet, archive: Archive, seed: int, folder: Path) -> b
         packed = pack_archive(data, archive, seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, packed)
+        replace_file(path.parent, path.name, packed)
     except OSError as error:
         raise OutputError(f"The archive {path} cannot be written: {error.strerror}.") from error
     return packed

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from dim.data.image_set import ImageSet
 from dim.evaluation.cells import FORMAT_VERSION, PROTOCOL, CellResult
 from dim.runtime.errors import OutputError
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.version import __version__
 
 RESULTS_NAME = "results.json"
@@ -164,7 +164,7 @@ def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, f
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / RESULTS_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        replace_file(out, RESULTS_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"The results in {out} cannot be written: {error.strerror}.") from error
     return rows

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dim.runtime.errors import BadValueError, DeviceError, DimError
-from dim.runtime.storage.private_cache import cache_dir
+from dim.runtime.storage.private_cache import cache_folder
 
 BACKEND = "inductor"
 """What `torch.compile` compiles with."""
@@ -104,7 +104,7 @@ def _prepare_compiler() -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     if chosen in (None, default_cache_dir()):  # torch itself sets its default, a folder in /tmp, when it is imported
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir() / "compiled")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder("compiled"))
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
 
 

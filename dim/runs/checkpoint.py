@@ -6,25 +6,24 @@ A kill at any moment leaves the newest complete pair; no pickle is read or writt
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from dim.runtime.errors import BundleError, RunError
+from dim.runs.files import list_names, make_folder, remove_file, write_json, write_tensors
+from dim.runtime.errors import BundleError, OutputError, RunError
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import read_file
 from dim.runtime.storage.records import FieldError, from_plain, refuse_newer
 from dim.version import __version__
 
+FOLDER = "checkpoints"
+"""Of a run."""
 FORMAT_VERSION = 1
 """Of a checkpoint's JSON file and the names of its tensors."""
 
@@ -33,67 +32,6 @@ _MAX_RECORD_BYTES = 64 * 2**10
 KEPT_CHECKPOINTS = 2
 """Checkpoints kept, newest first. Beside them stay the end of stage 1, from which other runs may begin, and, where both
 are suspect, the last good one."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name, flush it to the disk, and rename it to `path`.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written.
-    """
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise RunError(f"Cannot write {path}: {error.strerror}. Nothing already written was changed.") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
-    """Write named tensors as safetensors with their own hash in the metadata, atomically; returns the bytes."""
-    # Always NCHW-contiguous: safetensors stores no memory layout.
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    table, data = _parts(save(plain))
-    header = json.dumps({"__metadata__": {"sha256": _digest(table, data)}, **table}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    content = b"".join((len(header).to_bytes(8, "little"), header, data))
-    write_atomically(path, content)
-    return content
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The inverse of `write_tensors`; a file without a hash is not checked.
-
-    Raises:
-        RunError: missing, damaged or altered.
-    """
-    try:
-        content = path.read_bytes()
-        tensors = load(content)
-        table, data = _parts(content)
-        recorded = table.pop("__metadata__", {}).get("sha256")
-        if recorded not in (None, _digest(table, data)):
-            raise RunError(f"{path} was altered: its tensors do not match the hash in it; restore it or distil again.")
-        return tensors
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: the run is incomplete.") from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"{path} cannot be read as safetensors ({error}).") from None
-
-
-def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The table of a safetensors file, and its data."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    return json.loads(content[8:start]), memoryview(content)[start:]
-
-
-def _digest(table: Mapping[str, Any], data: memoryview) -> str:
-    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-    digest.update(data)
-    return digest.hexdigest()
 
 
 def optimiser_tensors(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -138,15 +76,15 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run.
+    """The checkpoints of one run, in its folder `checkpoints`, which is made if missing.
 
     Args:
-        folder: made if missing.
+        run_dir: the run.
         config_sha256: of the configuration and the data; a checkpoint of another is refused.
     """
 
-    def __init__(self, folder: Path, config_sha256: str) -> None:
-        self.folder, self.config_sha256 = folder, config_sha256
+    def __init__(self, run_dir: Path, config_sha256: str) -> None:
+        self.run_dir, self.config_sha256 = run_dir, config_sha256
 
     def save(
         self,
@@ -168,13 +106,13 @@ class CheckpointFolder:
             quiet_lines: see `Checkpoint`.
             suspect: the discriminator seems to have won, so this one must not push out the last good one.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{stage}-{step:08d}.safetensors"
-        content = write_tensors(path, tensors)
+        make_folder(self.run_dir, FOLDER)
+        name = name_checkpoint(stage, step)
+        content = write_tensors(self.run_dir, _name_tensors(name), tensors)
         record = {
             "format_version": FORMAT_VERSION,
             "dim_version": __version__,
-            "file": path.name,
+            "file": Path(_name_tensors(name)).name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "stage": stage,
             "step": step,
@@ -183,40 +121,53 @@ class CheckpointFolder:
             "suspect": suspect,
             "config_sha256": self.config_sha256,
         }
-        write_json(path.with_suffix(".json"), record)
+        write_json(self.run_dir, name, record)
         self.prune()
-        return path
+        return self.run_dir / _name_tensors(name)
 
     def prune(self) -> None:
         """Delete all but the newest `KEPT_CHECKPOINTS`, the last good one and the end of stage 1, and remains of
         others."""
         records = self._records()
-        good = next(filter(_is_good, records), None)
-        end_of_stage1 = next((record for record in records if record.name.startswith("stage1-")), None)
+        good = next(filter(self._is_good, records), None)
+        end_of_stage1 = next((record for record in records if record.startswith(f"{FOLDER}/stage1-")), None)
         for old in records[KEPT_CHECKPOINTS:]:
             if old not in (good, end_of_stage1):
-                old.unlink(missing_ok=True)
+                remove_file(self.run_dir, old)
         self._sweep()
 
     def forget_suspects(self) -> None:
         """Delete every checkpoint made since the discriminator seems to have won."""
         for record in self._records():
-            if not _is_good(record):
-                record.unlink(missing_ok=True)
+            if not self._is_good(record):
+                remove_file(self.run_dir, record)
         self._sweep()
 
     def newest_good(self) -> tuple[str, int] | None:
         """Stage and step of the newest checkpoint that is not suspect, or None."""
-        record = next((_read_record(path) for path in self._records() if _is_good(path)), None)
+        record = next((self._read_record(name) for name in self._records() if self._is_good(name)), None)
         return (record.stage, record.step) if record else None
 
     def _sweep(self) -> None:
-        for old in self.folder.glob("stage*.safetensors"):
-            if not old.with_suffix(".json").exists():
-                old.unlink(missing_ok=True)
+        kept = {_name_tensors(record) for record in self._records()}
+        for old in _list_stage_files(self.run_dir, ".safetensors"):
+            if old not in kept:
+                remove_file(self.run_dir, old)
 
-    def _records(self) -> list[Path]:
-        return sorted(self.folder.glob("stage*.json"), reverse=True)
+    def _records(self) -> list[str]:
+        return list_checkpoints(self.run_dir)[::-1]
+
+    def _read_record(self, name: str) -> _RecordFile | None:
+        """What a checkpoint's JSON file says; None if it is damaged."""
+        try:
+            return _read_record_file(self.run_dir, name, refuse_newer_ones=False)
+        except (OSError, OutputError, ValueError):
+            return None
+
+    def _is_good(self, name: str) -> bool:
+        """Whether the checkpoint is whole, as far as its JSON file tells, and not suspect."""
+        record = self._read_record(name)
+        return record is not None and not record.suspect
 
     @property
     def is_empty(self) -> bool:
@@ -229,34 +180,53 @@ class CheckpointFolder:
         Raises:
             RunError: it was made from another configuration or other data, or by a newer dim.
         """
-        for record_path in self._records():
+        for name in self._records():
             try:
-                checkpoint = read_checkpoint(record_path)
+                checkpoint = read_checkpoint(self.run_dir, name)
             except DAMAGED_ERRORS as error:
-                say(f"Checkpoint {record_path.name} is damaged ({error}); trying the one before.")
+                say(f"Checkpoint {Path(name).name} is damaged ({str(error).rstrip('.')}); trying the one before.")
                 continue
             if checkpoint.config_sha256 != self.config_sha256:
                 raise RunError(
-                    f"The checkpoints in {self.folder} come from another configuration or other data: "
+                    f"The checkpoints in {self.run_dir / FOLDER} come from another configuration or other data: "
                     "resume with the options of the first call, or choose another --out."
                 )
             return checkpoint
         return None
 
 
-DAMAGED_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+DAMAGED_ERRORS = (OSError, OutputError, ValueError, KeyError, TypeError, SafetensorError)
 """What `read_checkpoint` raises for a checkpoint that is not whole."""
 
 
-def read_checkpoint(record_path: Path) -> Checkpoint:
-    """Read the checkpoint that a JSON file names.
+def name_checkpoint(stage: str, step: int) -> str:
+    """Name the JSON file of a checkpoint within its run."""
+    return f"{FOLDER}/{stage}-{step:08d}.json"
+
+
+def list_checkpoints(run_dir: Path) -> list[str]:
+    """List the JSON files of a run's checkpoints within it, the newest last."""
+    return _list_stage_files(run_dir, ".json")
+
+
+def _list_stage_files(run_dir: Path, suffix: str) -> list[str]:
+    names = list_names(run_dir, FOLDER)
+    return [f"{FOLDER}/{name}" for name in names if name.startswith("stage") and name.endswith(suffix)]
+
+
+def _name_tensors(record: str) -> str:
+    return record.removesuffix(".json") + ".safetensors"
+
+
+def read_checkpoint(run_dir: Path, name: str) -> Checkpoint:
+    """Read the checkpoint that a JSON file of a run names.
 
     Raises:
         one of `DAMAGED_ERRORS`: it is not whole.
         RunError: a newer dim wrote it.
     """
-    record = _read_record_file(record_path, refuse_newer_ones=True)
-    content = _read_plain_file(record_path.with_name(Path(record.file).name))
+    record = _read_record_file(run_dir, name, refuse_newer_ones=True)
+    content = read_file(run_dir, f"{FOLDER}/{Path(record.file).name}")
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise ValueError("its bytes have changed")
     return Checkpoint(
@@ -291,9 +261,9 @@ class _RecordFile:
                 raise FieldError(field, getattr(self, field), "0 or more")
 
 
-def _read_record_file(path: Path, refuse_newer_ones: bool) -> _RecordFile:
-    """Read the JSON file of a checkpoint; OSError or ValueError where it is damaged."""
-    content = _read_plain_file(path, _MAX_RECORD_BYTES + 1)
+def _read_record_file(run_dir: Path, name: str, refuse_newer_ones: bool) -> _RecordFile:
+    """Read the JSON file of a checkpoint; OSError, OutputError or ValueError where it is damaged."""
+    content, path = read_file(run_dir, name, _MAX_RECORD_BYTES + 1), run_dir / name
     try:
         block = strict_json.parse(content, path.name, _MAX_RECORD_BYTES)
     except BundleError as error:
@@ -305,26 +275,3 @@ def _read_record_file(path: Path, refuse_newer_ones: bool) -> _RecordFile:
         return from_plain(_RecordFile, block, path.name)
     except BundleError as error:
         raise ValueError(str(error).rstrip(".")) from None
-
-
-def _read_plain_file(path: Path, max_bytes: int = -1) -> bytes:
-    """Read a file that is neither a link nor a pipe, which would be waited for without end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{path.name} is not a plain file")
-        return file.read(max_bytes)
-
-
-def _read_record(path: Path) -> _RecordFile | None:
-    """What a checkpoint's JSON file says; None if it is damaged."""
-    try:
-        return _read_record_file(path, refuse_newer_ones=False)
-    except (OSError, ValueError):
-        return None
-
-
-def _is_good(path: Path) -> bool:
-    """Whether the checkpoint is whole, as far as its JSON file tells, and not suspect."""
-    record = _read_record(path)
-    return record is not None and not record.suspect

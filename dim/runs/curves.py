@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 
-from dim.runs.checkpoint import write_atomically
+from dim.runs.files import read_file, write_file
+
+METRICS_FILE = "metrics.jsonl"
+"""JSON lines with `stage`, `step` and numbers."""
 
 
-def draw_curves(metrics_path: Path, chart_path: Path) -> None:
-    """Draw every metric of a run against its steps, one panel per stage.
+def draw_curves(run_dir: Path) -> None:
+    """Draw every metric of a run against its steps, one panel per stage, as `curves.png`.
 
     Args:
-        metrics_path: JSON lines with `stage`, `step` and numbers.
-        chart_path: PNG to write, which appears whole; nothing is written while there are no lines.
+        run_dir: the run; nothing is written while its `metrics.jsonl` has no lines.
 
     Raises:
-        RunError: the disk refused.
+        RunError: the disk refused, or a link lies there.
     """
-    text = metrics_path.read_text() if metrics_path.exists() else ""
-    if text:
-        write_atomically(chart_path, curves_png(text))
+    with suppress(FileNotFoundError):
+        if text := read_file(run_dir, METRICS_FILE).decode():
+            write_file(run_dir, "curves.png", curves_png(text))
 
 
 def curves_png(metrics: str) -> bytes:

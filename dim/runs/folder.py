@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dim.runs.checkpoint import write_json
+from dim.runs.checkpoint import list_checkpoints
+from dim.runs.files import list_names, remove_file, write_json
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
 from dim.runtime.errors import RunError
 
@@ -44,24 +45,25 @@ def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
                 "resume with the options of the first call, or choose another --out."
             )
         return
-    if run_dir.exists() and set(run_dir.iterdir()) - set(list_leftovers(run_dir)):
+    if run_dir.exists() and set(list_names(run_dir)) - set(list_leftovers(run_dir, ".")):
         raise RunError(f"{run_dir} is not empty and holds no run: choose another --out.")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"Cannot make {run_dir}: {error.strerror}.") from error
-    write_json(config_path, record.to_dict())
+    write_json(run_dir, CONFIG_FILE, record.to_dict())
 
 
 def describe_kept(run_dir: Path) -> str:
     """Say what an interrupted run has to go on from, in one sentence."""
     if not (run_dir / CONFIG_FILE).exists():
         return f"Nothing was begun in {run_dir} yet: the same command begins anew."
-    found = sorted((run_dir / "checkpoints").glob("stage*.json"))
+    found = list_checkpoints(run_dir)
     if not found:
         return f"{run_dir} has no checkpoint yet, so nothing but the settings is kept: add --resume to begin again."
-    stage, _, step = found[-1].stem.removeprefix("stage").partition("-")
-    where = f"stage {stage}, step {int(step):,}" if step.isdecimal() else found[-1].stem
+    newest = Path(found[-1]).stem
+    stage, _, step = newest.removeprefix("stage").partition("-")
+    where = f"stage {stage}, step {int(step):,}" if step.isdecimal() else newest
     return f"What was done up to the last checkpoint ({where}) is kept in {run_dir}: add --resume to go on."
 
 
@@ -89,16 +91,17 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             pass  # A file system without locks.
         for folder in FOLDERS:
             _refuse_links(run_dir, folder)
-            for path in list_leftovers(run_dir / folder):
-                path.unlink(missing_ok=True)
+            for name in list_leftovers(run_dir, folder):
+                remove_file(run_dir, name)
         yield
     finally:
         os.close(descriptor)
 
 
-def list_leftovers(folder: Path) -> list[Path]:
-    """Files that a killed process left in a folder under temporary names, in order."""
-    return sorted(folder.glob(".*.tmp"))
+def list_leftovers(run_dir: Path, folder: str) -> list[str]:
+    """Files that a killed process left in a folder of a run under temporary names, by their paths in the run."""
+    names = list_names(run_dir, folder.removeprefix("."))
+    return [f"{folder}/{name}".removeprefix("./") for name in names if name.startswith(".") and name.endswith(".tmp")]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dim.config import DistillConfig, GeneratorConfig
+from dim.runs.files import read_file
 from dim.runtime.errors import RunError
 from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
 from dim.version import __version__
@@ -143,7 +144,7 @@ def read_run_record(run_dir: Path) -> RunRecord:
     """
     path = run_dir / CONFIG_FILE
     try:
-        content = path.read_bytes()
+        content = read_file(run_dir, CONFIG_FILE, MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from None
     how: Any = {"error": RunError, "advice": "it was not written by this dim distill, or was altered"}

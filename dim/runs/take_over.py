@@ -7,19 +7,13 @@ not train it twice: on the CPU the result is that of a run from scratch, bit for
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dim.runs.checkpoint import (
-    DAMAGED_ERRORS,
-    Checkpoint,
-    CheckpointFolder,
-    read_checkpoint,
-    read_tensors,
-    write_atomically,
-    write_tensors,
-)
-from dim.runs.curves import draw_curves
+from dim.runs.checkpoint import DAMAGED_ERRORS, Checkpoint, CheckpointFolder, name_checkpoint, read_checkpoint
+from dim.runs.curves import METRICS_FILE, draw_curves
+from dim.runs.files import list_names, make_folder, read_file, read_tensors, write_file, write_tensors
 from dim.runs.record import RunRecord, read_run_record
 from dim.runtime.errors import BadValueError, RunError
 
@@ -64,15 +58,18 @@ def find_stage1(source: Path, record: RunRecord) -> Stage1Source:
             f"{config_path} is damaged or of another version of dim: take stage 1 from another run."
         ) from None
     _check_same(source, other, record)
-    path = source / "checkpoints" / f"stage1-{steps:08d}.json"
+    name = name_checkpoint("stage1", steps)
+    path = source / name
     if not path.exists() and (source / "generator-stage1.safetensors").exists():
         raise RunError(f"{source} has lost the end of its stage 1, {path.name}: take it from another run, or train it.")
     if not path.exists():
         raise RunError(f"{source} has not finished stage 1: finish it with --resume, or take another run.")
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(source, name)
     except DAMAGED_ERRORS as error:
-        raise RunError(f"{path} is damaged ({error}): take stage 1 from another run, or train it.") from None
+        raise RunError(
+            f"{path} is damaged ({str(error).rstrip('.')}): take stage 1 from another run, or train it."
+        ) from None
     same_pool = record.config.pool.kind == "kept" and other.config.pool == record.config.pool
     has_pool = same_pool and all((source / name).exists() for name in POOL_FILES)
     return Stage1Source(run_dir=source, checkpoint=checkpoint, has_pool=has_pool)
@@ -118,14 +115,16 @@ def take_over(
     """
     with_pool = pool and source.has_pool
     if with_pool:
-        write_tensors(run_dir / POOL_FILES[0], read_tensors(source.run_dir / POOL_FILES[0]))
-        write_atomically(run_dir / POOL_FILES[1], (source.run_dir / POOL_FILES[1]).read_bytes())
-    end, metrics = source.checkpoint, source.run_dir / "metrics.jsonl"
-    lines = metrics.read_bytes()[: end.metrics_bytes] if metrics.exists() else b""
-    write_atomically(run_dir / "metrics.jsonl", lines)
-    draw_curves(run_dir / "metrics.jsonl", run_dir / "curves.png")
-    (run_dir / "grids").mkdir(exist_ok=True)
-    for grid in sorted((source.run_dir / "grids").glob("stage1-*.png")):
-        write_atomically(run_dir / "grids" / grid.name, grid.read_bytes())
+        write_tensors(run_dir, POOL_FILES[0], read_tensors(source.run_dir, POOL_FILES[0]))
+        write_file(run_dir, POOL_FILES[1], read_file(source.run_dir, POOL_FILES[1]))
+    end, lines = source.checkpoint, b""
+    with suppress(FileNotFoundError):
+        lines = read_file(source.run_dir, METRICS_FILE, end.metrics_bytes)
+    write_file(run_dir, METRICS_FILE, lines)
+    draw_curves(run_dir)
+    make_folder(run_dir, "grids")
+    for name in list_names(source.run_dir, "grids"):
+        if name.startswith("stage1-") and name.endswith(".png"):
+            write_file(run_dir, f"grids/{name}", read_file(source.run_dir, f"grids/{name}"))
     folder.save(end.stage, end.step, end.tensors, len(lines), quiet_lines=end.quiet_lines, suspect=end.suspect)
     say(f"Stage 1{' and the pool are' if with_pool else ' is'} taken from {source.run_dir}.")

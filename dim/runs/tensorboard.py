@@ -8,8 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dim.runs.curves import METRICS_FILE
+from dim.runs.files import list_names, make_folder, read_file, remove_file
 from dim.runtime.errors import BadValueError, MissingExtraError
 
+FOLDER = "tensorboard"
+"""Of a run."""
 LOGS = ("jsonl", "tensorboard")
 """`metrics.jsonl` alone, or event files too."""
 
@@ -46,24 +50,24 @@ class TensorBoardLog:
     """Event files with the same values as `metrics.jsonl`, also after a resume from before its last lines.
 
     Args:
-        metrics_path: the run's `metrics.jsonl`.
-        folder: where the event files go; those that are there are replaced.
+        run_dir: the run; event files in its folder `tensorboard` are replaced.
         open_writer: `SummaryWriter`, by its folder.
     """
 
-    def __init__(self, metrics_path: Path, folder: Path, open_writer: Callable[[str], Any]) -> None:
-        self._metrics_path = metrics_path
-        self._folder = folder
+    def __init__(self, run_dir: Path, open_writer: Callable[[str], Any]) -> None:
+        self._run_dir = run_dir
         self._open_writer = open_writer
         self._writer: Any = None
 
     def __call__(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Add a line that the metrics hold already; the first time, every line before it."""
         if self._writer is None:
-            for events in self._folder.glob("events.out.tfevents.*"):
-                events.unlink()
-            self._writer = self._open_writer(str(self._folder))
-            for line in self._metrics_path.read_text().splitlines():
+            make_folder(self._run_dir, FOLDER)
+            for name in list_names(self._run_dir, FOLDER):
+                if name.startswith("events.out.tfevents."):
+                    remove_file(self._run_dir, f"{FOLDER}/{name}")
+            self._writer = self._open_writer(str(self._run_dir / FOLDER))
+            for line in read_file(self._run_dir, METRICS_FILE).splitlines():
                 self._add(**json.loads(line))
         else:
             self._add(stage=stage, step=step, **values)

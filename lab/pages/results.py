@@ -19,7 +19,7 @@ from typing import Any
 
 from dim.evaluation.chart import draw_chart, draw_networks_chart
 from dim.evaluation.table import PUBLISHED_EPOCHS
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.torch_engine.chart import draw_bench_chart
 from lab.pages.distilling import ABLATION_MARKS, ablation_text, distill_section, processes_section
 from lab.pages.engines import engines_section
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path} is not what the result files say: run  python -m lab.pages.results", file=sys.stderr)
         return int(bool(stale))
     for path, text in texts.items():
-        replace_file(path, text.encode())
+        replace_file(path.parent, path.name, text.encode())
     for chart in (chart for section in sections for chart in section.charts):
         draw = draw_chart if chart.kind == "sizes" else draw_networks_chart
         draw(chart.rows, folder / f"{chart.stem}.png")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dim.evaluation.results import Row
 from dim.evaluation.table import format_accuracy, network_name
 from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,7 @@ def draw_summary(summary: Summary, rows: Sequence[Row], path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, buffer.getvalue())
+    replace_file(path.parent, path.name, buffer.getvalue())
 
 
 def _draw_curve(

@@ -17,7 +17,7 @@ from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.errors import BundleError, hide_secrets
 from dim.runtime.messages import say_to_log
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
-from dim.runtime.storage.private_cache import cache_dir, cache_folder
+from dim.runtime.storage.private_cache import cache_folder
 
 
 def is_url(bundle: str) -> bool:
@@ -87,8 +87,8 @@ def parse_sha256(sha256: str) -> str:
 
 
 def _find_cached(manifest_sha256: str) -> Path | None:
-    path = cache_dir() / "bundles" / f"{manifest_sha256}.dim"
-    if not path.is_dir():
+    path = cache_folder("bundles") / f"{manifest_sha256}.dim"
+    if not path.is_dir() or path.is_symlink():
         return None
     try:
         found = load_manifest(path).manifest_sha256

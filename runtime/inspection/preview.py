@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 
 _GAP_PX = 2
 _PAPER = 255
@@ -84,7 +84,7 @@ def encode_png(image: NDArray[np.uint8], scale: int = 1) -> bytes:
 
 def write_png(path: Path, image: NDArray[np.uint8], scale: int = 1) -> None:
     """Write an image as a PNG file that appears whole or not at all; arguments as `encode_png`."""
-    replace_file(Path(path), encode_png(image, scale))
+    replace_file(path.parent, path.name, encode_png(image, scale))
 
 
 def can_show_pictures(stream: TextIO) -> bool:

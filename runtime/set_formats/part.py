@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encode_png
-from dim.runtime.storage.local_store import Store, write_all
+from dim.runtime.storage.atomic import write_all
+from dim.runtime.storage.local_store import Store
 from dim.runtime.storage.records import FieldError
 
 LIST_STEP = 8192

@@ -51,24 +51,14 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under its final name in one step: readers see the old bytes or the new ones.
-
-    Args:
-        path: the final name.
-        data: the whole content.
-
-    Raises:
-        OSError: the disk refused; what was there before is untouched.
-    """
-    temporary = name_temporary_sibling(path)
-    try:
-        write_synced(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write every byte, however many calls it takes."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        more = os.write(descriptor, memoryview(data)[written:])
+        if more == 0:
+            raise OSError(errno.EIO, "nothing more could be written")
+        written += more
 
 
 def replace_folder(new: Path, destination: Path) -> None:

@@ -1,6 +1,7 @@
 """Files and folders below a folder, opened without following a link: what a stranger left there leads nowhere else.
 
 The folder itself is the caller's choice and may be a link; names below it are walked with `openat` and `O_NOFOLLOW`.
+Every call that finds a link raises OutputError, and OSError as the system's own call would.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dim.runtime.errors import OutputError
+from dim.runtime.storage.atomic import name_temporary_sibling, sync_descriptor, write_all
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -92,6 +94,66 @@ def make_folder(root: str | Path, name: str, mode: int = 0o777) -> None:
             os.mkdir(last, mode, dir_fd=folder)
         except FileExistsError:
             os.close(open_folder(root, name))
+
+
+def read_file(root: str | Path, name: str, max_bytes: int = -1) -> bytes:
+    """Read a plain file, at most so many bytes of it; -1 reads it whole.
+
+    Raises:
+        OutputError: as `open_file`.
+        OSError: it cannot be read, or is a folder or a pipe, which would be waited for without end.
+    """
+    descriptor = open_file(root, name, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a plain file", f"{root}/{name}")
+        return file.read(max_bytes)
+
+
+def replace_file(root: str | Path, name: str, data: bytes) -> None:
+    """Write a file under its final name in one step: readers see the old bytes or the new ones.
+
+    Args:
+        root: a folder, which may be a link.
+        name: a path below it, with slashes; a link of that name is replaced, not followed.
+        data: the whole content.
+
+    Raises:
+        as `open_folder`; what was there before is untouched.
+    """
+    with open_parent(root, name) as (folder, last):
+        made = name_temporary_sibling(Path(last)).name
+        try:
+            descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+            try:
+                write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(made, last, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(made, dir_fd=folder)
+            raise
+        sync_descriptor(folder)
+
+
+def remove_file(root: str | Path, name: str) -> None:
+    """Remove a file, or a link of that name, if it is there; raises as `open_folder`."""
+    with contextlib.suppress(FileNotFoundError), open_parent(root, name) as (folder, last):
+        os.unlink(last, dir_fd=folder)
+
+
+def list_names(root: str | Path, folder: str = "") -> list[str]:
+    """List the names in a folder, sorted; none where it is not there. Raises OutputError as `open_folder`."""
+    try:
+        descriptor = open_folder(root, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        return sorted(os.listdir(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _check_step(step: str) -> str:

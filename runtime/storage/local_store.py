@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dim.runtime.errors import OutputError
-from dim.runtime.storage.atomic import sync_descriptor
-from dim.runtime.storage.below import make_folder, open_file, open_folder, open_parent
+from dim.runtime.storage.atomic import sync_descriptor, write_all
+from dim.runtime.storage.below import list_names, make_folder, open_file, open_folder, open_parent
 
 STATE = ".dim"
 MAX_READ_BYTES = 2**28
@@ -154,14 +154,7 @@ class LocalStore:
         self.rename_scratch(made, name)
 
     def list(self, folder: str = "") -> list[str]:
-        try:
-            descriptor = open_folder(self._root, folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        try:
-            return sorted(os.listdir(descriptor))
-        finally:
-            os.close(descriptor)
+        return list_names(self._root, folder)
 
     def remove(self, name: str, with_contents: bool = False) -> None:
         try:
@@ -306,16 +299,6 @@ def write_file(path: str | Path, data: bytes | memoryview, durable: bool = False
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write every byte, however many calls it takes."""
-    written = os.write(descriptor, data)
-    while written < len(data):
-        more = os.write(descriptor, memoryview(data)[written:])
-        if more == 0:
-            raise OSError(errno.EIO, "nothing more could be written")
-        written += more
 
 
 def sync_file_system(path: Path) -> None:

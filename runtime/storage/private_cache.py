@@ -9,8 +9,7 @@ import stat
 from pathlib import Path
 
 from dim.runtime.errors import DimError
-from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.below import make_folder, open_file
+from dim.runtime.storage.below import make_folder, open_file, read_file, replace_file
 
 _OTHERS_WRITE = 0o022
 _MAX_NOTE_CHARS = 1024
@@ -78,6 +77,26 @@ def cache_folder(name: str) -> Path:
     return cache / name
 
 
+def write_cached(name: str, data: bytes) -> None:
+    """Write a file of the private cache in one step, and the folders above it that are missing.
+
+    Args:
+        name: its path in the cache, with slashes.
+        data: the whole content.
+
+    Raises:
+        DimError: the cache cannot be used, or a link lies there.
+        OSError: the disk refused.
+    """
+    cache_folder(name.rpartition("/")[0])
+    replace_file(cache_dir(), name, data)
+
+
+def read_cached(name: str) -> bytes:
+    """Read a file of the private cache; `name` and errors as in `write_cached`."""
+    return read_file(cache_dir(), name)
+
+
 def remember(kind: str, key: str, note: str = "") -> None:
     """Note that something passed a check; silently does nothing where there is no usable cache.
 
@@ -87,7 +106,7 @@ def remember(kind: str, key: str, note: str = "") -> None:
         note: what the check found.
     """
     try:
-        replace_file(cache_folder(kind) / key, note.encode())
+        write_cached(f"{kind}/{key}", note.encode())
     except (OSError, DimError):
         return
 

@@ -17,7 +17,7 @@ from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
 from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import Progress, ProgressOption, ignore_progress, show_progress
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.private_cache import read_cached, write_cached
 from dim.runtime.trt.check_engine import check_built_engine
 from dim.runtime.trt.compile import (
     DEFAULT_BATCH,
@@ -29,7 +29,7 @@ from dim.runtime.trt.compile import (
 )
 from dim.runtime.trt.library import TrtLibrary, load_library
 from dim.runtime.trt.sidecar import Sidecar, host_machine, reason_engine_does_not_fit, sidecar_name
-from dim.runtime.trt.store import store_in_cache, timing_cache_path
+from dim.runtime.trt.store import name_timings, store_in_cache
 from dim.runtime.trt.trust import remember_built
 from dim.version import __version__
 
@@ -188,7 +188,7 @@ def _read_timings(library: TrtLibrary, gpu: Gpu | None) -> bytes:
     if gpu is None:
         return b""
     try:
-        return timing_cache_path(library.version, gpu.name).read_bytes()
+        return read_cached(name_timings(library.version, gpu.name))
     except (OSError, DimError):
         return b""
 
@@ -198,6 +198,6 @@ def _write_timings(library: TrtLibrary, gpu: Gpu | None, timings: bytes) -> None
     if gpu is None or not timings:
         return
     try:
-        replace_file(timing_cache_path(library.version, gpu.name), timings)
+        write_cached(name_timings(library.version, gpu.name), timings)
     except (OSError, DimError):
         return

@@ -5,13 +5,11 @@ that it fits the version, the GPU and the driver, and refuses it otherwise.
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import Gpu
-from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.private_cache import cache_folder
+from dim.runtime.storage.private_cache import read_cached, write_cached
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.sidecar import Sidecar
 
@@ -37,7 +35,7 @@ class RuntimeCache:
         if self._cache is None:
             return
         try:
-            self._loaded = self._path().read_bytes()
+            self._loaded = read_cached(self._name())
         except (OSError, DimError):
             self._loaded = b""
         if self._loaded and not self._cache.deserialize(self._loaded):
@@ -52,9 +50,9 @@ class RuntimeCache:
         if content is None or bytes(content) == self._loaded:
             return
         try:
-            replace_file(self._path(), bytes(content))
+            write_cached(self._name(), bytes(content))
         except (OSError, DimError):
             return
 
-    def _path(self) -> Path:
-        return cache_folder("rtx-runtime") / f"{self._key}.cache"
+    def _name(self) -> str:
+        return f"rtx-runtime/{self._key}.cache"

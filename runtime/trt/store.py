@@ -11,9 +11,8 @@ from pathlib import Path
 from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.errors import BundleError, DimError, EngineError
-from dim.runtime.storage.atomic import replace_file
-from dim.runtime.storage.below import open_file
-from dim.runtime.storage.private_cache import cache_folder
+from dim.runtime.storage.below import list_names, open_file
+from dim.runtime.storage.private_cache import cache_dir, cache_folder, read_cached, write_cached
 from dim.runtime.trt.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_engine_name, parse_sidecar, sidecar_name
 from dim.runtime.trt.trust import remember_built
 
@@ -46,7 +45,7 @@ class EngineFile:
             plan = read_checked_file(bundle_path, manifest, self.path.name, max_bytes=MAX_ENGINE_BYTES)
         else:
             try:
-                plan = self.path.read_bytes()
+                plan = read_cached(self.path.relative_to(cache_dir()).as_posix())
             except OSError as error:
                 raise EngineError(f"The engine {self.path} cannot be read: {error.strerror}.") from error
         if len(plan) != self.sidecar.engine_bytes:
@@ -89,16 +88,18 @@ def list_bundle_engines(bundle_path: Path, manifest: Manifest) -> tuple[list[Eng
 def list_cached_engines(onnx_sha256: str) -> list[EngineFile]:
     """List the engines that this user's cache holds for one ONNX file; damaged entries are passed over."""
     try:
-        sidecars = sorted(_cache_folder(onnx_sha256).glob("*.engine.json"))
+        names = list_names(cache_folder(folder := _name_folder(onnx_sha256)))
     except (OSError, DimError):
         return []
     found = []
-    for path in sidecars:
-        try:
-            sidecar = parse_sidecar(path.read_bytes(), path.name)
-        except (OSError, EngineError):
+    for name in names:
+        if not name.endswith(".engine.json"):
             continue
-        found.append(EngineFile(path=path.with_suffix(""), sidecar=sidecar, in_bundle=False))
+        try:
+            sidecar = parse_sidecar(read_cached(f"{folder}/{name}"), name)
+        except (OSError, DimError):
+            continue
+        found.append(EngineFile(path=cache_dir() / folder / Path(name).stem, sidecar=sidecar, in_bundle=False))
     return found
 
 
@@ -115,21 +116,22 @@ def store_in_cache(plan: bytes, sidecar: Sidecar) -> EngineFile:
         DimError: the cache cannot be used.
         EngineError: the disk refused.
     """
-    folder = _cache_folder(sidecar.onnx_sha256)
-    path = folder / f"{sidecar.file_name.removesuffix('.engine')}.{_hash_target(sidecar)}.engine"
+    folder = _name_folder(sidecar.onnx_sha256)
+    name = f"{sidecar.file_name.removesuffix('.engine')}.{_hash_target(sidecar)}.engine"
+    path = cache_folder(folder) / name
     try:
         remember_built(sidecar.engine_sha256)
-        replace_file(path, plan)
-        replace_file(folder / sidecar_name(path.name), sidecar.to_json())
+        write_cached(f"{folder}/{name}", plan)
+        write_cached(f"{folder}/{sidecar_name(name)}", sidecar.to_json())
     except OSError as error:
-        raise EngineError(f"The engine cannot be kept in {folder}: {error.strerror}.") from error
+        raise EngineError(f"The engine cannot be kept in {path.parent}: {error.strerror}.") from error
     return EngineFile(path=path, sidecar=sidecar, in_bundle=False)
 
 
 @contextmanager
 def lock_builds(onnx_sha256: str) -> Iterator[None]:
     """Let one process at a time build engines from an ONNX file, so that many workers of one node build one engine."""
-    folder = _cache_folder(onnx_sha256)
+    folder = cache_folder(_name_folder(onnx_sha256))
     with open(open_file(folder, ".lock", os.O_WRONLY | os.O_CREAT, 0o600), "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -138,14 +140,14 @@ def lock_builds(onnx_sha256: str) -> Iterator[None]:
         yield
 
 
-def timing_cache_path(library_version: str, gpu: str) -> Path:
-    """Return where the kernel timings of one TensorRT version on one GPU are kept."""
+def name_timings(library_version: str, gpu: str) -> str:
+    """Name the file of the private cache with the kernel timings of one TensorRT version on one GPU."""
     key = hashlib.sha256(f"{library_version} {gpu}".encode()).hexdigest()[:16]
-    return cache_folder("timing") / f"{key}.cache"
+    return f"timing/{key}.cache"
 
 
-def _cache_folder(onnx_sha256: str) -> Path:
-    return cache_folder(f"engines/{onnx_sha256}")
+def _name_folder(onnx_sha256: str) -> str:
+    return f"engines/{onnx_sha256}"
 
 
 def _hash_target(sidecar: Sidecar) -> str:

@@ -22,7 +22,7 @@ from dim.distillation.distill import distill
 from dim.execution.device import choose_device
 from dim.export.export_run import export_run
 from dim.presets import preset
-from dim.runs.checkpoint import read_tensors
+from dim.runs.files import read_tensors
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.runtime.inspection.verify import verify
@@ -85,7 +85,7 @@ def test_stage_2_can_be_left_out(tmp_path: Path) -> None:
     nothing = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
     assert distill(make_images(), quick(**{"stage2.steps": 0, **nothing}), tmp_path / "run").finished
     run_dir = tmp_path / "run"
-    assert same(weights(run_dir), read_tensors(run_dir / "generator-stage1.safetensors"))
+    assert same(weights(run_dir), read_tensors(run_dir, "generator-stage1.safetensors"))
     assert not (run_dir / "pool.json").exists()
 
 

@@ -22,7 +22,7 @@ from dim.runtime.errors import DivergedError
 
 
 def checkpoints_of(config: DistillConfig, run_dir: Path) -> CheckpointFolder:
-    return CheckpointFolder(run_dir / "checkpoints", describe_run(config, make_images()).fingerprint())
+    return CheckpointFolder(run_dir, describe_run(config, make_images()).fingerprint())
 
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
@@ -105,7 +105,10 @@ def test_a_suspicion_that_passes_leaves_no_trace(tmp_path: Path, monkeypatch: py
         distill(make_images(), config, tmp_path / "run", progress=stop_at("stage1", 38))
     folder = checkpoints_of(config, tmp_path / "run")
     assert folder.newest_good() == ("stage1", 36)
-    assert sorted(p.name for p in folder.folder.glob("*.json")) == ["stage1-00000033.json", "stage1-00000036.json"]
+    assert sorted(p.name for p in (folder.run_dir / "checkpoints").glob("*.json")) == [
+        "stage1-00000033.json",
+        "stage1-00000036.json",
+    ]
 
 
 def test_a_discriminator_that_guesses_is_told_once_per_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

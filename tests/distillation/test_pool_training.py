@@ -25,7 +25,7 @@ class Case:
         self.snapshots = {age: copy.deepcopy(self.model) for age in (2, 7)}
         config = SimpleNamespace(checkpoint_steps=checkpoint_steps)
         self.session = SimpleNamespace(config=config, deadline=deadline, run_dir=folder)
-        self.path = folder / "checkpoints" / "one.safetensors"
+        folder.mkdir(exist_ok=True)
         self.reported: list[int] = []
 
     def step(self, index: int) -> Tensor:
@@ -44,7 +44,7 @@ class Case:
             self.step,
             steps,
             what="The model",
-            path=self.path,
+            name="checkpoints/one.safetensors",
             report=self.reported.append,
             snapshots=self.snapshots,
         )

@@ -27,7 +27,10 @@ NOTHING_CHOSEN = {**STAGE1_ALONE, "deployment.latent_stds": (), "deployment.fixe
 def quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a checkpoint's time; here a picture is what would be drawn."""
     for module in ("distillation.session", "runs.take_over"):
-        monkeypatch.setattr(f"dim.{module}.draw_curves", lambda metrics, path: path.write_bytes(metrics.read_bytes()))
+        monkeypatch.setattr(
+            f"dim.{module}.draw_curves",
+            lambda run_dir: (run_dir / "curves.png").write_bytes((run_dir / "metrics.jsonl").read_bytes()),
+        )
 
 
 def begun_from(source: Path, run_dir: Path, **changes: object) -> list[str]:

@@ -15,7 +15,7 @@ from dim.distillation.distill import distill
 from dim.evaluation.evaluate import evaluate
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.export.export_run import export_run
-from dim.runs.checkpoint import read_tensors
+from dim.runs.files import read_tensors
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import BadValueError
 
@@ -62,12 +62,12 @@ def test_a_teacher_reaches_sets_and_students(run_dir: Path, tmp_path: Path) -> N
 def test_a_teacher_goes_on_where_it_was_stopped(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         distill(make_images(), quick(**TEACHER), tmp_path / "run", progress=stop_at("teacher", 33))
-    assert int(read_tensors(tmp_path / "run" / "checkpoints" / "teacher.safetensors")["done"]) == 20
+    assert int(read_tensors(tmp_path / "run", "checkpoints/teacher.safetensors")["done"]) == 20
     assert not distill(make_images(), quick(**TEACHER), tmp_path / "run", resume=True, time_limit_s=0.0).finished
-    assert int(read_tensors(tmp_path / "run" / "checkpoints" / "teacher.safetensors")["done"]) == 21
+    assert int(read_tensors(tmp_path / "run", "checkpoints/teacher.safetensors")["done"]) == 21
     assert distill(make_images(), quick(**TEACHER), tmp_path / "run", resume=True).finished
     assert not (tmp_path / "run" / "checkpoints" / "teacher.safetensors").exists()
-    whole, again = (read_tensors(path / "teacher.safetensors") for path in (run_dir, tmp_path / "run"))
+    whole, again = (read_tensors(path, "teacher.safetensors") for path in (run_dir, tmp_path / "run"))
     assert same(whole, again)
 
 

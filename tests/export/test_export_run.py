@@ -33,7 +33,7 @@ from dim.export.record_accuracy import record_accuracy
 from dim.export.reuse import read_reusable
 from dim.export.run_classifiers import Classifier, read_classifiers
 from dim.export.run_files import read_run
-from dim.runs.checkpoint import write_tensors
+from dim.runs.files import write_tensors
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents
@@ -168,7 +168,7 @@ def test_a_bundle_of_other_weights_keeps_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     bundle = export_run(run, precisions=("fp16",))
     record_accuracy(bundle, [{"accuracy_mean": 1.0}])
-    write_tensors(run / "generator.safetensors", make_generator(generator_config(), seed=1).state_dict())
+    write_tensors(run, "generator.safetensors", make_generator(generator_config(), seed=1).state_dict())
     said: list[str] = []
     export_run(run, say=said.append)
     assert load_manifest(bundle).accuracy == ()

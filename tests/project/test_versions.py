@@ -36,9 +36,9 @@ def read_in_folder(data: bytes, source: Path, name: str, read: Callable[[Path], 
         read(copy)
 
 
-def read_newest_checkpoint(folder: Path) -> None:
+def read_newest_checkpoint(run_dir: Path) -> None:
     config_sha256 = read_run_record(GOLDEN / "run").fingerprint()
-    checkpoint = CheckpointFolder(folder, config_sha256).newest(say=print)
+    checkpoint = CheckpointFolder(run_dir, config_sha256).newest(say=print)
     assert checkpoint is not None and (checkpoint.stage, checkpoint.step) == ("stage1", 2)
     assert checkpoint.tensors["weights"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
@@ -70,7 +70,7 @@ READERS: dict[str, tuple[Path, Callable[[bytes], object], str]] = {
     ),
     "checkpoint": (
         CHECKPOINT,
-        lambda data: read_in_folder(data, CHECKPOINT.parent, CHECKPOINT.name, read_newest_checkpoint),
+        lambda data: read_in_folder(data, GOLDEN / "run", f"checkpoints/{CHECKPOINT.name}", read_newest_checkpoint),
         "format version",
     ),
     "result of one student": (RESULT, lambda data: parse_result(data, "The result"), "format version"),

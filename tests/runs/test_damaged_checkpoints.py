@@ -15,6 +15,7 @@ CONFIG = "c" * 64
 
 
 def folder_with_two(path: Path) -> CheckpointFolder:
+    path.mkdir(exist_ok=True)
     folder = CheckpointFolder(path, CONFIG)
     for step in (5, 10):
         folder.save("stage1", step, {"weight": torch.full((2,), float(step))}, metrics_bytes=step)
@@ -61,7 +62,7 @@ def changed(record: dict[str, Any], **fields: Any) -> bytes:
 )  # fmt: skip
 def test_a_damaged_record_is_one_sentence(tmp_path: Path, content: bytes | dict[str, Any]) -> None:
     folder = folder_with_two(tmp_path)
-    path = tmp_path / "stage1-00000010.json"
+    path = tmp_path / "checkpoints" / "stage1-00000010.json"
     path.write_bytes(content if isinstance(content, bytes) else changed(json.loads(path.read_bytes()), **content))
     said: list[str] = []
     checkpoint = folder.newest(said.append)
@@ -76,7 +77,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path: Path, content: bytes | dict[
 @pytest.mark.parametrize("what", ["pipe", "link", "folder"])
 def test_what_is_no_plain_file_is_not_read(tmp_path: Path, name: str, what: str) -> None:
     folder = folder_with_two(tmp_path / "run")
-    path = tmp_path / "run" / name
+    path = tmp_path / "run" / "checkpoints" / name
     path.rename(tmp_path / name)
     if what == "pipe":
         os.mkfifo(path)
@@ -90,7 +91,7 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path, name: str, what: str)
 
 def test_a_newer_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = folder_with_two(tmp_path)
-    path = tmp_path / "stage1-00000010.json"
+    path = tmp_path / "checkpoints" / "stage1-00000010.json"
     path.write_bytes(changed(json.loads(path.read_bytes()), format_version=2, dim_version="9.1.0"))
     with pytest.raises(RunError, match=r"has format version 2 and was made by a newer dim \(9\.1\.0\)"):
         folder.newest(lambda line: None)

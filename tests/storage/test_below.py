@@ -111,6 +111,14 @@ def test_the_cache_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert private_cache.cache_folder("engines/one").stat().st_mode & 0o777 == 0o700
     private_cache.remember("other", "abc", "seen")
     assert private_cache.recall("other", "abc") == "seen"
+    private_cache.write_cached("engines/one/plan", b"compiled")
+    assert private_cache.read_cached("engines/one/plan") == b"compiled"
+    for name in ("checked/abc", "checked/new"):
+        with pytest.raises(DimError, match="cache/checked is a link"):
+            private_cache.read_cached(name)
+        with pytest.raises(DimError, match="cache/checked is a link"):
+            private_cache.write_cached(name, b"new")
+    assert os.listdir(victim) == ["abc"] and (victim / "abc").read_text() == "a note that somebody else left"
     (tmp_path / "cache" / "other" / "abc").unlink()
     (tmp_path / "cache" / "other" / "abc").symlink_to(victim / "abc")
     assert private_cache.recall("other", "abc") is None

@@ -18,7 +18,7 @@ from dim.export.graph.trace import generator_to_onnx
 from dim.networks.batch_norm import ClassBatchNorm
 from dim.networks.classifiers import build_classifier
 from dim.networks.generator import generator_from_dict
-from dim.runs.checkpoint import write_tensors
+from dim.runs.files import write_tensors
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -100,7 +100,7 @@ def write_classifiers(path: Path, kind: str, generator: dict[str, Any], archs: t
         shape = dict(zip(("num_classes", "channels", "image_px"), sizes, strict=True))
         norm = {"mean": [0.5] * sizes[1], "std": [0.25] * sizes[1]}
         entries.append({"arch": arch, "width": 8, **shape, **norm})
-    write_tensors(path / f"{kind}.safetensors", tensors)
+    write_tensors(path, f"{kind}.safetensors", tensors)
     (path / f"{kind}.json").write_text(json.dumps(entries))
 
 
@@ -109,7 +109,7 @@ def make_run(path: Path, *, seed: int = 0, pool: tuple[str, ...] = (), **changes
     config = generator_config(**changes)
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(run_config(config)))
-    write_tensors(path / "generator.safetensors", make_generator(config, seed).state_dict())
+    write_tensors(path, "generator.safetensors", make_generator(config, seed).state_dict())
     if pool:
         write_classifiers(path, "pool", config, pool)
     return path

@@ -23,7 +23,7 @@ from dim.execution.distributed import join_process_group
 from dim.networks.batch_norm import BatchNorm
 from dim.networks.generator import generator_from_dict
 from dim.presets import preset
-from dim.runs.checkpoint import read_tensors
+from dim.runs.files import read_tensors
 
 SHORT = {"autocast": "off", "stage1.steps": 3, "stage2.steps": 3, "checkpoint_steps": 100, "log_steps": 1}
 NOTHING_CHOSEN = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}
@@ -160,9 +160,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def state(run: Path) -> dict[str, torch.Tensor]:
     """All weights and batch statistics of a run's last checkpoint, of its generator and of its pool."""
     newest = max((run / "checkpoints").glob("stage2-*.safetensors"))
-    tensors = {k: v for k, v in read_tensors(newest).items() if "optimiser" not in k}
+    tensors = {k: v for k, v in read_tensors(newest.parent, newest.name).items() if "optimiser" not in k}
     for file in ("generator", "pool"):
-        tensors |= {f"{file}: {k}": v for k, v in read_tensors(run / f"{file}.safetensors").items()}
+        tensors |= {f"{file}: {k}": v for k, v in read_tensors(run, f"{file}.safetensors").items()}
     return tensors
 
 
@@ -170,7 +170,7 @@ def images(run: Path) -> torch.Tensor:
     """What the finished generator draws from fixed latents."""
     record = json.loads((run / "config.json").read_text())
     generator = generator_from_dict(record["generator"])
-    generator.load_state_dict(read_tensors(run / "generator.safetensors"))
+    generator.load_state_dict(read_tensors(run, "generator.safetensors"))
     latents = torch.randn(12, record["generator"]["latent_dim"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         drawn: torch.Tensor = generator.eval()(latents, torch.arange(12) % record["generator"]["num_classes"])

@@ -11,7 +11,7 @@ from dim.config import (
     DistillConfig,
 )
 from dim.presets import preset
-from dim.runs.checkpoint import read_tensors
+from dim.runs.files import read_tensors
 
 QUICK = {
     "generator.latent_dim": 8,
@@ -49,7 +49,7 @@ def quick(**changes: object) -> DistillConfig:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(run_dir / "generator.safetensors")
+    return read_tensors(run_dir, "generator.safetensors")
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -1,0 +1,148 @@
+"""Files of a run, by their paths below its folder: whole or not at all, and never through a link.
+
+The folder itself may be a link. Tensors are safetensors with a hash of their own; no pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dim.runtime.errors import OutputError, RunError
+from dim.runtime.storage import below
+
+
+@contextmanager
+def follow_no_link() -> Iterator[None]:
+    """Name a link that was found in a run.
+
+    Raises:
+        RunError: instead of OutputError.
+    """
+    try:
+        yield
+    except OutputError as error:
+        raise RunError(str(error)) from None
+
+
+def read_file(run_dir: Path, name: str, max_bytes: int = -1) -> bytes:
+    """Read a plain file, at most so many bytes of it; -1 reads it whole.
+
+    Raises:
+        RunError: it, or a folder on the way to it, is a link.
+        OSError: it cannot be read.
+    """
+    with follow_no_link():
+        return below.read_file(run_dir, name, max_bytes)
+
+
+def write_file(run_dir: Path, name: str, content: bytes) -> None:
+    """Write `content` under a temporary name, flush it to the disk, and rename it to `name`.
+
+    Raises:
+        RunError: the disk is full, the folder cannot be written, or is a link.
+    """
+    try:
+        with follow_no_link():
+            below.replace_file(run_dir, name, content)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {run_dir / name}: {error.strerror}. Nothing already written was changed."
+        ) from error
+
+
+def append_to_file(run_dir: Path, name: str, text: str) -> None:
+    """Add text to a file, which is made if missing; raises RunError if a link lies there, and OSError."""
+    with follow_no_link(), open(below.open_file(run_dir, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
+        file.write(text)
+
+
+def cut_file(run_dir: Path, name: str, size: int) -> None:
+    """Shorten a file, if it is there, to so many bytes; raises RunError if a link lies there, and OSError."""
+    with follow_no_link(), suppress(FileNotFoundError), open(below.open_file(run_dir, name, os.O_RDWR), "r+b") as file:
+        os.ftruncate(file.fileno(), min(size, os.fstat(file.fileno()).st_size))
+
+
+def flush_file(run_dir: Path, name: str) -> int:
+    """Wait until a file is on the disk; returns its bytes, 0 where it is missing. Raises RunError and OSError."""
+    with follow_no_link(), suppress(FileNotFoundError), open(below.open_file(run_dir, name, os.O_RDONLY), "rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+    return 0
+
+
+def remove_file(run_dir: Path, name: str) -> None:
+    """Remove a file if it is there; raises RunError if its folder is a link."""
+    with follow_no_link():
+        below.remove_file(run_dir, name)
+
+
+def make_folder(run_dir: Path, name: str) -> None:
+    """Make a folder of the run if it is not there; raises RunError if it is a link."""
+    with follow_no_link():
+        below.make_folder(run_dir, name)
+
+
+def list_names(run_dir: Path, folder: str = "") -> list[str]:
+    """List the names in a folder of the run, sorted; none where it is not there. Raises RunError if it is a link."""
+    with follow_no_link():
+        return below.list_names(run_dir, folder)
+
+
+def write_json(run_dir: Path, name: str, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically."""
+    write_file(run_dir, name, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(run_dir: Path, name: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """Write named tensors as safetensors with their own hash in the metadata, atomically; returns the bytes."""
+    # Always NCHW-contiguous: safetensors stores no memory layout.
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    table, data = _parts(save(plain))
+    header = json.dumps({"__metadata__": {"sha256": _digest(table, data)}, **table}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    content = b"".join((len(header).to_bytes(8, "little"), header, data))
+    write_file(run_dir, name, content)
+    return content
+
+
+def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
+    """The inverse of `write_tensors`; a file without a hash is not checked.
+
+    Raises:
+        RunError: missing, damaged, altered, or a link.
+    """
+    path = run_dir / name
+    try:
+        content = read_file(run_dir, name)
+        tensors = load(content)
+        table, data = _parts(content)
+        recorded = table.pop("__metadata__", {}).get("sha256")
+        if recorded not in (None, _digest(table, data)):
+            raise RunError(f"{path} was altered: its tensors do not match the hash in it; restore it or distil again.")
+        return tensors
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: the run is incomplete.") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"{path} cannot be read as safetensors ({error}).") from None
+
+
+def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The table of a safetensors file, and its data."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), memoryview(content)[start:]
+
+
+def _digest(table: Mapping[str, Any], data: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
