@@ -20,6 +20,7 @@ from dim.version import __version__ as __version__
 TYPE_CHECKING = False  # type checkers take it for True; importing typing would cost more than all the rest
 
 if TYPE_CHECKING:
+    from dim import torch as torch
     from dim.data.load import load_data as load_data
     from dim.data.options import DataOptions as DataOptions
     from dim.distillation.distill import distill as distill
@@ -84,25 +85,29 @@ _HOMES = {
 }
 """Every public name and the module that it comes from. A new name is one line here and one import above."""
 
+_ROOMS = ("torch",)
+"""Public modules that are loaded on first use. `from dim import *` leaves them out, because it would hide PyTorch."""
+
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
 if not TYPE_CHECKING:  # a checker that saw this would take any name for a public one
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in _HOMES and name not in _ROOMS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:
-            value = getattr(import_module(_HOMES[name]), name)
+            value = import_module(f"dim.{name}") if name in _ROOMS else getattr(import_module(_HOMES[name]), name)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package in ("", "dim"):
                 raise
             errors = import_module("dim.runtime.errors")
-            raise errors.MissingExtraError(package, "train", "distil, export and evaluate") from None
+            purpose = "draw into PyTorch's loaders" if name in _ROOMS else "distil, export and evaluate"
+            raise errors.MissingExtraError(package, "train", purpose) from None
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])
