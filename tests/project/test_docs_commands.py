@@ -27,7 +27,7 @@ NOT_HERE = {
 """Commands that are not run, and why; their options are checked in test_cli_docs.py."""
 OTHER_PROGRAMS = (
     r"pip install |pip-audit |make |git clone |docker (build|run) |dim --",
-    r"python (examples|benchmarks)/\w+\.py|python -m lab\.",
+    r"(python|torchrun .*) (examples|benchmarks)/\w+\.py|python -m lab\.",
 )
 """Lines of shell blocks that are no commands of dim. tests/project/test_examples.py runs the examples."""
 QUICKER = QUICK | {"generator.max_width": 48, "checkpoint_steps": 100, "deployment.refine_steps": 1}

@@ -1,0 +1,1 @@
+../../examples/accelerate_loop.py

@@ -1,0 +1,1 @@
+../../examples/lightning_loop.py

@@ -1,1 +1,0 @@
-../../examples/torch_iterable.py
