@@ -12,7 +12,6 @@ from dim.cli.options import (
     ENGINES,
     BundleOption,
     JsonOption,
-    PrecisionOption,
     Sha256Option,
     choose_bundle,
     complete_from,
@@ -137,7 +136,16 @@ def evaluate(
             autocompletion=complete_from("auto", *ENGINES, "torch"),
         ),
     ] = "auto",
-    precision: PrecisionOption = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="Of the images: auto (bf16 where this processor multiplies it and OpenVINO is installed, else fp32), "
+            "fp32, bf16, fp16 or int8.",
+            rich_help_panel=ENGINE_PANEL,
+            autocompletion=complete_from("auto", "fp32", "bf16", "fp16", "int8"),
+        ),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure what classifiers learn from generated images.

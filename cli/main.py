@@ -18,6 +18,7 @@ from dim.runtime.errors import DimError, describe_error, hide_secrets, printable
 from dim.version import __version__
 
 MACHINES = ("x86_64", "aarch64")
+MAX_LINE_CHARS = 200
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -46,7 +47,29 @@ def _clean_up_on_sigterm() -> Iterator[None]:
 
 
 class _Group(TyperGroup):
-    """Ends with 130 on Ctrl-C, whatever Typer's version makes of it, and with 143 on SIGTERM."""
+    """Ends with 130 on Ctrl-C, whatever Typer's version makes of it, and with 143 on SIGTERM.
+
+    Its help is plain text, because importing what draws boxes takes longer than all the rest of `dim --help`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panels.setdefault(command.rich_help_panel, []).append((name, command.get_short_help_str(MAX_LINE_CHARS)))
+        panels["Options"] = [record for option in self.get_params(ctx) if (record := option.get_help_record(ctx))]
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        for title, lines in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(lines)
+        self.format_epilog(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -79,12 +102,11 @@ def _hide_flag_types(parameters: list[Any]) -> list[Any]:
 
 app = typer.Typer(
     cls=_Group,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First steps:  [bold]dim generate --ipc 10 --out digits/[/bold]  draws a set from the bundle that comes "
-    "with dim;  [bold]dim distill --data digits --preset tiny[/bold]  makes a bundle of your own.",
+    epilog="First steps: `dim generate --ipc 10 --out digits/` draws a set from the bundle that comes with dim; "
+    "`dim distill --data digits --preset tiny` makes a bundle of your own.",
 )
 
 

@@ -27,6 +27,7 @@ from dim.runtime.storage.below import replace_file
 from dim.torch_engine.engine import TorchEngine
 
 _TEACHER_ROWS = 512
+_PICKLED = ("data", "bundles", "device", "threads", "execution", "archives", "compiled", "kept")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +46,8 @@ class EvalContext:
     """Folder of the archives of real images, which are made once."""
     compiled: bool = False
     """Whether students that gain by it are compiled."""
+    kept: Path | None = None
+    """Folder of streams that several students share; None where none do."""
     _opened: dict[tuple[str, str], Bundle] = field(default_factory=dict, init=False)
     _teachers: dict[str, Score] = field(default_factory=dict, init=False)
     _unpacked: dict[tuple[Archive, int], tuple[ImageSet, int]] = field(default_factory=dict, init=False)
@@ -118,8 +121,7 @@ class EvalContext:
         self._unpacked.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("data", "bundles", "device", "threads", "execution", "archives", "compiled")
-        return {name: getattr(self, name) for name in names} | {"_opened": {}, "_teachers": {}, "_unpacked": {}}
+        return {name: getattr(self, name) for name in _PICKLED} | {"_opened": {}, "_teachers": {}, "_unpacked": {}}
 
 
 def read_or_pack(data: ImageSet, archive: Archive, seed: int, folder: Path) -> bytes:

@@ -9,6 +9,7 @@ difference.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dim.data.image_set import ImageSet
+from dim.evaluation.drawn import DrawnStream
 from dim.execution.device_data import seed_of
 from dim.runtime.bundle import Bundle
 from dim.runtime.sampling.stream import StreamPlan
@@ -120,14 +122,36 @@ def generated_set(bundle: Bundle, ipc: int, seed: int) -> tuple[NDArray[np.uint8
 
 
 def generated_stream(
-    bundle: Bundle, ipc: int, batch_size: int, epochs: int, seed: int, device: torch.device, score: Score | None
+    bundle: Bundle,
+    ipc: int,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    score: Score | None,
+    kept: Path | None = None,
 ) -> Iterator[Batch]:
-    """Show `ipc` fresh images per class in every epoch, the same batches as `bundle.stream`."""
+    """Show `ipc` fresh images per class in every epoch, the same batches as `bundle.stream`.
+
+    Args:
+        bundle: an open one.
+        ipc: images per class and epoch.
+        batch_size: images per step; the last short batch of an epoch is kept.
+        epochs: how many there are.
+        seed: of the images and their order.
+        device: where the batches go.
+        score: a teacher that labels them, or None.
+        kept: folder of the images that other students of the seed had drawn; None draws all anew.
+    """
     num_classes, manifest = len(bundle.classes), bundle.manifest
     plan = StreamPlan(labels=tuple(range(num_classes)), ipc=ipc, batch_size=batch_size, seed=seed, epochs=epochs)
 
+    name = f"{manifest.content_id}-{bundle.engine.precision}-{seed}"
+    stream = None if kept is None else DrawnStream(bundle=bundle, seed=seed, path=kept / name)
+
     def draw(labels: Labels, indices: Labels) -> Tensor:
-        return as_nchw(bundle.sample(labels, indices, seed, use="stream"), device)
+        images = bundle.sample(labels, indices, seed, use="stream") if stream is None else stream.draw(labels, indices)
+        return as_nchw(images, device)
 
     rows = CHUNK_PIXELS // (manifest.height * manifest.width)
     return draw_in_chunks(plan.batches(), draw, score, rows, device)

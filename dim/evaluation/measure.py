@@ -11,6 +11,7 @@ from dim.evaluation.archive import Archive
 from dim.evaluation.cells import Cell, CellResult, read_result
 from dim.evaluation.chart import CHART_NAME, draw_chart
 from dim.evaluation.context import EvalContext
+from dim.evaluation.drawn import keep_drawn
 from dim.evaluation.jobs import NumberedCell, run_cells
 from dim.evaluation.plan import plan_cells
 from dim.evaluation.protocol import EvalProtocol, Execution
@@ -111,7 +112,10 @@ def measure(
         kind = f"{cells[0].precision}{' compiled' * context.compiled} on {device}"
         say(f"Students: {cells[0].recipe.name} recipe, {kind}, {jobs} at a time.")
         _try_engines(context, subjects, protocol, say)
-    with closing(run_cells(context, missing, out, jobs, log.report, deadline)) as finished:
+    with (
+        keep_drawn([cell for _, cell in missing], data, out) as context.kept,
+        closing(run_cells(context, missing, out, jobs, log.report, deadline)) as finished,
+    ):
         for index, result in finished:
             log.add(index, result)
     rows = log.write()

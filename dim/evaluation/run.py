@@ -64,7 +64,8 @@ def run_cell(context: EvalContext, cell: Cell, progress: Callable[[int, int], No
         progress=lambda step: progress(step, steps),
     )
     normalize = Normalizer(data.mean, data.std, device)
-    right = predict_classes(student, data.test_images, normalize, device) == data.test_labels
+    predicted = predict_classes(student, data.test_images, normalize, device, compiled=spec.runs_compiled)
+    right = predicted == data.test_labels
     return CellResult(
         cell=cell,
         accuracy=100.0 * int(right.sum()) / len(right),
@@ -107,7 +108,7 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
     if cell.mode == "fixed":
         return fixed_images(*generated_set(bundle, cell.ipc, seed), batch_size, seed, device, score)
     return TrainingImages(
-        batches=generated_stream(bundle, cell.ipc, batch_size, cell.epochs, seed, device, score),
+        batches=generated_stream(bundle, cell.ipc, batch_size, cell.epochs, seed, device, score, context.kept),
         distinct_images=len(data.classes) * cell.ipc * cell.epochs,
         data_bytes=bundle_bytes(bundle.manifest, bundle.engine.precision, soft=bool(cell.teacher)),
     )

@@ -12,6 +12,7 @@ which compiled graphs do not support, and the rest of a step became slower (lab/
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dim.runtime.errors import BadValueError, DeviceError, DimError
-from dim.runtime.storage.private_cache import cache_folder
+from dim.runtime.storage.private_cache import cache_folder, recall, remember
 
 BACKEND = "inductor"
 """What `torch.compile` compiles with."""
@@ -29,6 +30,8 @@ CHOICES = ("auto", "on", "off")
 MAX_GRAPHS = 64
 """Most combinations of network, size, mode and precision in one process; torch's default of eight ends in plain code
 without a word."""
+_CHECK = "compilers"
+"""Kind of the notes in the private cache about compilers that work."""
 
 
 class Network(Protocol):
@@ -110,9 +113,14 @@ def _prepare_compiler() -> None:
 
 @functools.cache
 def _find_obstacle(device: torch.device) -> str | None:
-    """Why nothing can be compiled; None where something was, once per process."""
-    if device.type == "cpu" and not _has_compiler():
+    """Why nothing can be compiled; None where something was by this torch and this compiler."""
+    compilers = _find_compilers()
+    if device.type == "cpu" and not compilers:
         return "there is no C++ compiler (install g++, or name yours in CXX)"
+    tried = f"{BACKEND} {torch.__version__} {device.type} {os.environ.get('CXX', '')} {compilers}"
+    key = hashlib.sha256(tried.encode()).hexdigest()
+    if recall(_CHECK, key) is not None:  # the probe and the imports that it needs take nine seconds of a core
+        return None
     try:
         _prepare_compiler()
         # A shape of its own, or code kept from an earlier run would hide that the compiler is gone.
@@ -120,12 +128,15 @@ def _find_obstacle(device: torch.device) -> str | None:
         probe(torch.ones(1024 + os.getpid(), device=device))
     except (RuntimeError, OSError, ImportError, DimError) as error:
         return _first_lines(error)
+    remember(_CHECK, key)
     return None
 
 
-def _has_compiler() -> bool:
+def _find_compilers() -> list[tuple[str, int]]:
+    """Path and size of every C++ compiler that torch could take."""
     names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
-    return any(shutil.which(name) for name in names if name)
+    paths = [os.path.realpath(path) for name in names if name and (path := shutil.which(name))]
+    return [(path, os.stat(path).st_size) for path in paths]
 
 
 def _probe(values: Tensor) -> Tensor:

@@ -89,9 +89,8 @@ class _GreyConv(nn.Conv2d):
     def _multiply_patches(self, images_NCHW: Tensor) -> Tensor:
         margin = int(self.padding[0])
         padded = F.pad(images_NCHW[:, 0], (margin,) * 4)
-        height, width = padded.shape[1] - 2, padded.shape[2] - 2
-        shifts = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
-        return F.linear(torch.stack(shifts, dim=-1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        patches = padded.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class _AveragePool(nn.AvgPool2d):

@@ -198,7 +198,12 @@ def measure_accuracy(
 
 @torch.no_grad()
 def predict_classes(
-    classifier: Classifier, images: NDArray[np.uint8], normalize: Normalizer, device: torch.device
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    normalize: Normalizer,
+    device: torch.device,
+    *,
+    compiled: bool = False,
 ) -> NDArray[np.int64]:
     """Return the class with the highest logit of every image, int64 `[M]`; fp32, no augmentation.
 
@@ -207,12 +212,17 @@ def predict_classes(
         images: uint8 `[M, H, W, C]`.
         normalize: as in training.
         device: where the classifier is.
+        compiled: by compiled code, which rounds differently.
     """
     assert not classifier.training
+    layout = torch.channels_last if compiled else classifier.memory_format
+    classifier.to(memory_format=layout)  # type: ignore[call-overload]
     rows = max(1, TEST_BATCH_PIXELS // (images.shape[1] * images.shape[2]))
     predicted = []
     for start in range(0, len(images), rows):
         batch = torch.from_numpy(images[start : start + rows]).to(device).permute(0, 3, 1, 2)
-        inputs = normalize(batch.float() / 255).contiguous(memory_format=classifier.memory_format)
-        predicted.append(classifier(inputs).argmax(dim=1).cpu().numpy())
+        inputs = normalize(batch.float() / 255).contiguous(memory_format=layout)
+        logits = run_compiled(classifier, inputs)[1] if compiled else classifier(inputs)
+        predicted.append(logits.argmax(dim=1).cpu().numpy())
+    classifier.to(memory_format=classifier.memory_format)  # type: ignore[call-overload]
     return np.concatenate(predicted)

@@ -200,4 +200,4 @@ def test_what_is_offered_is_what_there_is() -> None:
 def test_a_flag_is_shown_without_a_value(command: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     shown = dim(*([command] if command else []), "--help").out
-    assert "bool" not in shown.lower() and re.search(r"--help +-h +Show this message", shown)
+    assert "bool" not in shown.lower() and re.search(r"--help( +-h|)  +Show this message", shown)

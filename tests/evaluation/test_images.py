@@ -1,13 +1,21 @@
 """What students are trained on: sets and streams, generated and real."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from dim.data.load import ImageSet
+from dim.evaluation.cells import Cell
+from dim.evaluation.drawn import keep_drawn
 from dim.evaluation.images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
 from dim.runtime.bundle import open_bundle
+from dim.runtime.errors import OutputError
+from dim.students.recipes import DEFAULT
 
 CPU = torch.device("cpu")
 
@@ -20,6 +28,59 @@ def test_the_stream_shows_what_the_bundle_streams_whatever_the_chunk(bundle: Pat
     for (images, labels, _), (their_images, their_labels) in zip(found, expected, strict=True):
         assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), their_images)
         assert np.array_equal(labels.numpy(), their_labels)
+
+
+def test_students_of_one_seed_share_what_was_drawn(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.evaluation.drawn._ROWS", 20)
+    with open_bundle(bundle) as opened:
+        streams = [(2, 3, 30), (7, 3, 105), (1, 3, 105), (2, 4, 135)]  # images per class, seed, images drawn so far
+        expected = [list(opened.stream(ipc=ipc, batch_size=8, seed=seed, epochs=5)) for ipc, seed, _ in streams]
+        drawn: list[int] = []
+        sample = opened.sample
+
+        def count(labels: np.ndarray, *rest: Any, **options: Any) -> np.ndarray:
+            drawn.append(len(labels))
+            return sample(labels, *rest, **options)
+
+        monkeypatch.setattr(opened, "sample", count)
+        for (ipc, seed, total), batches in zip(streams, expected, strict=True):
+            found = list(generated_stream(opened, ipc, 8, 5, seed, CPU, None, tmp_path))
+            assert sum(drawn) == total
+            for (images, labels, _), (their_images, their_labels) in zip(found, batches, strict=True):
+                assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), their_images)
+                assert np.array_equal(labels.numpy(), their_labels)
+        (kept,) = tmp_path.glob("*-3")
+        whole = kept.read_bytes()
+        kept.write_bytes(whole[:1000])  # in the middle of an image
+        list(generated_stream(opened, 7, 8, 5, 3, CPU, None, tmp_path))
+        assert kept.read_bytes() == whole
+
+
+def test_images_are_kept_while_students_share_them_and_the_disk_has_room(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(
+        data="d", fingerprint="", source="bundle", subject="generated", content_id="a", mode="stream", ipc=10,
+        arch="mlp", width=8, seed=0, epochs=2, recipe=DEFAULT, precision="fp32",
+    )  # fmt: skip
+    other = replace(cell, ipc=50)
+    with keep_drawn([cell, other], data, tmp_path / "out") as folder:
+        assert folder is not None and folder.is_dir() and folder.parent == tmp_path / "out"
+    assert not folder.exists()
+    for alone in ([cell], [cell, replace(other, seed=1)], [cell, replace(other, mode="fixed")]):
+        with keep_drawn(alone, data, tmp_path) as folder:
+            assert folder is None
+    monkeypatch.setattr("dim.evaluation.drawn.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with keep_drawn([cell, other], data, tmp_path) as folder:
+        assert folder is None
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=r"^Drawn images cannot be kept in .*file"),
+        keep_drawn([cell, other], data, tmp_path / "file"),
+    ):
+        pass
 
 
 def test_chunks_change_nothing_but_the_number_of_draws() -> None:

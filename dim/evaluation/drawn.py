@@ -1,0 +1,113 @@
+"""Images of a bundle's stream, drawn once for all students of one seed.
+
+A stream of ten images per class is the beginning of one of fifty, and every network sees the same images. So what one
+student had drawn is kept in a file until the evaluation ends, and the next student draws on from there. Jobs share the
+file under its lock.
+
+Shape legend: K classes, H = W image_px, C channels.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dim.data.image_set import ImageSet
+from dim.evaluation.cells import Cell
+from dim.runtime.bundle import Bundle
+from dim.runtime.errors import OutputError
+
+MAX_DISK_PART = 0.25
+"""Most of the free disk that kept images may take; more are drawn again."""
+_ROWS = 1024
+
+
+@contextmanager
+def keep_drawn(cells: Sequence[Cell], data: ImageSet, out: Path) -> Iterator[Path | None]:
+    """Give streams a folder that is gone afterwards.
+
+    Args:
+        cells: those to be run.
+        data: their dataset.
+        out: the evaluation's folder, in which it is made.
+
+    Yields:
+        The folder; None where no two cells show images of one stream, or where they would fill the disk.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    streams: dict[tuple[str, str, int], list[int]] = {}
+    for cell in cells:
+        if cell.source == "bundle" and cell.mode == "stream":
+            key = cell.content_id, cell.engine_precision, cell.seed
+            streams.setdefault(key, []).append(cell.ipc * cell.epochs)
+    shared = [max(sizes) for sizes in streams.values() if len(sizes) > 1]
+    needed = sum(shared) * len(data.classes) * int(np.prod(data.train_images.shape[1:]))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pays = shared and needed <= MAX_DISK_PART * disk_usage(out).free
+        folder = TemporaryDirectory(prefix=".drawn-", dir=out) if pays else None
+    except OSError as error:
+        raise OutputError(f"Drawn images cannot be kept in {out}: {error.strerror}.") from error
+    with folder or nullcontext() as path:
+        yield None if path is None else Path(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnStream:
+    """The beginning of the stream of one bundle, precision and seed, in a file: image after image, index-major."""
+
+    bundle: Bundle
+    seed: int
+    path: Path
+
+    def draw(self, labels_N: NDArray[np.int64], indices_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return images uint8 `[N, H, W, C]`, and draw first what the file lacks.
+
+        Args:
+            labels_N: 0 to K - 1.
+            indices_N: of the stream; everything up to the largest one is kept.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        try:
+            with open(self.path, "a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._extend(file.fileno(), int(indices_N.max()) + 1)
+            shape = (-1, *self._image_shape)
+            kept = np.memmap(self.path, np.uint8, mode="r").reshape(shape)
+            images: NDArray[np.uint8] = kept[indices_N * len(self.bundle.classes) + labels_N]
+            return images
+        except OSError as error:
+            raise OutputError(f"Drawn images cannot be kept in {self.path.parent}: {error.strerror}.") from error
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        manifest = self.bundle.manifest
+        return manifest.height, manifest.width, manifest.channels
+
+    def _extend(self, file: int, indices: int) -> None:
+        """Draw all classes' images up to that number of indices."""
+        num_classes, image_bytes = len(self.bundle.classes), int(np.prod(self._image_shape))
+        wanted, done = indices * num_classes, os.fstat(file).st_size // image_bytes
+        os.ftruncate(file, done * image_bytes)  # a job that was ended may have left a part of an image
+        while done < wanted:
+            rows = np.arange(done, min(wanted, done + _ROWS), dtype=np.int64)
+            images = self.bundle.sample(rows % num_classes, rows // num_classes, self.seed, use="stream")
+            _write_all(file, images.tobytes())
+            done += len(rows)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]
