@@ -230,4 +230,7 @@ def test_the_wheels_are_found_by_the_module_they_own() -> None:
 )
 def test_the_precision_that_pays_is_named(patch: pytest.MonkeyPatch, flags: str, precision: str) -> None:
     patch.setattr(cores, "_read_cpuinfo", lambda field: flags if field == "flags" else "")
+    patch.setattr(doctor_module, "find_spec", lambda name: name)
     assert doctor_module._name_fast_precision() == precision
+    patch.setattr(doctor_module, "find_spec", lambda name: None)
+    assert doctor_module._name_fast_precision() == precision.replace("16)", "16), which the extra openvino draws")
