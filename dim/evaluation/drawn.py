@@ -9,7 +9,7 @@ Shape legend: K classes, H = W image_px, C channels.
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.data.image_set import ImageSet
-from dim.evaluation.cells import Cell
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import OutputError
 
@@ -30,25 +29,23 @@ _ROWS = 1024
 
 
 @contextmanager
-def keep_drawn(cells: Sequence[Cell], data: ImageSet, out: Path) -> Iterator[Path | None]:
+def keep_drawn(seen: Iterable[tuple[Hashable, int]], data: ImageSet, out: Path) -> Iterator[Path | None]:
     """Give streams a folder that is gone afterwards.
 
     Args:
-        cells: those to be run.
-        data: their dataset.
+        seen: for every student of a stream, which stream that is, and how many images per class are seen of it.
+        data: the dataset.
         out: the evaluation's folder, in which it is made.
 
     Yields:
-        The folder; None where no two cells show images of one stream, or where they would fill the disk.
+        The folder; None where no two students see the same stream, or where they would fill the disk.
 
     Raises:
         OutputError: the disk refused.
     """
-    streams: dict[tuple[str, str, int], list[int]] = {}
-    for cell in cells:
-        if cell.source == "bundle" and cell.mode == "stream":
-            key = cell.content_id, cell.engine_precision, cell.seed
-            streams.setdefault(key, []).append(cell.ipc * cell.epochs)
+    streams: dict[Hashable, list[int]] = {}
+    for stream, size in seen:
+        streams.setdefault(stream, []).append(size)
     shared = [max(sizes) for sizes in streams.values() if len(sizes) > 1]
     needed = sum(shared) * len(data.classes) * int(np.prod(data.train_images.shape[1:]))
     try:

@@ -1,6 +1,6 @@
 """Training and testing every student of a protocol, those that earlier runs finished excepted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,7 @@ def measure(
         say(f"Students: {cells[0].recipe.name} recipe, {kind}, {jobs} at a time.")
         _try_engines(context, subjects, protocol, say)
     with (
-        keep_drawn([cell for _, cell in missing], data, out) as context.kept,
+        keep_drawn(_list_streams(missing), data, out) as context.kept,
         closing(run_cells(context, missing, out, jobs, log.report, deadline)) as finished,
     ):
         for index, result in finished:
@@ -167,6 +167,15 @@ class _Log:
 def _describe(cell: Cell) -> str:
     size = f" {cell.ipc} per class," if cell.ipc else ""
     return f"{cell.arch}, {cell.subject}, {cell.mode},{size} {cell.labels} labels, seed {cell.seed}"
+
+
+def _list_streams(cells: Sequence[NumberedCell]) -> list[tuple[Hashable, int]]:
+    """For every student of a bundle's stream, which stream that is, and how many images per class it sees."""
+    return [
+        ((cell.content_id, cell.engine_precision, cell.seed), cell.ipc * cell.epochs)
+        for _, cell in cells
+        if cell.source == "bundle" and cell.mode == "stream"
+    ]
 
 
 def _wants_compiling(cells: Sequence[Cell], data: ImageSet, execution: Execution) -> bool:

@@ -1,6 +1,5 @@
 """What students are trained on: sets and streams, generated and real."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +9,10 @@ import pytest
 import torch
 
 from dim.data.load import ImageSet
-from dim.evaluation.cells import Cell
 from dim.evaluation.drawn import keep_drawn
 from dim.evaluation.images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
-from dim.students.recipes import DEFAULT
 
 CPU = torch.device("cpu")
 
@@ -61,24 +58,18 @@ def test_students_of_one_seed_share_what_was_drawn(
 def test_images_are_kept_while_students_share_them_and_the_disk_has_room(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = Cell(
-        data="d", fingerprint="", source="bundle", subject="generated", content_id="a", mode="stream", ipc=10,
-        arch="mlp", width=8, seed=0, epochs=2, recipe=DEFAULT, precision="fp32",
-    )  # fmt: skip
-    other = replace(cell, ipc=50)
-    with keep_drawn([cell, other], data, tmp_path / "out") as folder:
+    with keep_drawn([("a", 20), ("a", 100)], data, tmp_path / "out") as folder:
         assert folder is not None and folder.is_dir() and folder.parent == tmp_path / "out"
     assert not folder.exists()
-    for alone in ([cell], [cell, replace(other, seed=1)], [cell, replace(other, mode="fixed")]):
-        with keep_drawn(alone, data, tmp_path) as folder:
-            assert folder is None
+    with keep_drawn([("a", 20), ("b", 100)], data, tmp_path) as folder:
+        assert folder is None
     monkeypatch.setattr("dim.evaluation.drawn.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with keep_drawn([cell, other], data, tmp_path) as folder:
+    with keep_drawn([("a", 20), ("a", 100)], data, tmp_path) as folder:
         assert folder is None
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OutputError, match=r"^Drawn images cannot be kept in .*file"),
-        keep_drawn([cell, other], data, tmp_path / "file"),
+        keep_drawn([("a", 20), ("a", 100)], data, tmp_path / "file"),
     ):
         pass
 
