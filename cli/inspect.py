@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from dim.runtime.inspection.inspect import BundleFacts
 
-_PNG_WIDTH_PX = 720
 _LEAST_COLUMNS = 4
 _MAX_VALUE_CHARS = 2000
 _MAX_ROWS = 2048
@@ -45,6 +44,7 @@ def inspect(
     Example:  [bold]dim inspect runs/digits/digits.dim[/bold]
     """
     from dim.runtime.inspection.inspect import inspect as inspect_bundle
+    from dim.runtime.inspection.labelled_grid import draw_labelled_grid
     from dim.runtime.inspection.preview import can_show_pictures, make_grid, render_ansi, write_png
 
     path = choose_bundle(bundle, sha256)
@@ -52,8 +52,7 @@ def inspect(
     in_terminal = not as_json and not no_preview and can_show_pictures(sys.stdout)
     images = _draw(path) if png is not None or in_terminal else None
     if png is not None and images is not None:
-        picture = make_grid(images)
-        write_png(png, picture, scale=-(-_PNG_WIDTH_PX // picture.shape[1]))
+        write_png(png, draw_labelled_grid(images, facts.classes[: len(images)]))
     if as_json:
         print_json(to_plain(facts))
     else:

@@ -15,12 +15,10 @@ from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, PRECISIONS, PREVIEW
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, OutputError, ParityError
-from dim.runtime.inspection.preview import draw_rows, encode_png, make_grid
+from dim.runtime.inspection.labelled_grid import draw_labelled_grid
+from dim.runtime.inspection.preview import draw_rows, encode_png
 from dim.runtime.inspection.verify import verify
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder
-
-PREVIEW_PX = 750
-"""Small previews are enlarged by a whole factor to at most this width."""
 
 
 def check_precisions(precisions: Sequence[str]) -> None:
@@ -94,9 +92,9 @@ def complete_bundle(path: Path, record: ExportRecord) -> Manifest:
     """
     # Drawn by the exported file itself, so that the picture shows what users will get.
     with Bundle(path, EngineOptions(engine="onnxruntime-cpu", precision="fp32")) as bundle:
-        picture = make_grid(draw_rows(bundle))
-    scale = max(1, PREVIEW_PX // picture.shape[1])
-    manifest = update_bundle(path, add_files={PREVIEW: encode_png(picture, scale), RECORD_NAME: record.to_json()})
+        images = draw_rows(bundle)
+        picture = draw_labelled_grid(images, bundle.classes[: len(images)])
+    manifest = update_bundle(path, add_files={PREVIEW: encode_png(picture), RECORD_NAME: record.to_json()})
     manifest = update_bundle(path, readme=render_card(manifest, record))
     failed = [row for row in verify(path, progress=False).rows if not row.ok]
     if failed:

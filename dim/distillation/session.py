@@ -285,7 +285,8 @@ class Session:
     @torch.no_grad()
     def write_make_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:
         """A PNG of samples of the moving average, one row per class (the first twenty), the same latents every time."""
-        from dim.runtime.inspection.preview import encode_png, make_grid
+        from dim.runtime.inspection.labelled_grid import draw_labelled_grid
+        from dim.runtime.inspection.preview import encode_png
 
         network = self.gan.copy_ema_generator(batches=4)
         rows = min(self.gan.data.num_classes, max_rows)
@@ -297,7 +298,8 @@ class Session:
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         images_RCHWC = pixels.cpu().numpy().reshape(rows, columns, *pixels.shape[1:])
         make_folder(self.run_dir, "grids")
-        write_file(self.run_dir, f"grids/{name}.png", encode_png(make_grid(images_RCHWC)))
+        picture = draw_labelled_grid(images_RCHWC, self.record.data.classes[:rows])
+        write_file(self.run_dir, f"grids/{name}.png", encode_png(picture))
 
 
 def describe_losses(images_per_s: float, losses: Mapping[str, float]) -> str:

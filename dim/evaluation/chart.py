@@ -1,25 +1,31 @@
 """Charts of an evaluation: accuracy over images per class, and several networks side by side."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dim.chart_style import INK, Label, choose_colour, label_ends, make_figure, name_axes, to_png
 from dim.evaluation.results import Row
 from dim.evaluation.table import list_columns, network_name
 from dim.runtime.errors import OutputError
 from dim.runtime.storage.below import replace_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CHART_NAME = "accuracy.png"
+_BAR_INCHES = 0.19
+_PANEL_INCHES = 0.85
+"""What a panel needs above and below its bars."""
 
 
 def draw_chart(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy over images per class, one panel per network and mode, as a PNG; nothing where there are no rows.
 
-    A network that was measured at a single number of images is no curve, and left out where there are curves.
+    Generated and real images have a colour of their own, and every line its name at its end. A network that was
+    measured at a single number of images is no curve, and left out where there are curves. Where nothing was measured
+    at more than one number, `draw_networks_chart` draws bars instead.
 
     Args:
         rows: as `aggregate` returns them, of one dataset.
@@ -31,102 +37,85 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     drawn = [row for row in rows if row["source"] != "whole"]
     if not drawn:
         return
-    from matplotlib.figure import Figure
-
     sizes: dict[tuple[str, int | None, str], set[int]] = {}
     for row in drawn:
         sizes.setdefault((row["arch"], row["width"], row["mode"]), set()).add(row["ipc"])
-    panels = [panel for panel, ipcs in sizes.items() if len(ipcs) == max(map(len, sizes.values())) or len(ipcs) > 1]
+    panels = [panel for panel, ipcs in sizes.items() if len(ipcs) > 1]
+    if not panels:
+        draw_networks_chart(drawn, path)
+        return
     panels.sort(key=lambda panel: (panel[0], panel[1] or 0, panel[2]))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(5.2 * across, 3.6 * down), layout="constrained", dpi=120)
-    axes = figure.subplots(down, across, squeeze=False).flatten()
-    columns = list_columns(drawn)
-    for axis, panel in zip(axes, panels, strict=False):
-        for number, (labels, subject) in enumerate(columns):
-            points = sorted(
-                (row["ipc"], row["accuracy_mean"], row["accuracy_std"] or 0.0)
-                for row in drawn
-                if (row["arch"], row["width"], row["mode"]) == panel
-                and (row["labels"], row["subject"]) == (labels, subject)
-            )
-            if points:
-                ipcs, means, deviations = zip(*points, strict=True)
-                style = {
-                    "marker": "o",
-                    "capsize": 3,
-                    "color": f"C{number}",
-                    "linestyle": "-" if labels == "hard" else "--",
-                }
-                axis.errorbar(ipcs, means, deviations, label=subject + ("" if labels == "hard" else ", soft"), **style)
-        axis.set_xscale("log")
-        ticks = sorted({row["ipc"] for row in drawn})
-        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axis.minorticks_off()
-        axis.set_title(f"{network_name(panel[0], panel[1])}, {panel[2]}", fontsize=10)
-        axis.set_xlabel("images per class and epoch" if panel[2] == "stream" else "images per class")
-        axis.set_ylabel("test accuracy, %")
-        axis.grid(alpha=0.3)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    _legend(figure, columns=2 * across)
-    figure.suptitle(drawn[0]["data"])
+    figure, grid = make_figure(len(panels))
+    for axes, panel in zip(grid, panels, strict=True):
+        _draw_panel(axes, [row for row in drawn if (row["arch"], row["width"], row["mode"]) == panel], panel)
+    figure.suptitle(drawn[0]["data"], color=INK, fontsize=11)
     _save(figure, path)
 
 
+def _draw_panel(axes: "Axes", rows: Sequence[Row], panel: tuple[str, int | None, str]) -> None:
+    """Draw one line with deviations per kind of images."""
+    columns = list_columns(rows)
+    others = [subject for _, subject in columns if subject not in ("generated", "real")]
+    ends = []
+    for labels, subject in columns:
+        points = sorted(
+            (row["ipc"], row["accuracy_mean"], row["accuracy_std"] or 0.0)
+            for row in rows
+            if (row["labels"], row["subject"]) == (labels, subject)
+        )
+        ipcs, means, deviations = zip(*points, strict=True)
+        colour = choose_colour(subject, others)
+        dashed = "-" if labels == "hard" else "--"
+        axes.errorbar(ipcs, means, deviations, marker="o", ms=4, capsize=2, lw=1.4, color=colour, linestyle=dashed)
+        ends.append(Label(subject + ("" if labels == "hard" else ", soft labels"), colour, ipcs[-1], means[-1]))
+    axes.set_xscale("log")
+    ticks = sorted({row["ipc"] for row in rows})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    across = "images per class and epoch" if panel[2] == "stream" else "images per class"
+    name_axes(axes, f"{network_name(panel[0], panel[1])}, {panel[2]}", across, "test accuracy, %")
+    label_ends(axes, ends)
+
+
 def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
-    """Draw what several networks learn as bars, generated beside real images, one panel per mode, as a PNG.
+    """Draw what several networks learn as bars from 0 to 100 %, generated beside real images, one panel per mode.
 
     Args:
-        rows: as `aggregate` returns them, of one dataset, size and kind of labels; at least one.
+        rows: as `aggregate` returns them, of one dataset and one kind of labels; at least one.
         path: the PNG file.
 
     Raises:
         OutputError: the disk refused.
     """
-    from matplotlib.figure import Figure
-
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
-    of_modes = {mode: {(row["arch"], row["width"]) for row in rows if row["mode"] == mode} for mode in modes}
-    subjects = list(dict.fromkeys(row["subject"] for row in rows))
-    most = max(map(len, of_modes.values()))
-    figure = Figure(figsize=(2 + 1.1 * most, 3.4 * len(modes)), layout="constrained", dpi=120)
-    for axis, mode in zip(figure.subplots(len(modes), 1, squeeze=False).flatten(), modes, strict=True):
-        networks = sorted(of_modes[mode], key=lambda network: (network[0], network[1] or 0))
-        for number, subject in enumerate(subjects):
-            bars = [
-                (networks.index((row["arch"], row["width"])), row["accuracy_mean"], row["accuracy_std"] or 0.0)
-                for row in rows
-                if (row["mode"], row["subject"]) == (mode, subject)
-            ]
-            if bars:
-                places, means, deviations = zip(*bars, strict=True)
-                width = 0.8 / len(subjects)
-                shifted = [place + (number - (len(subjects) - 1) / 2) * width for place in places]
-                axis.bar(shifted, means, width, yerr=deviations, capsize=3, label=subject, color=f"C{number}")
-        axis.set_xticks(range(len(networks)), [network_name(*network) for network in networks], rotation=20, fontsize=8)
-        axis.set_title(f"{mode}, {rows[0]['ipc']:,} images per class", fontsize=10)
-        axis.set_ylabel("test accuracy, %")
-        axis.grid(alpha=0.3, axis="y")
-        axis.set_xlim(-0.6, most - 0.4)  # bars of one width in every panel
-    _legend(figure, columns=4)
-    figure.suptitle(rows[0]["data"])
+    panels: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        panels.setdefault((row["mode"], row["ipc"]), []).append(row)
+    others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in ("generated", "real")))
+    heights = [_PANEL_INCHES + len(shown) * _BAR_INCHES for shown in panels.values()]
+    figure, grid = make_figure(len(panels), across=1, width=6.4, heights=heights)
+    for axes, ((mode, ipc), shown) in zip(grid, panels.items(), strict=True):
+        shown.sort(key=lambda row: (row["arch"], row["width"] or 0, row["subject"]))
+        for place, row in enumerate(shown):
+            colour = choose_colour(row["subject"], others)
+            mean, deviation = row["accuracy_mean"], row["accuracy_std"] or 0.0
+            axes.barh(place, mean, 0.75, xerr=deviation, color=colour, ecolor=INK, capsize=2)
+            soft = "" if row["labels"] == "hard" else ", soft labels"
+            axes.text(101, place, f"{mean:.1f} {row['subject']}{soft}", color=colour, fontsize=8.5, va="center")
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(shown):
+            places.setdefault(network_name(row["arch"], row["width"]), []).append(place)
+        axes.set_yticks([sum(of) / len(of) for of in places.values()], list(places))
+        axes.set_xlim(0, 100)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        name_axes(axes, f"{mode}, {ipc:,} images per class", "test accuracy, %", "")
+    figure.suptitle(rows[0]["data"], color=INK, fontsize=11)
     _save(figure, path)
 
 
-def _legend(figure: "Figure", columns: int) -> None:
-    """Put one legend of all panels below them."""
-    pairs = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
-    shown = {label: line for line, label in pairs}
-    figure.legend(list(shown.values()), list(shown), fontsize=8, loc="outside lower center", ncols=columns)
-
-
 def _save(figure: "Figure", path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.parent, path.name, buffer.getvalue())
+        replace_file(path.parent, path.name, to_png(figure))
     except OSError as error:
         raise OutputError(f"The chart {path} cannot be written: {error.strerror}.") from error

@@ -1,20 +1,41 @@
-"""The chart of a run's losses, drawn from its `metrics.jsonl`."""
+"""The chart of a run's training, drawn from its `metrics.jsonl`: one panel per quantity."""
 
-from __future__ import annotations
-
-import io
 import json
+import textwrap
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from dim.chart_style import GENERATED, INK, OTHERS, REAL, Label, label_ends, make_figure, name_axes, to_png
 from dim.runs.files import read_file, write_file
 
 METRICS_FILE = "metrics.jsonl"
 """JSON lines with `stage`, `step` and numbers."""
 
+QUANTITIES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
+    "discriminator's output": (
+        "Good: both lines near each other and level. Lines far apart mean that the discriminator wins.",
+        (("real_logit", "real", REAL), ("fake_logit", "generated", GENERATED)),
+    ),
+    "adversarial losses": (
+        "Good: both level out, and neither falls to 0.",
+        (("discriminator_loss", "discriminator", OTHERS[0]), ("generator_loss", "generator", GENERATED)),
+    ),
+    "R1, squared gradient": (
+        "Good: small and level. A rise without end means that training diverges.",
+        (("r1", "", OTHERS[0]),),
+    ),
+    "gradient penalty": ("Good: small and level.", (("gradient_penalty", "", OTHERS[0]),)),
+    "matching loss": (
+        "Good: falls. At 0 the pool cannot tell generated images from real ones.",
+        (("matching_loss", "", GENERATED),),
+    ),
+}
+"""What each panel shows: what good looks like, then metric, name at the line, colour. Other metrics follow."""
+
 
 def draw_curves(run_dir: Path) -> None:
-    """Draw every metric of a run against its steps, one panel per stage, as `curves.png`.
+    """Draw every metric of a run against its steps, one panel per quantity, as `curves.png`.
 
     Args:
         run_dir: the run; nothing is written while its `metrics.jsonl` has no lines.
@@ -30,21 +51,43 @@ def draw_curves(run_dir: Path) -> None:
 def curves_png(metrics: str) -> bytes:
     """The chart of at least one line of metrics, as a PNG file."""
     lines = [json.loads(line) for line in metrics.splitlines()]
-    stages = sorted({line["stage"] for line in lines})
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    measured = dict.fromkeys(key for line in lines for key in line if key not in ("stage", "step"))
+    known = {metric for _, drawn in QUANTITIES.values() for metric, _, _ in drawn}
+    panels = {title: panel for title, panel in QUANTITIES.items() if any(m in measured for m, _, _ in panel[1])}
+    panels |= {m.replace("_", " "): ("", ((m, "", OTHERS[0]),)) for m in measured if m not in known}
+    places, ends = _join_stages(lines)
+    figure, grid = make_figure(len(panels), width=5.2, height=2.9)
+    for axes, (title, (good, drawn)) in zip(grid, panels.items(), strict=True):
+        labels = []
+        for metric, name, colour in drawn:
+            points = [(places[number], line[metric]) for number, line in enumerate(lines) if metric in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4)
+                labels.append(Label(name, colour, *points[-1]))
+        for stage, (begin, _) in list(ends.items())[1:]:
+            axes.axvline(begin, color=INK, linewidth=0.8, linestyle=":")
+            axes.text(
+                begin,
+                1.0,
+                f" {stage.replace('stage', 'stage ')}",
+                transform=axes.get_xaxis_transform(),
+                color=INK,
+                fontsize=8,
+                va="top",
+            )
+        axes.set_xlim(0, max(end for _, end in ends.values()))
+        if axes.get_ylim()[0] > 0:
+            axes.set_ylim(bottom=0)
+        name_axes(axes, title, "\n".join(["step", *textwrap.wrap(good, 60)]), "")
+        label_ends(axes, labels)
+    return to_png(figure)
 
-    figure = Figure(figsize=(6 * len(stages), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, stage in enumerate(stages):
-        axes = figure.add_subplot(1, len(stages), number + 1)
-        rows = [line for line in lines if line["stage"] == stage]
-        for name in sorted({key for row in rows for key in row} - {"stage", "step"}):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            axes.plot([x for x, _ in points], [y for _, y in points], label=name.replace("_", " "), linewidth=1)
-        axes.set(title=stage, xlabel="step")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100, metadata={"Software": None})
-    return stream.getvalue()
+
+def _join_stages(lines: list[dict[str, Any]]) -> tuple[list[int], dict[str, tuple[int, int]]]:
+    """Place stage 2 behind stage 1: the place of every line, and where each stage begins and ends."""
+    begin, ends = 0, {}
+    for stage in sorted({line["stage"] for line in lines}):
+        end = begin + max(line["step"] for line in lines if line["stage"] == stage)
+        ends[stage] = (begin, end)
+        begin = end
+    return [ends[line["stage"]][0] + line["step"] for line in lines], ends

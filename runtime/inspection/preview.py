@@ -71,7 +71,7 @@ def encode_png(image: NDArray[np.uint8], scale: int = 1) -> bytes:
     """Encode an image as PNG.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3], or 4 with opacity.
         scale: each pixel becomes a square of this side.
     """
     from PIL import Image

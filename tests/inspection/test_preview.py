@@ -9,6 +9,7 @@ from PIL import Image
 
 from dim.runtime import open_bundle
 from dim.runtime.errors import BadValueError
+from dim.runtime.inspection.labelled_grid import draw_labelled_grid
 from dim.runtime.inspection.preview import can_show_pictures, draw_rows, encode_png, make_grid, render_ansi, write_png
 
 
@@ -53,6 +54,30 @@ def test_a_png_holds_the_pixels(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(read), image.repeat(2, axis=0).repeat(2, axis=1))
     assert encode_png(image) == encode_png(image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_labelled_grid_holds_every_image_enlarged_and_nothing_in_the_gaps() -> None:
+    images = np.arange(2 * 3 * 8 * 8, dtype=np.uint8).reshape(2, 3, 8, 8, 1)
+    picture = draw_labelled_grid(images, ["cat", "dog"], min_image_px=20)
+    side, gap = 24, 3
+    assert picture.shape[0] == 2 * (side + gap) + gap
+    left = picture.shape[1] - (3 * (side + gap) + gap)
+    for row in range(2):
+        for column in range(3):
+            top, begin = gap + row * (side + gap), left + gap + column * (side + gap)
+            part = picture[top : top + side, begin : begin + side]
+            assert np.array_equal(part[::3, ::3, :3], images[row, column].repeat(3, axis=2))
+            assert (part[..., 3] == 255).all()
+    assert (picture[:gap, :, 3] == 0).all() and (picture[:, -gap:, 3] == 0).all()
+    names = picture[:, : left - gap, 3]
+    assert names[: side + gap].any() and names[side + gap :].any()
+
+
+def test_names_of_rows_are_cleaned_and_shortened() -> None:
+    images = np.zeros((1, 1, 40, 40, 3), np.uint8)
+    assert np.array_equal(draw_labelled_grid(images, ["a\x1b[2J"]), draw_labelled_grid(images, ["a?[2J"]))
+    assert draw_labelled_grid(images, ["n" * 500]).shape[1] < 300
+    assert draw_labelled_grid(images, ["a"], title="twelve").shape[0] > draw_labelled_grid(images, ["a"]).shape[0]
 
 
 def test_two_rows_of_pixels_make_a_line_of_letters() -> None:
