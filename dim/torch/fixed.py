@@ -16,7 +16,8 @@ class FixedDataset(Dataset[tuple[Any, ...]]):
     """One set, drawn once and kept in memory: `DataLoader(FixedDataset("mnist", ipc=50), 64, shuffle=True)`.
 
     It holds what `dim generate` writes for the same arguments, in the same order, with the bundle's optimised latents
-    where it has some. Samplers, workers and trainers treat it as any dataset with indices.
+    where it has some. An index gives an image float32 [C, H, W] and its label; with `soft_labels` logits float32 [K]
+    come third.
 
     Args:
         bundle: a path, a name or a URL as `open_bundle` takes them, or an open bundle with an engine of your choice.
@@ -32,9 +33,6 @@ class FixedDataset(Dataset[tuple[Any, ...]]):
         normalize: subtract the mean of the bundle's source and divide by its standard deviation; without it images
             are uint8, or what the transform returns.
         soft_labels: give the teacher's logits as a third value.
-
-    Returns:
-        by index: image float32 [C, H, W] and label; with `soft_labels` logits float32 [K] too.
 
     Raises:
         BadValueError: no size or two sizes, no such class, or a number out of range.

@@ -33,6 +33,9 @@ class StreamDataset(IterableDataset[tuple[Any, ...]]):
     the dataset and its workers together, persistent or not, so no epoch need be set. Under several ranks every rank
     gets the same number of images; those that cannot be shared evenly are left out of the pass.
 
+    A loop yields images float32 [C, H, W] with their labels, or ready batches, float32 [B, C, H, W] and int64 [B]. With
+    `soft_labels` logits come third, float32 [K] or [B, K].
+
     Args:
         bundle: a path, a name or a URL as `open_bundle` takes them, or an open bundle with an engine of your choice.
             Loader workers open their own engine, of one thread unless the open bundle says otherwise.
@@ -50,10 +53,6 @@ class StreamDataset(IterableDataset[tuple[Any, ...]]):
         drop_last: leave out a ready batch that is too small.
         shard: (i, n) takes every n-th image from the i-th; None for this process's rank. A trainer that shares out
             the items itself needs (0, 1).
-
-    Yields:
-        images float32 [C, H, W] and the label; or ready batches, float32 [B, C, H, W] and int64 [B]; with
-        `soft_labels` logits float32 [K] or [B, K] too.
 
     Raises:
         BadValueError: an argument is out of range, or a pass has fewer images than there are ranks.
