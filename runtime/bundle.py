@@ -260,6 +260,49 @@ class Bundle:
         labels, indices = index_major_order(counts)
         return self.sample(labels, indices + start, seed), labels
 
+    def to_datasets(
+        self,
+        ipc: int | None = None,
+        *,
+        ratio: float | None = None,
+        total: int | None = None,
+        per_class: Mapping[str, int] | Sequence[int] | None = None,
+        classes: str | Sequence[str | int] | None = None,
+        seed: int = 0,
+        start: int = 0,
+        cache_dir: str | Path | None = None,
+    ) -> Any:
+        """Draw a training set as a Hugging Face `Dataset`, with the features Image and ClassLabel.
+
+        It is drawn a batch at a time into the cache of the library `datasets`, so memory does not grow with its size,
+        and the same call finds it there again.
+
+        Args:
+            ipc: images per class; or another size and the rest as in `arrays`.
+            ratio: as in `arrays`.
+            total: as in `arrays`.
+            per_class: as in `arrays`.
+            classes: as in `arrays`.
+            seed: as in `arrays`.
+            start: as in `arrays`.
+            cache_dir: where the library keeps the set; None for its own folder.
+
+        Returns:
+            a `datasets.Dataset` with the columns `image` and `label`, in the order of `arrays`.
+
+        Raises:
+            BadValueError: no size or two sizes, no such class, or a number out of range.
+            MissingExtraError: the library is not installed.
+            EngineError: the engine cannot be opened or failed.
+        """
+        from dim.runtime.set_formats.hugging_face import make_dataset
+
+        counts = resolve_counts(self.manifest, ipc, ratio, total, per_class, classes, start)
+        engine = self.engine
+        identity = f"{engine.name} {engine.version} {engine.device} {engine.precision} {engine.batch}"
+        rows = engine.batch or choose_rows_per_run(self.manifest)
+        return make_dataset(partial(self.sample, seed=seed), self.classes, counts, start, rows, identity, cache_dir)
+
     def stream(
         self,
         ipc: int,
