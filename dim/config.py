@@ -259,6 +259,26 @@ class DeploymentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which of the generator's images the bundle draws; see `dim.distillation.certainty_filter`."""
+
+    candidates: int = 0
+    """Candidates per class that are judged, a multiple of 8; 0 judges none, and every index has latents of its own.
+    They take an eighth of a byte each in the bundle."""
+    keep: float = 0.7
+    """Part of every class's candidates that is accepted: those of whose label the judges are surest."""
+    judge: str = "pool"
+    """`pool`: the oldest classifier of every architecture; `teacher`: the bundle's teacher."""
+
+    def __post_init__(self) -> None:
+        _check_between(self, "candidates", 0, 2**24)
+        if self.candidates % 8:
+            raise BadValueError(f"FilterConfig.candidates is {self.candidates}; it must be a multiple of 8.")
+        _check_between(self, "keep", 0.01, 1.0)
+        _check_one_of(self, "judge", ("pool", "teacher"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Everything that decides what a distillation produces, beside the data."""
 
@@ -293,6 +313,8 @@ class DistillConfig:
     """The matching loss of stage 2."""
     deployment: DeploymentConfig = field(default_factory=DeploymentConfig)
     """What is chosen after training."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Which candidates are drawn."""
     checkpoint_steps: int = 500
     """Steps between checkpoints; an interruption loses at most this many."""
     grid_steps: int = 500
@@ -310,6 +332,10 @@ class DistillConfig:
             _check_between(self, name, 1, 10_000_000)
         if self.wants_choices and self.pool.kind != "kept":
             raise BadValueError("DistillConfig.deployment needs the kept pool: set pool.kind to 'kept'.")
+        if self.filter.candidates and self.pool.kind != "kept":
+            raise BadValueError("DistillConfig.filter needs the kept pool: set pool.kind to 'kept'.")
+        if self.filter.candidates and self.filter.judge == "teacher" and not self.deployment.teacher:
+            raise BadValueError("filter.judge is 'teacher' and there is none: set deployment.teacher to 'convnet3'.")
         paper = self.stage1.adversarial.loss == "wgan-gp-ac"
         if paper != (self.discriminator.kind == "paper"):
             raise BadValueError("The loss 'wgan-gp-ac' and the discriminator 'paper' belong together.")

@@ -10,7 +10,7 @@ from dim.export.accuracy_table import render_accuracy_table
 from dim.export.distill_command import NATIVE_SHAPES, write_distill_command
 from dim.export.record import ExportRecord
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import FIXED_LATENTS, TEACHER_ONNX
+from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, TEACHER_ONNX
 from dim.runtime.markdown import clean, escape, quote_code
 
 MAX_CLASSES_SHOWN = 20
@@ -114,6 +114,8 @@ def _render_files(m: Manifest, record: ExportRecord) -> str:
         text += f" `{TEACHER_ONNX}` gives soft labels: uint8 images in, logits out."
     if FIXED_LATENTS in m.files:
         text += f" `{FIXED_LATENTS}` holds latents optimised for fixed sets."
+    if ACCEPTED in m.files:
+        text += f" `{ACCEPTED}` says which candidates are drawn: those whose label classifiers were surest of."
     if record.agreements:
         text += (
             "\n\nEach file's images against those of a reference, the network in torch (float32) or the fp32 file:\n\n"

@@ -27,12 +27,13 @@ from dim.runtime.bundle_format.manifest import (
     compute_content_id,
     onnx_name,
 )
-from dim.runtime.bundle_format.names import FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
+from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, PRECISIONS, TEACHER_ONNX
 from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.engines.onnx_session import import_onnxruntime
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import Progress, ProgressOption, show_progress
+from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING
 from dim.version import __version__
 
 Say = Callable[[str], None]
@@ -123,6 +124,8 @@ def _export_networks(
         files[TEACHER_ONNX] = teacher_to_onnx(teacher[0], expected)
     if run.latents is not None:
         files[FIXED_LATENTS] = write_fixed_latents(run.latents)
+    if run.accepted is not None:
+        files[ACCEPTED] = run.accepted
     return files, ExportRecord(agreements=tuple(agreements), int8_acceptance=accepted, versions=_read_versions())
 
 
@@ -149,7 +152,8 @@ def _publish(
 ) -> None:
     """Build the bundle under a temporary name, verify it, and let it take its place."""
     hashes = {path: FileRecord(sha256=sha256(data).hexdigest(), size_bytes=len(data)) for path, data in files.items()}
-    sampling = SamplingInfo(latent_dim=run.latent_dim, latent_std=run.latent_std)
+    version = PLAIN_SAMPLING if run.accepted is None else FILTERED_SAMPLING
+    sampling = SamplingInfo(latent_dim=run.latent_dim, latent_std=run.latent_std, sampling_version=version)
     reused = read_reusable(destination, compute_content_id(run.classes, sampling, hashes), hashes, say)
     data = run.record.data
     description = BundleDescription(

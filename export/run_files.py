@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from dim.networks.generator import build_generator
 from dim.runs.files import read_file, read_tensors
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
+from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES
+from dim.runtime.bundle_format.names import ACCEPTED
 from dim.runtime.errors import BundleError, RunError
 from dim.runtime.storage import strict_json
 
@@ -36,6 +38,8 @@ class Run:
     """On the CPU, float32, in evaluation mode."""
     latents: NDArray[np.float32] | None
     """Latents optimised for fixed sets, [K, M, Z], where the run has some."""
+    accepted: bytes | None
+    """Which candidates the bundle draws, as `accepted.bin`, where the run chose some."""
     latent_std: float
     """Standard deviation of the latents in the bundle: the one in `deployment.json`, else the one trained with."""
 
@@ -75,7 +79,8 @@ def read_run(path: Path) -> Run:
     tensors = read_tensors(path, GENERATOR)
     generator = load_network(path / GENERATOR, lambda: build_generator(record.config.generator, **sizes), tensors)
     latents, latent_std = _read_latents(path, record), _read_latent_std(path, record)
-    return Run(path=path, record=record, generator=generator, latents=latents, latent_std=latent_std)
+    accepted = _read_accepted(path, record)
+    return Run(path=path, record=record, generator=generator, latents=latents, accepted=accepted, latent_std=latent_std)
 
 
 def load_network(path: Path, build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -133,6 +138,20 @@ def _read_latent_std(run_dir: Path, record: RunRecord) -> float:
     if not 0 < latent_std <= 100:
         raise RunError(f"{file} has the latent_std {latent_std}; it must be above 0 and at most 100.")
     return latent_std
+
+
+def _read_accepted(run_dir: Path, record: RunRecord) -> bytes | None:
+    if not record.config.filter.candidates:
+        return None
+    file = run_dir / ACCEPTED
+    try:
+        data = read_file(run_dir, ACCEPTED, MAX_ACCEPTED_BYTES + 1)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}.") from None
+    expected = 16 + len(record.data.classes) * record.config.filter.candidates // 8
+    if len(data) != expected:
+        raise RunError(f"{file} has {len(data):,} bytes; of this run it must have {expected:,}.")
+    return data
 
 
 def _read_latents(run_dir: Path, record: RunRecord) -> NDArray[np.float32] | None:

@@ -10,6 +10,7 @@ from dim.execution.distributed import World
 from dim.networks.classifiers import build_classifier
 from dim.runs.record import ImageSpec
 from dim.runtime.errors import BadValueError
+from dim.runtime.sampling.accepted import MAX_CANDIDATES
 
 
 def check_config(config: DistillConfig, images: ImageSpec, world: World) -> None:
@@ -21,8 +22,8 @@ def check_config(config: DistillConfig, images: ImageSpec, world: World) -> None
         world: this process among all.
 
     Raises:
-        BadValueError: an unknown classifier, a batch that does not divide into groups and processes, or images that the
-            published generator cannot draw.
+        BadValueError: an unknown classifier, a batch that does not divide into groups and processes, too many
+            candidates, or images that the published generator cannot draw.
     """
     _check_classifiers(config, images)
     group = config.discriminator.group_size
@@ -38,6 +39,12 @@ def check_config(config: DistillConfig, images: ImageSpec, world: World) -> None
             f"stage2.batch_size is {config.stage2.batch_size}; it must be a multiple of {group * world.size} "
             f"({world.size} processes, matched in groups of {group}): change it, or set matching.classes_per_step, the "
             f"least number of groups, to {world.size} or a multiple of it."
+        )
+    most = MAX_CANDIDATES // images.num_classes // 8 * 8
+    if config.filter.candidates > most:
+        raise BadValueError(
+            f"filter.candidates is {config.filter.candidates}; with {images.num_classes} classes it must be at most "
+            f"{most}."
         )
     if config.generator.kind == "paper":
         _check_published_generator(config, images)

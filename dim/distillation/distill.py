@@ -15,6 +15,7 @@ from dim.config import DistillConfig
 from dim.data.holdout import holdout_mask
 from dim.data.load import ImageSet
 from dim.distillation.adversarial import AdversarialTraining
+from dim.distillation.certainty_filter import accept_candidates
 from dim.distillation.check_config import check_config
 from dim.distillation.choices import choose_latents
 from dim.distillation.pool import KeptPool, wants_compiling
@@ -211,6 +212,8 @@ def _run_stages(session: Session) -> bool:
             finished = choose_latents(session, pool)
         if finished and config.deployment.teacher:
             finished = train_teacher(session)
+        if finished and isinstance(pool, KeptPool) and config.filter.candidates:
+            finished = accept_candidates(session, pool)
     if session.world.any_true(not finished, gan.device):
         return False
     if session.world.is_main:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def prepare_pool(session: Session) -> KeptPool | None:
     ]
     members = [member for of_one in snapshots for member in of_one]
     if _is_written(session.run_dir, members):
-        _load_snapshots(members, read_tensors(session.run_dir, "pool.safetensors"))
+        load_snapshots(members, read_tensors(session.run_dir, "pool.safetensors"))
     else:
         finished = all(
             _train_snapshots(session, snapshots[number], number)
@@ -212,7 +212,7 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int)
     config = session.config.pool
     name, partial = f"{FOLDER}/pool-{number}.safetensors", f"{FOLDER}/pool-{number}-unfinished.safetensors"
     if (session.run_dir / name).exists():
-        _load_snapshots(snapshots, read_tensors(session.run_dir, name))
+        load_snapshots(snapshots, read_tensors(session.run_dir, name))
         remove_file(session.run_dir, partial)
         return True
     member = copy.deepcopy(snapshots[0]).train()
@@ -252,7 +252,8 @@ def _named(members: list[PoolMember]) -> dict[str, Tensor]:
     return {f"{i}.{k}": v for i, m in enumerate(members) for k, v in m.classifier.state_dict().items()}
 
 
-def _load_snapshots(members: list[PoolMember], tensors: Mapping[str, Tensor]) -> None:
+def load_snapshots(members: Sequence[PoolMember], tensors: Mapping[str, Tensor]) -> None:
+    """Load the weights that `write_classifiers` wrote of these classifiers, in the same order."""
     for i, member in enumerate(members):
         prefix = f"{i}."
         state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -18,7 +18,8 @@ from dim.distillation.session import Session
 
 def wants_pool(config: DistillConfig) -> bool:
     """Whether stage 2 matches anything, or anything is chosen by a pool after it."""
-    return (config.matching.loss != "none" and config.stage2.steps > 0) or config.wants_choices
+    matched = config.matching.loss != "none" and config.stage2.steps > 0
+    return matched or config.wants_choices or config.filter.candidates > 0
 
 
 def build_pool(session: Session) -> KeptPool | FreshPool | None:

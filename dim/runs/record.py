@@ -105,6 +105,8 @@ class RunRecord:
         data = to_plain(self.data)
         if not self.data.reading:
             del data["reading"]
+        if not self.config.filter.candidates:  # as in runs from before there was a filter
+            del values["filter"]
         values |= {"format_version": FORMAT_VERSION, "dim_version": self.dim_version, "data": data}
         return values
 
