@@ -94,10 +94,10 @@ def load_data(
     """Load a labelled image set into memory.
 
     Args:
-        data: a known name; the path of a folder, an archive, a file or a bundle; `hf://USER/NAME[@REVISION]`; the
-            `https://` address of an archive; several of these in a list, united by the names of their classes; or what
-            is in memory: `(images, labels)`, a dataset of `(image, label)` pairs, or two of either as training and test
-            split. A name wins over a path; write `./mnist` for a folder called like a known set.
+        data: a known name; the path of a folder, an archive, a file or a bundle; `hf://USER/NAME[@REVISION]`; or the
+            `https://` address of an archive. Several of these in a list are united by the names of their classes. Or
+            what is in memory: `(images, labels)`, a dataset of `(image, label)` pairs, or two of either as training and
+            test split. A name wins over a path; write `./mnist` for a folder called like a known set.
         options: how it is read: size, channels, columns, splits and more.
         name: of the set; None for that of the file or folder.
         data_dir: where the official files of a known name lie, or go when they are downloaded; default `$DIM_DATA`,

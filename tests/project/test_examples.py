@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def run(name: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.slow
+def test_the_source_archive_has_the_examples(tmp_path: Path) -> None:
+    root = EXAMPLES.parent
+    names = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "dim", "runtime", "export", "cli", "examples")
+    for name in names:
+        (tmp_path / name).symlink_to(root / name)
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    built = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr[-3000:]
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        found = {name.partition("/examples/")[2] for name in packed.getnames() if "/examples/" in name}
+    assert found == {path.name for path in EXAMPLES.iterdir() if path.is_file()}
 
 
 @pytest.mark.slow
