@@ -30,10 +30,18 @@ OTHER_PROGRAMS = (
     r"(python|torchrun .*) (examples|benchmarks)/\w+\.py|python -m lab\.",
 )
 """Lines of shell blocks that are no commands of dim. tests/project/test_examples.py runs the examples."""
-QUICKER = QUICK | {"generator.max_width": 48, "checkpoint_steps": 100, "deployment.refine_steps": 1}
+QUICKER = QUICK | {
+    "generator.max_width": 48,
+    "checkpoint_steps": 100,
+    "pool.architectures": ("mlp",),
+    "pool.ages": (1,),
+    "deployment.latent_stds": (),
+    "deployment.fixed_latents": 0,
+    "deployment.refine_steps": 0,
+}
 SHORT_RUN = [f"--set={name}={json.dumps(value)}" for name, value in QUICKER.items() if not name.endswith(".steps")]
 SHORTER = {
-    "distill": (SHORT_RUN, ["--steps", "4", "--matching-steps", "2", "--threads", "1", "--replay-ipc", "20"]),
+    "distill": (SHORT_RUN, ["--steps", "2", "--matching-steps", "1", "--threads", "1", "--replay-ipc", "20"]),
     "eval": ([], ["--width", "8", "--epochs", "1", "--seeds", "1", "--ipc", "1", "--arch", "mlp", "--threads", "1"]),
     "bench": ([], ["--batch", "1", "--rounds", "1", "--seconds", "0.01", "--no-search", "--no-torch"]),
 }

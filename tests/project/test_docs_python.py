@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 from cli_tools import dim
+from doc_pages import PAGES, ROOT
 from tiny_bundle import build_tiny_bundle
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
-    pytest.param(block, id=f"{path.name}-{number}")
+    pytest.param(block, id=f"{path.relative_to(ROOT)}-{number}")
     for path in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 ]
