@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dim.cli.data_options import DATA_HELP, takes_data_options
-from dim.cli.options import complete_from
+from dim.cli.options import ReportOption, complete_from, open_report
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError
@@ -79,6 +79,7 @@ def distill(
             autocompletion=complete_from("jsonl", "tensorboard"),
         ),
     ] = "jsonl",
+    report: ReportOption = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -138,6 +139,8 @@ def distill(
         raise
     if is_main:
         _report(run_dir, result.finished, time.monotonic() - started, as_json)
+        if report:
+            open_report(run_dir)
 
 
 def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> None:
@@ -145,7 +148,12 @@ def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> Non
         print_json({"run_dir": run_dir, "finished": finished, "seconds": seconds})
         return
     print_line(f"{'Distilled' if finished else 'Stopped'} after {format_duration(seconds)}: {run_dir}")
-    for what, where in (("samples", "grids"), ("curves", "curves.png"), ("metrics", "metrics.jsonl")):
+    for what, where in (
+        ("samples", "grids"),
+        ("curves", "curves.png"),
+        ("metrics", "metrics.jsonl"),
+        ("report", "report.html"),
+    ):
         print_line(f"  {what + ':':<9}{run_dir / where}")
 
 

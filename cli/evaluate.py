@@ -12,9 +12,11 @@ from dim.cli.options import (
     ENGINES,
     BundleOption,
     JsonOption,
+    ReportOption,
     Sha256Option,
     choose_bundle,
     complete_from,
+    open_report,
 )
 from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, read_device
 from dim.cli.terminal import print_json, print_line, print_rich, require_training_extra, say
@@ -146,6 +148,7 @@ def evaluate(
             autocompletion=complete_from("auto", "fp32", "bf16", "fp16", "int8"),
         ),
     ] = "auto",
+    report: ReportOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what classifiers learn from generated images.
@@ -218,6 +221,8 @@ def evaluate(
         print_json({"out": evaluation.out, "finished": evaluation.finished, "rows": evaluation.rows})
     elif evaluation.results:
         _print_evaluation(evaluation, find_cautions(images))
+    if report and evaluation.results:
+        open_report(evaluation.out)
 
 
 def _print_evaluation(evaluation: "Evaluation", cautions: tuple[str, ...]) -> None:
@@ -231,7 +236,7 @@ def _print_evaluation(evaluation: "Evaluation", cautions: tuple[str, ...]) -> No
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
     print_line(
         f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
-        f"students trained for {format_duration(seconds)} in all."
+        f"report: {evaluation.out}/report.html, students trained for {format_duration(seconds)} in all."
     )
 
 

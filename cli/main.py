@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify
+from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify, view
 from dim.cli.terminal import STDOUT, flush_stdout, prepare_streams
 from dim.runtime.errors import DimError, describe_error, hide_secrets, printable
 from dim.version import __version__
@@ -135,6 +135,7 @@ for _name, _panel, _function in (
     ("generate", _USE, generate.generate),
     ("eval", _USE, evaluate.evaluate),
     ("bench", _USE, bench.bench),
+    ("view", _ASK, view.view),
     ("inspect", _ASK, inspect.inspect),
     ("verify", _ASK, verify.verify),
     ("doctor", _ASK, doctor.doctor),

@@ -81,6 +81,19 @@ TrustOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT_PANEL)
 ]
+ReportOption = Annotated[
+    bool, typer.Option("--report", help="Open report.html in the browser at the end.", rich_help_panel=OUTPUT_PANEL)
+]
+
+
+def open_report(folder: Path) -> None:
+    """Open the report in a folder in the browser, or say where it is."""
+    from dim.runtime.gallery.browser import open_in_browser
+    from dim.runtime.gallery.report import REPORT_NAME
+
+    path = (folder / REPORT_NAME).absolute()
+    say(f"Report: {path.as_uri()}")
+    open_in_browser(path.as_uri(), say)
 
 
 def choose_bundle(wanted: str | None, sha256: str | None = None) -> Path:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dim.evaluation.protocol import EvalProtocol as EvalProtocol
     from dim.evaluation.protocol import Execution as Execution
     from dim.export.export_run import export_run as export_run
+    from dim.gallery import view as view
     from dim.presets import preset as preset
     from dim.runtime.bundle import Bundle as Bundle
     from dim.runtime.bundle import open_bundle as open_bundle
@@ -69,6 +70,7 @@ _HOMES = {
     "build_engines": "dim.runtime.trt.build",
     "inspect": "dim.runtime.inspection.inspect",
     "verify": "dim.runtime.inspection.verify",
+    "view": "dim.gallery",
     # What can go wrong.
     "DimError": "dim.runtime.errors",
     "BadValueError": "dim.runtime.errors",

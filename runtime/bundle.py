@@ -194,14 +194,29 @@ class Bundle:
             EngineError: the engine cannot be opened or failed.
         """
         labels_N, indices_N = self._check_samples(labels, indices)
-        engine, manifest = self.engine, self.manifest
-        rows = engine.batch or choose_rows_per_run(manifest)
-        images = np.empty((len(labels_N), manifest.height, manifest.width, manifest.channels), np.uint8)
-        parts = [slice(start, start + rows) for start in range(0, len(labels_N), rows)]
-        batches = ((self.latents(labels_N[part], indices_N[part], seed, use), labels_N[part]) for part in parts)
-        for part, drawn in zip(parts, run_ahead(engine, batches), strict=True):
-            images[part] = drawn
-        return images
+        return self._run_in_parts(labels_N, lambda part: self.latents(labels_N[part], indices_N[part], seed, use))
+
+    def render(self, latents: ArrayLike, labels: Labels) -> NDArray[np.uint8]:
+        """Draw images of latents that are the caller's own, such as points between two samples.
+
+        Args:
+            latents: float32 [N, Z].
+            labels: class names, or int64 [N], 0..K-1.
+
+        Returns:
+            uint8 [N, H, W, C].
+
+        Raises:
+            BadValueError: another shape, latents that are not finite, or no such class.
+            EngineError: the engine cannot be opened or failed.
+        """
+        labels_N, latents_NZ = resolve_labels(labels, self.classes), np.asarray(latents, np.float32)
+        if latents_NZ.shape != (len(labels_N), self.manifest.latent_dim) or not np.isfinite(latents_NZ).all():
+            raise BadValueError(
+                f"The latents have shape {latents_NZ.shape}; they must be finite and of shape "
+                f"({len(labels_N)}, {self.manifest.latent_dim}), one row per label."
+            )
+        return self._run_in_parts(labels_N, lambda part: latents_NZ[part])
 
     def draw(
         self, label: str | int, count: int, seed: int = 0, start: int = 0, use: str = "fixed"
@@ -399,6 +414,19 @@ class Bundle:
         if output == "dlpack" and hasattr(engine, "run_dlpack"):
             return engine.run_dlpack(self.latents(labels, indices, seed, "stream"), labels)
         return self.sample(labels, indices, seed, "stream")
+
+    def _run_in_parts(
+        self, labels: NDArray[np.int64], latents_of: Callable[[slice], NDArray[np.float32]]
+    ) -> NDArray[np.uint8]:
+        """Run the engine over the labels in parts; the latents of a part are made when its turn comes."""
+        engine, manifest = self.engine, self.manifest
+        rows = engine.batch or choose_rows_per_run(manifest)
+        images = np.empty((len(labels), manifest.height, manifest.width, manifest.channels), np.uint8)
+        parts = [slice(start, start + rows) for start in range(0, len(labels), rows)]
+        batches = ((latents_of(part), labels[part]) for part in parts)
+        for part, drawn in zip(parts, run_ahead(engine, batches), strict=True):
+            images[part] = drawn
+        return images
 
     def _check_samples(self, labels: Labels, indices: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         labels_N = resolve_labels(labels, self.classes)

@@ -33,6 +33,7 @@ from dim.runs.checkpoint import CheckpointFolder
 from dim.runs.files import write_tensors
 from dim.runs.folder import explain_os_errors, lock_run, prepare_run_folder
 from dim.runs.record import DataRecord, RunRecord
+from dim.runs.report import write_run_report
 from dim.runs.take_over import find_stage1, take_over
 from dim.runs.tensorboard import TensorBoardLog, check_log, import_summary_writer
 from dim.runtime.errors import BadValueError
@@ -154,6 +155,8 @@ def distill(
             session.on_step.append(on_step)
         session.load_newest_checkpoint()
         finished = _run_stages(session)
+        if world.is_main:
+            write_run_report(run_dir, record, finished)
         world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
         say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")

@@ -46,9 +46,9 @@ def evaluate(
         data: the dataset that they were distilled from (see `dim.evaluation.subjects.load_source_data`).
         protocol: what is measured; None for ConvNet-3 as published. `dim.evaluation.protocol.PROTOCOLS` has others.
         execution: device, precision, threads, jobs, engine and time limit; None for the whole machine.
-        out: folder of the results: `cells/*.json`, `results.json`, `accuracy.png`, the archives of real images, and
-            `archive/` and `recipe/` with the students that choose the archive and the recipe. Students that are there
-            already are not trained again.
+        out: folder of the results: `cells/*.json`, `results.json`, `accuracy.png`, `report.html`, the archives of real
+            images, and `archive/` and `recipe/` with the students that choose the archive and the recipe. Students that
+            are there already are not trained again.
         for_record: the accuracy is meant for the bundle's manifest: refuse one that was distilled from other data.
         say: gets a sentence about every choice made here.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`. Counts the students; a

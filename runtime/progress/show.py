@@ -73,7 +73,7 @@ def _choose_display(wanted: bool | None) -> Any:
     """Choose by who is looking; None for nobody. The libraries that draw are imported only where they draw."""
     if wanted is False:
         return None
-    if _is_notebook():
+    if is_notebook():
         from dim.runtime.progress.notebook import NotebookBars
 
         return NotebookBars()
@@ -84,7 +84,8 @@ def _choose_display(wanted: bool | None) -> Any:
     return Lines() if wanted else None
 
 
-def _is_notebook() -> bool:
+def is_notebook() -> bool:
+    """Tell whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None

@@ -43,6 +43,7 @@ NAMES = [
     "open_bundle",
     "preset",
     "verify",
+    "view",
 ]
 LOADS = {
     "EvalProtocol": {"torch"},

@@ -30,7 +30,7 @@ def test_importing_the_command_line_loads_nothing_heavy_and_no_numpy() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", ["", "distill", "export", "generate", "eval", "bench", "inspect", "verify", "doctor"]
+    "command", ["", "distill", "export", "generate", "eval", "bench", "view", "inspect", "verify", "doctor"]
 )
 def test_help_loads_nothing_heavy_and_no_numpy(command: str) -> None:
     code = f"""
