@@ -218,7 +218,7 @@ class Theirs:
                 build_classifier(name, NUM_CLASSES, shape["channels"], shape["image_px"], config.pool.width or None)
                 for name in config.pool.architectures
             ],
-            data.images_NCHW,
+            data.images.gather(torch.arange(len(data.labels_N), device=data.device)),
             data.labels_N,
             batch=config.stage2.batch_size,
             augment_policy=config.pool.augment,

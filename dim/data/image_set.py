@@ -1,19 +1,26 @@
 """A labelled image set in memory, and what its readers return."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dim.data.options import DataOptions
+from dim.execution.large_images import MappedRows, identify_images
 from dim.runtime.progress.show import Progress
+from dim.runtime.storage.below import replace_file
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+_CHUNK_BYTES = 2**24
+"""Of images that are looked at together."""
 Say = Callable[[str], None]
 
 
@@ -74,10 +81,13 @@ class ImageSet:
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        mean, std = self._remember("moments", self._compute_moments)
+        return tuple(mean), tuple(std)
+
+    def _compute_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # Exact integer histograms: the result does not depend on the order of summation.
         histogram = np.zeros((self.channels, 256), dtype=np.int64)
-        for start in range(0, len(self.train_images), 4096):
-            chunk = self.train_images[start : start + 4096]
+        for chunk in _in_chunks(self.train_images):
             for channel in range(self.channels):
                 histogram[channel] += np.bincount(chunk[..., channel].reshape(-1), minlength=256)
         levels = np.arange(256) / 255.0
@@ -88,15 +98,35 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over classes, shapes and both splits: equal for equal data on every machine."""
+        return str(self._remember("fingerprint", self._compute_fingerprint))
+
+    def _compute_fingerprint(self) -> str:
         digest = hashlib.sha256(b"dim image set 1\n")
         for text in self.classes:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(4, "little") + encoded)
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
             digest.update(repr(images.shape).encode())
-            digest.update(np.ascontiguousarray(images).data)
+            for chunk in _in_chunks(images):
+                digest.update(np.ascontiguousarray(chunk).data)
             digest.update(np.ascontiguousarray(labels.astype("<i8")).data)
         return digest.hexdigest()
+
+    def _remember(self, what: str, compute: Callable[[], Any]) -> Any:
+        """Compute a value; that of a set larger than memory is kept beside its images, and read from there."""
+        mapped: Any = self.train_images
+        if type(mapped) is not MappedRows:
+            return compute()
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
+            digest.update(identify_images(images) + labels.tobytes())
+        path = mapped.path.with_name(f"{what}-{digest.hexdigest()[:32]}.json")
+        with suppress(OSError, ValueError):
+            return json.loads(path.read_text())
+        value = compute()
+        with suppress(OSError):
+            replace_file(path.parent, path.name, json.dumps(value).encode())
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +136,8 @@ class Source:
     path: Path
     name: str
     """Of the set."""
+    identity: str = ""
+    """What the source holds, such as a commit of the Hub; empty where its files tell."""
     options: DataOptions = DataOptions()
     """How it is to be read."""
     say: Say
@@ -131,3 +163,10 @@ class RawSet:
 def count_labels(labels: Labels, num_classes: int) -> tuple[int, ...]:
     """Count the images of every class."""
     return tuple(int(n) for n in np.bincount(labels, minlength=num_classes))
+
+
+def _in_chunks(images: Images) -> Iterator[Images]:
+    """Give images some at a time."""
+    rows = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]

@@ -11,6 +11,7 @@ from dim.data.image_set import Images, ImageSet, Labels, RawSet, Say, count_labe
 from dim.data.images.sizes import check_set_bytes, choose_size, convert
 from dim.data.limits import MAX_CLASS_NAME_BYTES
 from dim.data.options import DataOptions
+from dim.execution.large_images import select_images
 from dim.runtime.bundle_format.folder_names import check_folder_names
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import BadValueError, DataError
@@ -40,8 +41,8 @@ def make_image_set(raw: RawSet, options: DataOptions, say: Say) -> ImageSet:
     if raw.test_images is None or raw.test_labels is None:
         split_seed = options.seed
         train_rows, test_rows = _split_rows(train_labels, raw, options.seed)
-        test_images, test_labels = train_images[test_rows], train_labels[test_rows]
-        train_images, train_labels = train_images[train_rows], train_labels[train_rows]
+        test_images, test_labels = select_images(train_images, test_rows), train_labels[test_rows]
+        train_images, train_labels = select_images(train_images, train_rows), train_labels[train_rows]
         notes.append(
             f"the source has no test split: {len(test_rows)} of {len(raw.train_labels)} images "
             f"({TEST_FRACTION:.0%} of every class, seed {options.seed}) became one"
@@ -58,7 +59,8 @@ def make_image_set(raw: RawSet, options: DataOptions, say: Say) -> ImageSet:
         say(f"{raw.name}: {reason}")
     source_channels = train_images.shape[3]
     target_channels = options.channels or source_channels
-    check_set_bytes(len(train_images) + len(test_images), target, target_channels, raw.name)
+    if type(raw.train_images) is np.ndarray:  # those on disk have their final form already
+        check_set_bytes(len(train_images) + len(test_images), target, target_channels, raw.name)
     return ImageSet(
         name=raw.name,
         classes=raw.classes,

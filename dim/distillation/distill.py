@@ -27,6 +27,7 @@ from dim.execution.compiled import can_compile
 from dim.execution.device import choose_device, use_device
 from dim.execution.device_data import DeviceData
 from dim.execution.distributed import join_process_group
+from dim.execution.large_images import select_images
 from dim.execution.threads import use_cpu_threads
 from dim.presets import preset
 from dim.runs.checkpoint import CheckpointFolder
@@ -193,8 +194,8 @@ def _move_to_device(
         return DeviceData(images, labels, num_classes, device), None
     held = holdout_mask(labels, num_classes, config.deployment.holdout, config.seed)
     return (
-        DeviceData(images[~held], labels[~held], num_classes, device),
-        DeviceData(images[held], labels[held], num_classes, device),
+        DeviceData(select_images(images, ~held), labels[~held], num_classes, device),
+        DeviceData(select_images(images, held), labels[held], num_classes, device),
     )
 
 

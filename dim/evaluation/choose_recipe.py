@@ -13,6 +13,7 @@ from dim.data.holdout import holdout_mask
 from dim.data.image_set import ImageSet
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.execution.large_images import select_images
 from dim.runtime.errors import BadValueError, BundleError, DataError, DimError, OutputError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage import strict_json
@@ -48,9 +49,9 @@ def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> Image
     return ImageSet(
         name=f"{data.name} (hold-out)",
         classes=data.classes,
-        train_images=data.train_images[~held],
+        train_images=select_images(data.train_images, ~held),
         train_labels=data.train_labels[~held],
-        test_images=data.train_images[held],
+        test_images=select_images(data.train_images, held),
         test_labels=data.train_labels[held],
         licence=data.licence,
         note=f"{data.note}; tested on {int(held.sum())} training images held out (seed {seed})".lstrip("; "),

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.archive import Archive, decode_archive, pack_archive
-from dim.evaluation.images import Score, as_nchw
+from dim.evaluation.images import Score
 from dim.evaluation.protocol import Execution
+from dim.execution.device_data import DeviceImages
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.names import TEACHER_ONNX
@@ -53,9 +53,9 @@ class EvalContext:
     _unpacked: dict[tuple[Archive, int], tuple[ImageSet, int]] = field(default_factory=dict, init=False)
 
     @cached_property
-    def train_images(self) -> Tensor:
-        """The training split on the device, uint8 `[N, C, H, W]`."""
-        return as_nchw(self.data.train_images, torch.device(self.device))
+    def train_images(self) -> DeviceImages:
+        """The training split, on the device where it fits into memory."""
+        return DeviceImages(self.data.train_images, torch.device(self.device))
 
     @cached_property
     def machine(self) -> str:

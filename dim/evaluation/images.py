@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.drawn import DrawnStream
-from dim.execution.device_data import seed_of
+from dim.execution.device_data import DeviceImages, seed_of
 from dim.runtime.bundle import Bundle
 from dim.runtime.sampling.stream import StreamPlan
 from dim.students.train import Batch
@@ -98,7 +98,7 @@ def fixed_images(
         device: where the set lives.
         score: a teacher that labels the set once, or None.
     """
-    images_M, labels_M = as_nchw(images, device), torch.from_numpy(labels).to(device)
+    images_M, labels_M = DeviceImages(images, device), torch.from_numpy(labels).to(device)
     logits_M = None if score is None else torch.from_numpy(score(images)).to(device)
 
     def batches() -> Iterator[Batch]:
@@ -107,7 +107,7 @@ def fixed_images(
             order = torch.randperm(len(labels), generator=generator).to(device)
             for start in range(0, len(order), batch_size):
                 part = order[start : start + batch_size]
-                yield images_M[part], labels_M[part], None if logits_M is None else logits_M[part]
+                yield images_M.gather(part), labels_M[part], None if logits_M is None else logits_M[part]
 
     soft_bytes = 0 if logits_M is None else 2 * logits_M.numel()
     return TrainingImages(batches=batches(), distinct_images=len(labels), data_bytes=images.nbytes + soft_bytes)
@@ -180,7 +180,7 @@ def real_set(data: ImageSet, ipc: int, seed: int) -> tuple[NDArray[np.uint8], La
 
 def real_stream(
     data: ImageSet,
-    images: Tensor,
+    images: DeviceImages,
     ipc: int,
     batch_size: int,
     epochs: int,
@@ -193,7 +193,7 @@ def real_stream(
 
     Args:
         data: the dataset.
-        images: its training images on the device, uint8 `[N, C, H, W]`.
+        images: its training images.
         ipc: images per class and epoch.
         batch_size: images per step; the last short batch of an epoch is kept.
         epochs: how many will be used; decides `distinct_images`.
@@ -220,7 +220,7 @@ def real_stream(
                 yield data.train_labels[rows], rows
 
     def draw(labels: Labels, rows: Labels) -> Tensor:
-        return images[torch.from_numpy(rows).to(device)]
+        return images.gather(torch.from_numpy(rows).to(device))
 
     image_bytes = int(np.prod(data.train_images.shape[1:]))
     distinct = sum(min(len(rows), ipc * epochs) for rows in classes)

@@ -14,7 +14,6 @@ from dim.evaluation.cells import Cell, CellResult
 from dim.evaluation.context import EvalContext
 from dim.evaluation.images import (
     TrainingImages,
-    as_nchw,
     fixed_images,
     generated_set,
     generated_stream,
@@ -101,7 +100,7 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
         return real_stream(data, context.train_images, cell.ipc, batch_size, cell.epochs, seed, device, score)
     if cell.archive is not None:
         kept, size_bytes = context.open_archive(cell.archive, seed)
-        shown = as_nchw(kept.train_images, device)
+        shown = DeviceImages(kept.train_images, device)
         images = real_stream(kept, shown, cell.ipc, batch_size, cell.epochs, seed, device, score)
         return replace(images, data_bytes=size_bytes + context.count_teacher_bytes(cell.teacher))
     bundle = context.open_bundle(cell.content_id, cell.engine_precision)

@@ -9,11 +9,14 @@ Shapes: N batch, K classes, C channels, H = W image_px.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from dim.execution.large_images import MappedRows, select_images
 
 
 def seed_of(*parts: int | str) -> int:
@@ -32,6 +35,39 @@ def to_signed(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+class DeviceImages:
+    """Images that live on the device; or, where they are larger than memory, on disk, from where each batch is read.
+
+    Args:
+        images_NHWC: uint8.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, images_NHWC: NDArray[np.uint8], device: torch.device) -> None:
+        self.device = device
+        self._on_disk = images_NHWC if _must_stay_on_disk(images_NHWC, device) else None
+        # NHWC memory seen as NCHW is channels_last, so a gather of rows keeps the fast layout.
+        self._on_device = None if self._on_disk is not None else self._move(images_NHWC)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return images of int64 rows, uint8 NCHW in channels_last memory."""
+        if self._on_disk is None:
+            assert self._on_device is not None
+            return self._on_device[rows]
+        return self._move(self._on_disk[rows.cpu().numpy()])
+
+    def _move(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(self.device).permute(0, 3, 1, 2)
+
+
+def _must_stay_on_disk(images: NDArray[np.uint8], device: torch.device) -> bool:
+    """Whether images are too large for memory, and for half of what is free on a GPU."""
+    mapped: Any = images
+    if type(mapped) is not MappedRows:
+        return False
+    return device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] // 2
+
+
 class DeviceData:
     """A labelled training set on a device, sorted by class.
 
@@ -46,8 +82,7 @@ class DeviceData:
         self, images_NHWC: NDArray[np.uint8], labels_N: NDArray[np.int64], num_classes: int, device: torch.device
     ) -> None:
         order = np.argsort(labels_N, kind="stable")
-        # NHWC memory seen as NCHW is channels_last, so a gather of rows keeps the fast layout.
-        self.images_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC[order])).permute(0, 3, 1, 2).to(device)
+        self.images = DeviceImages(select_images(images_NHWC, order), device)
         self.labels_N = torch.from_numpy(np.ascontiguousarray(labels_N[order])).to(device)
         counts = torch.bincount(self.labels_N, minlength=num_classes)
         self.counts_K = counts
@@ -75,11 +110,11 @@ class DeviceData:
         """Different images of one class in random order, uint8 NCHW: all of them, or `most`."""
         count = int(self.counts_K[label])
         chosen = torch.randperm(count, device=self.device, generator=generator)[:most]
-        return self.images_NCHW[self.offsets_K[label] + chosen]
+        return self.images.gather(self.offsets_K[label] + chosen)
 
     def draw_images(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """A random real image of each label, uint8 NCHW in channels_last memory."""
         uniform = torch.rand(labels_N.shape, device=self.device, generator=generator, dtype=torch.float64)
         counts = self.counts_K[labels_N]
         within = (uniform * counts).long().clamp_(max=counts - 1)
-        return self.images_NCHW[self.offsets_K[labels_N] + within]
+        return self.images.gather(self.offsets_K[labels_N] + within)

@@ -71,5 +71,7 @@ def test_doctor_tells_what_works() -> None:
     assert "onnxruntime-cpu" in ran.out and "works" in ran.out
     report = json.loads(dim("doctor", "--json").out)
     assert {state["engine"]: state["works"] for state in report["engines"]}["onnxruntime-cpu"]
+    cache = report["decoded_sets"]
+    assert f"Decoded sets: {len(cache['sets'])} in {cache['folder']}, " in ran.out and cache["limit_bytes"] == 10**11
     for state in report["engines"]:
         assert state["works"] or f"{state['engine']}\n" in ran.out

@@ -176,7 +176,7 @@ def features_of(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
 def test_sets_of_one_and_ten_come_nearer_to_the_means_of_their_classes() -> None:
     start = torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0))
     refined, data = refine(start)
-    reals = features_of(to_signed(data.images_NCHW))
+    reals = features_of(to_signed(data.images.gather(torch.arange(len(data.labels_N)))))
 
     def distance(latents_KmZ: torch.Tensor) -> float:
         """Of the means, in parts of what lies between the classes."""

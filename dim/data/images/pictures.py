@@ -8,8 +8,8 @@ source is told at once.
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -28,9 +28,10 @@ from dim.data.images.decode import (
     find_largest_value,
     read_header,
 )
-from dim.data.images.decoded import KEPT_FROM_BYTES, NewEntry, find_key, new_entry, open_decoded
+from dim.data.images.decoded import KEPT_FROM_BYTES, NO_ROOM, NewEntry, find_key, new_entry, open_decoded
 from dim.data.images.sizes import check_set_bytes, choose_size
 from dim.data.limits import MAX_KEPT_BYTES
+from dim.execution.large_images import select_images
 from dim.runtime.errors import DataError
 
 _NO_IMAGE = "not an image by its name; remove it or move it out of the class folder"
@@ -84,36 +85,81 @@ def read_pictures(source: Source, pictures: Pictures) -> RawSet:
         said.append(sentence.removeprefix(f"{source.name}: "))
         source.say(sentence)
 
-    with warnings.catch_warnings(), new_entry(key) if key is not None else nullcontext() as entry:
+    with warnings.catch_warnings():
         # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        raw, is_kept = _read_all(replace(source, say=remember), pictures, entry)
-        if entry is not None and is_kept:
-            entry.publish(raw, said)
-    return raw
+        plan = _plan(replace(source, say=remember), pictures)
+        if key is None or plan.num_bytes < KEPT_FROM_BYTES:
+            return _decode_in_memory(plan, source)
+        with new_entry(key, plan.shape, source) as entry:
+            if entry is not None:
+                _decode_into(entry, plan, replace(source, say=remember), said)
+        # Where there is no entry now, another process's has gone again, or the disk refused.
+        return open_decoded(key, source, again=False) or _decode_in_memory(plan, source)
 
 
-def _read_all(source: Source, pictures: Pictures, entry: NewEntry | None) -> tuple[RawSet, bool]:
-    """Decode everything; say whether the images lie in the entry of the cache."""
+@dataclass
+class _Plan:
+    """What is to be decoded, into what."""
+
+    scan: _Scan
+    layout: Layout
+    rows: dict[str, int]
+    """The row of every file."""
+    good: dict[str, ImageHeader]
+    """The files that can be read."""
+    shape: tuple[int, int, int, int]
+    """`[N, H, W, C]` of the images."""
+    bits: int
+    notes: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_train(self) -> int:
+        return sum(map(len, self.layout.train.values()))
+
+
+def _plan(source: Source, pictures: Pictures) -> _Plan:
+    """Read all headers, and find out what the images will be."""
     scan = _scan(source, pictures)
     layout = pictures.arrange()
     rows = _number_rows(layout)
     good = _select_readable(scan, rows, source, layout.faults)
     for remark in layout.remarks:
         source.say(f"{source.name}: {remark}")
-    size, channels, notes = _choose_form(good, len(rows), source)
+    size, channels, notes = _choose_form(good, source)
     bits = _find_bits(scan, rows, good, source, notes)
-    shape = (len(rows), size, size, channels)
-    is_worth = len(good) == len(rows) and math.prod(shape) >= KEPT_FROM_BYTES
-    on_disk = entry.make_images(shape) if entry is not None and is_worth else None
-    images = np.zeros(shape, dtype=np.uint8) if on_disk is None else on_disk
-    decoded = _decode(scan, rows, good, images, bits, source)
-    if num_skipped := len(rows) - int(decoded.sum()):
-        notes.append(f"{num_skipped} unreadable images were left out")
-    for note in notes[1:]:
-        source.say(f"{source.name}: {note}")
-    raw = _assemble(source.name, layout, images, decoded, (*notes, *layout.remarks))
-    return raw, on_disk is not None and bool(decoded.all())
+    return _Plan(scan, layout, rows, good, (len(rows), size, size, channels), bits, notes)
+
+
+def _decode_in_memory(plan: _Plan, source: Source) -> RawSet:
+    count, size, _, channels = plan.shape
+    check_set_bytes(count, size, channels, source.name, NO_ROOM)
+    images = np.zeros(plan.shape, dtype=np.uint8)
+    decoded = np.zeros(len(images), dtype=bool)
+    _decode(plan, images, decoded, source)
+    return _assemble(plan, images, decoded, source)
+
+
+def _decode_into(entry: NewEntry, plan: _Plan, source: Source, said: list[str]) -> None:
+    """Decode what an entry of the cache lacks, and publish it; what is decoded survives an interruption."""
+    decoded = entry.done
+    try:
+        _decode(plan, entry.images, decoded, source, entry.save)
+    except DataError:
+        entry.remove()
+        raise
+    except BaseException:
+        entry.save(decoded, now=True)
+        source.say(
+            f"{source.name}: {int(decoded.sum())} of {len(decoded)} images are decoded and kept; "
+            "the same command goes on"
+        )
+        raise
+    entry.publish(_assemble(plan, entry.images, decoded, source), plan.num_train, decoded, said)
 
 
 def _select_readable(
@@ -138,12 +184,11 @@ def _count_more(faults: list[Fault]) -> str:
     return f"; and {more} other kinds of fault" if more > 0 else ""
 
 
-def _choose_form(good: dict[str, ImageHeader], num_rows: int, source: Source) -> tuple[int, int, list[str]]:
+def _choose_form(good: dict[str, ImageHeader], source: Source) -> tuple[int, int, list[str]]:
     """Choose size and channels, and say in notes what the files are and how they are changed."""
     size, resized = choose_size(Counter((header.height, header.width) for header in good.values()), source.options.size)
     num_grey = sum(header.is_grey for header in good.values())
     channels = source.options.channels or (1 if num_grey == len(good) else 3)
-    check_set_bytes(num_rows, size, channels, source.name)
     notes = [_describe_files(good), *filter(None, [resized])]
     if 0 < num_grey < len(good):
         kept = "made grey" if channels == 1 else "repeated over three channels"
@@ -178,16 +223,19 @@ def _find_bits(
 
 
 def _decode(
-    scan: _Scan, rows: dict[str, int], good: dict[str, ImageHeader], images: Images, bits: int, source: Source
-) -> NDArray[np.bool_]:
-    """Decode all good files into their rows of `images`, and return which rows have one."""
-    size, channels = images.shape[2:]
-    decoded = np.zeros(len(rows), dtype=bool)
-    done = 0
+    plan: _Plan,
+    images: Images,
+    decoded: NDArray[np.bool_],
+    source: Source,
+    save: Callable[[NDArray[np.bool_]], None] | None = None,
+) -> None:
+    """Decode all good files that are not decoded yet into their rows of `images`, and mark those in `decoded`."""
+    size, channels = plan.shape[2:]
+    done = already = int(decoded.sum())
 
     def decode(row: int, file: str, data: bytes) -> None:
         try:
-            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels, bits=bits)
+            images[row] = decode_image(data, f"{source.path}: {file}", size=size, channels=channels, bits=plan.bits)
             decoded[row] = True
         except DataError:
             if not source.options.skip_unreadable:
@@ -196,12 +244,17 @@ def _decode(
     def count(number: int) -> None:
         nonlocal done
         done += number
-        source.progress(f"{source.name}: decoding", done, len(good), "")
+        source.progress(f"{source.name}: decoding", done, len(plan.good), "")
+        if save is not None:
+            save(decoded)
 
-    decode_files(((rows[file], file, data) for file, data in scan.give() if file in good), decode, count)
-    if done < len(good):
-        raise DataError(f"{source.path}: {len(good) - done} files went away while they were read; run it again")
-    return decoded
+    wanted = {file: row for file, row in plan.rows.items() if file in plan.good and not decoded[row]}
+    count(0)
+    decode_files(((wanted[file], file, data) for file, data in plan.scan.give() if file in wanted), decode, count)
+    if done - already < len(wanted):
+        raise DataError(
+            f"{source.path}: {len(wanted) - done + already} files went away while they were read; run it again"
+        )
 
 
 def _scan(source: Source, pictures: Pictures) -> _Scan:
@@ -230,27 +283,26 @@ def _number_rows(layout: Layout) -> dict[str, int]:
     return {file: row for row, file in enumerate(files)}
 
 
-def _assemble(
-    name: str,
-    layout: Layout,
-    images: Images,
-    decoded: NDArray[np.bool_],
-    notes: tuple[str, ...],
-) -> RawSet:
-    train_labels, test_labels = _make_labels(layout.train), _make_labels(layout.test)
-    split = len(train_labels)
-    train, test = images[:split], images[split:]
-    if not decoded.all():
-        train, train_labels = train[decoded[:split]], train_labels[decoded[:split]]
-        test, test_labels = test[decoded[split:]], test_labels[decoded[split:]]
+def _assemble(plan: _Plan, images: Images, decoded: NDArray[np.bool_], source: Source) -> RawSet:
+    notes = list(plan.notes)
+    if num_skipped := len(decoded) - int(decoded.sum()):
+        notes.append(f"{num_skipped} unreadable images were left out")
+    for note in notes[1:]:
+        source.say(f"{source.name}: {note}")
+    train_labels, test_labels = _make_labels(plan.layout.train), _make_labels(plan.layout.test)
+    train, test = images[: plan.num_train], images[plan.num_train :]
+    if num_skipped:
+        good_train, good_test = decoded[: plan.num_train], decoded[plan.num_train :]
+        train, train_labels = select_images(train, good_train), train_labels[good_train]
+        test, test_labels = select_images(test, good_test), test_labels[good_test]
     return RawSet(
-        name=name,
-        classes=tuple(layout.train),
+        name=source.name,
+        classes=tuple(plan.layout.train),
         train_images=train,
         train_labels=train_labels,
-        test_images=test if layout.test else None,
-        test_labels=test_labels if layout.test else None,
-        notes=notes,
+        test_images=test if plan.layout.test else None,
+        test_labels=test_labels if plan.layout.test else None,
+        notes=(*notes, *plan.layout.remarks),
     )
 
 

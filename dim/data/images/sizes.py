@@ -38,13 +38,13 @@ def choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int
     return size, f"images of {_span(widths)} x {_span(heights)} pixels were resized to {size} x {size}{crop}"
 
 
-def check_set_bytes(count: int, size: int, channels: int, name: str) -> None:
-    """Refuse a set whose images would not fit into `MAX_SET_BYTES`."""
+def check_set_bytes(count: int, size: int, channels: int, name: str, advice: str = "") -> None:
+    """Refuse a set whose images would not fit into `MAX_SET_BYTES`; `advice` says what else there is to do."""
     wanted = count * size * size * channels
     if wanted > MAX_SET_BYTES:
         raise DataError(
             f"{name}: {count} images of {size} x {size} x {channels} need {wanted} bytes, more than the limit of "
-            f"{MAX_SET_BYTES}: use a smaller size or fewer images"
+            f"{MAX_SET_BYTES}: use a smaller size or fewer images{advice}"
         )
 
 
@@ -56,7 +56,7 @@ def convert(images: Images, size: int, channels: int) -> Images:
         images = resize_batch(images, size)
     if channels == 3 and images.shape[3] == 1:
         images = np.repeat(images, 3, axis=3)
-    return np.ascontiguousarray(images)
+    return np.ascontiguousarray(images) if type(images) is np.ndarray else images
 
 
 def _span(values: list[int]) -> str:

@@ -6,6 +6,7 @@ Images are taken as the encoded files that they are, so that they are decoded un
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def read_hub(source: Source, address: str) -> RawSet:
         raise DataError(
             f"{address}: cannot be had from the Hub ({describe_error(error)}); check its name and your network"
         ) from error
-    return read_dataset(found, source, f"Hugging Face dataset {name} at revision {commit}")
+    note = f"Hugging Face dataset {name} at revision {commit}"
+    return read_dataset(found, replace(source, identity=f"{HUB}{name}@{commit}"), note)
 
 
 def find_commit(name: str, revision: str | None) -> str:
