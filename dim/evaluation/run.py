@@ -21,6 +21,7 @@ from dim.evaluation.images import (
     real_stream,
 )
 from dim.evaluation.plan import bundle_bytes
+from dim.execution.device_data import DeviceImages
 from dim.students.train import Normalizer, StudentSpec, predict_classes, train_student
 from dim.version import __version__
 
