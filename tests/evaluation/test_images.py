@@ -11,6 +11,7 @@ import torch
 from dim.data.load import ImageSet
 from dim.evaluation.drawn import keep_drawn
 from dim.evaluation.images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
+from dim.execution.device_data import DeviceImages
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
 
@@ -104,7 +105,7 @@ def test_real_sets_are_balanced_prefixes_of_larger_ones(data: ImageSet) -> None:
 
 
 def test_a_real_stream_shows_every_image_once_before_any_twice(data: ImageSet) -> None:
-    images = torch.arange(90).view(-1, 1, 1, 1)
+    images = DeviceImages(np.arange(90, dtype=np.uint8).reshape(-1, 1, 1, 1), CPU)
     training = real_stream(data, images, 10, 16, 6, 0, CPU, None)
     seen = [next(training.batches) for _ in range(12)]  # six epochs of thirty images: 16 and 14
     assert [len(labels) for _, labels, _ in seen] == [16, 14] * 6
