@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GENERATED = "generated"
 """What tables call the bundle itself, beside those to compare."""
-_PROTOCOL, _MACHINE = "Protocol", "Machine"
+_PROTOCOL, _IMAGES, _MACHINE = "Protocol", "Images themselves", "Machine"
 
 
 @takes_data_options
@@ -79,7 +79,11 @@ def evaluate(
         int | None, typer.Option(help="Width of every classifier, for quick looks.", rich_help_panel=_PROTOCOL)
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Students per row, with seeds 0, 1, 2, ...", rich_help_panel=_PROTOCOL)
+        int | None,
+        typer.Option(
+            help="Students per row, with seeds 0, 1, 2, ...; 0 for --quality and --privacy alone.",
+            rich_help_panel=_PROTOCOL,
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Published: 1000; scales both modes alike.", rich_help_panel=_PROTOCOL)
@@ -149,6 +153,33 @@ def evaluate(
         ),
     ] = "auto",
     report: ReportOption = False,
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality",
+            help="Compare the bundle's images with real ones: FD, KID, precision, recall, density, coverage.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = False,
+    privacy: Annotated[
+        bool,
+        typer.Option(
+            "--privacy",
+            help="Look for copies of training images among the bundle's; nearest-pairs.png shows the nearest.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = False,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="What both compare by, from uint8 images to numbers; a classifier trained on real images if left out.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show every table: bytes, accuracy per class, the protocol.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what classifiers learn from generated images.
@@ -184,6 +215,9 @@ def evaluate(
         labels=("hard", "soft") if soft else ("hard",),
         controls=() if controls == "none" else parse_names(controls),
         whole_epochs=whole_epochs,
+        quality=quality,
+        privacy=privacy,
+        features=features or "",
         **{name: value for name, value in asked.items() if value is not None},
     )
     if engine not in ("auto", "torch", "fake", *ENGINES):
@@ -215,28 +249,50 @@ def evaluate(
         progress=True,
     )
     if record and evaluation.finished:
-        record_accuracy(path, [row for row in evaluation.rows if row["content_id"] in ("", manifest.content_id)])
+        measured = [row for row in evaluation.rows if row["content_id"] in ("", manifest.content_id)]
+        record_accuracy(path, measured, evaluation.found)
         say(f"Recorded in {path}.")
     if as_json:
-        print_json({"out": evaluation.out, "finished": evaluation.finished, "rows": evaluation.rows})
-    elif evaluation.results:
-        _print_evaluation(evaluation, find_cautions(images))
+        print_json(
+            {"out": evaluation.out, "finished": evaluation.finished, "rows": evaluation.rows, **evaluation.found}
+        )
+    elif evaluation.results or evaluation.found:
+        _print_evaluation(evaluation, find_cautions(images), images.classes, show_all=show_all)
     if report and evaluation.results:
         open_report(evaluation.out)
 
 
-def _print_evaluation(evaluation: "Evaluation", cautions: tuple[str, ...]) -> None:
-    from dim.evaluation.table import accuracy_table, cost_table
+def _print_evaluation(
+    evaluation: "Evaluation", cautions: tuple[str, ...], classes: tuple[str, ...], *, show_all: bool
+) -> None:
+    """Print one screen: the answer in words, the accuracies, and what to doubt; with `show_all` everything."""
+    from dim.evaluation.answer import answer_in_words, list_warnings
+    from dim.evaluation.table import accuracy_table, class_table, cost_table, quality_table
 
-    rows = evaluation.rows
-    print_rich(accuracy_table(rows))
-    print_rich(cost_table(rows))
+    rows, found = evaluation.rows, evaluation.found
+    for sentence in answer_in_words(rows):
+        print_line(sentence)
+    if "privacy" in found:
+        print_line(found["privacy"]["verdict"])
+    if rows:
+        print_rich(accuracy_table(rows, caption=show_all))
+    if "quality" in found:
+        print_rich(quality_table(found["quality"], by_class=show_all))
+    if show_all and rows:
+        print_rich(cost_table(rows))
+        print_rich(class_table(rows, classes))
+    for warning in list_warnings(rows):
+        print_line(f"Caution: {warning}")
     for caution in cautions:
         print_line(f"Caution about the data: {caution}.")
+    if not rows:
+        print_line(f"Results: {evaluation.out}/results.json.")
+        return
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
     print_line(
         f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
-        f"report: {evaluation.out}/report.html, students trained for {format_duration(seconds)} in all."
+        f"report: {evaluation.out}/report.html, students trained for {format_duration(seconds)} in all"
+        f"{'' if show_all else '; --all shows more'}."
     )
 
 

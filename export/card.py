@@ -8,6 +8,7 @@ from shlex import quote
 
 from dim.export.accuracy_table import render_accuracy_table
 from dim.export.distill_command import NATIVE_SHAPES, write_distill_command
+from dim.export.quality_section import render_quality
 from dim.export.record import ExportRecord
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, TEACHER_ONNX
@@ -31,12 +32,13 @@ def render_card(manifest: Manifest, record: ExportRecord | None = None) -> str:
         _render_head(manifest),
         _render_usage(manifest),
         _render_accuracy(manifest),
+        render_quality(manifest.evaluation),
         _render_data(manifest),
         _render_files(manifest, record),
         _render_making(manifest, record),
         _render_limits(manifest),
     ]
-    return "\n\n".join(section.strip() for section in sections) + "\n"
+    return "\n\n".join(section.strip() for section in sections if section) + "\n"
 
 
 def _render_head(m: Manifest) -> str:
@@ -165,8 +167,12 @@ def _render_limits(m: Manifest) -> str:
 
 - It draws {len(m.classes)} classes at {m.height}x{m.width} and nothing else. What its source lacks or gets wrong, its
   images lack or get wrong too.
-- Images may resemble images of the source: a bundle made from private data is not safe to publish.
+- Images may resemble images of the source: a bundle made from private data is not safe to publish.{_name_copies(m)}
 - Labels, order and latents are the same everywhere. Pixels are the same for one engine, version, kind of device,
   precision and padded batch; between engines they agree within what `dim verify` checks.
 - The accuracies hold for the networks, sizes and steps in the table, and for no others.
 """
+
+
+def _name_copies(m: Manifest) -> str:
+    return ' What a search for copies found stands under "Copies".' if "privacy" in m.evaluation else ""

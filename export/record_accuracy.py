@@ -14,13 +14,16 @@ from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.manifest import Manifest
 
 
-def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Manifest:
-    """Put rows of `dim eval` into a bundle's manifest and its card.
+def record_accuracy(
+    bundle_path: Path, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Put what `dim eval` found into a bundle's manifest and its card.
 
     Args:
         bundle_path: the bundle's folder.
         rows: as `dim eval` writes them into `results.json`; each replaces the old one of the same protocol. Without
             rows, only the card is written anew.
+        evaluation: what it found besides, `quality` or `privacy`; each replaces the old one.
 
     Returns:
         the new manifest.
@@ -31,5 +34,6 @@ def record_accuracy(bundle_path: Path, rows: Sequence[Mapping[str, Any]]) -> Man
     """
     manifest = load_manifest(bundle_path)
     merged = replace_rows(manifest.accuracy, rows)
-    card = render_card(replace(manifest, accuracy=merged), read_record(bundle_path, manifest))
-    return update_bundle(bundle_path, accuracy=merged, readme=card)
+    found = {**manifest.evaluation, **(evaluation or {})}
+    card = render_card(replace(manifest, accuracy=merged, evaluation=found), read_record(bundle_path, manifest))
+    return update_bundle(bundle_path, accuracy=merged, evaluation=found, readme=card)

@@ -22,7 +22,7 @@ from dim.runtime.errors import DataError
 LOSSLESS = "webp-lossless"
 CODECS = ("jpeg", "webp", "avif", LOSSLESS)
 """How the mosaics are coded."""
-QUALITIES = (5, 8, 11, 15, 20, 30, 40, 50, 60, 75, 90)
+QUALITIES = (5, 8, 12, 20, 30, 45, 65, 90)
 """Of the lossy codecs, on Pillow's scale of 0 to 100."""
 MOSAIC_PX = 4096
 """Longest side of a mosaic: bounds the memory of the encoders."""
@@ -178,7 +178,7 @@ def _encode_mosaic(mosaic: Images, archive: Archive) -> bytes:
     return stream.getvalue()
 
 
-def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int = 5) -> list[Archive]:
+def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int = 4) -> list[Archive]:
     """List archives that fit into so many bytes: more images of less quality, and fewer of more.
 
     Every codec and quality is tried on a sample. Of two archives with equally many images the one with the smaller
@@ -221,8 +221,8 @@ def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int 
 
 
 def _draw_sample(data: ImageSet, seed: int) -> tuple[Images, list[int]]:
-    """Draw images of all classes for at most a million pixels, in class order, and count those of every class."""
-    wanted = max(len(data.classes), 2**20 // (data.height * data.width))
+    """Draw images of all classes for about half a million pixels, in class order, and count those of every class."""
+    wanted = max(len(data.classes), 2**19 // (data.height * data.width))
     per_class = max(1, wanted // len(data.classes))
     rows = [rows[:per_class] for rows in shuffled_rows_by_class(data, seed)]
     return data.train_images[np.concatenate(rows)], list(map(len, rows))

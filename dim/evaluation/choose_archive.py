@@ -66,6 +66,9 @@ def choose_archive(
         controls=("archive",),
         recipe=resolve_recipe(protocol.recipe, data.name),
         whole_epochs=0,
+        quality=False,
+        privacy=False,
+        features="",
     )
     asked = {
         "fingerprint": data.fingerprint(),

@@ -115,7 +115,15 @@ def choose_recipe(
     # The augmentation follows the dataset's own name, so the recipes are passed as they are.
     recipes = list_candidates(data.name) if recipes is None else recipes
     holdout = split_holdout(data)
-    single = replace(protocol, ipcs=protocol.ipcs[:1], labels=("hard",), controls=("real",), whole_epochs=0)
+    single = replace(
+        protocol,
+        ipcs=protocol.ipcs[:1],
+        labels=("hard",),
+        controls=("real",),
+        whole_epochs=0,
+        quality=False,
+        privacy=False,
+    )
     rows = []
     for recipe in recipes:
         evaluation = measure(

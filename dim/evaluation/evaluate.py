@@ -19,6 +19,7 @@ from dim.evaluation.choose_recipe import TimeOverError, choose_recipe
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.plan import plan_cells
 from dim.evaluation.protocol import HOLDOUT, EvalProtocol, Execution
+from dim.evaluation.quality.assess import assess
 from dim.evaluation.results import write_results
 from dim.evaluation.subjects import Bundles, describe_other_origin, read_subjects
 from dim.networks.classifiers import build_classifier
@@ -72,6 +73,8 @@ def evaluate(
     subjects = read_subjects(bundles, data)
     if "soft" in protocol.labels and not subjects:
         raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
+    if (protocol.quality or protocol.privacy) and not subjects:
+        raise BadValueError("Quality and privacy are those of a bundle's images, so they need a bundle.")
     for arch in protocol.archs:
         build_classifier(arch, len(data.classes), data.channels, data.height, protocol.width)
     for subject in subjects:
@@ -86,7 +89,7 @@ def evaluate(
                 recipe = choose_recipe(data, protocol, execution, out=out / "recipe", **settings)
                 protocol = replace(protocol, recipe=recipe)
             archives: list[Archive] = []
-            if subjects and "archive" in protocol.controls and "stream" in protocol.modes:
+            if subjects and protocol.seeds and "archive" in protocol.controls and "stream" in protocol.modes:
                 archive = choose_archive(data, subjects, protocol, execution, out=out / "archive", **settings)
                 archives = [archive] if archive else []
         except TimeOverError as over:
@@ -97,6 +100,10 @@ def evaluate(
             planned = plan_cells(data, subjects, replace(protocol, recipe=recipe_or_name), execution)
             return Evaluation(out=out, results=(), students_left=len(planned))
         evaluation = measure(subjects, data, protocol, execution, out, archives=archives, **settings)
+        if subjects and evaluation.finished and (protocol.quality or protocol.privacy):
+            found = assess(subjects[0], data, protocol, execution, out, say=say, progress=report)
+            write_results(evaluation.results, data, out, finished=True, found=found)
+            evaluation = replace(evaluation, found=found)
     if not evaluation.finished:
         say(str(TimeOverError(evaluation)))
     return evaluation

@@ -1,6 +1,6 @@
 """Training and testing every student of a protocol, those that earlier runs finished excepted."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,8 @@ class Evaluation:
     """Of every student in the order of the plan, those of earlier runs included."""
     students_left: int
     """Students that a time limit left untrained; the same call goes on."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What was found besides, `quality` and `privacy`, as in `results.json`."""
 
     @property
     def finished(self) -> bool:

@@ -56,6 +56,15 @@ class EvalProtocol:
     whole_epochs: int = 0
     """Epochs over the whole training split, as a row of its own; 0 for none."""
 
+    quality: bool = False
+    """Whether the images of the first bundle are compared with real ones: FD, KID, precision, recall, density and
+    coverage (`dim.evaluation.quality`)."""
+    privacy: bool = False
+    """Whether copies of training images are looked for among the images of the first bundle."""
+    features: str = ""
+    """`MODULE:FUNCTION`, what `quality` and `privacy` compare images by; empty for a classifier trained here on real
+    training images."""
+
     def __post_init__(self) -> None:
         self._check_names("mode", self.modes, MODES)
         self._check_names("classifier", self.archs, CLASSIFIER_NAMES)
@@ -63,6 +72,8 @@ class EvalProtocol:
         self._check_names("control", self.controls, CONTROLS)
         for field in ("modes", "ipcs", "archs", "seeds", "labels"):
             values = getattr(self, field)
+            if field == "seeds" and not values and (self.quality or self.privacy):
+                continue  # the images alone are looked at
             if not values or len(set(values)) != len(values):
                 raise BadValueError(f"{field} is {list(values)}; give at least one, and each once.")
         for name, numbers, low in [

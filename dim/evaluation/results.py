@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -132,7 +132,14 @@ def _row(group: list[CellResult]) -> Row:
     }
 
 
-def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, finished: bool) -> list[Row]:
+def write_results(
+    results: Sequence[CellResult],
+    data: ImageSet,
+    out: Path,
+    *,
+    finished: bool,
+    found: Mapping[str, Any] | None = None,
+) -> list[Row]:
     """Write `results.json` in one step and return its rows.
 
     Args:
@@ -140,6 +147,7 @@ def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, f
         data: the dataset.
         out: the evaluation's folder.
         finished: whether these are all that were asked for.
+        found: what was found besides, `quality` or `privacy`.
 
     Raises:
         OutputError: the disk refused.
@@ -161,6 +169,7 @@ def write_results(results: Sequence[CellResult], data: ImageSet, out: Path, *, f
         "protocol": PROTOCOL,
         "finished": finished,
         "rows": rows,
+        **(found or {}),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """An evaluation's rows as text: accuracies of generated and real images side by side, and what they cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dim.evaluation.cells import PROTOCOL
@@ -39,11 +39,12 @@ def list_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return sorted(found, key=lambda column: column[0] != "hard")
 
 
-def accuracy_table(rows: Sequence[Row]) -> "Table":
+def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
     """Build a rich table with one line per network, mode and size, and generated and real images side by side.
 
     Args:
         rows: as `aggregate` returns them, of one dataset.
+        caption: whether the protocol stands below.
     """
     from rich.table import Table
     from rich.text import Text
@@ -63,7 +64,7 @@ def accuracy_table(rows: Sequence[Row]) -> "Table":
             "real: as many random real images (fixed), real images for as many steps (stream). archive: the best "
             "compressed archive of real images in the generator's bytes."
         )
-        if rows
+        if rows and caption
         else None,
         caption_justify="left",
     )
@@ -140,4 +141,49 @@ def cost_table(rows: Sequence[Row]) -> "Table":
             f"{row['bits_per_class']:.2g}" if row["bits_per_class"] else "",
             f"{row['seconds_per_student']:,.1f}",
         )
+    return table
+
+
+def class_table(rows: Sequence[Row], classes: Sequence[str]) -> "Table":
+    """Build a rich table of the accuracy on the test images of every class, one line per class.
+
+    Args:
+        rows: as `aggregate` returns them, of one dataset; those without accuracies by class are left out.
+        classes: their names.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [row for row in rows if len(row["class_accuracies"]) == len(classes)]
+    table = Table(title="Accuracy on the test images of every class, %")
+    table.add_column("class")
+    for row in shown:
+        size = f", {row['ipc']}" if row["ipc"] else ""
+        table.add_column(Text(printable(f"{row['subject']}, {row['mode']}{size}")), justify="right")
+    for number, name in enumerate(classes):
+        table.add_row(Text(printable(name)), *(f"{row['class_accuracies'][number]:.1f}" for row in shown))
+    return table
+
+
+def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
+    """Build a rich table of the quality of generated images, beside real ones.
+
+    Args:
+        quality: as `dim.evaluation.quality.assess` finds it.
+        by_class: whether every class has a line.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    described = f"{quality['images']:,} images against as many of the test split, in {quality['features']}."
+    table = Table(title="Quality of the images", caption=Text(printable(described)), caption_justify="left")
+    for name in ("", "precision", "recall", "density", "coverage", "FD", "KID"):
+        table.add_column(name, justify="right" if name else "left")
+    lines = {kind: quality[kind] for kind in ("generated", "real")}
+    for name, kinds in (quality["per_class"] if by_class else {}).items():
+        lines[f"generated, {name}"] = kinds["generated"]
+    for kind, found in lines.items():
+        numbers = [f"{found[key]:.2f}" for key in ("precision", "recall", "density", "coverage")]
+        numbers += [f"{found['fd']:.2f}", f"{found['kid']:.4f}"] if "fd" in found else ["", ""]
+        table.add_row(Text(printable(kind)), *numbers)
     return table

@@ -169,6 +169,7 @@ def update_bundle(
     *,
     add_files: Mapping[str, bytes | Path] | None = None,
     accuracy: Sequence[Mapping[str, Any]] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     readme: str | None = None,
 ) -> Manifest:
     """Add or replace files and measurements of a bundle, in one step: it stays as it was or has all of them.
@@ -177,6 +178,7 @@ def update_bundle(
         path: the bundle's folder.
         add_files: relative path -> content, or a file to copy; existing ones are replaced.
         accuracy: the new rows, replacing the old; None keeps them.
+        evaluation: what else was found, replacing the old; None keeps it.
         readme: the new README.md; None keeps it.
 
     Returns:
@@ -200,7 +202,8 @@ def update_bundle(
             _link_or_copy(path / name, folder / name)
         records = kept | {name: _write_file(folder, name, content) for name, content in new.items()}
         rows = manifest.accuracy if accuracy is None else tuple(accuracy)
-        updated = create_manifest(replace(manifest.description, accuracy=rows), records)
+        other = manifest.evaluation if evaluation is None else evaluation
+        updated = create_manifest(replace(manifest.description, accuracy=rows, evaluation=other), records)
         write_synced(folder / MANIFEST_NAME, updated.to_json())
         if load_manifest(path).manifest_sha256 != manifest.manifest_sha256:
             raise BundleError(f"{path} was changed by another process meanwhile: run the command again.")

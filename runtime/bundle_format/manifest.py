@@ -7,7 +7,7 @@ only what decides which images are drawn: the canonical ONNX file, the classes, 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dim.runtime.bundle_format.names import (
@@ -99,6 +99,8 @@ class BundleDescription:
     """The run's resolved configuration."""
     accuracy: tuple[Mapping[str, Any], ...] = ()
     """Rows of `dim eval`, each with its protocol; empty when nothing was measured."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """What else `dim eval` found: `quality` and `privacy`; left out of the file where it is empty."""
     licence: str
     """The bundle's licence."""
 
@@ -133,7 +135,7 @@ class Manifest(BundleDescription):
     @property
     def description(self) -> BundleDescription:
         """What the maker says, without the files and hashes."""
-        return BundleDescription(**{field.name: getattr(self, field.name) for field in fields(BundleDescription)})
+        return BundleDescription(**{each.name: getattr(self, each.name) for each in fields(BundleDescription)})
 
     @property
     def height(self) -> int:
@@ -172,7 +174,12 @@ class Manifest(BundleDescription):
 
     def to_json(self) -> bytes:
         """Write the manifest as indented JSON, ready for `manifest.json`."""
-        return strict_json.write_indented({"format_version": FORMAT_VERSION, **to_plain(self)})
+        return strict_json.write_indented({"format_version": FORMAT_VERSION, **_describe(self)})
+
+
+def _describe(m: BundleDescription) -> dict[str, Any]:
+    """Plain JSON data without the fields that are left out where they are empty."""
+    return {name: value for name, value in to_plain(m).items() if value or name != "evaluation"}
 
 
 def _check_ranges(m: BundleDescription) -> None:
@@ -191,23 +198,24 @@ def _check_ranges(m: BundleDescription) -> None:
     check_range("sampling.latent_std", m.sampling.latent_std, 1e-6, 1e3)
     check_printable("distill_config", m.distill_config)
     check_printable("accuracy", m.accuracy)
+    check_printable("evaluation", m.evaluation)
 
 
 def _check_source(m: BundleDescription) -> None:
     """Check what is said of the source dataset, and its sizes against the classes and channels."""
     source = m.source
-    for field, text in (("name", source.name), ("licence", source.licence), ("note", source.note)):
-        check_text(f"source.{field}", text, MAX_TEXT_CHARS, may_be_empty=True)
+    for name, text in (("name", source.name), ("licence", source.licence), ("note", source.note)):
+        check_text(f"source.{name}", text, MAX_TEXT_CHARS, may_be_empty=True)
     if len(source.class_counts) != len(m.classes):
         expected = f"one number for each of {len(m.classes)} classes"
         raise FieldError("source.class_counts", source.class_counts, expected)
     for count in source.class_counts:
         check_range("source.class_counts", count, 0, 2**48)
-    for field, values in (("source.mean", source.mean), ("source.std", source.std)):
+    for name, values in (("source.mean", source.mean), ("source.std", source.std)):
         if len(values) != m.image.channels:
-            raise FieldError(field, values, f"one number for each of {m.image.channels} channels")
+            raise FieldError(name, values, f"one number for each of {m.image.channels} channels")
         for value in values:
-            check_range(field, value, 0.0, 1.0)
+            check_range(name, value, 0.0, 1.0)
 
 
 def onnx_name(precision: str) -> str:
@@ -255,12 +263,12 @@ def create_manifest(description: BundleDescription, files: Mapping[str, FileReco
         raise BundleError(f"A bundle needs the file {CANONICAL_ONNX}; only {sorted(files)} were given.")
     # An integer would be hashed as other bytes than the float that it equals.
     sampling = replace(description.sampling, latent_std=float(description.sampling.latent_std))
-    block = to_plain(replace(description, sampling=sampling))
+    block = _describe(replace(description, sampling=sampling))
     block["files"] = {path: to_plain(record) for path, record in files.items()}
     block["content_id"] = compute_content_id(description.classes, sampling, files)
     strict_json.check_plain(block, "The manifest")
     block["manifest_sha256"] = _hash_block(block)
-    return from_plain(Manifest, block, "The manifest")
+    return from_plain(Manifest, {"evaluation": {}} | block, "The manifest")
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -279,7 +287,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if isinstance(sampling := block.get("sampling"), dict):
         found, maker = sampling.get("sampling_version"), block.get("created_by")
         refuse_newer(found, "The manifest", version=FILTERED_SAMPLING, what="sampling version", maker=maker)
-    manifest = from_plain(Manifest, block, "The manifest")
+    manifest = from_plain(Manifest, {"evaluation": {}} | block, "The manifest")
     del block["manifest_sha256"]
     if _hash_block(block) != manifest.manifest_sha256:
         raise BundleError("The manifest was altered: its contents do not match its manifest_sha256.")

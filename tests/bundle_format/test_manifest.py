@@ -352,3 +352,13 @@ def test_strict_json_round_trip(value: Any) -> None:
 def test_what_json_cannot_hold_is_not_written(value: Any) -> None:
     with pytest.raises(BundleError):
         make(distill_config={"value": value})
+
+
+def test_what_else_was_found_is_left_out_where_it_is_empty_and_survives_where_not() -> None:
+    assert b'"evaluation"' not in make().to_json()
+    found = {"privacy": {"verdict": "No sign of copies.", "copies": False}}
+    manifest = make(evaluation=found)
+    assert parse_manifest(manifest.to_json()) == manifest and manifest.evaluation == found
+    assert manifest.content_id == make().content_id and manifest.manifest_sha256 != make().manifest_sha256
+    with pytest.raises(BundleError, match="was altered"):
+        parse_manifest(manifest.to_json().replace(b"No sign of", b"Many"))

@@ -78,3 +78,46 @@ def test_the_command_stops_in_time_and_records_nothing_unfinished_or_foreign(
 )
 def test_the_test_split_is_cut_as_it_was_for_distilling(config: dict[str, Any], expected: int, tmp_path: Path) -> None:
     assert find_split_seed(load_manifest(build_tiny_bundle(tmp_path / "tiny.dim", distill_config=config))) == expected
+
+
+def test_the_command_prints_one_screen_with_the_answer_first(
+    bundle: Path, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
+    words = ["eval", "--bundle", bundle, "--data", "stripes", "--out", tmp_path / "eval", "--device", "cpu"]
+    words += ["--epochs", "1", "--width", "4", "--seeds", "1", "--jobs", "1", "--mode", "stream", "--ipc", "2"]
+    ran = run_command(*words)
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("A ConvNet-3 of width 4 trained on these images reaches ") and len(lines) <= 24
+    assert "Caution: One student per row: how much students differ is not known; --seeds 3 tells." in ran.out
+    assert "bits per class" not in ran.out and "Protocol" not in ran.out
+    ran = run_command(*words, "--all")
+    assert "bits per class" in " ".join(ran.out.split()) and "Accuracy on the test images of every class" in ran.out
+    # What is a name's turn is refused before anything is trained.
+    ran = run_command(*words, "--controls", "nothing")
+    assert ran.code == 1 and "There is no control 'nothing'; there are real, archive." in ran.err
+
+
+@pytest.mark.slow
+def test_quality_and_privacy_need_no_students_and_are_recorded(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
+    monkeypatch.setattr("dim.evaluation.quality.features.STEPS", 5)
+    (tmp_path / "own_features.py").write_text("def rows(images):\n    return images.mean(axis=(2, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim", distill_config={"data": {"fingerprint": data.fingerprint()}})
+    words = ["eval", "--bundle", bundle, "--data", "stripes", "--out", tmp_path / "eval", "--device", "cpu"]
+    words += ["--seeds", "0", "--quality", "--privacy", "--features", "own_features:rows"]
+    ran = run_command(*words, "--record")
+    assert ran.code == 0, ran.err
+    assert "held-out images are too few to tell copies from chance" in ran.out and "Quality of the images" in ran.out
+    found = load_manifest(bundle).evaluation
+    assert found["quality"]["features"] == "features by own_features:rows" and not found["privacy"]["copies"]
+    ran = run_command(*words, "--json")
+    shown = json.loads(ran.out)
+    assert shown["rows"] == [] and shown["quality"] == found["quality"] and shown["privacy"] == found["privacy"]
+    kept = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert kept["finished"] is True and kept["quality"] == found["quality"]

@@ -153,3 +153,31 @@ def test_every_file_is_listed_with_its_hash(tmp_path: Path) -> None:
         listed = f"| `{name}` | {record.size_bytes:,} | `{record.sha256}` |" in card
         assert listed == (name != "README.md")
     assert manifest.content_id in card
+
+
+def test_quality_and_the_verdict_on_copies_go_into_manifest_and_card(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    numbers = {"precision": 0.912, "recall": 0.5, "density": 1.0, "coverage": 0.75, "fd": 3.254, "kid": 0.00123}
+    quality = {
+        "images": 5000,
+        "features": "features of a convnet3",
+        "generated": numbers,
+        "real": numbers | {"coverage": 0.97},
+        "per_class": {"zero": {"generated": {"coverage": 0.5}}, "one|two": {"generated": {"coverage": 0.9}}, "x": 3},
+    }
+    record_accuracy(bundle, [], {"quality": quality})
+    manifest = record_accuracy(bundle, [ROW], {"privacy": {"verdict": "No sign of copies.", "copies": False}})
+    assert manifest == load_manifest(bundle) and manifest.evaluation["quality"] == quality
+    card = (bundle / "README.md").read_text()
+    for text in [
+        "## Quality\n\n5000 images against as many test images, in features of a convnet3.",
+        "| generated | 0.91 | 0.50 | 1.00 | 0.75 | 3.25 | 0.0012 |",
+        "| real training images | 0.91 | 0.50 | 1.00 | 0.97 | 3.25 | 0.0012 |",
+        r"the coverage lies between 0.50 (zero) and 0.90 (one\|two).",
+        "## Copies\n\nNo sign of copies.",
+        'What a search for copies found stands under "Copies".',
+    ]:
+        assert text in card
+    # A stranger's manifest may hold anything.
+    record_accuracy(bundle, [], {"quality": {"generated": 3}, "privacy": []})
+    assert "## Quality" in (bundle / "README.md").read_text()

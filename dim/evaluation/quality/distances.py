@@ -1,0 +1,58 @@
+"""Distances between rows of numbers, in parts that bound the memory.
+
+Shape legend: N, M rows, D numbers per row.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ROWS = 1024
+"""Rows of a part; with as many columns as the other set has rows."""
+
+Rows = NDArray[np.float32]
+
+
+def flatten_pixels(images: NDArray[np.uint8]) -> Rows:
+    """Return pixels in [0, 1] as rows, float32 `[N, H * W * C]`."""
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+
+
+def squared_distances(a_ND: Rows, b_MD: Rows, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """Yield squared Euclidean distances of a part of `a` to all of `b`, with the number of the part's first row.
+
+    Args:
+        a_ND, b_MD: float32.
+        device: where to compute.
+    """
+    a, b = (torch.from_numpy(rows).to(device) for rows in (a_ND, b_MD))
+    centre = b.mean(dim=0)  # small numbers lose less in the difference below
+    a, b = a - centre, b - centre
+    b_squares = b.square().sum(dim=1)
+    for start in range(0, len(a), ROWS):
+        part = a[start : start + ROWS]
+        products = torch.addmm(b_squares, part, b.T, alpha=-2)
+        yield start, products.add_(part.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+
+
+def find_nearest(a_ND: Rows, b_MD: Rows, device: torch.device) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the distance of every row of `a` to the closest one of `b`, float64 `[N]`, and which one, int64 `[N]`.
+
+    The distance to the one found is computed anew, so that equal rows are at distance zero.
+    """
+    places = np.concatenate([part.argmin(dim=1).cpu().numpy() for _, part in squared_distances(a_ND, b_MD, device)])
+    gaps = a_ND.astype(np.float64) - b_MD[places]
+    return np.sqrt(np.square(gaps).sum(axis=1)), places
+
+
+def neighbour_radii(a_ND: Rows, k: int, device: torch.device) -> Tensor:
+    """Return the squared distance of every row to its k-th nearest other row, `[N]` on the device."""
+    radii = []
+    for start, part in squared_distances(a_ND, a_ND, device):
+        rows = torch.arange(len(part), device=device)
+        part[rows, rows + start] = torch.inf
+        radii.append(part.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
