@@ -25,7 +25,7 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.errors import DataError, OutputError
 from dim.runtime.progress.show import Progress
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.torch_engine.engine import TorchEngine
 from dim.version import __version__
 

@@ -22,7 +22,7 @@ from dim.evaluation.images import fixed_images
 from dim.execution.device_data import seed_of
 from dim.networks.classifiers import Classifier, build_classifier
 from dim.runtime.errors import BadValueError, OutputError
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from dim.students.recipes import resolve_recipe
 from dim.students.train import (
     TEST_BATCH_PIXELS,

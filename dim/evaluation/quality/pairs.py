@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from dim.runtime.errors import OutputError
 from dim.runtime.inspection.preview import encode_png, make_grid
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 
 PAIRS = 12
 PICTURE_PX = 900
