@@ -20,6 +20,7 @@ from dim.evaluation.quality.features import STEPS, Extractor, hold_out, load_ext
 from dim.evaluation.quality.fidelity import NEIGHBOURS, compare_neighbourhoods, frechet_distance, kernel_distance
 from dim.evaluation.quality.pairs import draw_pairs
 from dim.evaluation.subjects import Subject
+from dim.execution.compiled import can_compile
 from dim.execution.device_data import seed_of
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import DataError, OutputError
@@ -36,6 +37,8 @@ MAX_BYTES = 2**22
 DRAW_SEED = 0
 PAIRS_NAME = "nearest-pairs.png"
 DRAWN = 512
+MIN_STEPS_TO_COMPILE = 1000
+"""Of the classifier; compiling takes as long as some hundred steps."""
 
 Say = Callable[[str], None]
 Found = dict[str, Any]
@@ -95,6 +98,7 @@ def assess(
                 device,
                 lambda step, all_steps: progress("features", step, all_steps, "training a classifier"),
                 steps,
+                compiled=steps >= MIN_STEPS_TO_COMPILE and can_compile(execution.compile, device, say),
             )
         )
         with _open(subject, execution, device) as bundle:
@@ -134,7 +138,7 @@ def _read(path: Path) -> Found:
 def _write(path: Path, described: Found) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        replace_file(path.parent, path.name, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"The file {path} cannot be written: {error.strerror}.") from error
 

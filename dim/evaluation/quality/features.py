@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from dim.students.train import (
     train_student,
 )
 
-ARCH, WIDTH, STEPS = "convnet3", 64, 4000
+ARCH, WIDTH, STEPS = "convnet3", 64, 3000
 """Of the classifier: small enough for two cores."""
 HELD_OUT = 0.1
 """Part of the training split that the classifier does not see."""
@@ -62,7 +62,13 @@ def hold_out(data: ImageSet) -> NDArray[np.bool_]:
 
 
 def train_extractor(
-    data: ImageSet, folder: Path, device: torch.device, progress: Progress, steps: int = STEPS
+    data: ImageSet,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    steps: int = STEPS,
+    *,
+    compiled: bool = False,
 ) -> Extractor:
     """Train a classifier on real images, or read the one that an earlier call left, and return its features.
 
@@ -72,6 +78,7 @@ def train_extractor(
         device: where to train and to extract.
         progress: called with the finished steps and all steps.
         steps: SGD steps.
+        compiled: whether they are compiled; the features are not.
 
     Raises:
         OutputError: the disk refused.
@@ -96,7 +103,12 @@ def train_extractor(
             data.train_images[seen], data.train_labels[seen], spec.recipe.batch_size, 0, torch.device(device), None
         )
         network, _ = train_student(
-            spec, images.batches, steps, seed=0, device=device, progress=lambda step: progress(step, steps)
+            replace(spec, compiled=compiled),
+            images.batches,
+            steps,
+            seed=0,
+            device=device,
+            progress=lambda step: progress(step, steps),
         )
         _write_weights(path, network)
     network = network.to(device)
@@ -130,7 +142,11 @@ def _write_weights(path: Path, network: Classifier) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
+        replace_file(
+            path.parent,
+            path.name,
+            save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}),
+        )
     except OSError as error:
         raise OutputError(f"The classifier {path} cannot be written: {error.strerror}.") from error
 

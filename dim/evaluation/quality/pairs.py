@@ -30,6 +30,6 @@ def draw_pairs(
     grid = make_grid(np.stack([generated[:PAIRS], training[:PAIRS]]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, encode_png(grid, max(1, PICTURE_PX // grid.shape[1])))
+        replace_file(path.parent, path.name, encode_png(grid, max(1, PICTURE_PX // grid.shape[1])))
     except OSError as error:
         raise OutputError(f"The picture {path} cannot be written: {error.strerror}.") from error
