@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,17 +143,27 @@ def _read_svhn(known: KnownSet, files: OfficialFiles) -> RawSet:
 
 def _load_svhn_file(file: OfficialFile, files: OfficialFiles) -> tuple[Images, Labels]:
     """Load one MATLAB file: uint8 [N, 32, 32, 3] and int64 [N]."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingExtraError("scipy", "train", "read SVHN") from error
+    _import_loadmat()  # missing SciPy is told before anything is downloaded
     path = files.obtain(file)
     if file_md5(path) != file.md5:  # SciPy's reader of MATLAB files crashes on damaged ones
         raise DataError(
             f"{path}: the MD5 sum is not that of the official file, so it is not read; "
             f"fetch it again, or save other images as an .npz or in class folders"
         )
-    arrays = loadmat(path, variable_names=("X", "y"), appendmat=False)
+    return read_svhn_arrays(path)
+
+
+def _import_loadmat() -> Callable[..., dict[str, Any]]:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingExtraError("scipy", "train", "read SVHN") from error
+    return loadmat  # type: ignore[no-any-return]
+
+
+def read_svhn_arrays(path: Path) -> tuple[Images, Labels]:
+    """Read a MATLAB file that can be trusted: uint8 [N, 32, 32, 3] and int64 [N]; its label 10 is the digit 0."""
+    arrays = _import_loadmat()(path, variable_names=("X", "y"), appendmat=False)
     return np.ascontiguousarray(arrays["X"].transpose(3, 0, 1, 2)), arrays["y"].reshape(-1).astype(np.int64) % 10
 
 
