@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dim.export.run_files import load_network, read_json
 from dim.networks.classifiers import build_classifier
-from dim.runs.files import read_tensors
+from dim.runs.tensors import read_tensors
 from dim.runtime.errors import RunError
 
 

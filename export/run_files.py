@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dim.networks.generator import build_generator
-from dim.runs.files import read_file, read_tensors
+from dim.runs.files import read_file
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
+from dim.runs.tensors import read_tensors
 from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES
 from dim.runtime.bundle_format.names import ACCEPTED
 from dim.runtime.errors import BundleError, RunError

@@ -21,7 +21,7 @@ from dim.data.image_set import ImageSet
 from dim.distillation.losses import energy_distance
 from dim.execution.compiled import can_compile
 from dim.networks.classifiers import Classifier, build_classifier
-from dim.runs.files import read_tensors, write_tensors
+from dim.runs.tensors import read_tensors, write_tensors
 from dim.runtime.sampling.latents import draw_latents, order_slice
 from dim.runtime.sampling.stream import StreamPlan
 from dim.students.recipes import resolve_recipe

@@ -22,7 +22,8 @@ from dim.distillation.pool import KeptPool, PoolMember, build_member, load_snaps
 from dim.distillation.session import Session
 from dim.execution.device_data import seed_of
 from dim.runs.checkpoint import FOLDER
-from dim.runs.files import make_folder, read_file, read_tensors, remove_file, write_file, write_json, write_tensors
+from dim.runs.files import make_folder, read_file, remove_file, write_file, write_json
+from dim.runs.tensors import read_tensors, write_tensors
 from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.names import ACCEPTED
 from dim.runtime.sampling.latents import draw_latents

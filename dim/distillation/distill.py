@@ -31,12 +31,12 @@ from dim.execution.large_images import select_images
 from dim.execution.threads import use_cpu_threads
 from dim.presets import preset
 from dim.runs.checkpoint import CheckpointFolder
-from dim.runs.files import write_tensors
 from dim.runs.folder import explain_os_errors, lock_run, prepare_run_folder
 from dim.runs.record import DataRecord, RunRecord
 from dim.runs.report import write_run_report
 from dim.runs.take_over import find_stage1, take_over
 from dim.runs.tensorboard import TensorBoardLog, check_log, import_summary_writer
+from dim.runs.tensors import write_tensors
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import ProgressOption, show_progress

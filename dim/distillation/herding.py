@@ -18,7 +18,7 @@ from dim.distillation.extractors import MAX_REAL_IMAGES, FeatureExtractor, gener
 from dim.distillation.losses import MIN_RELATIVE_SCALE
 from dim.distillation.session import Session
 from dim.execution.device_data import step_generator, to_signed
-from dim.runs.files import read_tensors, write_tensors
+from dim.runs.tensors import read_tensors, write_tensors
 
 CANDIDATE_STDS = (1.0, 0.75, 0.5, 0.25)
 """Standard deviations of the candidates, as parts of the deployed one: the few images of a small set should be more

@@ -18,7 +18,7 @@ from dim.distillation.extractors import MAX_REAL_IMAGES, FeatureExtractor, gener
 from dim.distillation.losses import MIN_RELATIVE_SCALE
 from dim.distillation.session import Session
 from dim.execution.device_data import step_generator, to_signed
-from dim.runs.files import read_tensors, write_tensors
+from dim.runs.tensors import read_tensors, write_tensors
 
 GENERATED_PER_CLASS = 128
 """Generated images per class by which a standard deviation is measured."""

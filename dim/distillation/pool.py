@@ -31,8 +31,9 @@ from dim.execution.device_data import seed_of, to_signed
 from dim.networks.batch_norm import span_processes
 from dim.networks.classifiers import GAIN_BY_COMPILING, build_classifier
 from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
-from dim.runs.files import make_folder, read_file, read_tensors, remove_file, write_json, write_tensors
+from dim.runs.files import make_folder, read_file, remove_file, write_json
 from dim.runs.record import ImageSpec
+from dim.runs.tensors import read_tensors, write_tensors
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 """SGD of the published recipe."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dim.distillation.session import Session
 from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
-from dim.runs.files import make_folder, read_tensors, write_tensors
+from dim.runs.files import make_folder
+from dim.runs.tensors import read_tensors, write_tensors
 from dim.runtime.errors import DivergedError
 
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from dim.runs.files import list_names, make_folder, remove_file, write_json, write_tensors
+from dim.runs.files import list_names, make_folder, remove_file, write_json
+from dim.runs.tensors import write_tensors
 from dim.runtime.errors import BundleError, OutputError, RunError
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.below import read_file

@@ -1,21 +1,16 @@
 """Files of a run, by their paths below its folder: whole or not at all, and never through a link.
 
-The folder itself may be a link. Tensors are safetensors with a hash of their own; no pickle is read or written.
+The folder itself may be a link. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from dim.runtime.errors import OutputError, RunError
 from dim.runtime.storage import below
@@ -101,48 +96,3 @@ def list_names(run_dir: Path, folder: str = "") -> list[str]:
 def write_json(run_dir: Path, name: str, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
     write_file(run_dir, name, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def write_tensors(run_dir: Path, name: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """Write named tensors as safetensors with their own hash in the metadata, atomically; returns the bytes."""
-    # Always NCHW-contiguous: safetensors stores no memory layout.
-    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    table, data = _parts(save(plain))
-    header = json.dumps({"__metadata__": {"sha256": _digest(table, data)}, **table}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    content = b"".join((len(header).to_bytes(8, "little"), header, data))
-    write_file(run_dir, name, content)
-    return content
-
-
-def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
-    """The inverse of `write_tensors`; a file without a hash is not checked.
-
-    Raises:
-        RunError: missing, damaged, altered, or a link.
-    """
-    path = run_dir / name
-    try:
-        content = read_file(run_dir, name)
-        tensors = load(content)
-        table, data = _parts(content)
-        recorded = table.pop("__metadata__", {}).get("sha256")
-        if recorded not in (None, _digest(table, data)):
-            raise RunError(f"{path} was altered: its tensors do not match the hash in it; restore it or distil again.")
-        return tensors
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: the run is incomplete.") from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"{path} cannot be read as safetensors ({error}).") from None
-
-
-def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The table of a safetensors file, and its data."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    return json.loads(content[8:start]), memoryview(content)[start:]
-
-
-def _digest(table: Mapping[str, Any], data: memoryview) -> str:
-    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-    digest.update(data)
-    return digest.hexdigest()

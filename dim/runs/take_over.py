@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dim.runs.checkpoint import DAMAGED_ERRORS, Checkpoint, CheckpointFolder, name_checkpoint, read_checkpoint
 from dim.runs.curves import METRICS_FILE, draw_curves
-from dim.runs.files import list_names, make_folder, read_file, read_tensors, write_file, write_tensors
+from dim.runs.files import list_names, make_folder, read_file, write_file
 from dim.runs.record import RunRecord, read_run_record
+from dim.runs.tensors import read_tensors, write_tensors
 from dim.runtime.errors import BadValueError, RunError
 
 STAGE1_FIELDS = ("seed", "latent_std", "autocast", "generator", "discriminator", "stage1")

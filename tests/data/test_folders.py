@@ -308,7 +308,7 @@ def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path, kind:
     said: list[str] = []
     name = {"GIF": "gif", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}[kind]
     _load(tmp_path, {**FILES, f"train/cat/9.{name}": data}, say=said.append)
-    assert without_cautions(said) == ["data: 1 files hold several pictures: the first of each was taken"]
+    assert without_cautions(said) == ["data: 1 file holds several pictures: the first of each was taken"]
 
 
 def _deep_files(largest: int, test_largest: int | None = None) -> dict[str, bytes]:

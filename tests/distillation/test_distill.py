@@ -22,7 +22,7 @@ from dim.distillation.distill import distill
 from dim.execution.device import choose_device
 from dim.export.export_run import export_run
 from dim.presets import preset
-from dim.runs.files import read_tensors
+from dim.runs.tensors import read_tensors
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError, DeviceError, RunError
 from dim.runtime.inspection.verify import verify

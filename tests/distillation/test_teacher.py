@@ -15,7 +15,7 @@ from dim.distillation.distill import distill
 from dim.evaluation.evaluate import evaluate
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.export.export_run import export_run
-from dim.runs.files import read_tensors
+from dim.runs.tensors import read_tensors
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import BadValueError
 

@@ -33,7 +33,7 @@ from dim.export.record_accuracy import record_accuracy
 from dim.export.reuse import read_reusable
 from dim.export.run_classifiers import Classifier, read_classifiers
 from dim.export.run_files import read_run
-from dim.runs.files import write_tensors
+from dim.runs.tensors import write_tensors
 from dim.runtime.bundle import open_bundle
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.bundle_format.fixed_latents import read_fixed_latents

@@ -21,7 +21,7 @@ from dim.export.agreement import check_diversity
 from dim.export.drawing import draw_samples, draw_with_onnx
 from dim.export.export_run import export_run
 from dim.export.record_accuracy import record_accuracy
-from dim.runs.files import read_tensors, write_tensors
+from dim.runs.tensors import read_tensors, write_tensors
 from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import BadValueError, DimError, OutputError, ParityError, RunError
 

@@ -13,6 +13,7 @@ from dim.runs.curves import draw_curves
 from dim.runs.folder import describe_kept, lock_run
 from dim.runs.record import read_run_record
 from dim.runs.tensorboard import TensorBoardLog
+from dim.runs.tensors import read_tensors
 from dim.runtime.errors import RunError
 
 
@@ -39,8 +40,8 @@ def save(run: Path) -> object:
 
 CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "read": ("file", lambda run: files.read_file(run, "file")),
-    "read in a folder": ("checkpoints", lambda run: files.read_tensors(run, "checkpoints/file")),
-    "read tensors": ("file", lambda run: files.read_tensors(run, "file")),
+    "read in a folder": ("checkpoints", lambda run: read_tensors(run, "checkpoints/file")),
+    "read tensors": ("file", lambda run: read_tensors(run, "file")),
     "read the record": ("config.json", read_run_record),
     "write in a folder": ("grids", lambda run: files.write_file(run, "grids/file", b"1")),
     "append": ("file", lambda run: files.append_to_file(run, "file", "1")),
@@ -91,4 +92,4 @@ def test_a_file_in_place_of_a_link_replaces_it(tmp_path: Path) -> None:
 def test_a_pipe_in_a_run_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "generator.safetensors")
     with pytest.raises(RunError, match="cannot be read as safetensors"):
-        files.read_tensors(tmp_path, "generator.safetensors")
+        read_tensors(tmp_path, "generator.safetensors")

@@ -18,7 +18,7 @@ from dim.export.graph.trace import generator_to_onnx
 from dim.networks.batch_norm import ClassBatchNorm
 from dim.networks.classifiers import build_classifier
 from dim.networks.generator import generator_from_dict
-from dim.runs.files import write_tensors
+from dim.runs.tensors import write_tensors
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

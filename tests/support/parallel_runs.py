@@ -23,7 +23,7 @@ from dim.execution.distributed import join_process_group
 from dim.networks.batch_norm import BatchNorm
 from dim.networks.generator import generator_from_dict
 from dim.presets import preset
-from dim.runs.files import read_tensors
+from dim.runs.tensors import read_tensors
 
 SHORT = {"autocast": "off", "stage1.steps": 3, "stage2.steps": 3, "checkpoint_steps": 100, "log_steps": 1}
 NOTHING_CHOSEN = {"deployment.latent_stds": (), "deployment.fixed_latents": 0}

@@ -11,7 +11,7 @@ from dim.config import (
     DistillConfig,
 )
 from dim.presets import preset
-from dim.runs.files import read_tensors
+from dim.runs.tensors import read_tensors
 
 QUICK = {
     "generator.latent_dim": 8,

@@ -197,7 +197,8 @@ def _choose_form(good: dict[str, ImageHeader], source: Source) -> tuple[int, int
     if num_alpha := sum(header.has_alpha for header in good.values()):
         notes.append(f"{num_alpha} images with transparency were composited on white")
     if num_animated := sum(header.is_animated for header in good.values()):
-        notes.append(f"{num_animated} files hold several pictures: the first of each was taken")
+        hold = "1 file holds" if num_animated == 1 else f"{num_animated} files hold"
+        notes.append(f"{hold} several pictures: the first of each was taken")
     return size, channels, notes
 
 
