@@ -54,6 +54,35 @@ def test_edge_pipeline_learns_real_digits_without_torch(digits: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "js").symlink_to(EXAMPLES.parent / "js")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path / "examples",
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = done.stdout.splitlines()
+    assert float(printed[-1].split(" %")[0]) > 90
+    # What it printed when it was saved is what it prints.
+    saved = [line for cell in cells for output in cell.get("outputs", []) for line in output.get("text", [])]
+    assert "".join(saved).splitlines() == printed
+
+
+def test_the_notebook_is_saved_with_its_pictures() -> None:
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@pytest.mark.slow
 def test_jax_loop_lowers_its_loss(digits: Path) -> None:
     losses = [float(match) for match in re.findall(r"loss ([\d.]+)", run("jax_loop.py", str(digits), "--epochs", "60"))]
     assert len(losses) == 5 and losses[-1] < 0.5 * losses[0]
