@@ -19,6 +19,7 @@ from dim.cli.options import (
 from dim.cli.parsing import parse_duration, parse_names, parse_numbers
 from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.errors import RunError
+from dim.runtime.units import format_count
 
 if TYPE_CHECKING:
     from dim.runtime.benchmark.report import BenchReport
@@ -120,7 +121,9 @@ class _Rows:
     def add(self, report: "BenchReport") -> None:
         """Take a report that holds all earlier rows."""
         if self.report is None and not self._quiet:
-            where = f"{report.machine}, {report.cores} cores" + (f", {report.gpu}" if report.gpu else "")
+            where = f"{report.machine}, {format_count(report.cores, 'core')}" + (
+                f", {report.gpu}" if report.gpu else ""
+            )
             print_line(f"{report.gflop_per_image:.3g} GFLOP per image; {where}")
             self._print("engine", "precision", "device", "batch", "images/s", "ms per batch")
         self.report = report

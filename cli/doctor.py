@@ -1,21 +1,30 @@
-"""`dim doctor`: which engines and devices really work here, what is missing, and the line that mends it."""
+"""`dim doctor`: which engines and devices really work here, and the one line worth typing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from dim.cli.options import JsonOption
 from dim.cli.terminal import print_json, print_line, print_table, say
+from dim.runtime.units import format_count
 
 if TYPE_CHECKING:
     from dim.data.images.decoded import Entry
     from dim.runtime.inspection.doctor import DoctorReport, EngineState
 
 
-def doctor(as_json: JsonOption = False) -> None:
-    """Show which engines and devices really work here, and what the cache of decoded sets holds.
+def doctor(
+    show_all: Annotated[
+        bool,
+        typer.Option("--all", help="Every engine and package, what those that do not work need, and the cache."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which engines and devices really work here.
 
-    Every engine draws from a tiny bundle with a known answer; one that does not work is shown with what was found, what
-    is needed, and the line that mends it.
+    Every engine draws from a tiny bundle with a known answer. With --all: what was found and what is needed where one
+    does not work, the line that mends it, and what the cache of decoded sets holds.
 
     Example:  [bold]dim doctor[/bold]
     """
@@ -28,16 +37,33 @@ def doctor(as_json: JsonOption = False) -> None:
         cache = {"folder": decoded_folder(), "limit_bytes": limit_bytes(), "sets": [vars(entry) for entry in sets]}
         print_json(report.to_dict() | {"decoded_sets": cache})
         return
-    _print_machine(report)
+    print_line(f"dim {report.dim}, Python {report.python}, {report.machine}, {format_count(report.cores, 'core')}")
+    working = [f"{state.engine} ({state.reason})" for state in report.engines if state.works]
+    for number, engine in enumerate(working or ["no engine"]):
+        print_line(f"{'Works here:' * (number == 0):<14}{engine}")
+    print_line(f"Precision:    {report.fast_precision}")
+    for problem, fix in report.problems:
+        print_line(f"Problem:      {problem}.")
+        print_line(f"  mend it:    {fix}")
+    print_line(f"Worth typing: {report.worth_typing}")
+    if show_all:
+        _print_all(report)
+        _print_decoded(sets, decoded_folder(), limit_bytes())
+    else:
+        print_line("More:         dim doctor --all")
+
+
+def _print_all(report: "DoctorReport") -> None:
+    driver = report.driver
+    print_line()
+    print_line(f"NVIDIA driver: {driver.version if driver.problem is None else driver.problem}")
+    installed = [f"{name} {version}" for name, version in report.packages.items() if version is not None]
+    print_line(f"Packages: {', '.join(installed)}")
     rows = [(state.engine, "works" if state.works else "does not work", state.reason) for state in report.engines]
     print_table("", ("engine", "", "why"), rows)
     for state in report.engines:
         if not state.works:
             _print_state(state)
-    for problem, fix in report.problems:
-        print_line(f"Problem: {problem}.")
-        print_line(f"  mend it:  {fix}")
-    _print_decoded(sets, decoded_folder(), limit_bytes())
 
 
 def _print_decoded(sets: "list[Entry]", folder: Path, limit: int) -> None:
@@ -47,16 +73,6 @@ def _print_decoded(sets: "list[Entry]", folder: Path, limit: int) -> None:
         f"{sum(entry.num_bytes for entry in sets) / 1e9:.2f} of at most {limit / 1e9:g} GB ($DIM_DECODED_GB); those "
         "not used for longest go first, and any may be deleted."
     )
-
-
-def _print_machine(report: "DoctorReport") -> None:
-    driver = report.driver
-    print_line(f"dim {report.dim}, Python {report.python}, {report.machine}, {report.cores} cores")
-    print_line(f"Precision that pays on this processor: {report.fast_precision}")
-    print_line(f"NVIDIA driver: {driver.version if driver.problem is None else driver.problem}")
-    installed = [f"{name} {version}" for name, version in report.packages.items() if version is not None]
-    print_line(f"Packages: {', '.join(installed)}")
-    print_line(f"Recommended engine: {report.recommended or 'none works, see below'}")
 
 
 def _print_state(state: "EngineState") -> None:

@@ -21,7 +21,7 @@ from dim.cli.options import (
 from dim.cli.parsing import parse_bytes, parse_classes, parse_per_class, parse_shard
 from dim.cli.terminal import print_json, print_line, say
 from dim.runtime.errors import BadValueError
-from dim.runtime.units import format_duration, format_units
+from dim.runtime.units import format_count, format_duration, format_units
 
 if TYPE_CHECKING:
     from dim.runtime.sets.dry_run import SetEstimate
@@ -214,10 +214,10 @@ def generate(
 
 
 def _print_estimate(estimate: "SetEstimate", on_ray: bool) -> None:
-    print_line(f"{estimate.out}: {estimate.images:,} images as {estimate.format}, nothing written yet.")
+    print_line(f"{estimate.out}: {format_count(estimate.images, 'image')} as {estimate.format}, nothing written yet.")
     if estimate.replaces:
         print_line("Removes:   another set that is there now")
-    print_line(f"To draw:   {estimate.images_missing:,} images by {estimate.engine}")
+    print_line(f"To draw:   {format_count(estimate.images_missing, 'image')} by {estimate.engine}")
     free = "" if estimate.free_bytes is None else f"; {format_units(estimate.free_bytes, 'B')} are free"
     print_line(f"To write:  about {format_units(estimate.bytes, 'B')}{free}")
     workers = f", on {estimate.workers} worker{'s' * (estimate.workers > 1)} as fast as this machine" if on_ray else ""
@@ -226,8 +226,8 @@ def _print_estimate(estimate: "SetEstimate", on_ray: bool) -> None:
 
 def _print_summary(summary: "GenerateSummary", shard: str) -> None:
     whole = "complete" if summary.complete else f"shard {shard} done, others missing"
-    print_line(f"{summary.out}: {summary.images:,} images as {summary.format}, {whole}.")
+    print_line(f"{summary.out}: {format_count(summary.images, 'image')} as {summary.format}, {whole}.")
     if summary.images_drawn:
         speed = summary.images_drawn / max(summary.seconds, 1e-9)
-        drawn = f"{summary.images_drawn:,} images, {format_units(summary.bytes_written, 'B')}"
+        drawn = f"{format_count(summary.images_drawn, 'image')}, {format_units(summary.bytes_written, 'B')}"
         print_line(f"Drawn now: {drawn} in {format_duration(summary.seconds)} ({speed:,.0f} images/s).")

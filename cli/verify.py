@@ -8,6 +8,7 @@ import typer
 from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.errors import BadValueError
+from dim.runtime.units import format_count
 
 
 def verify(
@@ -21,6 +22,7 @@ def verify(
     sha256: Sha256Option = None,
     threads: ThreadsOption = None,
     trust: TrustOption = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Every check, not only those that failed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check that a bundle is whole and draws what it promises, or that a training set is as it was written.
@@ -38,13 +40,14 @@ def verify(
     if as_json:
         print_json({"path": path, "ok": report.ok, "rows": [asdict(row) for row in report.rows]})
     else:
-        columns = ("", "subject", "check", "found", "allowed")
-        rows = [("ok" if row.ok else "FAILED", row.subject, row.check, row.found, row.allowed) for row in report.rows]
-        print_table("", columns, rows)
-        failed = sum(not row.ok for row in report.rows)
-        print_line(
-            f"{failed} of {len(report.rows)} checks failed." if failed else f"All {len(report.rows)} checks passed."
-        )
+        failed = [row for row in report.rows if not row.ok]
+        if show_all or failed:
+            columns = ("", "subject", "check", "found", "allowed")
+            shown = report.rows if show_all else failed
+            rows = [("ok" if row.ok else "FAILED", row.subject, row.check, row.found, row.allowed) for row in shown]
+            print_table("", columns, rows)
+        checks = format_count(len(report.rows), "check")
+        print_line(f"{len(failed)} of {checks} failed." if failed else f"{checks} passed.")
     if not report.ok:
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines.base import Engine, EngineOptions, EngineRequest
 from dim.runtime.engines.names import ENGINES, draws_in
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, MissingExtraError, ParityError
-from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
+from dim.runtime.gpu.driver import Driver, find_driver, has_nvidia_hardware, require_gpu
 from dim.runtime.messages import say_to_log
 
 
@@ -140,7 +140,8 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
         require_gpu("run with --device gpu", request.driver)
     elif device == "auto" and request.driver is not None and request.driver.problem is not None:
         device = "cpu"
-        passed_over.append(f"no GPU engine, because {request.driver.problem}")
+        if has_nvidia_hardware():
+            passed_over.append(f"no GPU engine, because {request.driver.problem}")
     for name, opener in _OPENERS.items():
         if name == "fake" or device not in ("auto", ENGINES[name]) or not draws_in(name, request.precision):
             continue

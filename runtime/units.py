@@ -23,3 +23,8 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Write a number and what is counted: "1 core", "12 cores"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -18,6 +18,7 @@ from dim.runtime.errors import BundleError, hide_secrets
 from dim.runtime.messages import say_to_log
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
 from dim.runtime.storage.private_cache import cache_folder
+from dim.runtime.units import format_count
 
 
 def is_url(bundle: str) -> bool:
@@ -56,7 +57,7 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
         say(f"Bundle {shown} is in the cache: {path}.")
         return path
     total = sum(record.size_bytes for record in manifest.files.values())
-    say(f"Fetching {manifest.name} from {shown}: {len(manifest.files)} files, {total / 1e6:.1f} MB.")
+    say(f"Fetching {manifest.name} from {shown}: {format_count(len(manifest.files), 'file')}, {total / 1e6:.1f} MB.")
     return _fetch_files(url, manifest, data, pinned is not None)
 
 

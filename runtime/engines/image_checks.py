@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.runtime.units import format_count
+
 MAX_FP32_LEVELS = 1
 MIN_PSNR_DB = {"fp16": 45.0, "bf16": 45.0, "int8": 30.0}
 MIN_STD_LEVELS = 1.0
@@ -46,7 +48,7 @@ def compare_precision(precision: str, images: NDArray[np.uint8], reference: NDAr
         whether they agree; what was found: the largest difference, PSNR and how many pixels differ; what is allowed.
     """
     levels, psnr = max_levels(images, reference), psnr_db(images, reference)
-    found = f"{levels} levels"
+    found = format_count(levels, "level")
     if levels:
         found += f", {psnr:.1f} dB, {changed_fraction(images, reference):.2%} of pixels differ"
     if precision == "fp32":

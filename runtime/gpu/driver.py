@@ -6,7 +6,9 @@ Every GPU engine asks here first: without a driver the engine libraries answer w
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dim.runtime.errors import DeviceError
@@ -45,6 +47,26 @@ class Driver:
     gpus: tuple[Gpu, ...]
     problem: str | None
     """One clause, lower case, for the middle of a sentence."""
+
+
+def has_nvidia_hardware(root: Path = Path("/")) -> bool:
+    """Tell whether an NVIDIA GPU is built in, whatever of its software is missing.
+
+    Args:
+        root: where `sys`, `proc` and `dev` lie; tests hand in a folder.
+
+    Returns:
+        whether a display or accelerator of vendor 10de is on the PCI bus, the board is a Tegra, or WSL offers a GPU.
+    """
+    for vendor in root.glob("sys/bus/pci/devices/*/vendor"):
+        with suppress(OSError):
+            kind = (vendor.parent / "class").read_text().strip()
+            if vendor.read_text().strip() == "0x10de" and kind.startswith(("0x03", "0x12")):
+                return True
+    with suppress(OSError):
+        if b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes():
+            return True
+    return any((root / "dev" / name).exists() for name in ("nvidiactl", "dxg"))
 
 
 def find_driver(load: Load = ctypes.CDLL) -> Driver:

@@ -13,7 +13,7 @@ from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.engines.names import ENGINES
 from dim.runtime.engines.onnx_cuda import PROVIDER, read_cuda_major
 from dim.runtime.errors import DimError
-from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, find_driver, reason_driver_too_old
+from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, find_driver, has_nvidia_hardware, reason_driver_too_old
 from dim.runtime.inspection.self_test import SelfTest
 from dim.runtime.trt.library import find_cuda_major, find_installed_version, load_library
 from dim.runtime.trt.sidecar import describe_gpu
@@ -81,6 +81,8 @@ class DoctorReport:
     engines: tuple[EngineState, ...]
     recommended: str | None
     """The engine that `--engine auto` tries first among those that work."""
+    worth_typing: str
+    """The one command that helps most: it mends what is missing, or draws in the quickest way."""
     problems: tuple[tuple[str, str], ...]
     """What is wrong beyond single engines, each with the line that mends it."""
 
@@ -113,8 +115,28 @@ def examine_machine(driver: Driver | None = None, say: Callable[[str], None] = l
         packages=packages,
         engines=states,
         recommended=next((state.engine for state in states if state.works), None),
+        worth_typing=_choose_command(states),
         problems=tuple(_problems(driver)),
     )
+
+
+def _choose_command(states: tuple[EngineState, ...]) -> str:
+    """Return what mends a GPU or the lack of any engine, else what draws in the quickest way."""
+    by_name = {state.engine: state for state in states}
+    works = [state.engine for state in states if state.works]
+    on_gpu = [name for name in works if ENGINES[name] == "gpu"]
+    if on_gpu:
+        return "dim generate --device gpu --ipc 50 --out data/"
+    if has_nvidia_hardware():
+        fixes = [state.fix for state in states if ENGINES[state.engine] == "gpu" and state.fix]
+        return min(fixes, key=len, default="dim doctor --all")
+    if not works:
+        return by_name["onnxruntime-cpu"].fix or _reinstall("cpu")
+    if find_bf16_instructions() is None:
+        return "dim generate --ipc 50 --out data/"
+    if "openvino-cpu" not in works:
+        return by_name["openvino-cpu"].fix or _reinstall("openvino")
+    return "dim generate --precision bf16 --ipc 50 --out data/"
 
 
 @cache
@@ -137,7 +159,7 @@ def _try(
         return state(works=False, reason=builds + driver.problem, fix=", then  ".join(steps))
     say(f"Trying {name}.")
     try:
-        version = test.run(name, driver, say)
+        version = test.run(name, driver, lambda message: None)
     except DimError as error:
         return state(works=False, reason=str(error), fix=", then  ".join(steps) or _reinstall(_EXTRAS[name]))
     except Exception as error:  # a library that is broken in a way nobody foresaw is what a doctor is for

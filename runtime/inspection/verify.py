@@ -30,6 +30,7 @@ from dim.runtime.trt.check_engine import Samples, check_engine, draw_samples
 from dim.runtime.trt.library import load_library
 from dim.runtime.trt.store import EngineFile, find_onnx_sha256, list_bundle_engines
 from dim.runtime.trt.trust import reason_not_trusted
+from dim.runtime.units import format_count
 
 AddRow = Callable[[str, str, bool, str, str], None]
 """Takes subject, check, whether it passed, what was found, what is allowed."""
@@ -236,16 +237,28 @@ class _Checks(_Rows):
             rows = slice(0, _ONE_BY_ONE if batch == 1 else BATCHES[-1])
             again = _draw(engine, latents[rows], labels[rows], batch)
             levels = image_checks.max_levels(again, images[rows])
-            self.add(name, f"batch {batch}", levels <= image_checks.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
+            self.add(
+                name,
+                f"batch {batch}",
+                levels <= image_checks.MAX_FP32_LEVELS,
+                format_count(levels, "level"),
+                "at most 1",
+            )
         if (batch := choose_rows_per_run(self.manifest)) > BATCHES[-1]:
             rows_N = np.arange(batch) % len(labels)
             again = engine.run(latents[rows_N], labels[rows_N])
             levels = image_checks.max_levels(again, images[rows_N])
-            self.add(name, f"batch {batch}", levels <= image_checks.MAX_FP32_LEVELS, f"{levels} levels", "at most 1")
+            self.add(
+                name,
+                f"batch {batch}",
+                levels <= image_checks.MAX_FP32_LEVELS,
+                format_count(levels, "level"),
+                "at most 1",
+            )
         for batch in BATCHES[1:]:
             same = engine.run(latents[:1].repeat(batch, axis=0), labels[:1].repeat(batch))
             levels = image_checks.max_levels(same, same[:1].repeat(batch, axis=0))
-            self.add(name, f"{batch} identical rows", levels == 0, f"{levels} levels", "0")
+            self.add(name, f"{batch} identical rows", levels == 0, format_count(levels, "level"), "0")
 
     def _check_images(self, name: str, labels: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
         """Check that images are not blank (a broken network) and that no class has collapsed to one image."""

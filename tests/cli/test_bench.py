@@ -9,6 +9,7 @@ from cli_tools import dim, one_line
 
 from dim.cli.bench import bench
 from dim.runtime.benchmark.interleaved import InterleavedRuns
+from dim.runtime.gpu.driver import has_nvidia_hardware
 
 ARGUMENTS = ["--engine", "onnxruntime-cpu", "--batch", "4,8", "--rounds", 1, "--seconds", 0.001, "--no-search"]
 
@@ -66,9 +67,12 @@ def test_bad_values_are_one_line(tiny_bundle: Path, arguments: list[str]) -> Non
 
 
 def test_doctor_tells_what_works() -> None:
-    ran = dim("doctor")
-    assert ran.code == 0
-    assert "onnxruntime-cpu" in ran.out and "works" in ran.out
+    short = dim("doctor")
+    assert short.code == 0 and len(short.out.splitlines()) < 10
+    assert "Works here:   onnxruntime-cpu" in short.out and "Worth typing: " in short.out
+    assert "NVIDIA" not in short.out or has_nvidia_hardware()
+    ran = dim("doctor", "--all")
+    assert ran.out.startswith(short.out.rpartition("More:")[0])
     report = json.loads(dim("doctor", "--json").out)
     assert {state["engine"]: state["works"] for state in report["engines"]}["onnxruntime-cpu"]
     cache = report["decoded_sets"]

@@ -36,7 +36,14 @@ def pixels(engine: Any) -> Any:
     return engine.run(rng.standard_normal((6, 16)).astype(np.float32), np.arange(6) % 3)
 
 
-def test_without_a_gpu_the_cpu_is_taken_and_the_reason_told(machine: Machine) -> None:
+def test_without_a_gpu_the_cpu_is_taken_and_no_driver_is_spoken_of(machine: Machine) -> None:
+    machine.patch.setattr("dim.runtime.choose_engine.has_nvidia_hardware", lambda: False)
+    assert machine.open(driver=NONE).name == "onnxruntime-cpu"
+    assert machine.said == ["Engine: onnxruntime-cpu on the cpu, fp32, the first choice."]
+
+
+def test_a_gpu_without_a_driver_is_passed_over_and_the_reason_told(machine: Machine) -> None:
+    machine.patch.setattr("dim.runtime.choose_engine.has_nvidia_hardware", lambda: True)
     engine = machine.open(driver=NONE)
     assert engine.name == "onnxruntime-cpu"
     assert engine.reason == "no GPU engine, because no NVIDIA driver is installed (libcuda.so.1 not found)"

@@ -1,10 +1,12 @@
 """The driver is asked through ctypes; every way of having no GPU gets its own sentence."""
 
+from pathlib import Path
+
 import pytest
 from fake_gpu import fake_driver
 
 from dim.runtime.errors import DeviceError
-from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old, require_gpu
+from dim.runtime.gpu.driver import Driver, Gpu, find_driver, has_nvidia_hardware, reason_driver_too_old, require_gpu
 
 
 def test_a_working_driver() -> None:
@@ -65,3 +67,21 @@ def test_a_driver_that_is_too_old() -> None:
         reason_driver_too_old(old, 13)
         == "driver 550.54.14 runs CUDA up to 12.4, CUDA 13 needs driver 580.65.06 or newer"
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "built_in"),
+    [
+        ({}, False),
+        ({"sys/bus/pci/devices/0/vendor": "0x10de\n", "sys/bus/pci/devices/0/class": "0x030200\n"}, True),
+        ({"sys/bus/pci/devices/0/vendor": "0x10de\n", "sys/bus/pci/devices/0/class": "0x020000\n"}, False),
+        ({"sys/bus/pci/devices/0/vendor": "0x8086\n", "sys/bus/pci/devices/0/class": "0x030000\n"}, False),
+        ({"proc/device-tree/compatible": "nvidia,p3768\0nvidia,tegra234\0"}, True),
+        ({"dev/dxg": ""}, True),
+    ],
+)
+def test_a_gpu_is_seen_without_its_driver(tmp_path: Path, files: dict[str, str], built_in: bool) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert has_nvidia_hardware(tmp_path) is built_in

@@ -18,7 +18,7 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.gpu.driver import find_driver
 from dim.runtime.inspection import doctor as doctor_module
 from dim.runtime.inspection import self_test as selftest
-from dim.runtime.inspection.doctor import DoctorReport, EngineState, examine_machine
+from dim.runtime.inspection.doctor import DoctorReport, EngineState, _choose_command, examine_machine
 from dim.runtime.trt import engine as engine_trt
 from dim.runtime.trt import library as trt_library
 from dim.runtime.trt import open as trt_open
@@ -82,6 +82,29 @@ def test_this_machine(patch: pytest.MonkeyPatch) -> None:
     assert report.recommended is not None
     assert json.loads(json.dumps(report.to_dict()))["engines"][-1]["engine"] == "openvino-cpu"
     assert all(each.works or each.fix for each in report.engines)
+
+
+@pytest.mark.parametrize(
+    ("works", "hardware", "flags", "command"),
+    [
+        ((), False, "", "mend onnxruntime-cpu"),
+        (("onnxruntime-cpu",), False, "avx512f", "dim generate --ipc 50 --out data/"),
+        (("onnxruntime-cpu",), False, "avx512_bf16", "mend openvino-cpu"),
+        (("onnxruntime-cpu", "openvino-cpu"), False, "amx_bf16", "dim generate --precision bf16 --ipc 50 --out data/"),
+        (("onnxruntime-cpu",), True, "avx512_bf16", "mend tensorrt"),
+        (("onnxruntime-cpu", "tensorrt"), True, "", "dim generate --device gpu --ipc 50 --out data/"),
+    ],
+)
+def test_the_one_line_worth_typing(
+    patch: pytest.MonkeyPatch, works: tuple[str, ...], hardware: bool, flags: str, command: str
+) -> None:
+    patch.setattr("dim.runtime.inspection.doctor.has_nvidia_hardware", lambda: hardware)
+    patch.setattr("dim.runtime.inspection.doctor.find_bf16_instructions", lambda: "bf16" in flags or None)
+    states = tuple(
+        EngineState(engine=name, works=name in works, found={}, needed={}, reason="", fix=f"mend {name}")
+        for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino-cpu")
+    )
+    assert _choose_command(states) == command
 
 
 def test_without_a_driver(patch: pytest.MonkeyPatch) -> None:
