@@ -54,7 +54,8 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read every result file, as its stem and its object, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        if path.stem.startswith(("engines-", "gpu-", "distill-", "processes-", "ablation-", "added-")):
+        others = ("engines-", "gpu-", "distill-", "processes-", "ablation-", "added-", "compiled-")
+        if path.stem.startswith(others):
             continue  # see `read_benchmarks`
         described = json.loads(path.read_bytes())
         if described.get("format_version") != 1 or not isinstance(described.get("rows"), list):

@@ -61,6 +61,17 @@ def test_two_processes_that_a_time_limit_stops_give_what_one_gives_undisturbed(t
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore:.torch.jit:DeprecationWarning")
+def test_two_processes_with_compiled_code_give_what_one_gives(tmp_path: Path) -> None:
+    ports = free_ports(2 + MOST_PIECES)
+    mp.spawn(one_of_two, args=(str(tmp_path), ports, ("compiled",)), nprocs=2)
+    alone = run_case("compiled", tmp_path / "alone")
+    assert json.loads((alone / "config.json").read_text())["compile"] == "on"
+    assert_same_run(alone, tmp_path / "compiled")
+    assert_same_run(alone, tmp_path / "pieces" / "compiled")
+
+
+@pytest.mark.slow
 def test_processes_that_leave_their_group_at_once_do_not_wait_for_themselves() -> None:
     """Without a last hold on the group, a process hangs within a few dozen times."""
     processes = mp.spawn(many_groups, args=(free_ports(60),), nprocs=2, join=False)

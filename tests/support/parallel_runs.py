@@ -55,6 +55,9 @@ CASES = {
     "norm": ("tiny", NORM),
     "paper": ("paper", PAPER),
 }
+COMPILED = {**TINY, **NOTHING_CHOSEN, "compile": "on", "pool.architectures": ("convnet3",)}
+COMPILED_CASES = {"compiled": ("tiny", COMPILED)}
+ALL_CASES = CASES | COMPILED_CASES
 
 
 MOST_PIECES = 12
@@ -62,9 +65,9 @@ MOST_PIECES = 12
 
 
 def run_case(name: str, folder: Path, **changes: object) -> Path:
-    """Distil one of `CASES` in this process, alone or as one of several; returns the run."""
+    """Distil one of `ALL_CASES` in this process, alone or as one of several; returns the run."""
     data = make_images(channels=3 if name == "paper" else 1)
-    base, overrides = CASES[name]
+    base, overrides = ALL_CASES[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             AdversarialTraining,
@@ -79,7 +82,7 @@ def run_case(name: str, folder: Path, **changes: object) -> Path:
 def run_in_pieces(name: str, folder: Path, ports: list[int]) -> int:
     """The same, stopped by a time limit after every step and resumed by new groups; returns the number of pieces."""
     data = make_images()
-    base, overrides = CASES[name]
+    base, overrides = ALL_CASES[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             AdversarialTraining,
@@ -120,15 +123,15 @@ def wait_and_leave() -> None:
         world.barrier()
 
 
-def one_of_two(rank: int, folder: str, ports: list[int]) -> None:
-    """What each of two processes does: the share of a batch norm, then every case, then one of them in pieces."""
+def one_of_two(rank: int, folder: str, ports: list[int], names: tuple[str, ...] = tuple(CASES)) -> None:
+    """What each of two processes does: the share of a batch norm, then cases, then the first of them in pieces."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
     torch.set_num_threads(1)
     torch.save(normalise_share(), Path(folder) / f"norm-{rank}.pt")
-    for name, port in zip(CASES, ports[1 : 1 + len(CASES)], strict=True):
+    for name, port in zip(names, ports[1 : 1 + len(names)], strict=True):
         os.environ["MASTER_PORT"] = str(port)
         run_case(name, Path(folder))
-    assert run_in_pieces("norm", Path(folder) / "pieces", ports[1 + len(CASES) :]) > 4
+    assert run_in_pieces(names[0], Path(folder) / "pieces", ports[1 + len(names) :]) > 4
 
 
 def norm_case() -> tuple[BatchNorm, torch.Tensor, torch.Tensor]:
