@@ -32,7 +32,11 @@ def export(
         str | None, typer.Option(help="fp32, fp16, int8, joined by commas; a run is always exported as fp32 too.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(callback=expand_home, help="The bundle to write; RUN/NAME.dim if left out.")
+        str | None,
+        typer.Option(
+            help="The bundle to write; RUN/NAME.dim if left out. hf://USER/NAME.dim puts a run's or a bundle's files "
+            "on the Hugging Face Hub."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name; the run's if left out.")] = None,
     licence: Annotated[str | None, typer.Option(help="The bundle's licence; the source dataset's if left out.")] = None,
@@ -66,17 +70,20 @@ def export(
 
     Example:  [bold]dim export runs/digits --precision fp32,fp16[/bold]
     """
+    from dim.runtime.bundle_format.hub import is_on_hub, upload_bundle
+
     if format not in FORMATS:
         raise BadValueError(f"There is no format {format!r}; there are {', '.join(FORMATS)}.")
     precisions = None if precision is None else tuple(word.strip() for word in precision.split(","))
     bundle = _check_source(source)
+    on_hub = out if out is not None and is_on_hub(out) else None
     if not (bundle / "manifest.json").exists():
         say(f"Run: {bundle}.")
         with require_training_extra():
             from dim.export.export_run import export_run
         bundle = export_run(
             bundle,
-            out,
+            None if out is None or on_hub else Path(out).expanduser(),
             precisions=precisions or ("fp32",),
             name=name,
             licence=licence,
@@ -84,17 +91,18 @@ def export(
             say=say,
             progress=True,
         )
-    elif out is not None or name is not None or licence is not None:
+    elif (out is not None and not on_hub) or name is not None or licence is not None:
         raise BadValueError(f"{bundle} is a bundle: --out, --name and --licence are for exporting a run.")
     elif format == "onnx":
-        if precisions is None:
+        if precisions is None and not on_hub:
             raise BadValueError(
                 f"{bundle} is a bundle already: say what to add by --precision, or --format trt or rtx."
             )
         say(f"Bundle: {bundle}.")
-        with require_training_extra():
-            from dim.export.add_precisions import add_precisions
-        add_precisions(bundle, precisions, say=say, progress=True)
+        if precisions is not None:
+            with require_training_extra():
+                from dim.export.add_precisions import add_precisions
+            add_precisions(bundle, precisions, say=say, progress=True)
     engines = []
     if format != "onnx":
         from dim.runtime.trt.build import build_engines
@@ -110,6 +118,8 @@ def export(
             say=say,
             progress=True,
         )
+    if on_hub:
+        upload_bundle(bundle, on_hub, overwrite=overwrite, say=say)
     _print_bundle(bundle, engines, as_json)
 
 

@@ -32,8 +32,15 @@ _USER_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/'\"]*@")
 _QUERY_OF_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?#'\"]*[?#])[^\s'\"]+")
 
 
+_TOKEN_OF_HUB = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}")
+
+
 def hide_secrets(text: str) -> str:
-    """Return a text without what may be secret in its URLs: user and password, and the query with its signature."""
+    """Return a text without tokens of the Hugging Face Hub, and without what may be secret in its URLs.
+
+    These are user and password, and the query with its signature.
+    """
+    text = _TOKEN_OF_HUB.sub("hf_***", text)
     if "://" not in text:
         return text
     return _QUERY_OF_URL.sub(r"\1***", _USER_IN_URL.sub(r"\1***@", text))

@@ -15,7 +15,7 @@ from dim.runtime.errors import BundleError, DimError, describe_error, hide_secre
 from dim.runtime.storage.object_store import explain_missing_credentials, lacks_credentials, open_file_system
 from dim.version import __version__
 
-SCHEMES = ("https", "http", "s3", "s3a", "gs", "gcs")
+SCHEMES = ("https", "http", "s3", "s3a", "gs", "gcs", "hf")
 """Of a bundle's URL and of every address that a server sends on to; http only where `_check_hop` says."""
 TIMEOUT_S = 30
 """Until a server says anything, and what an object may take in all beyond the time of its bytes."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dim.runtime.bundle_format.download import check_url, download, join_url
 from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.hub import is_on_hub, pin_revision
 from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dim.runtime.errors import BundleError, hide_secrets
@@ -30,7 +31,7 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
     """Fetch a bundle, or find it in the cache.
 
     Args:
-        url: the bundle's folder, `https://` or an object store, as `download.SCHEMES` lists them.
+        url: the bundle's folder, `https://`, an object store or the Hugging Face Hub, as `download.SCHEMES` lists them.
         sha256: the `manifest_sha256` that is expected, 64 hexadecimal digits, perhaps after `sha256:`; with it a bundle
             in the cache is used without asking the network.
         say: gets one sentence about what is fetched.
@@ -47,6 +48,9 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
     if pinned is not None and (path := _find_cached(pinned)) is not None:
         say(f"Bundle {shown} is in the cache: {path}.")
         return path
+    if is_on_hub(url):
+        url, commit = pin_revision(url)
+        say(f"{shown} is at revision {commit[:12]}.")
     data = b"".join(download(join_url(url, MANIFEST_NAME), MAX_MANIFEST_BYTES, pinned is not None))
     try:
         manifest = parse_manifest(data)

@@ -6,13 +6,20 @@ from typing import Any
 
 from dim.runtime.errors import BadValueError, MissingExtraError, OutputError, describe_error
 
-_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+_EXTRAS = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "hf": ("huggingface_hub", "hf"),
+}
 _S3_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run  aws configure"
 _CREDENTIALS = {
     "s3": _S3_CREDENTIALS,
     "s3a": _S3_CREDENTIALS,
     "gs": "run  gcloud auth application-default login",
     "gcs": "run  gcloud auth application-default login",
+    "hf": "run  hf auth login, or set HF_TOKEN",
 }
 # By name, because importing botocore or google.auth for this would take longer than the whole command.
 _NO_CREDENTIALS = {
@@ -26,6 +33,7 @@ _NO_CREDENTIALS = {
     "UnauthorizedSSOTokenError",
     "DefaultCredentialsError",
     "RefreshError",
+    "LocalTokenNotFoundError",
 }
 
 
@@ -61,8 +69,9 @@ def open_file_system(url: str) -> tuple[Any, str]:
             f"{url} holds a user name or password, which {scheme}:// does not take: {_CREDENTIALS[scheme]}."
         )
     try:
-        # A cached listing would hide what other workers have finished since.
-        file_system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        # A cached listing would hide what other workers have finished since; the Hub's cache lies in the instance.
+        cached = {"skip_instance_cache": True} if scheme == "hf" else {"use_listings_cache": False}
+        file_system, path = fsspec.core.url_to_fs(url, **cached)
     except ImportError:
         if scheme not in _EXTRAS:
             raise BadValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.storage.explain_errors import explain_error, explain_local_error
+from dim.runtime.storage.hub_store import HubStore
 from dim.runtime.storage.local_store import STATE, LocalStore, Store
 from dim.runtime.storage.object_store import is_remote
 from dim.runtime.storage.remote_store import RemoteStore
@@ -35,13 +36,25 @@ def open_store(out: str | Path) -> Iterator[Store]:
         BadValueError: the place is a URL that lacks a slash, or one that nothing can write to.
     """
     check_url(out)
-    store = RemoteStore(str(out)) if is_remote(out) else LocalStore(find_folder(out))
+    store = _open(out)
     try:
         yield store
+        if isinstance(store, HubStore):
+            store.commit()
+    except KeyboardInterrupt:
+        if isinstance(store, HubStore):  # what is finished is kept
+            store.commit()
+        raise
     except OSError as error:
         raise explain_error(store, error) from error
     finally:
         store.close()
+
+
+def _open(out: str | Path) -> LocalStore | RemoteStore:
+    if not is_remote(out):
+        return LocalStore(find_folder(out))
+    return HubStore(str(out)) if str(out).lower().startswith("hf://") else RemoteStore(str(out))
 
 
 def find_folder(out: str | Path) -> Path:
