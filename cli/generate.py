@@ -31,7 +31,10 @@ _SIZE, _SCALE = "Size (one of the first four)", "Scale out"
 
 
 def generate(
-    out: Annotated[str, typer.Option(help="Where the set goes: a folder, or s3://bucket/set, gs://bucket/set.")],
+    out: Annotated[
+        str,
+        typer.Option(help="Where the set goes: a folder, s3://bucket/set, gs://bucket/set or hf://datasets/USER/SET."),
+    ],
     ipc: Annotated[int | None, typer.Option(help="Images per class.", rich_help_panel=_SIZE)] = None,
     ratio: Annotated[
         float | None,

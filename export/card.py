@@ -12,7 +12,7 @@ from dim.export.quality_section import render_quality
 from dim.export.record import ExportRecord
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, TEACHER_ONNX
-from dim.runtime.markdown import clean, escape, quote_code
+from dim.runtime.markdown import clean, escape, list_licence_fields, quote_code
 
 MAX_CLASSES_SHOWN = 20
 
@@ -29,6 +29,7 @@ def render_card(manifest: Manifest, record: ExportRecord | None = None) -> str:
     """
     record = record or ExportRecord()
     sections = [
+        _render_front_matter(manifest),
         _render_head(manifest),
         _render_usage(manifest),
         _render_accuracy(manifest),
@@ -39,6 +40,12 @@ def render_card(manifest: Manifest, record: ExportRecord | None = None) -> str:
         _render_limits(manifest),
     ]
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _render_front_matter(m: Manifest) -> str:
+    """Write the YAML that the Hugging Face Hub reads."""
+    lines = [*list_licence_fields(m.licence), "pipeline_tag: unconditional-image-generation", "library_name: dim"]
+    return "\n".join(["---", *lines, "tags:", "- dataset-distillation", "- synthetic-data", "- onnx", "---"])
 
 
 def _render_head(m: Manifest) -> str:

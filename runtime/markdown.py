@@ -1,10 +1,12 @@
-"""Text of unknown origin inside Markdown, in code spans, and in YAML's double quotes."""
+"""Text of unknown origin inside Markdown, in code spans, and in the YAML on top of a card."""
 
 import json
 import re
 
 _KEPT = "\t\n\r\u200c\u200d"
 """Blanks, and the invisible letters that some scripts and emoji need."""
+
+_HUB_LICENCES = ("mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-sa-3.0", "bsd-3-clause", "odc-by")
 
 
 def escape(value: object) -> str:
@@ -29,3 +31,11 @@ def quote_yaml(value: str) -> str:
 def clean(text: str) -> str:
     """Return a text whose control letters, also those that turn the direction of reading, are question marks."""
     return "".join(letter if letter.isprintable() or letter in _KEPT else "?" for letter in text)
+
+
+def list_licence_fields(licence: str) -> list[str]:
+    """List the lines of a card's YAML that name a licence as the Hugging Face Hub knows it."""
+    named = licence.strip()
+    if named.casefold() in _HUB_LICENCES:
+        return [f"license: {named.casefold()}"]
+    return ["license: other", *([f"license_name: {quote_yaml(named)}"] if named else [])]

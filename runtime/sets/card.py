@@ -7,11 +7,10 @@ The YAML block on top is what Hugging Face reads. It names the files of the one 
 from collections.abc import Sequence
 
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.markdown import escape, quote_code, quote_yaml
+from dim.runtime.markdown import escape, list_licence_fields, quote_code, quote_yaml
 from dim.runtime.set_formats.plan import Plan
 
 MAX_CLASSES_LISTED = 200
-_HUB_LICENCES = ("mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-sa-3.0", "bsd-3-clause", "odc-by")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _PATTERN = {"imagefolder": "*/*.png", "parquet": "data/train-*.parquet", "webdataset": "train-*.tar"}
 # Words that Hugging Face `imagefolder` takes for a split where they begin a folder's name.
@@ -57,12 +56,8 @@ def write_card(manifest: Manifest, plan: Plan) -> bytes:
 
 
 def _front_matter(manifest: Manifest, plan: Plan) -> str:
-    licence = manifest.licence.strip()
-    known = licence.casefold() in _HUB_LICENCES
     size = next((word for limit, word in _SIZES if plan.images < limit), "n>10M")
-    lines = ["---", f"license: {licence.casefold() if known else 'other'}"]
-    if licence and not known:
-        lines.append(f"license_name: {quote_yaml(licence)}")
+    lines = ["---", *list_licence_fields(manifest.licence)]
     lines += ["task_categories:", "- image-classification", "tags:", "- synthetic", "- dataset-distillation"]
     lines += [f"pretty_name: {quote_yaml(plan.bundle + ' (generated)')}", "size_categories:", f"- {size}"]
     if pattern := _PATTERN.get(plan.format):

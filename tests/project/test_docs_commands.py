@@ -18,7 +18,7 @@ from tiny_bundle import build_tiny_bundle
 
 NOT_HERE = {
     r"--ray\b": "takes seconds to start a cluster; tests/sets/test_ray.py does",
-    r"(s3|gs)://": "tests/storage has an object store",
+    r"(s3|gs|hf)://": "tests/storage has an object store and a Hub",
     r"--engine tensorrt|--format (trt|rtx)": "needs an NVIDIA library; tests/trt",
     r"--precision bf16": "needs a processor with bf16",
     r"\$": "variables of a scheduler",

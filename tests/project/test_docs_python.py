@@ -1,7 +1,11 @@
 """Every Python block of the README and the documentation runs as it stands."""
 
+import contextlib
+import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_tools import dim
@@ -27,12 +31,39 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def stand_in_trackers(patch: pytest.MonkeyPatch) -> dict[str, list[tuple[dict[str, float], int | None]]]:
+    """Let the trackers' modules note the calls that the pages make of them."""
+    logged: dict[str, list[tuple[dict[str, float], int | None]]] = {"wandb": [], "mlflow": []}
+
+    def log(values: dict[str, float]) -> None:
+        logged["wandb"].append((values, None))
+
+    def log_metrics(values: dict[str, float], *, step: int) -> None:
+        logged["mlflow"].append((values, step))
+
+    wandb = SimpleNamespace(init=lambda project: SimpleNamespace(log=log))
+    patch.setitem(sys.modules, "wandb", wandb)
+    patch.setitem(sys.modules, "mlflow", SimpleNamespace(start_run=contextlib.nullcontext, log_metrics=log_metrics))
+    return logged
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_block_runs(block: str, digits: Path) -> None:
+def test_the_block_runs(block: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "import keras" in block:
+        pytest.importorskip("keras", reason="Keras is no part of the extra `dev`", exc_type=ImportError)
+    trackers = stand_in_trackers(monkeypatch)
     if "digits-npz/" in block:
         assert dim("generate", "--ipc", 2, "--format", "npz", "--out", "digits-npz").code == 0
     exec(compile(block, "block", "exec"), {"__name__": "docs"})
+    for name, logged in trackers.items():
+        if f"import {name}" in block:
+            written = [json.loads(line) for line in next(digits.glob("runs/tracked*/metrics.jsonl")).open()]
+            assert [values for values, _ in logged] == [
+                {f"{line['stage']}/{key}": value for key, value in line.items() if key not in ("stage", "step")}
+                for line in written
+            ]
+            assert name == "wandb" or [step for _, step in logged] == [line["step"] for line in written]
 
 
 def test_there_are_blocks() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_bundle import build_tiny_bundle
 
 from dim.export.card import render_card
@@ -100,7 +101,12 @@ def test_every_field_of_a_manifest_is_quoted_in_the_bundles_card(tmp_path: Path,
     else:
         changed = replace(manifest, **{field: EVIL})
     text = render_card(changed, ExportRecord() if field == "classes" else read_record(SHIPPED, manifest))
-    outside = re.sub(r"(?ms)^```.*?^```$", "", text)
+    _, head, body = text.split("---\n", 2)  # YAML, which is no Markdown
+    block = yaml.safe_load(head)
+    assert not re.search("[<>&\u202a-\u202e\u2066-\u2069]", head)
+    assert set(block) - {"license_name"} == {"license", "pipeline_tag", "library_name", "tags"}
+    assert "evil" not in str({**block, "license_name": ""})
+    outside = re.sub(r"(?ms)^```.*?^```$", "", body)
     assert outside.count("```") == 0
     lines = [re.sub(r"`[\w.]+`", "code", line) for line in outside.splitlines() if "evil" in line or "script" in line]
     assert lines or field == "created_by"

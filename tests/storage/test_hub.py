@@ -210,3 +210,39 @@ def test_tokens_are_hidden() -> None:
     assert hide_secrets(f"the header was Bearer {TOKEN}, not hf_hub_download") == (
         "the header was Bearer hf_***, not hf_hub_download"
     )
+
+
+def test_the_cards_are_what_the_client_of_the_hub_parses(tiny_bundle: Path, bundle: Bundle, tmp_path: Path) -> None:
+    from huggingface_hub import DatasetCard, ModelCard
+
+    from dim.export.card import render_card
+
+    of_bundle = ModelCard(render_card(load_manifest(tiny_bundle)))
+    assert of_bundle.data.to_dict() == {
+        "license": "cc0-1.0",
+        "pipeline_tag": "unconditional-image-generation",
+        "library_name": "dim",
+        "tags": ["dataset-distillation", "synthetic-data", "onnx"],
+    }
+    assert of_bundle.text.lstrip().startswith("# tiny")
+    generate(bundle, tmp_path / "set", counts=COUNTS, format="parquet")
+    of_set = DatasetCard.load(tmp_path / "set" / "README.md")
+    found = of_set.data.to_dict()
+    assert (found["license"], found["pretty_name"]) == ("cc0-1.0", "tiny (generated)")
+    assert found["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
+    ]
+    assert found["task_categories"] == ["image-classification"] and found["size_categories"] == ["n<1K"]
+
+
+@pytest.mark.parametrize("licence", ["", 'CC BY-SA 3.0 (A. "B" & others: <all>)', "MIT", "a\n---\nb: c"])
+def test_any_licence_keeps_the_card_whole(tiny_bundle: Path, licence: str) -> None:
+    from dataclasses import replace
+
+    from huggingface_hub import ModelCard
+
+    from dim.export.card import render_card
+
+    data = ModelCard(render_card(replace(load_manifest(tiny_bundle), licence=licence))).data.to_dict()
+    assert data["license"] == ("mit" if licence == "MIT" else "other") and data["library_name"] == "dim"
+    assert data.get("license_name", licence if licence in ("", "MIT") else None) in ("", "MIT", licence)
