@@ -52,13 +52,16 @@ def stand_in_trackers(patch: pytest.MonkeyPatch) -> dict[str, list[tuple[dict[st
 def test_the_block_runs(block: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "import keras" in block:
         pytest.importorskip("keras", reason="Keras is no part of the extra `dev`", exc_type=ImportError)
+    if "to_datasets" in block:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", digits / "hf")
     trackers = stand_in_trackers(monkeypatch)
     if "digits-npz/" in block:
         assert dim("generate", "--ipc", 2, "--format", "npz", "--out", "digits-npz").code == 0
     exec(compile(block, "block", "exec"), {"__name__": "docs"})
     for name, logged in trackers.items():
         if f"import {name}" in block:
-            written = [json.loads(line) for line in next(digits.glob("runs/tracked*/metrics.jsonl")).open()]
+            [metrics] = digits.glob("runs/tracked*/metrics.jsonl")
+            written = [json.loads(line) for line in metrics.read_text().splitlines()]
             assert [values for values, _ in logged] == [
                 {f"{line['stage']}/{key}": value for key, value in line.items() if key not in ("stage", "step")}
                 for line in written
