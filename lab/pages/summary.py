@@ -5,19 +5,15 @@ Everything else that was measured stands in lab/all-results.md.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from dim.chart_style import Label, choose_colour, label_ends, make_figure, name_axes, to_png
 from dim.evaluation.results import Row
 from dim.evaluation.table import format_accuracy, network_name
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.storage.below import replace_file
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME_GENERATOR = {"934011cc": "54731742", "065bf807": "201ea0c5"}
@@ -52,7 +48,8 @@ _COLUMNS = (
     ("real, as many", "fixed", "real"),
     ("`stream`", "stream", "generated"),
     ("real, equal steps", "stream", "real"),
-    ("real, equal bytes", "stream", "real, equal bytes"),
+    ("archive, equal bytes", "stream", "archive"),
+    ("pixels, equal bytes", "stream", "real, equal bytes"),
 )
 """Heading, mode and subject of every column that holds an accuracy."""
 
@@ -118,40 +115,28 @@ def write_summaries(page: str, rows: Sequence[Row]) -> str:
 
 def draw_summary(summary: Summary, rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy over images per class, generated and real, one panel per mode, as a PNG."""
-    from matplotlib.figure import Figure
-
     found = choose_rows(summary, rows)
-    figure = Figure(figsize=(8, 3.2), layout="constrained", dpi=120)
-    for axis, mode in zip(figure.subplots(1, 2, sharey=True), ("fixed", "stream"), strict=True):
-        for subject, colour in (("real", "#7f8c9b"), ("generated", "#d1495b")):
-            _draw_curve(axis, found, (summary.archs[0], mode, subject), colour)
-        axis.set_xscale("log")
-        axis.set_xticks([1, 10, 50], ["1", "10", "50"])
-        axis.minorticks_off()
-        axis.set_xlim(0.8, 160)
-        axis.set_title({"fixed": "one set, shown again and again", "stream": "fresh images in every epoch"}[mode])
-        axis.set_xlabel("images per class" + " and epoch" * (mode == "stream"))
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("test accuracy, %")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    arch = summary.archs[0]
+    figure, grid = make_figure(2)
+    for axes, mode in zip(grid, ("fixed", "stream"), strict=True):
+        ends = []
+        for subject in ("real", "generated"):
+            points = sorted(
+                (ipc, row["accuracy_mean"], row["accuracy_std"] or 0.0)
+                for (of, ipc, in_mode, name), row in found.items()
+                if (of, in_mode, name) == (arch, mode, subject)
+            )
+            if points:
+                ipcs, means, deviations = zip(*points, strict=True)
+                colour = choose_colour(subject)
+                axes.errorbar(ipcs, means, deviations, marker="o", ms=4, capsize=2, lw=1.4, color=colour)
+                ends.append(Label(subject, colour, ipcs[-1], means[-1]))
+        axes.set_xscale("log")
+        ticks = sorted({ipc for of, ipc, in_mode, _ in found if (of, in_mode) == (arch, mode)})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        title = {"fixed": "One set, shown again and again", "stream": "Fresh images in every epoch"}[mode]
+        name_axes(axes, title, "images per class" + " and epoch" * (mode == "stream"), "test accuracy, %")
+        label_ends(axes, ends)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path.parent, path.name, buffer.getvalue())
-
-
-def _draw_curve(
-    axis: Axes, found: Mapping[tuple[str, int, str, str], Row], key: tuple[str, str, str], colour: str
-) -> None:
-    """Draw one network's rows of a mode and subject as a line with its name at the end."""
-    arch, mode, subject = key
-    points: list[tuple[Any, ...]] = sorted(
-        (ipc, row["accuracy_mean"], row["accuracy_std"] or 0.0)
-        for (of, ipc, in_mode, name), row in found.items()
-        if (of, in_mode, name) == (arch, mode, subject)
-    )
-    if points:
-        ipcs, means, deviations = zip(*points, strict=True)
-        axis.errorbar(ipcs, means, deviations, color=colour, marker="o", capsize=3)
-        other = found.get((arch, ipcs[-1], mode, {"real": "generated"}.get(subject, "real")))
-        up = 5 if other is None or other["accuracy_mean"] < means[-1] else -5  # names of close lines stay apart
-        axis.annotate(subject, (ipcs[-1], means[-1]), (8, up), textcoords="offset points", va="center", color=colour)
+    replace_file(path.parent, path.name, to_png(figure))

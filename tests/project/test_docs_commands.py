@@ -22,6 +22,7 @@ NOT_HERE = {
     r"--engine tensorrt|--format (trt|rtx)": "needs an NVIDIA library; tests/trt",
     r"--precision bf16": "needs a processor with bf16",
     r"\$": "variables of a scheduler",
+    r"dim view\b": "serves until Ctrl-C; tests/gallery",
     r"--total \d{6,}(?!.*--dry-run)": "takes long",
 }
 """Commands that are not run, and why; their options are checked in test_cli_docs.py."""
