@@ -32,7 +32,7 @@ from dim.runtime.bundle_format.names import ACCEPTED
 from dim.runtime.sampling.latents import draw_latents, order_slice
 from dim.runtime.sampling.philox import FILTERED_SAMPLING
 from dim.runtime.sets.soft_labels import open_teacher
-from dim.runtime.storage.atomic import replace_file
+from dim.runtime.storage.below import replace_file
 from lab.image_measures import compare_images, take_balanced, teach, train_judge
 
 RECIPES = ("condensation", "default")
@@ -93,7 +93,7 @@ def main() -> int:
                     )
                 )
                 row["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-                replace_file(path, (json.dumps(row, indent=1) + "\n").encode())
+                replace_file(path.parent, path.name, (json.dumps(row, indent=1) + "\n").encode())
         print(json.dumps(row), flush=True)
     return 0
 

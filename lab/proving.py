@@ -15,7 +15,6 @@ Stop it at any time: the same command goes on from the newest checkpoint.
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from dim.presets import preset
 from dim.runtime.errors import DivergedError
 from dim.runtime.storage.below import replace_file
 from lab.image_measures import Judge, compare_images, draw_stream, pick_real, take_balanced, teach, train_judge
+from lab.step_times import Costs, time_steps
 
 PROVING: dict[str, Any] = {
     "generator.width": 32,
@@ -56,13 +56,9 @@ RECIPES = ("condensation", "default")
 """The two recipes of students that differ most: steps of a constant rate, and one cycle."""
 IPC, WIDTH, COMPARED_PER_CLASS = 10, 64, 500
 TIMED_STEPS, ROUNDS = 32, 2
-_WINDOW = 8
-"""Steps whose mean is one time: the R1 penalty comes once in so many generator steps of `best`."""
 SAME_COST = 0.03
 """A change whose steps cost as much as before within this part is not timed again: it gets as many steps."""
 
-Costs = dict[str, float]
-"""Seconds of the processor: of a step of `stage1`, of `stage2`, and of the whole `pool`."""
 Overrides = Mapping[str, Any]
 
 
@@ -200,11 +196,12 @@ def _fit_steps(
         if name != "base" and not base_path.exists():
             _fit_steps(data, "base", {**common, "seed": 0}, common, out, seconds)
         whole = preset("best", data=data, overrides=overrides)
+        unchanged = preset("best", data=data, overrides={**common, "seed": 0})
         own, base = [], []
         for _ in range(ROUNDS):
-            own.append(_time_steps(data, overrides, out / "timing"))
+            own.append(time_steps(data, preset("best", data=data, overrides=overrides), out / "timing", TIMED_STEPS))
             if name != "base":
-                base.append(_time_steps(data, {**common, "seed": 0}, out / "timing"))
+                base.append(time_steps(data, unchanged, out / "timing", TIMED_STEPS))
         costs = _medians(own)
         if name != "base":
             reference = json.loads(base_path.read_text())["costs"]
@@ -238,45 +235,6 @@ def count_steps(costs: Costs, ratio: float, seconds: float) -> tuple[int, int]:
 
 def _medians(rounds: Sequence[Costs]) -> Costs:
     return {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
-
-
-def _time_steps(data: ImageSet, overrides: Overrides, folder: Path) -> Costs:
-    """Run a few steps of everything and take the processor's time of each."""
-    whole = preset("best", data=data, overrides=overrides)
-    ages = tuple(_WINDOW * (age + 1) for age in range(len(whole.pool.ages)))
-    short = {f"stage{k}.steps": TIMED_STEPS for k in (1, 2)} | {"pool.ages": ages, "checkpoint_steps": 100_000}
-    # Compiled or not as the whole run's pool is, whose ages decide.
-    config = preset("best", data=data, overrides={**overrides, **short, "compile": "on" if _compiles(whole) else "off"})
-    marks: dict[str, list[float]] = {}
-
-    def mark(what: str, done: float, total: float | None, words: str) -> None:
-        marks.setdefault(what, []).append(time.process_time())
-
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        distill(data, config, folder, device="cpu", say=lambda line: None, progress=mark)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    pool_steps = [b - a for a, b in zip(marks["pool"], marks["pool"][1:], strict=False)]
-    archs = len(whole.pool.architectures)
-    each = [pool_steps[k * ages[-1] : (k + 1) * ages[-1] - 1] for k in range(archs)]
-    return {
-        "stage1": _median_step(marks["stage1"]),
-        "stage2": _median_step(marks["stage2"]),
-        "pool": sum(statistics.median(steps) for steps in each) * whole.pool.ages[-1],
-    }
-
-
-def _compiles(config: DistillConfig) -> bool:
-    from dim.distillation.pool import wants_compiling
-
-    return config.compile != "off" and wants_compiling(config)
-
-
-def _median_step(marks: Sequence[float]) -> float:
-    """The median over windows of the mean time of a step; the first window pays for what a process does once."""
-    windows = [(marks[i + _WINDOW] - marks[i]) / _WINDOW for i in range(0, len(marks) - _WINDOW, _WINDOW)]
-    return statistics.median(windows[1:] or windows)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -14,7 +14,9 @@ from typer.main import get_command
 from dim.cli.main import app
 from dim.networks.classifiers import CLASSIFIER_NAMES
 from dim.presets import PRESETS
-from lab.reproduce import INTERRUPTED, UNFINISHED, Stage, list_stages, main, run_stages
+from lab import core_hours, image_measures
+from lab.core_hours import estimate_hours
+from lab.reproduce import INTERRUPTED, UNFINISHED, Stage, list_hours, list_stages, main, run_command, run_stages
 
 ROOT = Path(__file__).parents[2]
 FOREVER = float("inf")
@@ -22,6 +24,7 @@ FOREVER = float("inf")
 
 def stages_of(out: Path, *data: str, gpus: int = 2, **changes: str) -> list[Stage]:
     options = {"preset": "best", "seeds": 3, "recipe": "holdout", "distill": "", "evaluate": "", "ablation": "full"}
+    options["plan"] = "full"
     return list_stages(argparse.Namespace(**(options | {"out": out, "data": data or ("mnist",)} | changes)), gpus)
 
 
@@ -62,6 +65,64 @@ def test_the_most_valuable_cells_come_first(tmp_path: Path) -> None:
     assert names[-2:] == ["ablation-cifar10", "ablation-mnist"] and len(set(names)) == len(names)
 
 
+def test_the_plan_for_a_cpu_goes_from_bundles_to_ever_dearer_rows(tmp_path: Path) -> None:
+    names = [stage.name for stage in stages_of(tmp_path, "mnist", "cifar10", plan="rows")]
+    assert names[:5] == ["mnist", "mnist-bundle", "mnist-convnet3-10", "mnist-convnet3-1", "mnist-convnet3-50"]
+    later = ["cifar10-convnet3-50", "mnist-published", "cifar10-published", "mnist-resnet18-10", "cifar10-resnet18-50"]
+    later += ["cifar10-networks", "cifar10-paper", "cifar10-against-cifar10-stage1", "cifar10-convnet3-500"]
+    assert [names.index(name) for name in later] == sorted(names.index(name) for name in later)
+    assert not {"mnist-networks", "mnist-paper", "mnist-convnet3-500", "cifar10-paper-loss"} & set(names)
+    assert len(set(names)) == len(names)
+
+
+def test_core_hours_are_those_of_every_image_and_step(tmp_path: Path) -> None:
+    speeds = {"stage1": 3600.0, "stage2": 1800.0, "pool": 900.0, "draw": 0.01, "classes": 10}
+    known = {"mnist": {**speeds, "students": {"convnet3": 0.001, "resnet18": 0.02}}}
+    hours = {
+        stage.name: estimate_hours(stage.line, known)
+        for stage in stages_of(tmp_path, "mnist", plan="rows", evaluate="--epochs 100")
+    }
+    assert hours["mnist"] == pytest.approx(1.75 * 1.05) and hours["mnist-bundle"] == 0
+    # 10,000 images per student: three each of the bundle and of real images, fixed and stream, and of the archive.
+    students, drawn = 3 * (2 + 3) * 10_000 * 0.001, 3 * 10_000 * 0.01
+    chosen = 9 * 2 * 3 * 10_000 * 0.001
+    assert hours["mnist-convnet3-10"] == pytest.approx((students + drawn + chosen) / 3600)
+    assert hours["mnist-convnet3-50"] == pytest.approx(5 * (students + drawn) / 3600)
+    assert hours["mnist-resnet18-50"] == pytest.approx(50_000 * (2 * 0.02 + 0.01) / 3600)
+    stages = stages_of(tmp_path, "mnist", plan="rows")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "mnist.core-seconds").write_text("3600\n")
+    lines = list_hours(stages[:2], tmp_path, {"mnist": 3.5, "mnist-bundle": 0.1})
+    assert [" ".join(line.split()) for line in lines] == [
+        "mnist 3.5 core-hours 1.0 spent begun",
+        "mnist-bundle 0.1 core-hours 0.0 spent",
+        "left 2.6 core-hours",
+    ]
+
+
+@pytest.mark.slow
+def test_speeds_are_timed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(core_hours, "ARCHITECTURES", ("convnet3", "resnet18"))
+    monkeypatch.setattr(image_measures, "can_compile", lambda *_: False)
+    line = ["--plan", "rows", "--data", "digits", "--preset", "tiny", "--hours", "--out", str(tmp_path)]
+    assert main(line) == 0
+    speeds = json.loads((tmp_path / "speeds.json").read_text())["digits tiny"]
+    assert all(speeds[part] > 0 for part in ("stage1", "stage2", "pool", "draw"))
+    assert speeds["students"]["resnet18"] > speeds["students"]["convnet3"] > 0
+    assert "digits-convnet3-10" in capsys.readouterr().err and not list(tmp_path.glob("digits*"))
+    monkeypatch.setattr(core_hours, "time_steps", None)
+    assert main(line) == 0
+
+
+def test_what_stages_took_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Stage("busy", "python -c 'sum(range(10**7))'")
+    assert run_stages([stage], tmp_path, FOREVER, run_command, {"busy": 1.25}) == 0
+    assert int((tmp_path / "done" / "busy.core-seconds").read_text()) >= 0
+    assert "busy: about 1.2 core-hours, 0.0 spent." in capsys.readouterr().err
+
+
 def test_every_line_has_options_that_its_program_knows(tmp_path: Path) -> None:
     known = {
         f"dim {name}": {flag for p in command.params for flag in p.opts}
@@ -70,7 +131,7 @@ def test_every_line_has_options_that_its_program_knows(tmp_path: Path) -> None:
     for name in ("ablation", "distill_speed", "processes"):
         source = (ROOT / "lab" / f"{name}.py").read_text()
         known[f"lab.{name}"] = set(re.findall(r'add_argument\(\s*"(--[a-z0-9-]+)"', source))
-    for stage in stages_of(tmp_path):
+    for stage in stages_of(tmp_path) + stages_of(tmp_path, "cifar10", plan="rows"):
         words = shlex.split(stage.line)
         program = words[2] if words[0] == "python" else " ".join(words[:2])
         assert {word for word in words if word.startswith("--")} <= known[program], stage.line
@@ -145,3 +206,7 @@ def test_the_list_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.startswith(f"dim distill --data 'my photos/' --out {tmp_path}/my-photos --resume ")
     with pytest.raises(SystemExit):
         main(["--out", "my out"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--out", str(ROOT / "runs")])
+    assert "lies in the repository; give a folder outside it" in capsys.readouterr().err
