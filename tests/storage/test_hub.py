@@ -246,3 +246,20 @@ def test_any_licence_keeps_the_card_whole(tiny_bundle: Path, licence: str) -> No
     data = ModelCard(render_card(replace(load_manifest(tiny_bundle), licence=licence))).data.to_dict()
     assert data["license"] == ("mit" if licence == "MIT" else "other") and data["library_name"] == "dim"
     assert data.get("license_name", licence if licence in ("", "MIT") else None) in ("", "MIT", licence)
+
+
+def test_a_set_on_the_hub_is_verified_and_read_as_data(
+    bundle: Bundle, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    from dim.data.load import load_data
+
+    generate(bundle, SET, counts=COUNTS, format="parquet", shard_images=15)
+    verified = dim("verify", SET)
+    assert verified.code == 0, verified.err
+    for name, value in (("HF_ENDPOINT", hub.url), ("HF_DATASETS_CACHE", tmp_path / "hf")):
+        monkeypatch.setattr(datasets.config, name, value)
+    data = load_data("hf://me/set")
+    assert data.classes == ("zero", "one", "two") and hub.sha("datasets/me/set") in data.note
+    assert len(data.train_labels) + len(data.test_labels) == 32
