@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from dim.data.image_set import ImageSet
 from dim.distillation.losses import energy_distance
+from dim.evaluation.quality.fidelity import compare_neighbourhoods, frechet_distance
 from dim.execution.compiled import can_compile
 from dim.networks.classifiers import Classifier, build_classifier
 from dim.runs.tensors import read_tensors, write_tensors
@@ -28,8 +30,12 @@ from dim.students.recipes import resolve_recipe
 from dim.students.train import Batch, Normalizer, StudentSpec, choose_precision, measure_accuracy, train_student
 
 CPU = torch.device("cpu")
-NEIGHBOURS = 5
-"""k of precision, recall, density and coverage (Naeem et al. 2020, arXiv 2002.09797)."""
+MANIFOLD: tuple[Literal["precision", "recall", "density", "coverage"], ...] = (
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+)
 JUDGE_WIDTH, JUDGE_STEPS = 64, 2500
 _ROWS = 500
 
@@ -130,13 +136,13 @@ def compare_images(real: Views, fake: Views) -> dict[str, float]:
         ]
         points.append(torch.cat(scaled, dim=1))
     manifold = [
-        _compare_neighbours(r, f)
+        compare_neighbourhoods(r.numpy(), f.numpy(), CPU)
         for r, f in zip(real.features_ND.chunk(num_classes), fake.features_ND.chunk(num_classes), strict=True)
     ]
     return {
         "energy_distance": float(energy_distance(points[0], points[1], count // num_classes)),
-        "feature_distance": measure_frechet(real.features_ND, fake.features_ND),
-        **{name: float(np.mean([each[name] for each in manifold])) for name in manifold[0]},
+        "feature_distance": frechet_distance(real.features_ND.numpy(), fake.features_ND.numpy()),
+        **{name: float(np.mean([each[name] for each in manifold])) for name in MANIFOLD},
         "recognised": float((fake.logits_NK.argmax(dim=1) == fake.labels_N).float().mean()),
         "certainty": float(measure_certainty(fake).mean()),
         "certainty_real": float(measure_certainty(real).mean()),
@@ -146,33 +152,6 @@ def compare_images(real: Views, fake: Views) -> dict[str, float]:
 def measure_certainty(views: Views) -> Tensor:
     """Probability that the judge gives to each image's label, float [N]."""
     return views.logits_NK.softmax(dim=1).gather(1, views.labels_N[:, None])[:, 0]
-
-
-def measure_frechet(real_ND: Tensor, fake_ND: Tensor) -> float:
-    """Frechet distance of two normal distributions with the means and covariances of these points."""
-    means = [points.double().mean(dim=0) for points in (real_ND, fake_ND)]
-    covariances = [torch.cov(points.double().T) for points in (real_ND, fake_ND)]
-    # trace sqrt(A B) is the sum of square roots of the eigenvalues of sqrt(A) B sqrt(A), which is symmetric.
-    values, vectors = torch.linalg.eigh(covariances[0])
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    mixed = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
-    spread = covariances[0].trace() + covariances[1].trace() - 2 * mixed
-    return float((means[0] - means[1]).square().sum() + spread)
-
-
-def _compare_neighbours(real_ND: Tensor, fake_ND: Tensor) -> dict[str, float]:
-    """Precision, recall, density and coverage of one class."""
-    radius_real, radius_fake = (
-        torch.cdist(points, points).kthvalue(NEIGHBOURS + 1, dim=1).values for points in (real_ND, fake_ND)
-    )
-    distances = torch.cdist(real_ND, fake_ND)
-    inside_real = distances <= radius_real[:, None]
-    return {
-        "precision": float(inside_real.any(dim=0).float().mean()),
-        "recall": float((distances <= radius_fake[None]).any(dim=1).float().mean()),
-        "density": float(inside_real.float().sum(dim=0).mean() / NEIGHBOURS),
-        "coverage": float(inside_real.any(dim=1).float().mean()),
-    }
 
 
 def teach(
