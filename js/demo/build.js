@@ -12,7 +12,7 @@ const SHIPPED = "../runtime/shipped/mnist.dim";
 const LOOK = "../runtime/gallery/page";
 const FILES = {
   "": ["index.html", "demo.css", "page.js", "worker.js", "classifier.js", "files.js", "test-digits.npz"].map((name) => `demo/${name}`),
-  dim: ["index.js", "bundle.js", "manifest.js", "npz.js", "order.js", "philox.js"].map((name) => `src/${name}`),
+  dim: ["index.js", "accepted.js", "bundle.js", "manifest.js", "npz.js", "order.js", "philox.js"].map((name) => `src/${name}`),
   ort: ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"].map((name) => `${ORT}/${name}`),
   "mnist.dim": ["manifest.json", "generator.int8.onnx", "latents.npz"].map((name) => `${SHIPPED}/${name}`),
 };

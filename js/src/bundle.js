@@ -2,6 +2,7 @@
  * An opened bundle: images by class and index, whole sets, and a stream of batches for a training loop.
  */
 
+import { drawAcceptedLatents, readAccepted } from "./accepted.js";
 import { BundleError, checkFile, parseManifest } from "./manifest.js";
 import { readNpz } from "./npz.js";
 import { orderSet, orderStream, resolveCounts } from "./order.js";
@@ -36,9 +37,13 @@ export async function openBundle(read, { ort, precision = "fp32", fixedLatents =
       throw new BundleError("latents.npz does not fit the bundle's classes and latents.");
     }
   }
+  const accepted = manifest.files["accepted.bin"] ? readAccepted(await readChecked("accepted.bin")) : null;
+  if (accepted && accepted.numbers.length !== manifest.classes.length) {
+    throw new BundleError("accepted.bin does not fit the bundle's classes.");
+  }
   const model = await readChecked(name);
   try {
-    return new Bundle(manifest, fixed, ort, await ort.InferenceSession.create(model, session));
+    return new Bundle(manifest, { fixed, accepted }, ort, await ort.InferenceSession.create(model, session));
   } catch (error) {
     throw new BundleError(`ONNX Runtime cannot open ${name}: ${error.message}`);
   }
@@ -61,15 +66,17 @@ export function fromUrl(address) {
 /** Made by `openBundle`. Calls may overlap; runs of the graph follow each other. */
 export class Bundle {
   #fixed;
+  #accepted;
   #ort;
   #session;
   #last = Promise.resolve();
 
-  constructor(manifest, fixed, ort, session) {
+  constructor(manifest, { fixed, accepted }, ort, session) {
     this.manifest = manifest;
     this.classes = manifest.classes;
     ({ height: this.height, width: this.width, channels: this.channels } = manifest.image);
     this.#fixed = fixed;
+    this.#accepted = accepted;
     this.#ort = ort;
     this.#session = session;
   }
@@ -92,17 +99,21 @@ export class Bundle {
     const images = new Uint8Array(labels.length * pixels);
     for (let start = 0; start < labels.length; start += MAX_ROWS_PER_RUN) {
       const part = Array.prototype.slice.call(labels, start, start + MAX_ROWS_PER_RUN);
-      const drawn = drawLatents(
-        seed,
-        part,
-        Array.prototype.slice.call(indices, start, start + MAX_ROWS_PER_RUN),
-        this.manifest.sampling.latent_dim,
-        this.manifest.sampling.latent_std,
-        use === "fixed" ? this.#fixed : null,
-      );
-      images.set(await this.render(drawn, part), start * pixels);
+      const numbers = Array.prototype.slice.call(indices, start, start + MAX_ROWS_PER_RUN);
+      images.set(await this.render(this.latents(part, numbers, { seed, use }), part), start * pixels);
     }
     return images;
+  }
+
+  /**
+   * The latents of samples; arguments as `sample`.
+   * @returns {Float32Array} N * Z values
+   */
+  latents(labels, indices, { seed = 0, use = "fixed" } = {}) {
+    this.#check(labels, indices);
+    const { latent_dim, latent_std } = this.manifest.sampling;
+    const rest = [seed, labels, indices, latent_dim, latent_std, use === "fixed" ? this.#fixed : null];
+    return this.#accepted ? drawAcceptedLatents(this.#accepted, ...rest) : drawLatents(...rest);
   }
 
   /**

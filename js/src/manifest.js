@@ -2,8 +2,8 @@
  * `manifest.json`: parsed, its own hash and content id checked, files checked against it. docs/formats.md describes it.
  */
 
-const FORMAT_VERSION = 1;
-const SAMPLING_VERSION = 1;
+const FORMAT_VERSIONS = [1];
+const SAMPLING_VERSIONS = [1, 2];
 const MAX_MANIFEST_BYTES = 16 * 2 ** 20;
 const MAX_FILE_BYTES = 2 ** 30;
 
@@ -26,17 +26,22 @@ export async function parseManifest(bytes) {
   } catch {
     throw new BundleError("The manifest is not UTF-8 JSON.");
   }
-  refuseOther(manifest?.format_version, FORMAT_VERSION, "format version");
-  refuseOther(manifest.sampling?.sampling_version, SAMPLING_VERSION, "sampling version");
+  refuseOther(manifest?.format_version, FORMAT_VERSIONS, "format version");
+  refuseOther(manifest.sampling?.sampling_version, SAMPLING_VERSIONS, "sampling version");
   checkFields(manifest);
   const { whole, fields } = canonicalise(text);
   if ((await sha256(whole)) !== manifest.manifest_sha256) {
     throw new BundleError("The manifest was altered: its contents do not match its manifest_sha256.");
   }
-  const latents = manifest.files["latents.npz"] ? `"${manifest.files["latents.npz"].sha256}"` : "null";
-  const generator = manifest.files["generator.fp32.onnx"].sha256;
-  const identity = `{"classes":${fields.classes},"generator":"${generator}","latents":${latents},"sampling":${fields.sampling}}`;
-  if ((await sha256(identity)) !== manifest.content_id) {
+  const { "accepted.bin": accepted, "latents.npz": latents, "generator.fp32.onnx": generator } = manifest.files;
+  const identity = [
+    ...(accepted ? [`"accepted":"${accepted.sha256}"`] : []),
+    `"classes":${fields.classes}`,
+    `"generator":"${generator.sha256}"`,
+    `"latents":${latents ? `"${latents.sha256}"` : "null"}`,
+    `"sampling":${fields.sampling}`,
+  ];
+  if ((await sha256(`{${identity.join(",")}}`)) !== manifest.content_id) {
     throw new BundleError("The manifest's content_id does not match its classes, sampling block and files.");
   }
   return manifest;
@@ -67,9 +72,9 @@ export async function sha256(data) {
 }
 
 function refuseOther(found, known, what) {
-  if (found === known) return;
-  const hint = Number.isInteger(found) && found > known ? "use a newer release" : "it is no bundle that can be read";
-  throw new BundleError(`The manifest has ${what} ${found}, and only ${known} is known here: ${hint}.`);
+  if (known.includes(found)) return;
+  const hint = Number.isInteger(found) && found > Math.max(...known) ? "use a newer release" : "it is no bundle that can be read";
+  throw new BundleError(`The manifest has ${what} ${found}, and ${known.join(" and ")} can be read here: ${hint}.`);
 }
 
 /** Check what this module uses of a manifest. */
@@ -85,6 +90,7 @@ function checkFields({ name, classes, image, sampling, source, files }) {
     "sampling.latent_dim": whole(sampling?.latent_dim, 1, 65536),
     "sampling.latent_std": sampling?.latent_std >= 1e-6 && sampling.latent_std <= 1e3,
     "source.class_counts": source?.class_counts?.length === classes?.length,
+    sampling: (sampling?.sampling_version === 2) === Boolean(files?.["accepted.bin"]),
     files: record(files?.["generator.fp32.onnx"]) && Object.values(files).every(record),
   };
   const wrong = Object.keys(rules).find((field) => !rules[field]);

@@ -5,9 +5,22 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { boxMuller, drawLatents, orderSet, orderStream, permute, philox, resolveCounts, splitSeed } from "../src/index.js";
+import {
+  boxMuller,
+  drawAcceptedLatents,
+  drawLatents,
+  findPlace,
+  orderSet,
+  orderStream,
+  permute,
+  philox,
+  readAccepted,
+  resolveCounts,
+  splitSeed,
+} from "../src/index.js";
 
-const VECTORS = JSON.parse(readFileSync(new URL("../../tests/golden/sampling.json", import.meta.url)))["1"];
+const VERSIONS = JSON.parse(readFileSync(new URL("../../tests/golden/sampling.json", import.meta.url)));
+const { 1: VECTORS, 2: VECTORS_2 } = VERSIONS;
 const integers = (words) => words.map((word) => parseInt(word, 16));
 const hex = (value) => value.toString(16).padStart(8, "0");
 const bits = (values) => Array.from(new Uint32Array(Float32Array.from(values).buffer), hex);
@@ -16,7 +29,9 @@ const pairs = ({ labels, indices }) => Array.from(labels, (label, row) => [label
 
 test("every part of the vectors is tested here", () => {
   const source = readFileSync(new URL(import.meta.url), "utf8");
+  assert.deepEqual(Object.keys(VERSIONS), ["1", "2"]);
   for (const part of Object.keys(VECTORS)) assert.ok(source.includes(`VECTORS.${part}`), part);
+  for (const part of Object.keys(VECTORS_2)) assert.ok(source.includes(`VECTORS_2.${part}`), part);
 });
 
 test("philox", () => {
@@ -52,6 +67,24 @@ test("fixed latents", () => {
     const fixed = { shape, data: floats(latents.flat(2)) };
     const [labels, indices] = [samples.map(([label]) => label), samples.map(([, index]) => index)];
     assert.deepEqual(bits(drawLatents(seed, labels, indices, shape[2], latent_std, fixed)), rows.flat());
+  }
+});
+
+test("accepted candidates", () => {
+  for (const { file, key, numbers } of VECTORS_2.accepted_file) {
+    const accepted = readAccepted(new Uint8Array(Buffer.from(file, "hex")));
+    assert.equal(accepted.key, BigInt(key));
+    assert.deepEqual(accepted.numbers.map((row) => Array.from(row)), numbers);
+  }
+  for (const { seed, class: label, round, count, positions, places } of VECTORS_2.places) {
+    assert.deepEqual(positions.map((position) => findPlace(seed, label, round, position, count)), places);
+  }
+  for (const { file, seed, class: label, index, latent_dim, latent_std, float32 } of VECTORS_2.accepted_latents) {
+    const accepted = readAccepted(new Uint8Array(Buffer.from(file, "hex")));
+    assert.deepEqual(bits(drawAcceptedLatents(accepted, seed, [label], [index], latent_dim, latent_std)), float32);
+  }
+  for (const file of ["", "00".repeat(16), "00".repeat(8) + "0100000008000000" + "00", "00".repeat(8) + "0100000008000000"]) {
+    assert.throws(() => readAccepted(new Uint8Array(Buffer.from(file, "hex"))), /accepted\.bin/);
   }
 });
 
