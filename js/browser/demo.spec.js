@@ -58,9 +58,9 @@ test("downloads a set as a zip", async ({ page }) => {
   const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download" }).click()]);
   expect(download.suggestedFilename()).toBe("mnist-2-per-class.zip");
   const bytes = readFileSync(await download.path());
-  const names = [...bytes.toString("latin1").matchAll(/PK\x01\x02[^]{42}([^]{1,20}?\.(?:png|json))/g)].map(([, name]) => name);
+  const names = [...bytes.toString("latin1").matchAll(/PK\x01\x02[^]{42}([^]{1,24}?\.(?:png|json))/g)].map(([, name]) => name);
   expect(names).toHaveLength(21);
-  expect(names.slice(0, 2)).toEqual(["0/00000.png", "1/00000.png"]);
+  expect(names.slice(0, 2)).toEqual(["0/00000000.png", "1/00000000.png"]);
   expect(bytes.toString("latin1")).toContain("\x89PNG\r\n\x1a\n");
 });
 

@@ -12,7 +12,7 @@ test.beforeAll(async () => {
   server = await startServer(["dim", "view", "mnist", "--no-browser"], { cwd: folder });
 });
 test.afterAll(() => {
-  server.stop();
+  server?.stop();
   rmSync(folder, { recursive: true });
 });
 
@@ -76,8 +76,8 @@ test("saves what is seen", async ({ page }) => {
   await page.locator("#out").press("Tab");
   await expect(page.locator("#command")).toHaveText("dim generate --bundle mnist --ipc 3 --class 2 --out twos");
   await page.getByRole("button", { name: "Save 3 images" }).click();
-  await expect(page.getByRole("status")).toHaveText(`3 images are in ${join(folder, "twos")}.`);
-  expect(readdirSync(join(folder, "twos", "2")).sort()).toEqual(["00000.png", "00001.png", "00002.png"]);
+  await expect(page.locator("#saved")).toHaveText(`3 images are in ${join(folder, "twos")}.`);
+  expect(readdirSync(join(folder, "twos", "2")).sort()).toEqual(["00000000.png", "00000001.png", "00000002.png"]);
   expect(existsSync(join(folder, "twos", "dataset.json"))).toBe(true);
 });
 

@@ -35,7 +35,7 @@ const tasks = {
     const members = [];
     for (let row = 0; row < labels.length; row++) {
       const content = await encodePng(images.subarray(row * pixels, (row + 1) * pixels), bundle);
-      members.push({ name: `${folderName(classes, labels[row])}/${String(indices[row]).padStart(5, "0")}.png`, content });
+      members.push({ name: `${folderName(classes, labels[row])}/${String(indices[row]).padStart(8, "0")}.png`, content });
       if (row % 50 === 0) report({ done: row, total: labels.length });
     }
     const { name, content_id, licence } = manifest;

@@ -118,7 +118,7 @@ class Answers:
 
     def command(self, query: Mapping[str, str]) -> dict[str, Any]:
         """The `dim generate` that writes what is seen, and how many images that is."""
-        wish = read_wish(query, self._bundle.manifest)
+        wish = read_wish(query, self._bundle.manifest, for_set=True)
         return {"command": self._write_command(wish, query), "images": wish.count * len(wish.labels)}
 
     def save(self, query: Mapping[str, str]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Answers:
             OutputError, EngineError: as `generate`.
         """
         manifest = self._bundle.manifest
-        wish = read_wish(query, manifest)
+        wish = read_wish(query, manifest, for_set=True)
         if wish.std != manifest.latent_std:
             raise BadValueError(
                 f"A set is drawn with the bundle's own latent std, {manifest.latent_std:g}, and the slider is at "

@@ -10,6 +10,8 @@ from dim.runtime.sampling.latents import MAX_INDEX
 
 MAX_IMAGES = 2000
 """Images of one answer."""
+MAX_SET_IMAGES = 100_000
+"""Images of one set that a page saves, for which it waits."""
 MAX_ANSWER_BYTES = 2**26
 """Pixels of one answer."""
 MAX_STD = 10.0
@@ -31,12 +33,13 @@ class Wish:
     """Whether the bundle's fixed latents are used."""
 
 
-def read_wish(query: Mapping[str, str], manifest: Manifest) -> Wish:
+def read_wish(query: Mapping[str, str], manifest: Manifest, *, for_set: bool = False) -> Wish:
     """Read a wish from the fields of a query; each may be left out.
 
     Args:
         query: `labels` (joined by commas), `count`, `start`, `seed`, `std`, `fixed` (0 or 1).
         manifest: of the bundle.
+        for_set: the images are not shown but saved, so that there may be more of them.
 
     Raises:
         BadValueError: a field is no number or out of range, or the images are too many.
@@ -45,9 +48,10 @@ def read_wish(query: Mapping[str, str], manifest: Manifest) -> Wish:
     chosen = query.get("labels", "")
     labels = [_whole("labels", text, num_classes - 1) for text in chosen.split(",")] if chosen else range(num_classes)
     pixels = manifest.height * manifest.width * manifest.channels
-    most = max(1, min(MAX_IMAGES, MAX_ANSWER_BYTES // pixels) // max(1, len(labels)))
-    if len(labels) > MAX_IMAGES:
-        raise BadValueError(f"{len(labels):,} classes are more than one page shows; choose at most {MAX_IMAGES:,}.")
+    limit = MAX_SET_IMAGES if for_set else max(1, min(MAX_IMAGES, MAX_ANSWER_BYTES // pixels))
+    if len(labels) > limit:
+        raise BadValueError(f"{len(labels):,} classes are more than one page takes; choose at most {limit:,}.")
+    most = limit // len(labels)
     count = _whole("count", query.get("count", "12"), most, 1)
     start = _whole("start", query.get("start", "0"), MAX_INDEX - count)
     return Wish(

@@ -135,6 +135,12 @@ def test_the_command_says_the_same(answers: Answers, path: Path) -> None:
     assert answers.command({})["command"] == f"dim generate --bundle {path} --ipc 12 --out data"
 
 
+def test_a_set_may_be_larger_than_a_page(answers: Answers) -> None:
+    assert answers.command({"count": "33333", "out": "x"})["images"] == 99_999
+    with pytest.raises(BadValueError, match="it must be a whole number from 1 to 33333"):
+        answers.command({"count": "33334", "out": "x"})
+
+
 @pytest.mark.parametrize("out", ["", "..", "../x", "/tmp/x", "a/../../x", "s3://bucket/set", ".", "~/../../etc"])
 def test_a_set_goes_nowhere_else(answers: Answers, out: str, tmp_path: Path) -> None:
     with pytest.raises(BadValueError, match="below"):

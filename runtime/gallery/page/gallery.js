@@ -231,7 +231,7 @@ async function open() {
   Object.assign($("std"), { min: 2 * step, max: 40 * step, step, value: facts.latent_std });
   $("fixed-label").hidden = facts.fixed_latents === 0;
   $("fixed-text").textContent = `Fixed latents (first ${facts.fixed_latents})`;
-  $("std-note").textContent = `The first ${facts.fixed_latents} images have latents of their own, which the std does not change: untick them to see its effect.`;
+  $("std-note").textContent = `The first ${facts.fixed_latents} images have latents of their own, which the std does not change: untick Fixed latents to see its effect.`;
   $("real-label").hidden = $("nearest-part").hidden = facts.real === null;
   showFacts();
   $("main").hidden = false;
