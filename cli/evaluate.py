@@ -10,7 +10,6 @@ from dim.cli.data_options import DATA_HELP, takes_data_options
 from dim.cli.options import (
     ENGINE_PANEL,
     ENGINES,
-    BundleOption,
     JsonOption,
     ReportOption,
     Sha256Option,
@@ -18,7 +17,7 @@ from dim.cli.options import (
     complete_from,
     open_report,
 )
-from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, read_device
+from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, parse_percents, read_device
 from dim.cli.terminal import print_json, print_line, print_rich, require_training_extra, say
 from dim.runtime.errors import BadValueError
 from dim.runtime.units import format_duration
@@ -40,7 +39,12 @@ def evaluate(
             "same is read as it was then. " + DATA_HELP
         ),
     ] = None,
-    bundle: BundleOption = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The bundle, as in dim generate; repeated for several generators of one recipe, which share a row."
+        ),
+    ] = None,
     sha256: Sha256Option = None,
     out: Annotated[
         Path | None, typer.Option(callback=expand_home, help="Folder of the results; eval/NAME if left out.")
@@ -61,13 +65,14 @@ def evaluate(
     preset: Annotated[
         str,
         typer.Option(
-            help="quick (a tenth of the epochs, a narrow ConvNet-3) or full (the published protocol).",
+            help="quick (a tenth of the epochs, a narrow ConvNet-3), full (the published protocol), or reference (that "
+            "of the DiM code: 4,000 steps of 25 at ten images per class).",
             rich_help_panel=_PROTOCOL,
         ),
     ] = "quick",
     modes: Annotated[
-        str, typer.Option("--mode", help="fixed, stream or both.", rich_help_panel=_PROTOCOL)
-    ] = "fixed,stream",
+        str | None, typer.Option("--mode", help="fixed, stream or both, as in fixed,stream.", rich_help_panel=_PROTOCOL)
+    ] = None,
     ipcs: Annotated[
         str | None,
         typer.Option("--ipc", help="Images per class, in the order to run: 10,50,1.", rich_help_panel=_PROTOCOL),
@@ -89,14 +94,14 @@ def evaluate(
         int | None, typer.Option(help="Published: 1000; scales both modes alike.", rich_help_panel=_PROTOCOL)
     ] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="default, published, condensation (the student of DSA and DM), condensation-all (with every "
-            "augmentation at once), holdout (the best of nine on real images held out of the training split), or the "
-            "recipe.json of such a choice.",
+            help="default, published, reference (the same in the batches of the DiM code), condensation (the student "
+            "of DSA and DM), condensation-all (with every augmentation at once), holdout (the best of nine on real "
+            "images held out of the training split), or the recipe.json of such a choice.",
             rich_help_panel=_PROTOCOL,
         ),
-    ] = "default",
+    ] = None,
     controls: Annotated[
         str,
         typer.Option(
@@ -111,6 +116,15 @@ def evaluate(
             "--soft", help="Add rows with the soft labels of the bundle's teacher.", rich_help_panel=_PROTOCOL
         ),
     ] = False,
+    real_percents: Annotated[
+        str | None,
+        typer.Option(
+            "--with-real",
+            metavar="PERCENT",
+            help="Add rows: 1,5,10 % of the real images alone, and with generated ones in every batch.",
+            rich_help_panel=_PROTOCOL,
+        ),
+    ] = None,
     whole_epochs: Annotated[
         int, typer.Option(help="Add a row: so many epochs over the whole training split.", rich_help_panel=_PROTOCOL)
     ] = 0,
@@ -202,6 +216,8 @@ def evaluate(
     if preset not in PROTOCOLS:
         raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(PROTOCOLS)}.")
     asked: dict[str, Any] = {
+        "modes": None if modes is None else parse_names(modes),
+        "recipe": read_recipe(Path(recipe)) if recipe and recipe.endswith(".json") else recipe,
         "ipcs": None if ipcs is None else parse_numbers("--ipc", ipcs),
         "archs": None if archs is None else parse_names(archs),
         "width": width,
@@ -210,11 +226,10 @@ def evaluate(
     }
     protocol = replace(
         PROTOCOLS[preset],
-        modes=parse_names(modes),
-        recipe=read_recipe(Path(recipe)) if recipe.endswith(".json") else recipe,
         labels=("hard", "soft") if soft else ("hard",),
         controls=() if controls == "none" else parse_names(controls),
         whole_epochs=whole_epochs,
+        real_percents=() if real_percents is None else parse_percents("--with-real", real_percents),
         quality=quality,
         privacy=privacy,
         features=features or "",
@@ -235,11 +250,12 @@ def evaluate(
         resume=not fresh,
         time_limit_s=None if time_limit is None else parse_duration(time_limit),
     )
-    path = choose_bundle(bundle, sha256)
+    paths = [choose_bundle(wanted, sha256 if number == 0 else None) for number, wanted in enumerate(bundle or [None])]
+    path = paths[0]
     manifest = load_manifest(path)
     images = load_source_data(manifest, data, asked=reading, data_dir=data_dir, say=say, progress=True)
     evaluation = run_evaluation(
-        {GENERATED: path} | parse_bundles(compare or []),
+        {GENERATED: path if len(paths) == 1 else tuple(paths), **parse_bundles(compare or [])},
         images,
         protocol,
         execution,
@@ -267,7 +283,7 @@ def _print_evaluation(
 ) -> None:
     """Print one screen: the answer in words, the accuracies, and what to doubt; with `show_all` everything."""
     from dim.evaluation.answer import answer_in_words, list_warnings
-    from dim.evaluation.table import accuracy_table, class_table, cost_table, quality_table
+    from dim.evaluation.table import accuracy_table, class_table, cost_table, mixed_table, quality_table
 
     rows, found = evaluation.rows, evaluation.found
     for sentence in answer_in_words(rows):
@@ -278,6 +294,8 @@ def _print_evaluation(
         print_rich(accuracy_table(rows, caption=show_all))
     if "quality" in found:
         print_rich(quality_table(found["quality"], by_class=show_all))
+    if any(row["source"] == "mixed" for row in rows):
+        print_rich(mixed_table(rows))
     if show_all and rows:
         print_rich(cost_table(rows))
         print_rich(class_table(rows, classes))

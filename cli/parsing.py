@@ -25,6 +25,18 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
+def parse_percents(option: str, text: str) -> tuple[float, ...]:
+    """Read percentages joined by commas, with or without the sign.
+
+    Raises:
+        BadValueError: something else.
+    """
+    try:
+        return tuple(float(word.removesuffix("%").strip()) for word in parse_names(text))
+    except ValueError as error:
+        raise BadValueError(f"{option} got {text!r}; it takes percentages joined by commas, as in 1,5,10.") from error
+
+
 def parse_duration(text: str) -> float:
     """Read a time as people write it: `90`, `90s`, `9m`, `1h30m`, in seconds.
 

@@ -76,7 +76,7 @@ def _render_cells(row: Row) -> list[str]:
         escape(", ".join(str(part) for part in recipe)),
         escape(row.get("labels", "hard")),
         _render_accuracy(row),
-        str(len(row["seeds"]) if isinstance(row.get("seeds"), list | tuple) else 0),
+        _render_seeds(row),
         _render_count(row.get("steps")),
         _render_count(row.get("distinct_images")),
     ]
@@ -91,3 +91,10 @@ def _render_accuracy(row: Row) -> str:
 
 def _render_count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "?"
+
+
+def _render_seeds(row: Row) -> str:
+    """The number of students, and of generators where there are several."""
+    seeds, generators = row.get("seeds"), row.get("generators")
+    count = str(len(seeds) if isinstance(seeds, list | tuple) else 0)
+    return f"{count} of {generators} generators" if isinstance(generators, int) and generators > 1 else count

@@ -48,7 +48,19 @@ def answer_in_words(rows: Sequence[Row]) -> list[str]:
             f"{coded['images_per_class']:,} per class) gives {archive['accuracy_mean']:.1f} %: the generator is "
             f"{_compare(main, archive)} it."
         )
+    for alone in (row for row in rows if row["source"] == "few"):
+        both = next((row for row in rows if row["source"] == "mixed" and _stands_beside(row, alone)), None)
+        if both and _stands_beside(main, alone, part=False):
+            sentences.append(
+                f"On {alone['real_percent']:g} % of the real images it reaches {alone['accuracy_mean']:.1f} %, with "
+                f"generated images in every batch {both['accuracy_mean']:.1f} %."
+            )
     return sentences
+
+
+def _stands_beside(row: Row, few: Row, *, part: bool = True) -> bool:
+    keys = ("mode", "ipc", "arch", "width", "labels", "recipe", "epochs", *(["real_percent"] if part else []))
+    return all(row.get(key) == few.get(key) for key in keys)
 
 
 def list_warnings(rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dim.evaluation.archive import Archive
 from dim.runtime.errors import DataError, OutputError
@@ -17,11 +18,11 @@ MAX_RESULT_BYTES = 2**16
 PROTOCOL = (
     "test split once, after the last step, eval() mode, fp32; images uint8, normalised by the real training split"
 )
-SOURCES = ("bundle", "real", "archive", "whole")
+SOURCES = ("bundle", "real", "archive", "few", "mixed", "whole")
 """What a student may be trained on: images of a bundle; real images, as many per class (`fixed`) or as many steps
-(`stream`); a compressed archive of real images of as many bytes as the bundle's generator; the whole training
-split."""
-LATER_FIELDS = {"archive": None}
+(`stream`); a compressed archive of real images of as many bytes as the bundle's generator; a part of the real
+images; that part and images of a bundle, half of every batch each; the whole training split."""
+LATER_FIELDS: dict[str, Any] = {"archive": None, "real_percent": 0}
 """Fields that came later, and the values with which a cell is what it was before."""
 
 
@@ -47,6 +48,8 @@ class Cell:
     """Most images per class that the source may use; 0 for all."""
     archive: Archive | None = None
     """What an archive holds, and how it is coded."""
+    real_percent: float = 0
+    """Part of every class's real images that `few` and `mixed` show, in percent."""
     arch: str
     width: int | None
     """Width of the student; None for the published one."""

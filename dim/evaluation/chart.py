@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dim.chart_style import INK, Label, choose_colour, label_ends, make_figure, name_axes, to_png
 from dim.evaluation.results import Row
-from dim.evaluation.table import list_columns, network_name
+from dim.evaluation.table import APART, list_columns, network_name
 from dim.runtime.errors import OutputError
 from dim.runtime.storage.below import replace_file
 
@@ -34,7 +34,7 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     Raises:
         OutputError: the disk refused.
     """
-    drawn = [row for row in rows if row["source"] != "whole"]
+    drawn = [row for row in rows if row["source"] not in APART]
     if not drawn:
         return
     sizes: dict[tuple[str, int | None, str], set[int]] = {}

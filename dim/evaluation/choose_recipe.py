@@ -121,6 +121,7 @@ def choose_recipe(
         labels=("hard",),
         controls=("real",),
         whole_epochs=0,
+        real_percents=(),
         quality=False,
         privacy=False,
     )

@@ -7,7 +7,7 @@ difference.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -187,7 +187,6 @@ def real_stream(
     seed: int,
     device: torch.device,
     score: Score | None,
-    limit: int = 0,
 ) -> TrainingImages:
     """Show `ipc` real images per class in every epoch, none twice before all of its class were shown.
 
@@ -200,9 +199,8 @@ def real_stream(
         seed: of the order.
         device: where the images are.
         score: a teacher, or None.
-        limit: most images per class that are ever shown; 0 for all.
     """
-    classes = shuffled_rows_by_class(data, seed, limit)
+    classes = shuffled_rows_by_class(data, seed)
     rng = np.random.default_rng(seed_of("real order", seed))
 
     def endless(rows: Labels) -> Iterator[int]:
@@ -231,3 +229,28 @@ def real_stream(
         distinct_images=distinct,
         data_bytes=distinct * (image_bytes + soft_bytes),
     )
+
+
+def keep_percent(data: ImageSet, percent: float, seed: int) -> ImageSet:
+    """Return the dataset with a random part of every class's training images, at least one of each."""
+    kept = [rows[: max(1, round(len(rows) * percent / 100))] for rows in shuffled_rows_by_class(data, seed)]
+    rows = np.concatenate(kept)
+    return replace(data, train_images=data.train_images[rows], train_labels=data.train_labels[rows])
+
+
+def mix_batches(real: Iterator[Batch], generated: Iterator[Batch]) -> Iterator[Batch]:
+    """Show batches of both in halves: every batch is half real, and every image of both streams is shown.
+
+    Args:
+        real, generated: batches of equal sizes, one by one.
+    """
+    for first, second in zip(real, generated, strict=False):
+        half = len(first[1]) // 2
+        for start, stop in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+            parts = [
+                None if a is None or b is None else torch.cat([a[start], b[stop]])
+                for a, b in zip(first, second, strict=True)
+            ]
+            images, labels, logits = parts
+            assert images is not None and labels is not None
+            yield images, labels, logits

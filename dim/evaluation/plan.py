@@ -56,11 +56,11 @@ def plan_cells(
         "data": data.name,
         "fingerprint": data.fingerprint(),
         "width": protocol.width,
-        "recipe": resolve_recipe(protocol.recipe, data.name),
         "precision": execution.choose_precision(),
     }
     drawn = [_describe_bundle(subject, execution) for subject in subjects]
     real = _plan_controls(subjects, protocol, execution, archives)
+    mixed = [source for percent in protocol.real_percents for source in _plan_mixed(percent, drawn)]
     cells = [
         Cell(
             mode=mode,
@@ -70,13 +70,14 @@ def plan_cells(
             epochs=protocol.epochs,
             labels=labels,
             teacher=teacher if labels == "soft" else "",
+            recipe=resolve_recipe(protocol.recipe, data.name, ipc),
             **source,
             **common,
         )
         for ipc, arch, seed, labels, mode in product(
             protocol.ipcs, protocol.archs, protocol.seeds, protocol.labels, protocol.modes
         )
-        for source in drawn + real[mode]
+        for source in drawn + real[mode] + (mixed if mode == "stream" else [])
     ]
     if protocol.whole_epochs:
         cells += [
@@ -88,6 +89,7 @@ def plan_cells(
                 epochs=protocol.whole_epochs,
                 source="whole",
                 subject="whole set",
+                recipe=resolve_recipe(protocol.recipe, data.name),
                 **common,
             )
             for arch, seed in product(protocol.archs, protocol.seeds)
@@ -123,3 +125,11 @@ def _plan_controls(
     name = f"archive{_name_precision(execution.image_precision)}"
     kept = [{"source": "archive", "subject": name, "archive": archive} for archive in archives]
     return {mode: real + (kept if mode == "stream" else []) for mode in protocol.modes}
+
+
+def _plan_mixed(percent: float, drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A part of the real images alone, and with generated ones added."""
+    few = f"{percent:g} % real"
+    alone = {"source": "few", "subject": few, "real_percent": percent}
+    added = [bundle | {"source": "mixed", "subject": f"{few} + {bundle['subject']}"} for bundle in drawn]
+    return [alone, *(bundle | {"real_percent": percent} for bundle in added)]

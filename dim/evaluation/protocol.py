@@ -46,13 +46,17 @@ class EvalProtocol:
     epochs: int = 1000
     """Passes over `ipc` images per class, in both modes."""
     recipe: str | Recipe = "default"
-    """`default`, `published`, `condensation` or `condensation-all` (see `dim.students.recipes.resolve_recipe`); a
-    finished recipe; or `holdout`, the best of several on real images held out (`dim.evaluation.choose_recipe`)."""
+    """`default`, `published`, `reference`, `condensation` or `condensation-all` (see
+    `dim.students.recipes.resolve_recipe`); a finished recipe; or `holdout`, the best of several on real images held out
+    (`dim.evaluation.choose_recipe`)."""
     labels: tuple[str, ...] = ("hard",)
     """`hard`, `soft` (logits of the teacher of the first bundle) or both."""
     controls: tuple[str, ...] = CONTROLS
     """What stands beside a bundle: `real`, as many images or steps; `archive`, beside streams, the best compressed
     archive of real images of as many bytes as the file that the stream is drawn from. Without a bundle, `real`."""
+    real_percents: tuple[float, ...] = ()
+    """Parts of every class's real images, in percent: students are trained on them alone and with as many generated
+    images added to every batch, at the steps of `stream`."""
     whole_epochs: int = 0
     """Epochs over the whole training split, as a row of its own; 0 for none."""
 
@@ -85,6 +89,9 @@ class EvalProtocol:
             for number in numbers:
                 if number < low:
                     raise BadValueError(f"{name} is {number}; it must be at least {low}.")
+        for percent in self.real_percents:
+            if not 0 < percent <= 100:
+                raise BadValueError(f"real_percents holds {percent:g}; it must lie above 0 and not above 100.")
         if self.recipe != HOLDOUT:
             resolve_recipe(self.recipe, "")
 
@@ -98,9 +105,11 @@ class EvalProtocol:
 PROTOCOLS = {
     "quick": EvalProtocol(ipcs=(10, 50), epochs=100, width=32),
     "full": EvalProtocol(archs=("convnet3", "resnet18")),
+    "reference": EvalProtocol(ipcs=(10,), modes=("stream",), recipe="reference"),
 }
 """By name: `quick`, a first answer in minutes on two cores for small grey images, a tenth of the epochs with a narrow
-ConvNet-3; `full`, the protocol of the published tables."""
+ConvNet-3; `full`, the protocol of the published tables; `reference`, that of the DiM code itself, batches of 10, 25 and
+50 at 1, 10 and 50 images per class: 4,000 steps of 25 at ten."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,12 +24,19 @@ class Row(TypedDict):
     subject: str
     source: str
     content_id: str
+    """Of the first generator."""
+    content_ids: list[str]
+    """Of every generator of the row; empty for real images alone."""
+    generators: int
+    """Number of generators; 0 for real images alone."""
     mode: str
     ipc: int
     images_per_class: int
     """Of an archive: images per class at most; 0 where all may be used."""
     archive: dict[str, Any] | None
     """The fields of `Archive`."""
+    real_percent: float
+    """Part of the real images that was shown, in percent, where it was a part."""
     arch: str
     width: int | None
     labels: str
@@ -47,9 +54,9 @@ class Row(TypedDict):
     accuracy_mean: float
     """Percent, 0 to 100."""
     accuracy_std: float | None
-    """Deviation of a sample, in percent; None for one seed."""
+    """Deviation of a sample, in percent: over the seeds, or over the means of several generators; None for one."""
     accuracies: list[float]
-    """By seed."""
+    """By seed; those of several generators one after another."""
     class_accuracies: list[float]
     """Percent of the test images of every class, mean over the seeds; empty in rows of earlier releases."""
     seeds: list[int]
@@ -71,7 +78,7 @@ class Row(TypedDict):
 
 
 def aggregate(results: Sequence[CellResult]) -> list[Row]:
-    """Join the students that differ by their seed only into rows of plain JSON data.
+    """Join the students that differ by their seed, or by a generator of one name, into rows of plain JSON data.
 
     Args:
         results: finished cells in any order; rows come in the order of their first cell.
@@ -82,12 +89,18 @@ def aggregate(results: Sequence[CellResult]) -> list[Row]:
     """
     grouped: dict[str, list[CellResult]] = {}
     for result in results:
-        grouped.setdefault(result.cell.identity(with_seed=False), []).append(result)
-    return [_row(sorted(group, key=lambda result: result.cell.seed)) for group in grouped.values()]
+        # Generators of one name share a row; bundles to compare have names of their own.
+        generic = replace(result.cell, content_id="", generator="")
+        key = f"{result.cell.subject} {generic.identity(with_seed=False)}"
+        grouped.setdefault(key, []).append(result)
+    return [_row(group) for group in grouped.values()]
 
 
 def _row(group: list[CellResult]) -> Row:
+    found = list(dict.fromkeys(result.cell.content_id for result in group))
+    group = sorted(group, key=lambda result: (found.index(result.cell.content_id), result.cell.seed))
     cell, last = group[0].cell, max(group, key=lambda result: result.date)
+    means = [statistics.fmean(r.accuracy for r in group if r.cell.content_id == one) for one in found]
     accuracies = [result.accuracy for result in group]
     by_class = list(zip(*(result.class_accuracies for result in group if result.class_accuracies), strict=True))
     return {
@@ -96,10 +109,13 @@ def _row(group: list[CellResult]) -> Row:
         "subject": cell.subject,
         "source": cell.source,
         "content_id": cell.content_id,
+        "content_ids": [one for one in found if one],
+        "generators": sum(1 for one in found if one),
         "mode": cell.mode,
         "ipc": cell.ipc,
         "images_per_class": cell.archive.images_per_class if cell.archive else cell.images_per_class,
         "archive": asdict(cell.archive) if cell.archive else None,
+        "real_percent": cell.real_percent,
         "arch": cell.arch,
         "width": cell.width,
         "labels": cell.labels,
@@ -111,8 +127,8 @@ def _row(group: list[CellResult]) -> Row:
         "distinct_images": group[0].distinct_images,
         "data_bytes": group[0].data_bytes,
         "bits_per_class": round(8 * group[0].data_bytes / len(by_class)) if by_class else None,
-        "accuracy_mean": round(statistics.fmean(accuracies), 4),
-        "accuracy_std": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None,
+        "accuracy_mean": round(statistics.fmean(means), 4),
+        "accuracy_std": _deviation(means if len(means) > 1 else accuracies),
         "accuracies": [round(accuracy, 4) for accuracy in accuracies],
         "class_accuracies": [round(statistics.fmean(one), 4) for one in by_class],
         "seeds": [result.cell.seed for result in group],
@@ -130,6 +146,10 @@ def _row(group: list[CellResult]) -> Row:
         "data_note": last.data_note,
         "protocol": last.protocol,
     }
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return round(statistics.stdev(values), 4) if len(values) > 1 else None
 
 
 def write_results(

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from dim.evaluation.cells import Cell, CellResult
 from dim.evaluation.context import EvalContext
 from dim.evaluation.images import (
+    Score,
     TrainingImages,
     fixed_images,
     generated_set,
     generated_stream,
+    keep_percent,
+    mix_batches,
     real_set,
     real_stream,
 )
@@ -99,6 +102,8 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
         return fixed_images(*real_set(data, cell.ipc, seed), batch_size, seed, device, score)
     if cell.source == "real":
         return real_stream(data, context.train_images, cell.ipc, batch_size, cell.epochs, seed, device, score)
+    if cell.source == "few":
+        return _few_images(context, cell, score)
     if cell.archive is not None:
         kept, size_bytes = context.open_archive(cell.archive, seed)
         shown = DeviceImages(kept.train_images, device)
@@ -107,11 +112,26 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
     bundle = context.open_bundle(cell.content_id, cell.engine_precision)
     if cell.mode == "fixed":
         return fixed_images(*generated_set(bundle, cell.ipc, seed), batch_size, seed, device, score)
-    return TrainingImages(
+    stream = TrainingImages(
         batches=generated_stream(bundle, cell.ipc, batch_size, cell.epochs, seed, device, score, context.kept),
         distinct_images=len(data.classes) * cell.ipc * cell.epochs,
         data_bytes=bundle_bytes(bundle.manifest, bundle.engine.precision, soft=bool(cell.teacher)),
     )
+    if cell.source == "bundle":
+        return stream
+    few = _few_images(context, cell, score)
+    return TrainingImages(
+        batches=mix_batches(few.batches, stream.batches),
+        distinct_images=few.distinct_images + stream.distinct_images // 2,
+        data_bytes=few.data_bytes + stream.data_bytes,
+    )
+
+
+def _few_images(context: EvalContext, cell: Cell, score: Score | None) -> TrainingImages:
+    """A part of the real images, again and again."""
+    few, device = keep_percent(context.data, cell.real_percent, cell.seed), torch.device(context.device)
+    shown = DeviceImages(few.train_images, device)
+    return real_stream(few, shown, cell.ipc, cell.recipe.batch_size, cell.epochs, cell.seed, device, score)
 
 
 def _share_by_class(right: NDArray[np.bool_], labels: NDArray[np.int64], num_classes: int) -> tuple[float, ...]:

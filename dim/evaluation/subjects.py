@@ -1,6 +1,6 @@
 """The bundles under evaluation, and the dataset that belongs to one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from dim.runtime.progress.show import ProgressOption
 
 GENERATED = "generated"
 """What tables call a bundle that was given no name."""
-Bundles = str | Path | Mapping[str, str | Path]
-"""A bundle's folder, or folders by the names that tables show; the controls take as many bytes as the first one."""
+Bundles = str | Path | Mapping[str, str | Path | Sequence[str | Path]]
+"""A bundle's folder, or folders by the names that tables show; the controls take as many bytes as the first one.
+Several folders of one name are generators of one recipe, which share a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,12 @@ def read_subjects(bundles: Bundles, data: ImageSet) -> list[Subject]:
     """Read the manifests of bundles.
 
     Raises:
-        BadValueError: one is not of this dataset, or two draw the same images.
+        BadValueError: one is not of this dataset, two draw the same images, or two of one name have other recipes.
         BundleError: one is missing or altered.
     """
     named = bundles if isinstance(bundles, Mapping) else {GENERATED: bundles}
     subjects: list[Subject] = []
-    for name, folder in named.items():
+    for name, folder in _list_folders(named):
         manifest = load_manifest(Path(folder))
         check_fits(Path(folder), manifest, data)
         for other in subjects:
@@ -63,8 +64,30 @@ def read_subjects(bundles: Bundles, data: ImageSet) -> list[Subject]:
                     f"The bundles {other.folder} and {folder} draw the same images (content id "
                     f"{manifest.content_id[:12]}): compare with another one."
                 )
+            if other.name == name:
+                _check_same_recipe(other, Path(folder), manifest)
         subjects.append(Subject(name=name, folder=Path(folder), manifest=manifest))
     return subjects
+
+
+def _list_folders(named: Mapping[str, str | Path | Sequence[str | Path]]) -> list[tuple[str, str | Path]]:
+    return [
+        (name, folder)
+        for name, folders in named.items()
+        for folder in ([folders] if isinstance(folders, str | Path) else folders)
+    ]
+
+
+def _check_same_recipe(first: Subject, folder: Path, manifest: Manifest) -> None:
+    """Refuse a generator that was distilled otherwise than another one by more than its seed and name."""
+    ours, theirs = first.manifest.distill_config, manifest.distill_config
+    keys = (ours.keys() | theirs.keys()) - {"seed", "name"}
+    differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
+    if differing:
+        raise BadValueError(
+            f"The bundles {first.folder} and {folder} were distilled by different recipes "
+            f"({', '.join(differing[:3])}), so they share no row: compare them with --compare."
+        )
 
 
 def check_fits(folder: Path, manifest: Manifest, data: ImageSet) -> None:

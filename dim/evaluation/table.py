@@ -16,11 +16,12 @@ NOT_RUN = "not run"
 
 
 def format_accuracy(row: Row | None) -> str:
-    """Return "97.12 ± 0.08", "97.12 (one seed)", or "not run"."""
+    """Return "97.12 ± 0.08", "97.12 (one seed)", "97.12 ± 0.08 (3 generators)", or "not run"."""
     if row is None:
         return NOT_RUN
     spread = f" ± {row['accuracy_std']:.2f}" if row["accuracy_std"] is not None else " (one seed)"
-    return f"{row['accuracy_mean']:.2f}{spread}"
+    several = f" ({row['generators']} generators)" if row.get("generators", 1) > 1 else ""
+    return f"{row['accuracy_mean']:.2f}{spread}{several}"
 
 
 def format_bytes(count: int) -> str:
@@ -33,9 +34,13 @@ def format_bytes(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
+APART = ("whole", "few", "mixed")
+"""Sources that have lines or tables of their own."""
+
+
 def list_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """List (labels, subject), hard labels first, in the order of first appearance."""
-    found = dict.fromkeys((row["labels"], row["subject"]) for row in rows if row["source"] != "whole")
+    found = dict.fromkeys((row["labels"], row["subject"]) for row in rows if row["source"] not in APART)
     return sorted(found, key=lambda column: column[0] != "hard")
 
 
@@ -50,7 +55,7 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
     from rich.text import Text
 
     columns = list_columns(rows)
-    settings = sorted({(row["recipe"], row["epochs"]) for row in rows if row["source"] != "whole"})
+    settings = sorted({(row["recipe"], row["epochs"]) for row in rows if row["source"] not in APART})
     described = "; ".join(
         f"{name} recipe, {epochs:,} epochs"
         + ("" if epochs == PUBLISHED_EPOCHS else f" (published: {PUBLISHED_EPOCHS:,})")
@@ -79,7 +84,7 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
         table.add_column("generated - real", justify="right")
     lines: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
     for row in rows:
-        if row["source"] != "whole":
+        if row["source"] not in APART:
             key = (row["arch"], row["width"], row["mode"], row["ipc"], row["steps"])
             lines.setdefault(key, {})[row["labels"], row["subject"]] = row
     for (arch, width, mode, ipc, steps), cells in sorted(lines.items(), key=lambda item: _sort_key(item[0])):
@@ -186,4 +191,32 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
         numbers = [f"{found[key]:.2f}" for key in ("precision", "recall", "density", "coverage")]
         numbers += [f"{found['fd']:.2f}", f"{found['kid']:.4f}"] if "fd" in found else ["", ""]
         table.add_row(Text(printable(kind)), *numbers)
+    return table
+
+
+def mixed_table(rows: Sequence[Row]) -> "Table":
+    """Build a rich table of students of few real images, alone and with generated ones added.
+
+    Args:
+        rows: as `aggregate` returns them, of one dataset.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Few real images, alone and with generated ones in every batch, %")
+    for name in ("network", "IPC", "real images", "alone", "with", "both", "gain"):
+        table.add_column(name, justify="left" if name in ("network", "with") else "right")
+    keys = ("ipc", "arch", "width", "labels", "real_percent")
+    for row in rows:
+        alone = [one for one in rows if one["source"] == "few" and all(one.get(key) == row.get(key) for key in keys)]
+        if row["source"] == "mixed" and alone:
+            table.add_row(
+                network_name(row["arch"], row["width"]),
+                f"{row['ipc']:,}",
+                f"{row['real_percent']:g} %",
+                format_accuracy(alone[0]),
+                Text(printable(row["subject"].partition(" + ")[2])),
+                format_accuracy(row),
+                _format_gap(row["accuracy_mean"] - alone[0]["accuracy_mean"]),
+            )
     return table

@@ -69,6 +69,9 @@ class Recipe:
 PUBLISHED = Recipe(name="published", lr=0.01, schedule="constant", augment="color_crop", fill="mean")
 """The student of the DiM code: SGD 0.01 constant, momentum 0.9, weight decay 5e-4, colour and crop, batch 64."""
 
+REFERENCE_BATCHES = {1: 10, 10: 25, 50: 50}
+"""Images per step of the DiM code's own scripts, by images per class."""
+
 CONDENSATION = Recipe(
     name="condensation",
     lr=0.01,
@@ -86,13 +89,15 @@ DEFAULT = Recipe(name="default", lr=0.06, label_smoothing=0.1)
 """One cycle with label smoothing; `resolve_recipe` adds the augmentation that suits the dataset."""
 
 
-def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
+def resolve_recipe(recipe: str | Recipe, data_name: str, ipc: int = 10) -> Recipe:
     """Return the recipe of that name, with the dataset's augmentation.
 
     Args:
-        recipe: `default`, `published`, `condensation`, `condensation-all`, which is the same with every kind of
-            augmentation at once, or a finished recipe, which is returned as it is.
+        recipe: `default`; `published`; `reference`, the same in the batches of the DiM code; `condensation`;
+            `condensation-all`, which is the same with every kind of augmentation at once; or a finished recipe, which
+            is returned as it is.
         data_name: the dataset's name; decides whether images may be flipped horizontally (see `default_policy`).
+        ipc: images per class; decides the batch of `reference`.
 
     Raises:
         BadValueError: there is no recipe of that name.
@@ -101,6 +106,9 @@ def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
         return recipe
     if recipe == "published":
         return PUBLISHED
+    if recipe == "reference":
+        smaller = [size for size in REFERENCE_BATCHES if size <= ipc]
+        return replace(PUBLISHED, name="reference", batch_size=REFERENCE_BATCHES[max(smaller)])
     if recipe == "default":
         return replace(DEFAULT, augment=default_policy(data_name))
     if recipe in ("condensation", "condensation-all"):
@@ -108,5 +116,6 @@ def resolve_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
         kinds = [kind for kind in CONDENSATION.augment.split("|") if flips or kind != "flip"]
         return replace(CONDENSATION, name=recipe, augment=("_" if recipe == "condensation-all" else "|").join(kinds))
     raise BadValueError(
-        f"There is no student recipe '{recipe}'; there are default, published, condensation and condensation-all."
+        f"There is no student recipe '{recipe}'; there are default, published, reference, condensation and "
+        "condensation-all."
     )

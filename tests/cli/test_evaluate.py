@@ -59,18 +59,16 @@ def test_a_bundle_of_a_folder_needs_its_data_named(digits_bundle: Path, tmp_path
 def test_cautions_about_the_data_stand_below_the_table(
     digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"seconds_per_student": 1.0, "seeds": [0], "content_id": ""}
-    found = SimpleNamespace(rows=[row], out=tmp_path, results=(1,), finished=True)
+    row = {"seconds_per_student": 1.0, "seeds": [0], "content_id": "", "source": "real"}
+    found = SimpleNamespace(rows=[row], out=tmp_path, results=(1,), finished=True, found={})
     monkeypatch.setattr("dim.evaluation.evaluate.evaluate", lambda *arguments, **options: found)
-    monkeypatch.setattr("dim.evaluation.table.accuracy_table", lambda rows: "accuracy")
-    monkeypatch.setattr("dim.evaluation.table.cost_table", lambda rows: "cost")
+    monkeypatch.setattr("dim.evaluation.table.accuracy_table", lambda rows, caption: "accuracy")
     path = tmp_path / "few.npz"
     np.savez(path, images=np.zeros((40, 8, 8), np.uint8), labels=np.arange(40) % 10)
     ran = dim("eval", "--bundle", digits_bundle, "--data", path, "--out", tmp_path)
     assert ran.code == 0, ran.err
-    assert ran.out.splitlines()[:4] == [
+    assert ran.out.splitlines()[:3] == [
         "accuracy",
-        "cost",
         "Caution about the data: fewer than 10 training images in 10 of 10 classes ('0', '1', '2', ...).",
         "Caution about the data: fewer than 20 test images in 10 of 10 classes ('0', '1', '2', ...), so accuracies are "
         "rough.",
@@ -143,7 +141,7 @@ def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--preset", "slow"], "There is no preset 'slow'; there are quick, full."),
+        (["--preset", "slow"], "There is no preset 'slow'; there are quick, full, reference."),
         (["--ipc", "ten"], "--ipc got 'ten'; it takes whole numbers joined by commas, as in 10,50,1."),
         (["--mode", "both"], "There is no mode 'both'; there are fixed, stream."),
         (["--seeds", "0"], None),

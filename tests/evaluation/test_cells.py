@@ -32,7 +32,7 @@ def test_the_identity_of_a_cell_leaves_out_names_and_nothing_else(data: ImageSet
         {"arch": "vgg11"}, {"width": 8}, {"seed": 1}, {"epochs": 6}, {"labels": "soft"}, {"teacher": "a"},
         {"recipe": PUBLISHED}, {"precision": "bf16"}, {"engine_precision": "int8"}, {"images_per_class": 3},
         {"engine": "tensorrt"}, {"generator": "a"},
-        {"archive": Archive(codec="avif", quality=5, images_per_class=3, max_bytes=100)},
+        {"real_percent": 5}, {"archive": Archive(codec="avif", quality=5, images_per_class=3, max_bytes=100)},
     ]  # fmt: skip
     assert len({replace(cell, **change).identity() for change in changes} | {cell.identity()}) == len(changes) + 1
     assert replace(cell, seed=1).identity(with_seed=False) == cell.identity(with_seed=False)

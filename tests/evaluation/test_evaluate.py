@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,9 +19,10 @@ import dim.evaluation.jobs
 from dim.data.load import ImageSet
 from dim.evaluation.cells import Cell, CellResult
 from dim.evaluation.evaluate import evaluate
+from dim.evaluation.plan import plan_cells
 from dim.evaluation.protocol import PROTOCOLS, Execution
 from dim.evaluation.results import aggregate
-from dim.evaluation.table import accuracy_table, cost_table, format_bytes
+from dim.evaluation.table import accuracy_table, cost_table, format_accuracy, format_bytes, mixed_table
 from dim.export.record_accuracy import record_accuracy
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
 from dim.runtime.engines.base import EngineOptions
@@ -218,7 +220,8 @@ def test_measured_rows_go_into_the_bundle_and_leave_its_identity(data: ImageSet,
 def test_named_protocols_run_without_a_bundle(data: ImageSet, tmp_path: Path) -> None:
     for protocol in PROTOCOLS.values():
         small = replace(protocol, epochs=1, ipcs=(1,), seeds=(0,), archs=protocol.archs[:1], width=4)
-        assert len(evaluate({}, data, small, Execution(device="cpu", threads=1), out=tmp_path).results) == 2
+        results = evaluate({}, data, small, Execution(device="cpu", threads=1), out=tmp_path).results
+        assert len(results) == len(protocol.modes)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +277,60 @@ def test_other_data_than_the_bundle_came_from_is_said(data: ImageSet, tmp_path: 
 
 def test_sizes_are_readable() -> None:
     assert [format_bytes(n) for n in (17, 6400, 3_915_000, 153_600_000)] == ["17 B", "6.4 kB", "3.9 MB", "154 MB"]
+
+
+def test_few_real_images_stand_alone_and_with_generated_ones(bundle: Path, data: ImageSet, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"ipcs": (4,), "seeds": (0,), "modes": ("stream",), "controls": (), "epochs": 3}
+    results = run_evaluation(bundle, data, tmp_path, options | {"real_percents": (10, 50)}).results
+    assert [(r.cell.subject, r.cell.source, r.cell.real_percent) for r in results] == [
+        ("generated", "bundle", 0),
+        ("10 % real", "few", 10), ("10 % real + generated", "mixed", 10),
+        ("50 % real", "few", 50), ("50 % real + generated", "mixed", 50),
+    ]  # fmt: skip
+    assert {r.steps for r in results} == {3}
+    # Nine images are 10 % of ninety; half of the 36 that were shown are generated.
+    assert [r.distinct_images for r in results] == [36, 9, 9 + 18, 36, 36 + 18]
+    assert results[2].data_bytes == results[0].data_bytes + 9 * 64
+    rows = aggregate(results)
+    console = Console(width=120, record=True)
+    console.print(accuracy_table(rows), mixed_table(rows))
+    shown = console.export_text()
+    assert shown.count("10 %") == 1 and shown.count("50 %") == 1 and "alone" in shown
+    for percent in (0, 101):
+        with pytest.raises(BadValueError, match="it must lie above 0 and not above 100"):
+            run_evaluation(bundle, data, tmp_path, options | {"real_percents": (percent,)})
+
+
+def test_generators_of_one_recipe_share_a_row(data: ImageSet, tmp_path: Path) -> None:
+    config = {"seed": 0, "preset": "small"}
+    folders = [
+        build_tiny_bundle(tmp_path / f"{seed}.dim", seed=seed, distill_config=config | {"seed": seed})
+        for seed in range(3)
+    ]
+    options: dict[str, Any] = {"ipcs": (4,), "seeds": (0, 1), "modes": ("stream",), "controls": ("real",)}
+    rows = run_evaluation({"generated": folders}, data, tmp_path / "eval", options).rows
+    assert [(row["subject"], row["generators"], row["seeds"]) for row in rows] == [
+        ("generated", 3, [0, 1, 0, 1, 0, 1]),
+        ("real", 0, [0, 1]),
+    ]
+    ours = np.reshape(rows[0]["accuracies"], (3, 2)).mean(axis=1)
+    assert rows[0]["accuracy_mean"] == pytest.approx(ours.mean(), abs=1e-3)
+    assert rows[0]["accuracy_std"] == pytest.approx(ours.std(ddof=1), abs=1e-3)
+    assert rows[0]["content_ids"] == [load_manifest(folder).content_id for folder in folders]
+    assert format_accuracy(rows[0]).endswith(" (3 generators)")
+    other = build_tiny_bundle(tmp_path / "other.dim", seed=9, distill_config=config | {"preset": "best"})
+    message = r"were distilled by different recipes \(preset\), so they share no row: compare them with --compare\.$"
+    with pytest.raises(BadValueError, match=message):
+        run_evaluation({"generated": [folders[0], other]}, data, tmp_path / "eval", options)
+
+
+def test_the_protocol_of_the_reference_code_has_its_batches(data: ImageSet) -> None:
+    protocol = replace(PROTOCOLS["reference"], ipcs=(1, 10, 50, 20))
+    cells = plan_cells(data, [], protocol, Execution(device="cpu"))
+    found = {cell.ipc: (cell.recipe.batch_size, cell.steps(10, 0), cell.recipe.name) for cell in cells}
+    assert found == {
+        1: (10, 1000, "reference"),
+        10: (25, 4000, "reference"),
+        50: (50, 10_000, "reference"),
+        20: (25, 8000, "reference"),
+    }

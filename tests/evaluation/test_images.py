@@ -1,5 +1,6 @@
 """What students are trained on: sets and streams, generated and real."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,19 @@ import torch
 
 from dim.data.load import ImageSet
 from dim.evaluation.drawn import keep_drawn
-from dim.evaluation.images import draw_in_chunks, generated_set, generated_stream, real_set, real_stream
+from dim.evaluation.images import (
+    draw_in_chunks,
+    generated_set,
+    generated_stream,
+    keep_percent,
+    mix_batches,
+    real_set,
+    real_stream,
+)
 from dim.execution.device_data import DeviceImages
 from dim.runtime.bundle import open_bundle
 from dim.runtime.errors import OutputError
+from dim.students.train import Batch
 
 CPU = torch.device("cpu")
 
@@ -116,6 +126,22 @@ def test_a_real_stream_shows_every_image_once_before_any_twice(data: ImageSet) -
         assert torch.bincount(labels).tolist() == [10, 10, 10]
     assert training.distinct_images == 90
     assert real_stream(data, images, 1, 16, 6, 0, CPU, None).distinct_images == 18
-    limited = real_stream(data, images, 10, 16, 6, 0, CPU, None, limit=4)
-    shown = {int(row) for _ in range(12) for row in next(limited.batches)[0].flatten()}
-    assert len(shown) == limited.distinct_images == 12
+    few = keep_percent(data, 10, 0)
+    assert np.bincount(few.train_labels).tolist() == [3, 3, 3]
+    assert np.array_equal(few.train_images, real_set(data, 3, 0)[0])
+    assert len(keep_percent(data, 0.1, 0).train_labels) == 3  # never fewer than one of each class
+
+
+def test_mixed_batches_are_half_real_and_show_every_image() -> None:
+    def batches(first: int) -> Iterator[Batch]:
+        for size in (6, 5):
+            images = torch.arange(first, first + size)
+            yield images, images + 100, None
+            first += size
+
+    mixed = list(mix_batches(batches(0), batches(50)))
+    assert [len(labels) for _, labels, _ in mixed] == [6, 6, 5, 5]
+    assert [int((images < 50).sum()) for images, _, _ in mixed] == [3, 3, 2, 3]
+    shown = sorted(int(number) for images, _, _ in mixed for number in images)
+    assert shown == [*range(11), *range(50, 61)]
+    assert all((labels == images + 100).all() and logits is None for images, labels, logits in mixed)

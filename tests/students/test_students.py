@@ -146,7 +146,7 @@ def test_recipes_are_found_by_name_and_checked() -> None:
     digits = resolve_recipe("condensation", "svhn")
     assert digits.augment == "color|crop|cutout|scale|rotate" and digits.batch_size == 256
     assert resolve_recipe(PUBLISHED, "mnist") is PUBLISHED is resolve_recipe("published", "mnist")
-    names = "default, published, condensation and condensation-all"
+    names = "default, published, reference, condensation and condensation-all"
     with pytest.raises(BadValueError, match=rf"^There is no student recipe 'best'; there are {names}\.$"):
         resolve_recipe("best", "mnist")
     with pytest.raises(BadValueError, match=r"^Recipe.momentum is 1.5; it must lie between 0 and 0.9999\.$"):
