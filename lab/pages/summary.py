@@ -52,6 +52,7 @@ _COLUMNS = (
     ("pixels, equal bytes", "stream", "real, equal bytes"),
 )
 """Heading, mode and subject of every column that holds an accuracy."""
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def choose_rows(summary: Summary, rows: Sequence[Row]) -> dict[tuple[str, int, str, str], Row]:
@@ -92,7 +93,7 @@ def render_table(summary: Summary, rows: Sequence[Row]) -> str:
     ]
     for arch, ipc in pairs:
         cells = [found.get((arch, ipc, mode, subject)) for _, mode, subject in columns]
-        texts = [format_accuracy(row) if row else "" for row in cells]
+        texts = [format_accuracy(row).replace(" ", _NO_BREAK) if row else "" for row in cells]
         lines.append(f"| {network_name(arch, None)} | {ipc} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from dim.runtime.bundle_format.files import load_manifest
 from lab.pages.distilling import ABLATION_MARKS
 from lab.pages.evaluation import CONTROLS, evaluation_sections
+from lab.pages.summary import SUMMARIES, render_table, write_summaries
 from lab.reproduce import RIVALS
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,31 @@ def results(*rows: dict[str, Any], name: str = "mnist", **changes: Any) -> dict[
 
 def test_the_page_in_the_repository_is_what_its_files_say(script: ModuleType) -> None:
     assert script.main(["--check"]) == 0
+
+
+def test_results_show_the_protocol_of_a_table_and_bundles_of_the_repository_only() -> None:
+    summary = SUMMARIES[0]
+    own = load_manifest(ROOT / summary.bundle).content_id
+    shape = {"recipe": summary.recipe, "mode": "stream", "ipc": 1, "content_id": own, "accuracy_mean": 98.5}
+    rows = [
+        row(**shape),
+        row(**shape | {"content_id": "ab" * 32, "ipc": 10}),
+        row(**shape | {"recipe": "other", "ipc": 50}),
+        row(**shape | {"subject": "real", "content_id": "", "accuracy_mean": 98.75, "accuracy_std": None}),
+    ]
+    lines = render_table(summary, rows).replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert lines == [
+        "| network | images per class | `stream` | real, equal steps |",
+        "|---|---:|---:|---:|",
+        "| convnet3 | 1 | 98.50 ± 0.25 | 98.75 (one seed) |",
+    ]
+    with pytest.raises(ValueError, match="lacks the mark <!-- mnist begins -->"):
+        write_summaries("# Results", rows)
+
+
+def test_the_page_of_results_is_short_and_names_no_bundle_from_elsewhere() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert len(page.splitlines()) <= 150 and not re.search(r"\b[0-9a-f]{8}\b", page)
 
 
 def test_every_measured_row_is_there_and_no_other(script: ModuleType, tmp_path: Path) -> None:
