@@ -96,9 +96,9 @@ def evaluate(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="default, published, reference (the same in the batches of the DiM code), condensation (the student "
-            "of DSA and DM), condensation-all (with every augmentation at once), holdout (the best of nine on real "
-            "images held out of the training split), or the recipe.json of such a choice.",
+            help="default; published, or reference (the same in the batches of the DiM code); condensation (the "
+            "student of DSA and DM), or condensation-all (with every augmentation at once). Or holdout, the best of "
+            "nine on real images held out of the training split; or the recipe.json of such a choice.",
             rich_help_panel=_PROTOCOL,
         ),
     ] = None,
