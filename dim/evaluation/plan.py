@@ -102,7 +102,7 @@ def _describe_bundle(subject: Subject, execution: Execution) -> dict[str, Any]:
     precision = execution.image_precision
     return {
         "source": "bundle",
-        "subject": f"{subject.name}{_name_precision(precision)}",
+        "subject": f"{subject.name}{_name_precision(execution)}",
         "content_id": subject.manifest.content_id,
         "engine": execution.image_engine,
         "engine_precision": precision,
@@ -111,9 +111,10 @@ def _describe_bundle(subject: Subject, execution: Execution) -> dict[str, Any]:
     }
 
 
-def _name_precision(precision: str) -> str:
-    """What fp16 and int8 images reach stands beside what fp32 images do."""
-    return "" if precision == "fp32" else f", {precision}"
+def _name_precision(execution: Execution) -> str:
+    """What images reach in a precision that was asked for stands beside what fp32 images do."""
+    precision = execution.image_precision
+    return "" if precision == "fp32" or execution.engine.precision == "auto" else f", {precision}"
 
 
 def _plan_controls(
@@ -122,7 +123,7 @@ def _plan_controls(
     """By mode, the real images that stand beside the generated ones."""
     wanted = "real" in protocol.controls or not (subjects or archives)
     real: list[dict[str, Any]] = [{"source": "real", "subject": "real"}] if wanted else []
-    name = f"archive{_name_precision(execution.image_precision)}"
+    name = f"archive{_name_precision(execution)}"
     kept = [{"source": "archive", "subject": name, "archive": archive} for archive in archives]
     return {mode: real + (kept if mode == "stream" else []) for mode in protocol.modes}
 

@@ -20,8 +20,9 @@ from dim.data.load import ImageSet
 from dim.evaluation.cells import Cell, CellResult
 from dim.evaluation.evaluate import evaluate
 from dim.evaluation.plan import plan_cells
-from dim.evaluation.protocol import PROTOCOLS, Execution
+from dim.evaluation.protocol import PROTOCOLS, EvalProtocol, Execution
 from dim.evaluation.results import aggregate
+from dim.evaluation.subjects import read_subjects
 from dim.evaluation.table import accuracy_table, cost_table, format_accuracy, format_bytes, mixed_table
 from dim.export.record_accuracy import record_accuracy
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
@@ -77,6 +78,23 @@ def test_rows_of_int8_images_name_their_precision_and_go_beside_those_of_fp32(da
         ("generated", "fp32"),
         ("generated, int8", "int8"),
     ]
+
+
+def test_a_precision_that_was_left_open_is_recorded_and_changes_no_name(
+    bundle: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settle(options: EngineOptions) -> EngineOptions:
+        return replace(options, precision="bf16") if options.precision == "auto" else options
+
+    monkeypatch.setattr("dim.evaluation.protocol.settle_precision", settle)
+    subjects = read_subjects(bundle, data)
+    found = {}
+    for asked in ("auto", "bf16", "fp32"):
+        execution = Execution(engine=EngineOptions(precision=asked))
+        cells = plan_cells(data, subjects, EvalProtocol(modes=("fixed",)), execution)
+        found[asked] = {(cell.subject, cell.engine_precision) for cell in cells if cell.source == "bundle"}
+    expected = {"auto": ("generated", "bf16"), "bf16": ("generated, bf16", "bf16"), "fp32": ("generated", "fp32")}
+    assert found == {asked: {cell} for asked, cell in expected.items()}
 
 
 def test_another_file_of_the_precision_is_measured_anew(data: ImageSet, tmp_path: Path) -> None:
