@@ -5,7 +5,7 @@ import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,10 @@ from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.errors import BadValueError
 from dim.runtime.units import format_duration
+
+if TYPE_CHECKING:
+    from dim.data.image_set import ImageSet
+    from dim.distillation.estimate import Estimate
 
 _RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
 
@@ -80,6 +84,14 @@ def distill(
         ),
     ] = "jsonl",
     report: ReportOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Read the data, time a few steps of each part, say what a run would take, and keep nothing.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -116,8 +128,16 @@ def distill(
     images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main)
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.distillation import distill as library
+        from dim.distillation.estimate import estimate
         from dim.execution.threads import default_threads
         from dim.runs.folder import describe_kept
+    threads = default_threads() if threads is None else threads
+    if dry_run:
+        speak("Timing a few steps of each part.")
+        found = estimate(images, preset, overrides=overrides, device=device, threads=threads)
+        if is_main:
+            _print_estimate(images, found, as_json)
+        return
     run_dir = out or Path("runs") / images.name
     try:
         result = library.distill(
@@ -128,7 +148,7 @@ def distill(
             resume=resume,
             from_stage1=from_stage1,
             device=device,
-            threads=default_threads() if threads is None else threads,
+            threads=threads,
             time_limit_s=limit_s,
             log=log,
             say=speak,
@@ -141,6 +161,24 @@ def distill(
         _report(run_dir, result.finished, time.monotonic() - started, as_json)
         if report:
             open_report(run_dir)
+
+
+def _print_estimate(images: "ImageSet", found: "Estimate", as_json: bool) -> None:
+    counts, num_test = images.class_counts, len(images.test_labels)
+    if as_json:
+        data = {"name": images.name, "classes": images.classes, "class_counts": counts, "test_images": num_test}
+        data |= {"image_px": images.height, "channels": images.channels, "note": images.note}
+        print_json({"data": data} | vars(found) | {"seconds": found.seconds})
+        return
+    where = "on disk, read batch by batch" if found.images_on_disk else "in memory"
+    least = min(counts) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    print_line(f"Data:    {images.name}, {len(counts)} classes, {sum(counts)} training images ({least} per class)")
+    print_line(f"         and {num_test} test images of {images.height} x {images.width} x {images.channels}")
+    megabytes = f"{found.image_bytes / 1e6:.1f} MB"
+    print_line(f"Memory:  {found.peak_bytes / 1e9:.1f} GB at most; the images are {megabytes}, {where}")
+    for part, count in found.steps.items():
+        print_line(f"{part + ':':<8} {count} steps of {found.seconds_per_step[part]:.3g} s")
+    print_line(f"In all:  about {format_duration(found.seconds)} here, and the choice of latents afterwards")
 
 
 def _report(run_dir: Path, finished: bool, seconds: float, as_json: bool) -> None:

@@ -118,7 +118,9 @@ def distil(options: argparse.Namespace, group: Group, number: int) -> dict[str, 
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "dim", "distill", "--data", str(options.out / "set"), "--out", str(run)]
     command += ["--preset", "tiny", "--steps", str(options.steps), "--matching-steps", "0"]
-    command += ["--set", "stage1.batch_size=8"]  # at 128 pixels a batch of 64 takes more memory than the limit
+    for name in ("generator", "discriminator"):  # at 128 pixels the networks of a preset take more than the images
+        command += ["--set", f"{name}.width=8", "--set", f"{name}.max_width=8"]
+    command += ["--set", "stage1.batch_size=8"]
     command += ["--set", "deployment.latent_stds=[]", "--set", "deployment.fixed_latents=0"]
     started = time.monotonic()
     with open(options.out / f"run-{number}.log", "w") as log:

@@ -131,3 +131,24 @@ def test_bad_values_are_one_line_and_leave_nothing_behind(
     monkeypatch.chdir(tmp_path)
     assert words in one_line(dim("distill", *arguments, "--out", "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_a_run_would_take_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--preset", "tiny", "--set", "generator.width=8", "--set", "discriminator.width=8", "--threads", 1]
+    ran = dim("distill", "--data", "digits", *options, "--dry-run")
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0] == "Data:    digits, 10 classes, 1438 training images (139 to 146 per class)"
+    assert lines[1] == "         and 359 test images of 8 x 8 x 1"
+    assert lines[2].startswith("Memory:  ") and lines[2].endswith("the images are 0.1 MB, in memory")
+    assert lines[3].startswith("stage1:  1200 steps of 0.") and lines[4].startswith("pool:    400 steps of 0.")
+    assert lines[5].startswith("stage2:  300 steps of 0.") and lines[6].startswith("In all:  about ")
+    report = json.loads(dim("distill", "--data", "digits", *options, "--dry-run", "--json").out)
+    assert report["steps"] == {"stage1": 1200, "pool": 400, "stage2": 300} and report["data"]["class_counts"][0] > 100
+    steps = report["seconds_per_step"]
+    assert report["seconds"] == pytest.approx(sum(count * steps[part] for part, count in report["steps"].items()))
+    assert list(tmp_path.iterdir()) == []

@@ -88,6 +88,38 @@ def test_jax_loop_lowers_its_loss(digits: Path) -> None:
     assert len(losses) == 5 and losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
+def test_classes_are_added_without_the_old_images(tmp_path: Path) -> None:
+    printed = run("add_classes.py", "--out", str(tmp_path), "--steps", "30")
+    assert re.findall(r"digits (\d to \d): [\d.]+% of (\d+) real test images", printed) == [
+        ("0 to 4", "180"),
+        ("5 to 9", "179"),
+    ]
+    record = json.loads((tmp_path / "all" / "config.json").read_text())["data"]
+    assert record["classes"] == list("0123456789") and "replayed from the bundle digits-0-4" in record["note"]
+    assert record["reading"] == {"replay_ipc": 150}
+
+
+@pytest.mark.slow
+def test_replay_keeps_old_classes_that_are_else_forgotten(digits: Path) -> None:
+    printed = run("continual_loop.py", str(digits), "--steps", "200")
+    (forgotten, new), (kept, new_too) = (
+        [float(share) for share in re.findall(r"([\d.]+)% of the", line)] for line in printed.splitlines()
+    )
+    assert forgotten < 50 < kept - 20 and new > 80 and new_too > 80
+
+
+@pytest.mark.slow
+def test_a_server_learns_from_the_bundles_of_three_clients(tmp_path: Path) -> None:
+    printed = run("federated.py", "--out", str(tmp_path), "--steps", "30")
+    assert re.findall(r"(\w+) sends \d+ kB for digits (\d+)", printed) == [
+        ("north", "0123"),
+        ("east", "456"),
+        ("south", "789"),
+    ]
+    assert re.search(r"the server recognises [\d.]+% of 359 real test images of all ten digits\n$", printed)
+
+
 def run_ranks(*command: str) -> str:
     """Run a program on two ranks of this machine."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent / "tests" / "support")}

@@ -1,0 +1,1 @@
+../../examples/add_classes.py

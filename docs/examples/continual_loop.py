@@ -1,0 +1,1 @@
+../../examples/continual_loop.py
