@@ -6,7 +6,7 @@
 The first five digits are distilled. Their bundle then stands for their images, beside real ones of the other five, in a
 second distillation. The same ten are distilled at once from real images. Fresh classifiers, trained on what each bundle
 draws and on real images, are tested on the real test split of all ten. The same command goes on where an earlier one
-ended; `results.json` holds what was measured; `lab/results/added-classes.json` is one such.
+ended. `results.json` holds what was measured, as `lab/results/added-classes.json` does.
 """
 
 import argparse
