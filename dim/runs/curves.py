@@ -9,6 +9,7 @@ from typing import Any
 from dim.chart_style import GENERATED, INK, OTHERS, REAL, Label, label_ends, make_figure, name_axes, to_png
 from dim.runs.files import read_file, write_file
 
+CURVES_FILE = "curves.png"
 METRICS_FILE = "metrics.jsonl"
 """JSON lines with `stage`, `step` and numbers."""
 
@@ -45,7 +46,7 @@ def draw_curves(run_dir: Path) -> None:
     """
     with suppress(FileNotFoundError):
         if text := read_file(run_dir, METRICS_FILE).decode():
-            write_file(run_dir, "curves.png", curves_png(text))
+            write_file(run_dir, CURVES_FILE, curves_png(text))
 
 
 def curves_png(metrics: str) -> bytes:

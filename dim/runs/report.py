@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from dim.runs.curves import CURVES_FILE, METRICS_FILE
+from dim.runs.files import list_names, read_file
 from dim.runs.record import CONFIG_FILE, RunRecord
 from dim.runtime.gallery.report import REPORT_NAME, Part, Picture, Table, write_report
 from dim.runtime.storage.records import to_plain
@@ -25,34 +29,35 @@ def write_run_report(run_dir: Path, record: RunRecord, finished: bool) -> Path:
 
     Raises:
         OutputError: the disk refused.
+        RunError: a link lies in the run.
     """
     data = record.data
     state = "finished" if finished else "stopped at a checkpoint; dim distill --resume goes on"
     parts: list[Part] = [
         f"{sum(data.class_counts):,} training images of {data.name}, {len(data.classes)} classes, "
         f"{data.image_px} x {data.image_px} pixels. The run is {state}.",
-        *_last_grids(run_dir / "grids"),
+        *_last_grids(run_dir),
     ]
-    if (curves := run_dir / "curves.png").is_file():
+    with suppress(FileNotFoundError):
         description = "Every metric of the run against its steps, one panel per stage."
-        parts.append(Picture(title="Losses", png=curves.read_bytes(), description=description))
-    parts += [_last_metrics(run_dir / "metrics.jsonl"), _settings(record)]
+        parts.append(Picture(title="Losses", png=read_file(run_dir, CURVES_FILE), description=description))
+    parts += [_last_metrics(run_dir), _settings(record)]
     path = run_dir / REPORT_NAME
     write_report(path, f"Distilling {data.name}", parts)
     return path
 
 
-def _last_grids(folder: Path) -> list[Picture]:
+def _last_grids(run_dir: Path) -> list[Picture]:
     """The newest grid first, then some of those before it, evenly spread."""
-    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    found = [name for name in list_names(run_dir, "grids") if name.endswith(".png")]
     stride = max(1, -(-len(found) // _MAX_GRIDS))
     return [
         Picture(
-            title=_name_grid(path.stem),
-            png=path.read_bytes(),
+            title=_name_grid(name.removesuffix(".png")),
+            png=read_file(run_dir, f"grids/{name}"),
             description="Images that the generator draws, one row per class.",
         )
-        for path in found[::-1][::stride]
+        for name in found[::-1][::stride]
     ]
 
 
@@ -62,8 +67,10 @@ def _name_grid(stem: str) -> str:
     return f"Samples, {stage}, step {int(step):,}" if step.isdecimal() else f"Samples, {stem}"
 
 
-def _last_metrics(path: Path) -> Table:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def _last_metrics(run_dir: Path) -> Table:
+    lines: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError):
+        lines = [json.loads(line) for line in read_file(run_dir, METRICS_FILE).splitlines()]
     last = {line["stage"]: line for line in lines}
     rows = [
         (stage, f"{line['step']:,}", name.replace("_", " "), f"{value:.4g}")

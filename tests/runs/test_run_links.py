@@ -12,9 +12,12 @@ from dim.runs.checkpoint import CheckpointFolder, list_checkpoints
 from dim.runs.curves import draw_curves
 from dim.runs.folder import describe_kept, lock_run
 from dim.runs.record import read_run_record
+from dim.runs.report import write_run_report
 from dim.runs.tensorboard import TensorBoardLog
 from dim.runs.tensors import read_tensors
 from dim.runtime.errors import RunError
+
+GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "run"
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "checkpoints/stage1-1.json", "grids/x.png"])
@@ -38,6 +41,10 @@ def save(run: Path) -> object:
     return CheckpointFolder(run, "c" * 64).save("stage1", 5, {"w": torch.zeros(2)}, metrics_bytes=0)
 
 
+def report(run: Path) -> object:
+    return write_run_report(run, read_run_record(GOLDEN_RUN), finished=True)
+
+
 CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "read": ("file", lambda run: files.read_file(run, "file")),
     "read in a folder": ("checkpoints", lambda run: read_tensors(run, "checkpoints/file")),
@@ -56,6 +63,9 @@ CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "list checkpoints": ("checkpoints", list_checkpoints),
     "describe what is kept": ("checkpoints", describe_kept),
     "draw curves": ("metrics.jsonl", draw_curves),
+    "report the grids": ("grids", report),
+    "report the curves": ("curves.png", report),
+    "report the metrics": ("metrics.jsonl", report),
     "TensorBoard": ("tensorboard", lambda run: TensorBoardLog(run, lambda folder: None)("stage1", 1, {})),
 }
 
