@@ -20,7 +20,6 @@ from dim.evaluation.quality.features import STEPS, Extractor, hold_out, load_ext
 from dim.evaluation.quality.fidelity import NEIGHBOURS, compare_neighbourhoods, frechet_distance, kernel_distance
 from dim.evaluation.quality.pairs import draw_pairs
 from dim.evaluation.subjects import Subject
-from dim.execution.compiled import can_compile
 from dim.execution.device_data import seed_of
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import DataError, OutputError
@@ -31,14 +30,12 @@ from dim.torch_engine.engine import TorchEngine
 from dim.version import __version__
 
 FORMAT_VERSION = 1
-MAX_IMAGES = 5000
+MAX_IMAGES = 3000
 """Images of every kind that are compared."""
 MAX_BYTES = 2**22
 DRAW_SEED = 0
 PAIRS_NAME = "nearest-pairs.png"
 DRAWN = 512
-MIN_STEPS_TO_COMPILE = 1000
-"""Of the classifier; compiling takes as long as some hundred steps."""
 
 Say = Callable[[str], None]
 Found = dict[str, Any]
@@ -98,7 +95,6 @@ def assess(
                 device,
                 lambda step, all_steps: progress("features", step, all_steps, "training a classifier"),
                 steps,
-                compiled=steps >= MIN_STEPS_TO_COMPILE and can_compile(execution.compile, device, say),
             )
         )
         with _open(subject, execution, device) as bundle:

@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from dim.students.train import (
     train_student,
 )
 
-ARCH, WIDTH, STEPS = "convnet3", 64, 3000
+ARCH, WIDTH, STEPS = "convnet3", 32, 2000
 """Of the classifier: small enough for two cores."""
 HELD_OUT = 0.1
 """Part of the training split that the classifier does not see."""
@@ -62,13 +62,7 @@ def hold_out(data: ImageSet) -> NDArray[np.bool_]:
 
 
 def train_extractor(
-    data: ImageSet,
-    folder: Path,
-    device: torch.device,
-    progress: Progress,
-    steps: int = STEPS,
-    *,
-    compiled: bool = False,
+    data: ImageSet, folder: Path, device: torch.device, progress: Progress, steps: int = STEPS
 ) -> Extractor:
     """Train a classifier on real images, or read the one that an earlier call left, and return its features.
 
@@ -78,7 +72,6 @@ def train_extractor(
         device: where to train and to extract.
         progress: called with the finished steps and all steps.
         steps: SGD steps.
-        compiled: whether they are compiled; the features are not.
 
     Raises:
         OutputError: the disk refused.
@@ -103,12 +96,7 @@ def train_extractor(
             data.train_images[seen], data.train_labels[seen], spec.recipe.batch_size, 0, torch.device(device), None
         )
         network, _ = train_student(
-            replace(spec, compiled=compiled),
-            images.batches,
-            steps,
-            seed=0,
-            device=device,
-            progress=lambda step: progress(step, steps),
+            spec, images.batches, steps, seed=0, device=device, progress=lambda step: progress(step, steps)
         )
         _write_weights(path, network)
     network = network.to(device)
