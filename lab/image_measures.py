@@ -24,6 +24,7 @@ from dim.evaluation.quality.fidelity import compare_neighbourhoods, frechet_dist
 from dim.execution.compiled import can_compile
 from dim.networks.classifiers import Classifier, build_classifier
 from dim.runs.tensors import read_tensors, write_tensors
+from dim.runtime.sampling.accepted import AcceptedCandidates, draw_accepted_latents
 from dim.runtime.sampling.latents import draw_latents, order_slice
 from dim.runtime.sampling.stream import StreamPlan
 from dim.students.recipes import resolve_recipe
@@ -186,7 +187,14 @@ def teach(
 
 
 @torch.inference_mode()
-def draw_stream(network: nn.Module, latent_std: float, shape: Mapping[str, int], *, seed: int) -> tuple[Images, Labels]:
+def draw_stream(
+    network: nn.Module,
+    latent_std: float,
+    shape: Mapping[str, int],
+    *,
+    seed: int,
+    accepted: AcceptedCandidates | None = None,
+) -> tuple[Images, Labels]:
     """Draw index-major images with a generator in torch, in bf16 where that is quicker.
 
     Args:
@@ -194,6 +202,7 @@ def draw_stream(network: nn.Module, latent_std: float, shape: Mapping[str, int],
         latent_std: of its latents.
         shape: `num_classes`, `per_class` and `latent_dim`.
         seed: of the sampling contract.
+        accepted: the candidates that samples are; None in version 1 of the contract.
 
     Returns:
         uint8 [N, H, W, C] and int64 [N].
@@ -204,7 +213,8 @@ def draw_stream(network: nn.Module, latent_std: float, shape: Mapping[str, int],
     parts = []
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)
-        latents = draw_latents(seed, labels[rows], indices[rows], shape["latent_dim"], latent_std)
+        how = seed, labels[rows], indices[rows], shape["latent_dim"], latent_std
+        latents = draw_latents(*how) if accepted is None else draw_accepted_latents(accepted, *how)
         with torch.autocast("cpu", torch.bfloat16, enabled=choose_precision("auto", CPU) == "bf16"):
             values = network(torch.from_numpy(latents), torch.from_numpy(labels[rows]))
         pixels = (values.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

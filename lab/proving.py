@@ -3,6 +3,7 @@
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base --seeds 4    # the noise
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base,r1
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary wide generator.width=48
+    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary filtered filter.candidates=8192
 
 Every generator gets as many steps as fit into a time of the processor: networks half as wide as those of the preset
 `best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps
@@ -28,6 +29,7 @@ from dim.data.image_set import ImageSet
 from dim.distillation.distill import distill
 from dim.export.run_files import read_run
 from dim.presets import preset
+from dim.runtime.bundle_format.accepted_file import read_accepted
 from dim.runtime.errors import DivergedError
 from dim.runtime.storage.below import replace_file
 from lab.image_measures import Judge, compare_images, draw_stream, pick_real, take_balanced, teach, train_judge
@@ -142,9 +144,10 @@ def _judge_run(data: ImageSet, judge: Judge, path: Path, students: int, epochs: 
     """Draw a stream for every student; the first one is compared with held-out images as well."""
     run = read_run(path)
     shape = {"num_classes": len(run.classes), "per_class": IPC * epochs, "latent_dim": run.latent_dim}
+    accepted = None if run.accepted is None else read_accepted(run.accepted, len(run.classes))
     found: dict[str, Any] = {recipe: [] for recipe in RECIPES}
     for student in range(students):
-        images, labels = draw_stream(run.generator, run.latent_std, shape, seed=student)
+        images, labels = draw_stream(run.generator, run.latent_std, shape, seed=student, accepted=accepted)
         if not student:
             found |= _compare(data, judge, images, labels)
         for recipe in RECIPES:

@@ -444,7 +444,7 @@ class Bundle:
         """
         if self._accepted is None and ACCEPTED in self.manifest.files:
             data = read_checked_file(self.path, self.manifest, ACCEPTED, max_bytes=MAX_ACCEPTED_BYTES)
-            self._accepted = read_accepted(data, self.manifest)
+            self._accepted = read_accepted(data, self.manifest.num_classes)
         return self._accepted
 
     def count_fixed_latents(self) -> int:

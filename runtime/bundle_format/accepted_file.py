@@ -9,7 +9,6 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.sampling.accepted import MAX_CANDIDATES, AcceptedCandidates, list_accepted
 
@@ -17,12 +16,12 @@ _HEAD = struct.Struct("<QII")
 MAX_ACCEPTED_BYTES = _HEAD.size + MAX_CANDIDATES // 8
 
 
-def read_accepted(data: bytes, manifest: Manifest) -> AcceptedCandidates:
+def read_accepted(data: bytes, num_classes: int) -> AcceptedCandidates:
     """Read which candidates were accepted.
 
     Args:
         data: the bytes of `accepted.bin`.
-        manifest: gives K.
+        num_classes: K, of the bundle.
 
     Returns:
         the accepted candidates of every class.
@@ -30,9 +29,9 @@ def read_accepted(data: bytes, manifest: Manifest) -> AcceptedCandidates:
     Raises:
         BundleError: the file is truncated or too long, of other classes, or a class has no accepted candidate.
     """
-    key, num_classes, per_class = _HEAD.unpack_from(data) if len(data) >= _HEAD.size else (0, 0, 0)
-    if num_classes != manifest.num_classes:
-        raise BundleError(f"accepted.bin is of {num_classes} classes; the bundle has {manifest.num_classes}.")
+    key, found, per_class = _HEAD.unpack_from(data) if len(data) >= _HEAD.size else (0, 0, 0)
+    if found != num_classes:
+        raise BundleError(f"accepted.bin is of {found} classes; the bundle has {num_classes}.")
     if per_class < 8 or per_class % 8 or len(data) != _HEAD.size + num_classes * per_class // 8:
         raise BundleError(
             f"accepted.bin has {len(data):,} bytes and speaks of {per_class:,} candidates per class; that does not fit."

@@ -98,7 +98,7 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
     accepted = None
     if ACCEPTED in manifest.files:
         data = read_checked_file(path, manifest, ACCEPTED, max_bytes=MAX_ACCEPTED_BYTES)
-        accepted = read_accepted(data, manifest)
+        accepted = read_accepted(data, manifest.num_classes)
     files = sorted(manifest.files.items())
     return BundleFacts(
         path=str(path),

@@ -187,7 +187,7 @@ class _Checks(_Rows):
     def _check_accepted(self) -> bool:
         """Check the accepted candidates, and say how many there are."""
         try:
-            accepted = read_accepted(self.read(ACCEPTED, MAX_ACCEPTED_BYTES), self.manifest)
+            accepted = read_accepted(self.read(ACCEPTED, MAX_ACCEPTED_BYTES), self.manifest.num_classes)
         except BundleError as error:
             self.add(ACCEPTED, "candidates", False, str(error))
             return False

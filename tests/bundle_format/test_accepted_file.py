@@ -1,26 +1,17 @@
 """`accepted.bin`: a round trip, and malformed files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted, write_accepted
-from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.errors import BadValueError, BundleError
 
 BITS = np.random.default_rng(0).random((3, 40)) < 0.6
 GOOD = write_accepted(11, BITS)
 
 
-@pytest.fixture(scope="module")
-def manifest(tiny_bundle: Path) -> Manifest:
-    return load_manifest(tiny_bundle)
-
-
-def test_round_trip(manifest: Manifest) -> None:
-    read = read_accepted(GOOD, manifest)
+def test_round_trip() -> None:
+    read = read_accepted(GOOD, 3)
     assert (read.key, read.per_class, read.num_accepted) == (11, 40, int(BITS.sum()))
     for label, row in enumerate(BITS):
         assert read.numbers[read.starts[label] : read.starts[label + 1]].tolist() == np.flatnonzero(row).tolist()
@@ -45,9 +36,9 @@ def head(key: int, num_classes: int, per_class: int) -> bytes:
         (head(1, 3, 2**23) + b"\xff" * (3 * 2**20), f"at most {MAX_ACCEPTED_BYTES:,} are read"),
     ],
 )
-def test_malformed_files_are_refused(manifest: Manifest, data: bytes, message: str) -> None:
+def test_malformed_files_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(BundleError, match=message):
-        read_accepted(data, manifest)
+        read_accepted(data, 3)
 
 
 def test_what_cannot_be_written_is_refused() -> None:

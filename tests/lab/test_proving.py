@@ -75,14 +75,20 @@ def test_the_proving_ground_from_the_command_line(
     monkeypatch.setattr(image_measures, "can_compile", lambda *_: False)
     line = ["--data", "digits", "--out", str(tmp_path), "--seconds", "1", "--students", "1", "--epochs", "4"]
     line += [word for field, value in SHRUNK.items() for word in ("--set", f"{field}={json.dumps(value)}")]
-    line += ["--seeds", "1", "--only", "base,tall", "--vary", "tall", "generator.width=12", "generator.max_width=12"]
+    line += ["--seeds", "1", "--only", "base,tall,sure"]
+    line += ["--vary", "tall", "generator.width=12", "generator.max_width=12"]
+    line += ["--vary", "sure", "filter.candidates=64", "filter.keep=0.2"]
     assert ablation.main(line) == 0
     table = capsys.readouterr().out.splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [
-        "real images", "everything (the preset `best`, shortened)", "`generator.width=12`, `generator.max_width=12`"
-    ]  # fmt: skip
+        "real images",
+        "everything (the preset `best`, shortened)",
+        "`filter.candidates=64`, `filter.keep=0.2`",
+        "`generator.width=12`, `generator.max_width=12`",
+    ]
     rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "proved").iterdir()}
-    assert set(rows) == {"base-0", "tall-0"} and all(row["steps"][0] >= 1 for row in rows.values())
+    assert rows["sure-0"]["certainty"] > rows["base-0"]["certainty"]
+    assert set(rows) == {"base-0", "tall-0", "sure-0"} and all(row["steps"][0] >= 1 for row in rows.values())
     before = (tmp_path / "runs/base-0/generator.safetensors").stat().st_mtime_ns
     (tmp_path / "proved/base-0.json").unlink()
     assert ablation.main(line) == 0  # the run is there; only what judges it is done again
