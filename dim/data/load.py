@@ -121,6 +121,9 @@ def load_data(
     places = _list_places(data)
     if options.sha256 is not None and not any(place.startswith("https://") for place in places):
         raise BadValueError("sha256 is for the https:// address of an archive, and there is none")
+    if len(set(places)) < len(places):
+        twice = next(place for place in places if places.count(place) > 1)
+        raise BadValueError(f"the source {twice} is named twice; name it once")
     folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
 
     with show_progress(progress) as report:

@@ -24,10 +24,11 @@ def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
     first = sets[0]
     for other in sets[1:]:
         if (found := other.train_images.shape[1:]) != (shape := first.train_images.shape[1:]):
-            option = "--size" if found[:2] != shape[:2] else "--channels"
+            options = [f"--size {shape[0]} or {found[0]}"] if found[0] != shape[0] else []
+            options += ["--channels 1 or 3"] if found[2] != shape[2] else []
             raise DataError(
                 f"{first.name} has images of {' x '.join(map(str, shape))} and {other.name} of "
-                f"{' x '.join(map(str, found))}: say {option} to bring both to one"
+                f"{' x '.join(map(str, found))}: say {' and '.join(options)} to bring both to one form"
             )
     if sum(s.train_images.nbytes + s.test_images.nbytes for s in sets) > MAX_SET_BYTES:
         raise DataError(
@@ -36,7 +37,12 @@ def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
     classes = tuple(dict.fromkeys(name for s in sets for name in s.classes))
     shared = [name for name in classes if sum(name in s.classes for s in sets) > 1]
     if shared:
-        say(f"{len(shared)} classes are in several sources and become one each: {list_first(shared)}")
+        say(
+            f"{len(shared)} classes are in several sources and become one each: {list_first(shared)}; where they are "
+            "not the same, rename them in one source"
+        )
+    for name, near in _find_near(classes):
+        say(f"the classes '{name}' and '{near}' stay two; rename one where they are the same")
     notes = [f"{s.name}: {s.note}" for s in sets]
     return replace(
         first,
@@ -50,6 +56,17 @@ def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
         note="; ".join(notes),
         split_seed=next((s.split_seed for s in sets if s.split_seed is not None), None),
     )
+
+
+def _find_near(classes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Find names that differ in case, spaces or marks alone."""
+    plain: dict[str, str] = {}
+    found = []
+    for name in classes:
+        first = plain.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()) or name, name)
+        if first != name:
+            found.append((first, name))
+    return found
 
 
 def join_names(names: Iterable[str]) -> str:

@@ -93,6 +93,32 @@ def test_an_altered_file_is_refused_and_the_next_mirror_asked(tmp_path: Path, mi
     assert list((tmp_path / "other").iterdir()) == []
 
 
+def test_a_connection_that_breaks_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(b"the first bytes")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        file = OfficialFile(name="x.bin", md5="0" * 32)
+        with pytest.raises(DataError, match=r"^x.bin cannot be downloaded \(.*\): fetch it by other means"):
+            download(file, (address,), tmp_path / "to", _nothing, _nothing)
+        with pytest.raises(DataError, match=r"^.*pets.zip cannot be downloaded \(.*\): fetch it by other means$"):
+            download_archive(address + "pets.zip", "0" * 64, _nothing, _nothing)
+        server.shutdown()
+        thread.join()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_no_connection_is_said_in_one_sentence(tmp_path: Path, mirror: tuple[Path, str]) -> None:
     file = OfficialFile(name="x.bin", md5="0" * 32)
     with pytest.raises(

@@ -106,6 +106,6 @@ def _names_of_numbers(
     if found[-1] >= len(classes):
         raise DataError(
             f"{where}: labels run from {found[0]} to {found[-1]}, expected 0 to {len(classes) - 1} "
-            f"for {len(classes)} class names"
+            f"for {len(classes)} class names; mend the labels, or name every class"
         )
     return dict(enumerate(classes)), ()

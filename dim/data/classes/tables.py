@@ -18,6 +18,7 @@ import numpy as np
 
 from dim.data.classes.labels import name_labels
 from dim.data.classes.layout import Fault, Layout, list_first, split_role
+from dim.data.files.names import EXTENSIONS, extension_of
 from dim.data.image_set import Source
 from dim.runtime.errors import DataError
 
@@ -140,6 +141,7 @@ def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], s
 def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], source: Source) -> Layout | None:
     """Read the table that names most images; None where none does."""
     best: tuple[int, str, list[Row], str] | None = None
+    astray = ""
     for path, data in sorted(tables.items(), key=lambda item: -len(item[1]))[:_TABLES_TRIED]:
         where = f"{source.path}: {path}"
         try:
@@ -156,9 +158,16 @@ def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], sour
             continue
         index = _Index(images, path)
         found = sum(index.find(row.get(column)) is not None for row in rows)
+        if not found and images and _has_file_names(rows, column):
+            first = list_first(str(row.get(column)) for row in rows)
+            astray = (
+                f"{where}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'"
+            )
         if found and (best is None or found > best[0]):
             best = (found, path, rows, column)
     if best is None:
+        if astray and not any("/" in image for image in images):  # no folders name classes either
+            raise DataError(astray)
         return None
     _, path, rows, column = best
     others = [name for name in rows[0] if name != column]
@@ -167,6 +176,11 @@ def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], sour
     else:
         label = choose_column(others, source.options.label_column, LABEL_COLUMNS, "label", f"{source.path}: {path}")
     return _arrange_rows({path: rows}, images, (column, label), source)
+
+
+def _has_file_names(rows: list[Row], column: str) -> bool:
+    """Whether a column holds names of image files."""
+    return all(extension_of(str(row.get(column))) in EXTENSIONS for row in rows)
 
 
 class _Index:

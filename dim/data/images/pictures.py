@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.data.classes.layout import Fault, Layout
-from dim.data.files.names import extension_of
+from dim.data.files.names import EXTENSIONS, extension_of
 from dim.data.image_set import Images, Labels, RawSet, Source
 from dim.data.images.decode import (
     WORD_BITS,
@@ -172,7 +172,8 @@ def _select_readable(
             by_reason.setdefault(scan.problems.get(file, _NO_IMAGE), []).append(file)
     bad = [Fault(f"{files[0]}: {reason}", tuple(files[1:])) for reason, files in by_reason.items()]
     if told := [*faults, *bad]:
-        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}")
+        skip = "; --skip-unreadable leaves out what cannot be read" if bad and not faults else ""
+        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}{skip}")
     good = {file: header for file in rows if (header := scan.headers.get(file)) is not None}
     if not good:
         raise DataError(f"{source.path}: no image that can be read")
@@ -312,8 +313,11 @@ def _make_labels(split: dict[str, list[str]]) -> Labels:
 
 
 def _describe_files(good: dict[str, ImageHeader]) -> str:
-    kinds = Counter(extension_of(file).removeprefix(".").replace("jpg", "jpeg") for file in good)
-    return " and ".join(f"{count} {kind.upper()} files" for kind, count in kinds.most_common())
+    extensions = (extension_of(file) for file in good)  # rows of a table have none
+    kinds = Counter(
+        each.removeprefix(".").replace("jpg", "jpeg").upper() if each in EXTENSIONS else "" for each in extensions
+    )
+    return " and ".join(f"{count} {kind} files" if kind else f"{count} images" for kind, count in kinds.most_common())
 
 
 def _ignore(count: int) -> None:
