@@ -18,6 +18,7 @@ from cli_tools import dim as run_dim
 from fresh_interpreter import imported_by
 
 import dim
+from dim.cli.options import open_report
 from dim.data.image_set import ImageSet
 from dim.gallery import SourceImages
 from dim.runtime.errors import BadValueError
@@ -91,6 +92,15 @@ def test_without_a_browser_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(webbrowser, "open", lambda address: False)
     open_in_browser("http://127.0.0.1:1/", said.append)
     assert said == ["No browser was found here: open the address yourself."] * 2
+
+
+def test_a_report_is_opened_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    open_report(tmp_path)
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    assert capsys.readouterr().err == f"Report: {opened[0]}\n"
 
 
 def test_a_notebook_gets_no_browser(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
