@@ -39,7 +39,7 @@ def _render_numbers(quality: Mapping[str, Any]) -> str:
             lines.append(f"| {words} | {' | '.join(numbers)} |")
     head = (
         f"## Quality\n\n{escape(quality.get('images', '?'))} images against as many test images, in "
-        f"{escape(quality.get('features', '?'))}. Real training images that the classifier has not seen show what "
+        f"{escape(quality.get('compared_by', '?'))}. Real training images that the classifier has not seen show what "
         "equal distributions give."
     )
     return "\n".join([head, "", *lines, *_render_classes(quality)])

@@ -180,7 +180,7 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    described = f"{quality['images']:,} images against as many of the test split, in {quality['features']}."
+    described = f"{quality['images']:,} images against as many of the test split, in {quality['compared_by']}."
     table = Table(title="Quality of the images", caption=Text(printable(described)), caption_justify="left")
     for name in ("", "precision", "recall", "density", "coverage", "FD", "KID"):
         table.add_column(name, justify="right" if name else "left")

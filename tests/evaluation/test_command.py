@@ -115,7 +115,7 @@ def test_quality_and_privacy_need_no_students_and_are_recorded(
     assert ran.code == 0, ran.err
     assert "held-out images are too few to tell copies from chance" in ran.out and "Quality of the images" in ran.out
     found = load_manifest(bundle).evaluation
-    assert found["quality"]["features"] == "features by own_features:rows" and not found["privacy"]["copies"]
+    assert found["quality"]["compared_by"] == "features by own_features:rows" and not found["privacy"]["copies"]
     ran = run_command(*words, "--json")
     shown = json.loads(ran.out)
     assert shown["rows"] == [] and shown["quality"] == found["quality"] and shown["privacy"] == found["privacy"]

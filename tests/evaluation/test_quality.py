@@ -218,11 +218,15 @@ def test_a_bundle_of_noise_is_no_copy_and_of_no_quality(stripes: ImageSet, tmp_p
     path, said = build_tiny_bundle(tmp_path / "tiny.dim"), list[str]()
     found = assess_bundle(path, stripes, tmp_path / "eval", said, quality=True, privacy=True)
     quality, privacy = found["quality"], found["privacy"]
+    assert privacy["compared_by"] == quality["compared_by"]
+    assert [privacy[space]["space"] for space in ("pixels", "features")] == ["pixels", "features"]
     assert privacy["copies"] is False and "No sign of copies" in privacy["verdict"]
     assert quality["generated"]["coverage"] < 0.2 < 0.8 < quality["real"]["coverage"]
     assert quality["generated"]["fd"] > 10 * quality["real"]["fd"]
     assert list(quality["per_class"]) == ["zero", "one", "two"]
-    assert quality["images"] == 300 and "which reaches" in quality["features"] and quality["accuracy_of_features"] > 90
+    assert (
+        quality["images"] == 300 and "which reaches" in quality["compared_by"] and quality["accuracy_of_features"] > 90
+    )
     assert said == ["Comparing images of generated with real ones: quality and privacy."]
     # The second call reads the file.
     assert assess_bundle(path, stripes, tmp_path / "eval", said, quality=True)["quality"] == quality and len(said) == 1
@@ -257,7 +261,7 @@ def test_features_of_ones_own_are_taken_by_name(
     assert np.allclose(toy.extract(stripes.test_images[:4]), stripes.test_images[:4].mean(axis=(2, 3)))
     path = build_tiny_bundle(tmp_path / "tiny.dim")
     found = assess_bundle(path, stripes, tmp_path / "eval", [], quality=True, features="toy_features:means")
-    assert found["quality"]["features"] == "features by toy_features:means"
+    assert found["quality"]["compared_by"] == "features by toy_features:means"
     for name, message in {
         "toy_features": "it takes MODULE:FUNCTION, as in my_features:embed",
         "no_such_module:x": "is not to be had: No module named 'no_such_module'",

@@ -160,7 +160,7 @@ def test_quality_and_the_verdict_on_copies_go_into_manifest_and_card(tmp_path: P
     numbers = {"precision": 0.912, "recall": 0.5, "density": 1.0, "coverage": 0.75, "fd": 3.254, "kid": 0.00123}
     quality = {
         "images": 5000,
-        "features": "features of a convnet3",
+        "compared_by": "features of a convnet3",
         "generated": numbers,
         "real": numbers | {"coverage": 0.97},
         "per_class": {"zero": {"generated": {"coverage": 0.5}}, "one|two": {"generated": {"coverage": 0.9}}, "x": 3},

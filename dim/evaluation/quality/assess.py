@@ -106,7 +106,7 @@ def assess(
                     else measure_privacy(bundle, data, extractor, device, out / PAIRS_NAME)
                 )
                 found[part] = measured | {
-                    "features": extractor.description,
+                    "compared_by": extractor.description,
                     "precision": execution.image_precision,
                     "seconds": round(time.perf_counter() - began, 1),
                     "dim_version": __version__,
