@@ -37,8 +37,9 @@ def _render_numbers(quality: Mapping[str, Any]) -> str:
         if isinstance(found, Mapping):
             numbers = [_render(found.get(field), decimals) for field, (_, decimals) in NUMBERS.items()]
             lines.append(f"| {words} | {' | '.join(numbers)} |")
+    images = quality.get("images")
     head = (
-        f"## Quality\n\n{escape(quality.get('images', '?'))} images against as many test images, in "
+        f"## Quality\n\n{f'{images:,}' if isinstance(images, int) else '?'} images against as many test images, in "
         f"{escape(quality.get('compared_by', '?'))}. Real training images that the classifier has not seen show what "
         "equal distributions give."
     )

@@ -170,7 +170,7 @@ def test_quality_and_the_verdict_on_copies_go_into_manifest_and_card(tmp_path: P
     assert manifest == load_manifest(bundle) and manifest.evaluation["quality"] == quality
     card = (bundle / "README.md").read_text()
     for text in [
-        "## Quality\n\n5000 images against as many test images, in features of a convnet3.",
+        "## Quality\n\n5,000 images against as many test images, in features of a convnet3.",
         "| generated | 0.91 | 0.50 | 1.00 | 0.75 | 3.25 | 0.0012 |",
         "| real training images | 0.91 | 0.50 | 1.00 | 0.97 | 3.25 | 0.0012 |",
         r"the coverage lies between 0.50 (zero) and 0.90 (one\|two).",
