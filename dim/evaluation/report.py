@@ -7,7 +7,7 @@ from dim.data.cautions import find_cautions
 from dim.data.image_set import ImageSet
 from dim.evaluation.chart import CHART_NAME
 from dim.evaluation.results import Row
-from dim.evaluation.subjects import Subject
+from dim.evaluation.subjects import GENERATED, Subject
 from dim.evaluation.table import accuracy_table, cost_table
 from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.names import PREVIEW
@@ -60,5 +60,5 @@ def _preview(subject: Subject) -> Picture | None:
         png = read_checked_file(subject.folder, subject.manifest, PREVIEW, max_bytes=_MAX_PREVIEW_BYTES)
     except BundleError:
         return None
-    description = "Images that the bundle draws, one row per class."
-    return Picture(title=f"What {subject.name} draws", png=png, description=description)
+    title = "Images that the bundle draws" if subject.name == GENERATED else f"Images that {subject.name} draws"
+    return Picture(title=title, png=png, description=f"{title}, one row per class.")

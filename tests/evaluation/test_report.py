@@ -31,7 +31,7 @@ def test_previews_are_shown_and_an_altered_one_is_not(data: ImageSet, tmp_path: 
     rows = run_evaluation(bundle, data, tmp_path / "eval", {"ipcs": (1,), "seeds": (0,), "modes": ("fixed",)}).rows
     subjects = read_subjects({"<b>first</b>": bundle}, data)
     page = write_evaluation_report(rows, subjects, data, tmp_path / "one", finished=False).read_text()
-    assert "What &lt;b&gt;first&lt;/b&gt; draws" in page and "<b>" not in page
+    assert "Images that &lt;b&gt;first&lt;/b&gt; draws" in page and "<b>" not in page
     assert "Some students are not trained yet: the same command goes on." in page
     (bundle / "preview.png").write_bytes(b"altered")
     page = write_evaluation_report(rows, subjects, data, tmp_path / "two", finished=True).read_text()
