@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from dim.runtime.errors import BadValueError, DeviceError, DimError
 from dim.runtime.storage.private_cache import cache_folder, recall, remember
+
+# A CUDA build of torch on a machine without a GPU would say in every process that it found no CUDA runtime.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 BACKEND = "inductor"
 """What `torch.compile` compiles with."""
