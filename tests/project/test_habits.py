@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from doc_pages import load_sentences
 
 from dim.version import __version__
 
@@ -16,6 +17,7 @@ PROJECT = PYPROJECT["project"]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 CHECK = (ROOT / "scripts" / "check").read_text()
 FORGE = sorted(path for path in (ROOT / ".github").rglob("*.yml"))
+SENTENCES = load_sentences()
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "Dockerfile", "lab/README.md")
 
 
@@ -51,6 +53,14 @@ def test_the_paper_is_cited_with_its_authors() -> None:
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
     names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
     assert names == ["Kai Wang", "Jianyang Gu", "Daquan Zhou", "Zheng Zhu", "Wei Jiang", "Yang You"]
+
+
+@pytest.mark.parametrize("page", SENTENCES.find_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_sentences_are_short(page: Path) -> None:
+    """`python scripts/sentences.py PAGE` lists those that are not."""
+    lengths, long = SENTENCES.measure([page])
+    assert [sentence for _, _, sentence in long] == []
+    assert not lengths or sum(lengths) / len(lengths) <= SENTENCES.MAX_MEAN_WORDS
 
 
 def test_every_page_of_the_documentation_is_in_the_navigation() -> None:

@@ -1,30 +1,11 @@
-"""README and documentation are readable: short sentences, measured by scripts/sentences.py."""
+"""scripts/sentences.py counts words as a reader would; test_habits.py has it measure README and documentation."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from doc_pages import load_sentences
 
-ROOT = Path(__file__).parents[2]
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sentences", ROOT / "scripts" / "sentences.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SCRIPT = load_script()
-
-
-@pytest.mark.parametrize("page", SCRIPT.find_pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_sentences_are_short(page: Path) -> None:
-    lengths, long = SCRIPT.measure([page])
-    assert [sentence for _, _, sentence in long] == []
-    assert not lengths or sum(lengths) / len(lengths) <= SCRIPT.MAX_MEAN_WORDS
+SCRIPT = load_sentences()
 
 
 def test_text_is_split_into_sentences() -> None:
