@@ -11,6 +11,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.errors import BadValueError
@@ -23,6 +24,19 @@ Row = NDArray[np.int64]
 # Images per run of the engine where the loader makes the batches, and batches drawn ahead where it has no workers.
 _ROWS = 64
 _PREFETCH = 2
+
+
+class ReadyBatch(tuple[Any, ...]):
+    """A batch that a loader must not make batches of."""
+
+
+def _refuse_to_collate(batches: Sequence[ReadyBatch], *, collate_fn_map: object = None) -> None:
+    raise BadValueError(
+        "The dataset gives ready batches, because it has a batch_size: pass batch_size=None to DataLoader."
+    )
+
+
+default_collate_fn_map[ReadyBatch] = _refuse_to_collate
 
 
 class StreamDataset(IterableDataset[tuple[Any, ...]]):
@@ -202,4 +216,4 @@ class StreamDataset(IterableDataset[tuple[Any, ...]]):
 
     def _ready_batches(self, chunks: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Any, ...]]:
         for images, labels, *scores in chunks:
-            yield self._pixels(images), labels, *scores
+            yield ReadyBatch((self._pixels(images), labels, *scores))

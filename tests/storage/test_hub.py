@@ -12,7 +12,7 @@ from set_tools import generate, tree
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.fetch import fetch_bundle
 from dim.runtime.bundle_format.files import load_manifest
-from dim.runtime.errors import BadValueError, BundleError, DimError, OutputError, hide_secrets
+from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError, hide_secrets
 from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.storage import hub_store, remote_store
 
@@ -263,3 +263,19 @@ def test_a_set_on_the_hub_is_verified_and_read_as_data(
     data = load_data("hf://me/set")
     assert data.classes == ("zero", "one", "two") and hub.sha("datasets/me/set") in data.note
     assert len(data.train_labels) + len(data.test_labels) == 32
+
+
+def test_without_its_client_the_install_line_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise ImportError("Install huggingface_hub to access HfFileSystem")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    for act in (lambda: generate(bundle, SET, counts=COUNTS), lambda: fetch_bundle("hf://me/tiny.dim")):
+        with pytest.raises(MissingExtraError) as caught:
+            act()
+        assert str(caught.value) == (
+            "The package 'huggingface_hub' is not installed and is needed to reach hf:// URLs: "
+            "run  pip install 'dim-distill[hf]'"
+        )

@@ -251,6 +251,17 @@ def test_what_cannot_be_is_told_at_once(bundle: Bundle, options: dict[str, Any],
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ready_batches_in_a_loader_that_makes_batches(bundle: Bundle, workers: int) -> None:
+    data = make(bundle, batch_size=16)
+    with pytest.raises(
+        BadValueError, match="ready batches, because it has a batch_size: pass batch_size=None to DataL"
+    ):
+        next(iter(DataLoader(data, num_workers=workers)))
+    images, labels = next(iter(data))
+    assert (images.shape, labels.shape) == ((16, 1, 8, 8), (16,))
+
+
 def test_an_epoch_that_cannot_be(bundle: Bundle) -> None:
     for epoch in (-1, 1.5, 2**32):
         with pytest.raises(BadValueError, match="it must be an integer from 0 to 4,294,967,294"):
