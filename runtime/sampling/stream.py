@@ -6,6 +6,7 @@ cuts them into batches; the last, short one is kept. Nothing here depends on the
 time at which a batch is made.
 """
 
+import atexit
 import os
 import queue
 import threading
@@ -23,6 +24,7 @@ from dim.runtime.sampling.philox import split_seed
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.2
+_STOP_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,18 @@ class _Failure:
 
 _END = object()
 
+# Threads that draw ahead, and what stops each.
+_running: dict[threading.Thread, threading.Event] = {}
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Let no thread outlive the interpreter: one that is inside an engine or PyTorch then would abort the process."""
+    for stop in _running.values():
+        stop.set()
+    for thread in list(_running):
+        thread.join(timeout=_STOP_SECONDS)
+
 
 def iterate_ahead(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:
     """Run an iterator ahead in a background thread, at most `depth` items ahead.
@@ -204,12 +218,16 @@ def _iterate(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, 
             # Frees whatever the iterator holds in this thread, not at some later collection.
             if hasattr(iterator, "close"):
                 iterator.close()
+            _running.pop(threading.current_thread(), None)
 
     thread = threading.Thread(target=work, name="dim-prefetch", daemon=True)
-    process = os.getpid()
+    getpid = os.getpid  # the module may be gone when the interpreter ends
+    process = getpid()
     try:
+        _running[thread] = stop
         thread.start()
     except RuntimeError as error:
+        del _running[thread]
         raise EngineError(
             f"No thread can be started to draw ahead ({describe_error(error)}): ask for fewer threads or encoders, or "
             "raise the limit of processes."
@@ -229,7 +247,7 @@ def _iterate(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, 
             yield item  # type: ignore[misc]
     finally:
         stop.set()
-        if os.getpid() == process:
+        if getpid() == process:
             while thread.is_alive():
                 try:
                     waiting.get_nowait()

@@ -1,6 +1,8 @@
 """A stream under PyTorch's loaders: every image of a pass once, new ones in the next, whoever shares them."""
 
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +268,18 @@ def test_an_epoch_that_cannot_be(bundle: Bundle) -> None:
     for epoch in (-1, 1.5, 2**32):
         with pytest.raises(BadValueError, match="it must be an integer from 0 to 4,294,967,294"):
             make(bundle).set_epoch(epoch)  # type: ignore[arg-type]
+
+
+def test_a_pass_that_is_left_open_does_not_abort_the_interpreter(tiny_bundle: Path) -> None:
+    code = f"""
+from torch.utils.data import DataLoader
+import dim
+passes = iter(DataLoader(dim.torch.StreamDataset({str(tiny_bundle)!r}, ipc=20000, batch_size=64), batch_size=None))
+images, labels = next(passes)
+print(images.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([64, 1, 8, 8])\n", "")
 
 
 def test_a_pass_that_is_left_leaves_no_thread(bundle: Bundle) -> None:
