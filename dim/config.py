@@ -196,6 +196,9 @@ class MatchingConfig:
     """Weight of the matching loss; the paper's is 0.01, which a preset with the loss `paper` takes unless it is set."""
     feature_weight: float = 1.0
     """Weight of the features beside the logits; `distribution` only."""
+    cross_entropy: float = 0.0
+    """Weight of the classifiers' cross-entropy on generated images beside the distance; `distribution` only. It makes
+    them surer of generated images; too much of it makes the images of a class alike."""
     augment: str = "crop=0.1"
     """Augmentation of what the classifiers see, drawn anew for real and generated images."""
     classes_per_step: int = 4
@@ -205,7 +208,10 @@ class MatchingConfig:
         _check_one_of(self, "loss", ("distribution", "paper", "none"))
         _check_between(self, "weight", 0.0, 1e4)
         _check_between(self, "feature_weight", 0.0, 1e4)
+        _check_between(self, "cross_entropy", 0.0, 1e4)
         _check_between(self, "classes_per_step", 1, 1000)
+        if self.cross_entropy and self.loss != "distribution":
+            raise BadValueError(f"MatchingConfig.cross_entropy belongs to the loss distribution, not to {self.loss!r}.")
         _check_policy(self, "augment")
 
 

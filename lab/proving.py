@@ -4,6 +4,7 @@
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base,r1
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary wide generator.width=48
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary filtered filter.candidates=8192
+    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary surer matching.cross_entropy=0.1
 
 Every generator gets as many steps as fit into a time of the processor: networks half as wide as those of the preset
 `best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps

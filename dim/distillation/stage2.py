@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dim.config import DistillConfig
+from dim.distillation.adversarial import Draws
 from dim.distillation.losses import choose_group_size, energy_distance, paper_loss
 from dim.distillation.pool import FreshPool, KeptPool, PoolMember, prepare_pool
 from dim.distillation.session import Session
@@ -70,9 +72,12 @@ def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> 
             loss, fake = gan.generator_loss(draws)
             report["generator_loss"] = loss.detach()
             if member is not None:
-                distance = _distance(session, member, draws.real_NCHW, fake, generator, group_size)
+                distance, cross_entropy = _distance(session, member, draws, fake, generator, group_size)
                 report["matching_loss"] = distance.detach()
                 loss = loss + matching.weight * distance
+                if matching.cross_entropy:
+                    report["cross_entropy_loss"] = cross_entropy.detach()
+                    loss = loss + matching.cross_entropy * cross_entropy
             gan.generator_step(loss, stage.batch_size)
             return report
 
@@ -93,17 +98,18 @@ def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> 
 def _distance(
     session: Session,
     member: PoolMember,
-    real_NCHW: Tensor,
+    draws: Draws,
     fake_NCHW: Tensor,
     generator: torch.Generator,
     group_size: int,
-) -> Tensor:
-    """The configured distance between the outputs of `member` for real and for generated images."""
+) -> tuple[Tensor, Tensor]:
+    """The configured distance between the outputs of `member` for real and for generated images, and its
+    cross-entropy on the generated ones."""
     gan, matching = session.gan, session.config.matching
     frozen = [p for p in member.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    real = gan.augment_share(member.normalise(real_NCHW), matching.augment, generator, fill=0.0)
+    real = gan.augment_share(member.normalise(draws.real_NCHW), matching.augment, generator, fill=0.0)
     fake = gan.augment_share(member.normalise(fake_NCHW), matching.augment, generator, fill=0.0)
     with gan.autocast():
         with torch.no_grad():
@@ -111,9 +117,10 @@ def _distance(
         fake_features, fake_logits = member(fake)
     for parameter in frozen:
         parameter.requires_grad_(True)
+    cross_entropy = F.cross_entropy(fake_logits.float(), draws.labels_N)
     if matching.loss == "paper":
-        return paper_loss(real_logits.float(), fake_logits.float())
+        return paper_loss(real_logits.float(), fake_logits.float()), cross_entropy
     distance = energy_distance(real_logits, fake_logits, group_size)
     if matching.feature_weight:
         distance = distance + matching.feature_weight * energy_distance(real_features, fake_features, group_size)
-    return distance
+    return distance, cross_entropy

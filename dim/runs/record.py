@@ -105,8 +105,11 @@ class RunRecord:
         data = to_plain(self.data)
         if not self.data.reading:
             del data["reading"]
-        if not self.config.filter.candidates:  # as in runs from before there was a filter
+        # As in runs from before there were these, so that they can still be resumed.
+        if not self.config.filter.candidates:
             del values["filter"]
+        if not self.config.matching.cross_entropy:
+            del values["matching"]["cross_entropy"]
         values |= {"format_version": FORMAT_VERSION, "dim_version": self.dim_version, "data": data}
         return values
 
