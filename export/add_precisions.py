@@ -12,7 +12,7 @@ from dim.export.drawing import PARITY_SEED, draw_samples, draw_with_onnx
 from dim.export.graph.half import to_half
 from dim.export.publish import check_precisions, complete_bundle, stage_bundle
 from dim.export.record import Agreement, ExportRecord, read_record
-from dim.export.reuse import select_valid_rows
+from dim.export.reuse import select_valid_findings, select_valid_rows
 from dim.runtime.bundle_format.files import copy_bundle, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
@@ -94,7 +94,12 @@ def add_precisions(
         report("exporting", len(wanted), len(wanted) + 1, "verifying the bundle")
         with stage_bundle(path) as staged:
             copy_bundle(path, staged)
-            update_bundle(staged, add_files=files, accuracy=select_valid_rows(manifest, changed))
+            update_bundle(
+                staged,
+                add_files=files,
+                accuracy=select_valid_rows(manifest, changed),
+                evaluation=select_valid_findings(manifest, changed),
+            )
             complete_bundle(staged, record)
     return path
 

@@ -182,4 +182,4 @@ def _render_limits(m: Manifest) -> str:
 
 
 def _name_copies(m: Manifest) -> str:
-    return ' What a search for copies found stands under "Copies".' if "privacy" in m.evaluation else ""
+    return ' "Copies" says what was found.' if "privacy" in m.evaluation else ""

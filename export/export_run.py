@@ -173,6 +173,7 @@ def _publish(
         distill_config=run.record.to_dict(),
         licence=data.licence if licence is None else licence,
         accuracy=reused.accuracy,
+        evaluation=reused.evaluation,
     )
     with stage_bundle(destination) as path:
         write_bundle(path, description, {**reused.files, **files})

@@ -40,7 +40,7 @@ def _render_numbers(quality: Mapping[str, Any]) -> str:
     images = quality.get("images")
     head = (
         f"## Quality\n\n{f'{images:,}' if isinstance(images, int) else '?'} images against as many test images, in "
-        f"{escape(quality.get('compared_by', '?'))}. Real training images that the classifier has not seen show what "
+        f"{escape(quality.get('compared_by', '?'))}. Real training images show what "
         "equal distributions give."
     )
     return "\n".join([head, "", *lines, *_render_classes(quality)])
@@ -51,11 +51,7 @@ def _render_classes(quality: Mapping[str, Any]) -> list[str]:
     per_class = quality.get("per_class")
     if not isinstance(per_class, Mapping) or len(per_class) < 2:
         return []
-    coverage = {
-        str(name): found["generated"]["coverage"]
-        for name, found in per_class.items()
-        if isinstance(found, Mapping) and isinstance(found.get("generated"), Mapping)
-    }
+    coverage = {str(name): found.get("coverage") for name, found in per_class.items() if isinstance(found, Mapping)}
     shown = {name: value for name, value in coverage.items() if isinstance(value, int | float)}
     if not shown:
         return []

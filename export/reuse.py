@@ -22,6 +22,8 @@ class ReusableParts:
 
     accuracy: tuple[Mapping[str, Any], ...] = ()
     """Rows of `dim eval`."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """What else `dim eval` found."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Further precisions and engines, by name."""
     record: ExportRecord = ExportRecord()
@@ -54,6 +56,7 @@ def read_reusable(
         names = [n for n in manifest.files if n.startswith("generator.") and onnx_name(n.split(".")[1]) not in changed]
         return ReusableParts(
             accuracy=select_valid_rows(manifest, changed),
+            evaluation=select_valid_findings(manifest, changed),
             files={name: read_checked_file(destination, manifest, name, max_bytes=MAX_ENGINE_BYTES) for name in names},
             record=read_record(destination, manifest),
         )
@@ -65,3 +68,12 @@ def read_reusable(
 def select_valid_rows(manifest: Manifest, changed: Collection[str]) -> tuple[Mapping[str, Any], ...]:
     """Return the accuracy rows of a bundle that were not measured with a file in `changed`."""
     return tuple(row for row in manifest.accuracy if onnx_name(str(row.get("engine_precision"))) not in changed)
+
+
+def select_valid_findings(manifest: Manifest, changed: Collection[str]) -> Mapping[str, Any]:
+    """Return what else was found of a bundle, but for what was measured with a file in `changed`."""
+    return {
+        name: found
+        for name, found in manifest.evaluation.items()
+        if not (isinstance(found, Mapping) and onnx_name(str(found.get("precision"))) in changed)
+    }

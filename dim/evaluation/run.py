@@ -43,7 +43,7 @@ def run_cell(context: EvalContext, cell: Cell, progress: Callable[[int, int], No
     began = time.perf_counter()
     data, device = context.data, torch.device(context.device)
     steps = cell.steps(len(data.classes), len(data.train_labels))
-    engine = context.open_bundle(cell.content_id, cell.engine_precision).engine if cell.source == "bundle" else None
+    engine = context.open_bundle(cell.content_id, cell.engine_precision).engine if cell.content_id else None
     images = training_images(context, cell)
     spec = StudentSpec(
         arch=cell.arch,

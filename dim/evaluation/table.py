@@ -186,7 +186,7 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
         table.add_column(name, justify="right" if name else "left")
     lines = {kind: quality[kind] for kind in ("generated", "real")}
     for name, kinds in (quality["per_class"] if by_class else {}).items():
-        lines[f"generated, {name}"] = kinds["generated"]
+        lines[f"generated, {name}"] = kinds
     for kind, found in lines.items():
         numbers = [f"{found[key]:.2f}" for key in ("precision", "recall", "density", "coverage")]
         numbers += [f"{found['fd']:.2f}", f"{found['kid']:.4f}"] if "fd" in found else ["", ""]

@@ -309,6 +309,7 @@ def test_few_real_images_stand_alone_and_with_generated_ones(bundle: Path, data:
     # Nine images are 10 % of ninety; half of the 36 that were shown are generated.
     assert [r.distinct_images for r in results] == [36, 9, 9 + 18, 36, 36 + 18]
     assert results[2].data_bytes == results[0].data_bytes + 9 * 64
+    assert [bool(r.engine) for r in results] == [True, False, True, False, True]
     rows = aggregate(results)
     console = Console(width=120, record=True)
     console.print(accuracy_table(rows), mixed_table(rows))

@@ -16,6 +16,7 @@ from dim.export.card import render_card
 from dim.export.distill_command import write_distill_command
 from dim.export.record import read_record
 from dim.export.record_accuracy import record_accuracy
+from dim.export.reuse import select_valid_findings
 from dim.presets import preset
 from dim.runtime.bundle_format.files import load_manifest
 
@@ -163,7 +164,7 @@ def test_quality_and_the_verdict_on_copies_go_into_manifest_and_card(tmp_path: P
         "compared_by": "features of a convnet3",
         "generated": numbers,
         "real": numbers | {"coverage": 0.97},
-        "per_class": {"zero": {"generated": {"coverage": 0.5}}, "one|two": {"generated": {"coverage": 0.9}}, "x": 3},
+        "per_class": {"zero": {"coverage": 0.5}, "one|two": {"coverage": 0.9}, "x": 3},
     }
     record_accuracy(bundle, [], {"quality": quality})
     manifest = record_accuracy(bundle, [ROW], {"privacy": {"verdict": "No sign of copies.", "copies": False}})
@@ -175,9 +176,17 @@ def test_quality_and_the_verdict_on_copies_go_into_manifest_and_card(tmp_path: P
         "| real training images | 0.91 | 0.50 | 1.00 | 0.97 | 3.25 | 0.0012 |",
         r"the coverage lies between 0.50 (zero) and 0.90 (one\|two).",
         "## Copies\n\nNo sign of copies.",
-        'What a search for copies found stands under "Copies".',
+        '"Copies" says what was found.',
     ]:
         assert text in card
     # A stranger's manifest may hold anything.
     record_accuracy(bundle, [], {"quality": {"generated": 3}, "privacy": []})
     assert "## Quality" in (bundle / "README.md").read_text()
+
+
+def test_what_was_found_of_another_file_is_not_kept(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    found = {"quality": {"precision": "int8"}, "privacy": {"precision": "fp32", "verdict": "No sign of copies."}}
+    manifest = record_accuracy(bundle, [], found)
+    assert select_valid_findings(manifest, {"generator.int8.onnx"}) == {"privacy": found["privacy"]}
+    assert select_valid_findings(manifest, set()) == found

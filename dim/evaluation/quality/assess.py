@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ def measure_quality(bundle: Bundle, data: ImageSet, extractor: Extractor, device
         "accuracy_of_features": extractor.accuracy,
         **{name: _compare(test, rows, device) for name, rows in shown.items()},
         "per_class": {
-            name: {kind: dict(compare_neighbourhoods(test[part], rows[part], device)) for kind, rows in shown.items()}
+            name: _round(compare_neighbourhoods(test[part], shown["generated"][part], device))
             for name, part in by_class.items()
             if part.stop - part.start > NEIGHBOURS
         },
@@ -205,11 +205,21 @@ def measure_quality(bundle: Bundle, data: ImageSet, extractor: Extractor, device
 
 def _compare(real: Rows, shown: Rows, device: torch.device) -> Found:
     kid, deviation = kernel_distance(real, shown)
+    return _round(
+        {
+            "kid": kid,
+            "kid_std": deviation,
+            "fd": frechet_distance(real, shown),
+            **compare_neighbourhoods(real, shown, device),
+        }
+    )
+
+
+def _round(numbers: Mapping[str, Any]) -> Found:
+    """Chance leaves fewer decimals of all of them; KID is small."""
     return {
-        "kid": kid,
-        "kid_std": deviation,
-        "fd": frechet_distance(real, shown),
-        **compare_neighbourhoods(real, shown, device),
+        name: round(number, 6 if name.startswith("kid") else 4) if isinstance(number, float) else number
+        for name, number in numbers.items()
     }
 
 
@@ -245,5 +255,5 @@ def measure_privacy(bundle: Bundle, data: ImageSet, extractor: Extractor, device
     return {
         "verdict": write_verdict(found),
         "copies": any(one.signs for one in found) and pixels.held_out >= MIN_IMAGES,
-        **{one.space: asdict(one) for one in found},
+        **{one.space: _round(asdict(one)) for one in found},
     }
