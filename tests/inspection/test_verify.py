@@ -233,7 +233,7 @@ def test_parity_measures() -> None:
     rest = "levels, 42.1 dB, 100.00% of pixels differ"
     assert image_checks.compare_precision("fp32", black, black + np.uint8(1)) == (
         True,
-        "1 levels, 48.1 dB, 100.00% of pixels differ",
+        "1 level, 48.1 dB, 100.00% of pixels differ",
         "at most 1 level",
     )
     assert image_checks.compare_precision("fp32", black, black + np.uint8(2)) == (False, f"2 {rest}", "at most 1 level")
