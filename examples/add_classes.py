@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from sklearn.neural_network import MLPClassifier
+from sklearn.neighbors import KNeighborsClassifier
 
 import dim
 
@@ -50,7 +50,7 @@ def main() -> None:
     with dim.open_bundle(bundle_path) as bundle:
         batches = list(bundle.stream(ipc=200, epochs=1))
         images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        classifier = MLPClassifier((128,), max_iter=60, random_state=0)
+        classifier = KNeighborsClassifier(5)
         classifier.fit(images.reshape(len(images), -1) / 255, np.array(bundle.classes)[labels])
     predicted = classifier.predict(digits.test_images.reshape(len(digits.test_images), -1) / 255)
     right = predicted == np.array(digits.classes)[digits.test_labels]

@@ -54,7 +54,7 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read every result file, as its stem and its object, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        others = ("engines-", "gpu-", "distill-", "processes-", "ablation-", "added-", "compiled-")
+        others = ("engines-", "gpu-", "distill-", "processes-", "ablation-", "added-", "larger-", "compiled-")
         if path.stem.startswith(others):
             continue  # see `read_benchmarks`
         described = json.loads(path.read_bytes())
