@@ -177,11 +177,12 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
         quality: as `dim.evaluation.quality.assess` finds it.
         by_class: whether every class has a line.
     """
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     described = f"{quality['images']:,} images against as many of the test split, in {quality['compared_by']}."
-    table = Table(title="Quality of the images", caption=Text(printable(described)), caption_justify="left")
+    table = Table(title="Quality of the images", caption=Text(printable(described)), caption_justify="left", box=SIMPLE)
     for name in ("", "precision", "recall", "density", "coverage", "FD", "KID"):
         table.add_column(name, justify="right" if name else "left")
     lines = {kind: quality[kind] for kind in ("generated", "real")}
@@ -200,10 +201,11 @@ def mixed_table(rows: Sequence[Row]) -> "Table":
     Args:
         rows: as `aggregate` returns them, of one dataset.
     """
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Few real images, alone and with generated ones in every batch, %")
+    table = Table(title="Few real images, alone and with generated ones in every batch, %", box=SIMPLE)
     for name in ("network", "IPC", "real images", "alone", "with", "both", "gain"):
         table.add_column(name, justify="left" if name in ("network", "with") else "right")
     keys = ("ipc", "arch", "width", "labels", "real_percent")
@@ -214,9 +216,9 @@ def mixed_table(rows: Sequence[Row]) -> "Table":
                 network_name(row["arch"], row["width"]),
                 f"{row['ipc']:,}",
                 f"{row['real_percent']:g} %",
-                format_accuracy(alone[0]),
+                format_accuracy(alone[0]).replace(" (one seed)", ""),
                 Text(printable(row["subject"].partition(" + ")[2])),
-                format_accuracy(row),
+                format_accuracy(row).replace(" (one seed)", ""),
                 _format_gap(row["accuracy_mean"] - alone[0]["accuracy_mean"]),
             )
     return table
