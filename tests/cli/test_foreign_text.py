@@ -176,7 +176,7 @@ def test_a_hostile_name_passes_verify_cleaned(tmp_path: Path) -> None:
     path = evil_bundle(tmp_path / "evil.dim", small_graph())
     (path / "\x1b[2Junlisted\u202e").write_bytes(b"x")
     done = subprocess.run(
-        [sys.executable, "-m", "dim", "verify", str(path), "--threads", "1"],
+        [sys.executable, "-m", "dim", "verify", "--all", str(path), "--threads", "1"],
         capture_output=True,
         text=True,
         timeout=300,
