@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from dim.runtime.bundle_format.accuracy_rows import pack_rows, unpack_rows, write_rows_on_lines
 from dim.runtime.bundle_format.names import (
     ACCEPTED,
     CANONICAL_ONNX,
@@ -174,12 +175,21 @@ class Manifest(BundleDescription):
 
     def to_json(self) -> bytes:
         """Write the manifest as indented JSON, ready for `manifest.json`."""
-        return strict_json.write_indented({"format_version": FORMAT_VERSION, **_describe(self)})
+        return write_rows_on_lines({"format_version": FORMAT_VERSION, **_describe(self)})
 
 
 def _describe(m: BundleDescription) -> dict[str, Any]:
-    """Plain JSON data without the fields that are left out where they are empty."""
-    return {name: value for name, value in to_plain(m).items() if value or name != "evaluation"}
+    """Plain JSON data as the file holds it: accuracy as tables, and no evaluation where there is none."""
+    plain = to_plain(m) | {"accuracy": pack_rows(m.accuracy)}
+    return {name: value for name, value in plain.items() if value or name != "evaluation"}
+
+
+def _read_block(block: Mapping[str, Any]) -> Manifest:
+    """The manifest of what its file holds."""
+    values = {"evaluation": {}} | dict(block)
+    if "accuracy" in values:
+        values["accuracy"] = unpack_rows(values["accuracy"], "The manifest")
+    return from_plain(Manifest, values, "The manifest")
 
 
 def _check_ranges(m: BundleDescription) -> None:
@@ -268,7 +278,7 @@ def create_manifest(description: BundleDescription, files: Mapping[str, FileReco
     block["content_id"] = compute_content_id(description.classes, sampling, files)
     strict_json.check_plain(block, "The manifest")
     block["manifest_sha256"] = _hash_block(block)
-    return from_plain(Manifest, {"evaluation": {}} | block, "The manifest")
+    return _read_block(block)
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -287,7 +297,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if isinstance(sampling := block.get("sampling"), dict):
         found, maker = sampling.get("sampling_version"), block.get("created_by")
         refuse_newer(found, "The manifest", version=FILTERED_SAMPLING, what="sampling version", maker=maker)
-    manifest = from_plain(Manifest, {"evaluation": {}} | block, "The manifest")
+    manifest = _read_block(block)
     del block["manifest_sha256"]
     if _hash_block(block) != manifest.manifest_sha256:
         raise BundleError("The manifest was altered: its contents do not match its manifest_sha256.")

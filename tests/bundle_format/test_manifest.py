@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -108,7 +108,8 @@ def test_golden_bytes() -> None:
 
 
 def test_round_trip() -> None:
-    manifest = make(accuracy=({"ipc": 10, "mean": 71.25, "note": None},), distill_config={"a": {"b": [1, 2.5, "ü"]}})
+    rows = ({"ipc": 10, "mean": 71.25, "note": None}, {"ipc": 50, "mean": 72, "note": None}, {"ipc": 1, "std": [0.5]})
+    manifest = make(accuracy=rows, distill_config={"a": {"b": [1, 2.5, "ü"]}})
     assert parse_manifest(manifest.to_json()) == manifest
 
 
@@ -203,6 +204,13 @@ def set_at(*path: Any) -> Callable[[dict[str, Any]], object]:
     return change
 
 
+def table(
+    shared: dict[str, Any] | None = None, columns: Sequence[str] = (), rows: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """A table of accuracy as the file holds it."""
+    return {"shared": shared or {}, "columns": list(columns), "rows": list(rows)}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -261,14 +269,34 @@ def set_at(*path: Any) -> Callable[[dict[str, Any]], object]:
         (set_at("content_id", "ab" * 32), "content_id does not match"),
         (set_at("files", "generator.fp32.onnx", "sha256", "cd" * 32), "content_id does not match"),
         (set_at("distill_config", "note", "\x1b[2J"), "distill_config is .*without control characters in its text"),
-        (set_at("accuracy", [{"mode": ["\x9b2J"]}]), "accuracy is .*without control characters in its text"),
-        (set_at("accuracy", [{"\x07": 1}]), "accuracy is .*without control characters in its text"),
+        (
+            set_at("accuracy", [table(shared={"mode": ["\x9b2J"]}, rows=[[]])]),
+            "accuracy is .*without control characters",
+        ),
+        (set_at("accuracy", [table(columns=["\x07"], rows=[[1]])]), "accuracy is .*without control characters"),
+        (set_at("accuracy", [table(columns=["a", "a"], rows=[[1, 2]])]), "different names, none of them shared"),
+        (
+            set_at("accuracy", [table(shared={"a": 1}, columns=["a"], rows=[[2]])]),
+            "different names, none of them shared",
+        ),
+        (set_at("accuracy", [table(columns=["a"], rows=[[1, 2]])]), "one value for each of 1 columns"),
+        (
+            set_at("accuracy", [table(shared=dict.fromkeys(map(str, range(600)), 1), rows=[[]] * 900)]),
+            "at most 524,288",
+        ),
         (set_at("distill_config", "deep", json.loads("[" * 20 + "]" * 20)), "deeper than 16"),
     ],
 )
 def test_hostile_fields_are_refused(change: Callable[[dict[str, Any]], object], message: str) -> None:
     with pytest.raises(BundleError, match=message):
         parse_manifest(altered(change))
+
+
+def test_what_all_rows_say_is_written_once() -> None:
+    rows = [{"arch": "convnet3", "ipc": ipc, "mean": 50.0 + ipc, "text": "[1, 2]"} for ipc in range(40)]
+    written = make(accuracy=tuple(rows)).to_json()
+    assert written.count(b"convnet3") == 1 and written.count(b"\n        [") == 40
+    assert list(parse_manifest(written).accuracy) == rows
 
 
 @pytest.mark.parametrize(
