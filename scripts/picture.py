@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from dim.chart_style import GENERATED, INK, make_figure, to_png
 from dim.runtime import open_bundle
 from dim.runtime.bundle_format.locate import SHIPPED
-from dim.runtime.inspection.preview import make_grid
+from dim.runtime.inspection.labelled_grid import draw_labelled_grid
 
 STEPS = (
     ("labelled images", "60,000 of MNIST, 47 MB"),
     ("dim distill", "PyTorch: conditional GAN,\nthen matching a pool of classifiers"),
-    ("dim export", "ONNX fp32, fp16 and int8: {size};\nTensorRT engines for a GPU"),
+    ("dim export", "a bundle: ONNX in fp32, fp16\nand int8, {size} together"),
     ("dim generate", "NumPy + one engine, no PyTorch:\na set of any size, or a stream"),
 )
 COLUMNS = 18
@@ -29,15 +28,14 @@ def draw_pipeline() -> None:
         rows = len(bundle.classes)
         labels = np.repeat(np.arange(rows), COLUMNS)
         images = bundle.sample(labels, np.tile(np.arange(COLUMNS), rows), use="stream")
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, height_ratios=(1, 3.1))
+    figure, (top, bottom) = make_figure(2, across=1, width=10, heights=(1.5, 5.1))
     draw_steps(top, size)
     shape = (rows, COLUMNS, *images.shape[1:])
-    bottom.imshow(make_grid(images.reshape(shape)), cmap="gray", interpolation="lanczos")
-    bottom.set_title("Drawn by the bundle that comes with dim: one row per class", fontsize=10)
+    grid = draw_labelled_grid(images.reshape(shape), bundle.classes, min_image_px=56)
+    bottom.imshow(grid, interpolation="lanczos")
+    bottom.set_title("Drawn by the bundle of MNIST that comes with dim", fontsize=10, color=INK)
     bottom.axis("off")
-    figure.savefig(Path(__file__).parents[1] / "docs" / "pipeline.png", dpi=110, metadata={"Software": None})
+    (Path(__file__).parents[1] / "docs" / "pipeline.png").write_bytes(to_png(figure))
 
 
 def draw_steps(axes: Axes, size: str) -> None:
@@ -50,12 +48,12 @@ def draw_steps(axes: Axes, size: str) -> None:
     axes.axis("off")
     axes.set(xlim=(0, len(STEPS)), ylim=(0, 1))
     for number, (title, text) in enumerate(STEPS):
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "#eef3fb" if number else "#f6f1e7", "edgecolor": "#44608c"}
-        axes.text(number + 0.5, 0.72, title, ha="center", va="center", fontsize=13, weight="bold", bbox=box)
-        axes.text(number + 0.5, 0.28, text.format(size=size), ha="center", va="center", fontsize=9)
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "none", "edgecolor": GENERATED if number else INK}
+        axes.text(number + 0.5, 0.75, title, ha="center", va="center", fontsize=12, weight="bold", color=INK, bbox=box)
+        axes.text(number + 0.5, 0.2, text.format(size=size), ha="center", va="center", fontsize=9, color=INK)
         if number:
-            arrow = {"arrowstyle": "-|>", "color": "#44608c", "linewidth": 1.6}
-            axes.annotate("", (number + 0.14, 0.72), (number - 0.14, 0.72), arrowprops=arrow)
+            arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.6}
+            axes.annotate("", (number + 0.18, 0.75), (number - 0.1, 0.75), arrowprops=arrow)
 
 
 if __name__ == "__main__":
