@@ -2,7 +2,9 @@
 
 import contextlib
 import http.client
+import ipaddress
 import queue
+import socket
 import threading
 import time
 import urllib.error
@@ -22,7 +24,6 @@ TIMEOUT_S = 30
 LEAST_BYTES_PER_S = 16 * 2**10
 """The speed below which a server is given up."""
 READ_BYTES = 2**20
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _QUEUED_PIECES = 4
 
 
@@ -50,6 +51,27 @@ def check_url(url: str) -> None:
         raise BundleError(f"{shown} is no URL: it names no {'host' if scheme.startswith('http') else 'bucket'}.")
     if "@" in parts.netloc:
         raise BundleError(f"{shown} holds a user name or a password, which dim does not send: give a URL without.")
+
+
+def is_this_machine(host: str) -> bool:
+    """Say whether a host is this machine by its name or its address, in any way to write one; no name is asked for.
+
+    Args:
+        host: as `urlsplit` gives it: in lower case, an address of version 6 without its brackets.
+    """
+    name = host.rstrip(".")
+    if name == "localhost":
+        return True
+    try:
+        # Also takes 127.1, 0x7f.1 and 2130706433, as the system does.
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(socket.inet_aton(name))
+    except (OSError, ValueError):
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def join_url(url: str, name: str) -> str:
@@ -150,18 +172,19 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 def _check_hop(url: str, pinned: bool, local: bool) -> None:
     """Check an address that is about to be asked: https, or http where that is safe."""
+    if url.partition("://")[0].lower() not in ("https", "http"):
+        raise BundleError(f"{printable(hide_secrets(url))} is not fetched: a server may send on to https:// alone.")
     check_url(url)
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("https", "http"):
-        raise BundleError(f"{hide_secrets(url)} is not fetched: a server may send on to https:// alone.")
-    if parts.hostname in _LOOPBACK and not local:
+    here = is_this_machine(parts.hostname or "")
+    if here and not local:
         raise BundleError(f"{hide_secrets(url)} is not fetched: a server may not send on to this machine.")
-    if parts.scheme == "http" and not pinned and parts.hostname not in _LOOPBACK:
+    if parts.scheme == "http" and not pinned and not here:
         raise BundleError(f"{hide_secrets(url)} would come unprotected: use https, or pin the bundle with --sha256.")
 
 
 def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
-    local = urllib.parse.urlsplit(url).hostname in _LOOPBACK
+    local = is_this_machine(urllib.parse.urlsplit(url).hostname or "")
     _check_hop(url, pinned, local)
     # No handler for ftp, file and data, which the library's own opener has.
     opener = urllib.request.OpenerDirector()

@@ -63,6 +63,56 @@ def check_division(step: Step) -> None:
         )
 
 
+def check_reach(step: Step) -> None:
+    """Check that a node reads and writes within its values; not every engine does, and one that does not can crash.
+
+    Raises:
+        GraphError: a Pad takes away or mirrors more than there is, or a convolution's groups or output padding do not
+            fit.
+    """
+    if step.operator == "Pad" and not _pads_within(step):
+        raise GraphError(
+            "A Pad of the ONNX file takes elements away, or mirrors more of them than there are; cut with a Slice."
+        )
+    if step.operator in ("Conv", "ConvTranspose") and not _groups_fit(step):
+        raise GraphError(f"A {step.operator} of the ONNX file has groups that do not fit its channels.")
+    if step.operator == "ConvTranspose" and not _output_padding_fits(step):
+        raise GraphError(
+            "A ConvTranspose of the ONNX file has an output padding that is not below its stride or its dilation."
+        )
+
+
+def _pads_within(step: Step) -> bool:
+    first, pads, axes = step.inputs[0], step.known(1), step.known(3)
+    if first is None or pads is None or int(pads.min(initial=0)) < 0:
+        return False
+    if step.attribute("mode", b"constant") != b"reflect":
+        return True
+    if axes is None and len(step.inputs) > 3 and step.inputs[3] is not None:
+        return False
+    places = range(len(first.shape)) if axes is None else [int(axis) % len(first.shape) for axis in axes]
+    most = pads.reshape(2, -1).max(axis=0).tolist()
+    return all(pad < first.shape[place] for place, pad in zip(places, most, strict=True) if pad)
+
+
+def _groups_fit(step: Step) -> bool:
+    image, weight = step.inputs[:2]
+    group = int(step.attribute("group", 1))
+    if image is None or weight is None or group < 1 or weight.shape[0] % group:
+        return False
+    channels = weight.shape[0] if step.operator == "ConvTranspose" else weight.shape[1] * group
+    return image.shape[1] == channels
+
+
+def _output_padding_fits(step: Step) -> bool:
+    padding = [int(each) for each in step.attribute("output_padding", [])]
+    ones = [1] * len(padding)
+    strides, dilations = (list(step.attribute(name, [])) or ones for name in ("strides", "dilations"))
+    return all(
+        0 <= each < max(stride, dilation) for each, stride, dilation in zip(padding, strides, dilations, strict=True)
+    )
+
+
 def _check_growth(step: Step, name: str, value: Value) -> None:
     changed = [pair for pair in zip(value.shape, value.larger_shape, strict=True) if pair[0] != pair[1]]
     if not changed or (len(changed) == 1 and changed[0][1] == 2 * changed[0][0]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dim.runtime.bundle_format.graph_cost import estimate_ns
-from dim.runtime.bundle_format.graph_rows import check_division, check_rows
+from dim.runtime.bundle_format.graph_rows import check_division, check_reach, check_rows
 from dim.runtime.bundle_format.graph_values import BYTES_PER_ELEMENT, Step, follow_values, name_type
 from dim.runtime.errors import GraphError, describe_error, printable
 
@@ -195,6 +195,7 @@ def _check_steps(model: Any, contract: GraphContract) -> int:
         needs.add(step)
         check_rows(step)
         check_division(step)
+        check_reach(step)
         for made, value in zip(filter(None, step.node.output), step.outputs, strict=True):
             if made == name and (value.kind, value.batch_axis, value.shape[1:]) != (kind, 0, shape):
                 raise GraphError(

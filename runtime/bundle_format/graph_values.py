@@ -173,7 +173,13 @@ def _infer_outputs(node: Any, inputs: Sequence[Value | None], opset: int) -> dic
                 data[name] = onnx.numpy_helper.from_array(value.known[place], name)
         try:
             found.append(onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets))
-        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, TypeError) as error:
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+        ) as error:
             raise GraphError(f"The ONNX file is not a valid graph: {describe_error(error)}") from None
     outputs = {}
     for name in filter(None, node.output):

@@ -165,8 +165,9 @@ class Answers:
 
     def _find_place(self, name: str) -> Path:
         """A folder below the one where the gallery was started; a page may not write elsewhere."""
-        path = (self._folder / name.strip()).resolve()
-        if not name.strip() or "://" in name or not path.is_relative_to(self._folder.resolve()):
+        possible = bool(name.strip()) and name.isprintable() and "://" not in name
+        path = (self._folder / name.strip()).resolve() if possible else Path("/")
+        if not possible or not path.is_relative_to(self._folder.resolve()):
             raise BadValueError(f"The folder {name[:200]!r} does not lie below {self._folder}: name one that does.")
         if path == self._folder.resolve():
             raise BadValueError(f"A set needs a folder of its own below {self._folder}.")

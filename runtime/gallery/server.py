@@ -148,10 +148,18 @@ class _Handler(BaseHTTPRequestHandler):
             status, (kind, body) = refused.status, _to_json({"error": str(refused)})
         except DimError as error:
             status, (kind, body) = HTTPStatus.BAD_REQUEST, _to_json({"error": str(error)})
-        except (OSError, MemoryError) as error:
+        except Exception as error:
             status, (kind, body) = HTTPStatus.INTERNAL_SERVER_ERROR, _to_json({"error": f"{describe_error(error)}."})
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or self.command == "POST":
             self.close_connection = True
+        self._send(status, kind, body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse what is no request for a page, such as another method, with the same headers as any answer."""
+        self.close_connection = True
+        self._send(HTTPStatus(code), *_to_json({"error": "The gallery does not answer such a request."}))
+
+    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         try:
             self.send_response(status)
             for header, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():

@@ -146,6 +146,8 @@ def claim_set(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, ove
         if occupant.same is not None:
             claimed = occupant.same if occupant.same.written is None else reopen(store, occupant.same)
         else:
+            if overwrite:
+                check_replaceable(store, occupant, plan)
             if occupant.other is not None:
                 remove_set(store, occupant.other)
             if occupant.unreadable:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dim.runtime.set_formats.part import FileEntry, PartRecord, make_record
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
-from dim.runtime.sets.journal import DATASET, SetFile, list_noted_parts, note_part, read_part, read_set
+from dim.runtime.sets.journal import DATASET, FileHash, SetFile, list_noted_parts, note_part, read_part, read_set
 from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error
 from dim.runtime.storage.object_store import is_remote
 from dim.runtime.storage.place import open_store
@@ -40,8 +40,27 @@ def is_part_there(store: Store, plan: Plan, record: PartRecord) -> bool:
 
 
 def is_whole(store: Store, found: SetFile) -> bool:
-    """Say whether a set is complete and its files are there, with their sizes."""
-    return found.written is not None and all(is_part_there(store, found.plan, part) for part in found.written.parts)
+    """Say whether a set is complete and its files are there: parts with their sizes, its other files as they were.
+
+    Raises:
+        OutputError: the card, or another file beside the parts, was altered.
+    """
+    return (
+        found.written is not None
+        and all(is_part_there(store, found.plan, part) for part in found.written.parts)
+        and all(_is_other_there(store, name, known) for name, known in found.written.files.items())
+    )
+
+
+def _is_other_there(store: Store, name: str, known: FileHash) -> bool:
+    """Check that one of the set's small files is there and unaltered; an object store is believed."""
+    if not isinstance(store, LocalStore):
+        return True
+    if (size := store.size(name)) is None:
+        return False
+    if size != known.bytes or store.digest(name) != known.sha256:
+        raise make_altered_error(store, name)
+    return True
 
 
 def list_finished_parts(store: Store, found: SetFile, parts: Iterable[int]) -> list[PartRecord]:

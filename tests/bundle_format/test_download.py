@@ -69,8 +69,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
         (OK + b"Content-Length: 5000\r\n\r\n{", "the connection ended 4,999 bytes early"),
         (b"HTTP/1.1 404 \x1b[2J\x1b]0;title\x07\r\n\r\n", "the server answered 404 ?[2J?]0;title?"),
         (b"", "the server does not speak HTTP properly (Remote end closed connection without response)"),
-        (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n", "a bundle's URL begins with https://, http://"),
-        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "a bundle's URL begins with https://, http://"),
+        (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n", "a server may send on to https:// alone"),
+        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "a server may send on to https:// alone"),
         (b"HTTP/1.1 307 Moved\r\nLocation: s3://bucket/x\r\n\r\n", "a server may send on to https:// alone"),
         (b"HTTP/1.1 308 Moved\r\nLocation: http://example.invalid/x\r\n\r\n", "would come unprotected: use https"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\n\r\n", "Invalid IPv6 URL"),
@@ -114,9 +114,26 @@ def test_other_urls_are_refused_before_anything_is_asked(url: str, words: str) -
     assert words in said and said.isprintable() and "secret" not in said
 
 
-def test_a_redirect_from_elsewhere_does_not_lead_to_this_machine() -> None:
-    with pytest.raises(BundleError, match="a server may not send on to this machine"):
-        download_module._check_hop("http://127.0.0.1:1/x", pinned=True, local=False)
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.2", "127.1", "2130706433", "0x7f.1", "0.0.0.0", "0", "[::1]", "[::]", "[::ffff:127.0.0.1]"]
+    + ["localhost", "LOCALHOST."],
+)
+def test_a_redirect_from_elsewhere_does_not_lead_to_this_machine(host: str) -> None:
+    for scheme in ("http", "https"):
+        with pytest.raises(BundleError, match="a server may not send on to this machine"):
+            download_module._check_hop(f"{scheme}://{host}:1/x", pinned=True, local=False)
+
+
+@pytest.mark.parametrize("host", ["example.org", "10.0.0.1", "localhost.example.org", "[2001:db8::1]", "1.example"])
+def test_another_machine_may_be_sent_on_to(host: str) -> None:
+    download_module._check_hop(f"https://{host}/x", pinned=False, local=False)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "simplecache::https://x/y", "s3://b/x"])
+def test_a_redirect_to_another_scheme_blames_the_server(url: str) -> None:
+    with pytest.raises(BundleError, match=r"is not fetched: a server may send on to https:// alone\."):
+        download_module._check_hop(url, pinned=True, local=True)
 
 
 def test_a_server_that_drips_is_given_up(serve: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,67 @@ def test_whole_numbers_are_divided_by_known_numbers_only(operator: str, kind: ty
         check_contract(added(nodes, "back", weights), CONTRACT)
 
 
+@pytest.mark.parametrize(
+    ("amounts", "mode", "allowed"),
+    [
+        ((0, 0, 1, 0, 0, 0, 1, 0), "constant", True),
+        ((0, 0, 7, 0, 0, 0, 7, 0), "reflect", True),
+        ((0, 0, 9, 0, 0, 0, 9, 0), "edge", True),
+        ((0, 0, 8, 0, 0, 0, 0, 0), "reflect", False),
+        # OpenVINO writes and reads beyond its memory here, where the whole axis or more is taken away.
+        ((0, 0, 200, 0, 0, 0, -200, 0), "constant", False),
+        ((0, 0, -7, 0, 0, 0, 7, 0), "reflect", False),
+        ((0, 0, -9, 0, 0, 0, 9, 0), "edge", False),
+        ((0, 0, -1, 0, 0, 0, 1, 0), "constant", False),
+    ],
+)
+def test_a_pad_only_adds_and_mirrors_what_is_there(amounts: tuple[int, ...], mode: str, allowed: bool) -> None:
+    nodes = [node("Pad", ["plain", "amounts"], ["wide"], mode=mode), node("Slice", ["wide", *SLICE], ["back"])]
+    data = added(nodes, "back", {"amounts": ints(*amounts), "start": ints(0), "end": ints(8), "along": ints(2)})
+    if allowed:
+        assert check_contract(data, CONTRACT)
+        return
+    with pytest.raises(GraphError, match=r"A Pad of the ONNX file takes elements away, or mirrors more of them"):
+        check_contract(data, CONTRACT)
+
+
+SLICE = ("start", "end", "along")
+
+
+@pytest.mark.parametrize("group", [0, -1, 2, 2**63 - 1])
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [("Conv", "A Conv of the ONNX file has groups that do not fit its channels"), ("ConvTranspose", "group")],
+)
+def test_groups_that_do_not_fit_are_refused(operator: str, message: str, group: int) -> None:
+    nodes = [
+        node(operator, ["maps", "kernel"], ["folded"], group=group),
+        node("Transpose", ["folded"], ["back"], perm=[0, 2, 3, 1]),
+    ]
+    with pytest.raises(GraphError, match=message):
+        check_contract(added(nodes, "back", {"kernel": np.ones((1, 1, 1, 1), "f4")}), CONTRACT)
+
+
+@pytest.mark.parametrize("padding", [3, 2**62])
+def test_an_output_padding_beyond_the_stride_is_refused(padding: int) -> None:
+    cut = padding // 2
+    nodes = [
+        node(
+            "ConvTranspose", ["maps", "kernel"], ["grown"], output_padding=[padding, 0], pads=[cut, 0, padding - cut, 0]
+        ),
+        node("Transpose", ["grown"], ["back"], perm=[0, 2, 3, 1]),
+    ]
+    with pytest.raises(GraphError, match="an output padding that is not below its stride or its dilation"):
+        check_contract(added(nodes, "back", {"kernel": np.ones((1, 1, 1, 1), "f4")}), CONTRACT)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.COMPLEX64])
+def test_types_that_an_operator_does_not_have_are_refused(kind: int) -> None:
+    nodes = [node("Cast", ["plain"], ["other"], to=kind), node("Cast", ["other"], ["back"], to=TensorProto.FLOAT)]
+    with pytest.raises(GraphError, match=r"is not a valid graph: output has unsupported type"):
+        check_contract(small_graph(nodes, {}, "back"), CONTRACT)
+
+
 @pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.DOUBLE, TensorProto.UINT64, TensorProto.BFLOAT16])
 def test_only_a_few_types_are_used_inside(kind: int) -> None:
     nodes = [node("Cast", ["plain"], ["other"], to=kind), node("Cast", ["other"], ["back"], to=TensorProto.FLOAT)]

@@ -141,7 +141,10 @@ def test_a_set_may_be_larger_than_a_page(answers: Answers) -> None:
         answers.command({"count": "33334", "out": "x"})
 
 
-@pytest.mark.parametrize("out", ["", "..", "../x", "/tmp/x", "a/../../x", "s3://bucket/set", ".", "~/../../etc"])
+@pytest.mark.parametrize(
+    "out",
+    ["", "..", "../x", "/tmp/x", "a/../../x", "s3://bucket/set", ".", "~/../../etc", "a\0b", "a\x1b[31mb", "\ud800"],
+)
 def test_a_set_goes_nowhere_else(answers: Answers, out: str, tmp_path: Path) -> None:
     with pytest.raises(BadValueError, match="below"):
         answers.save({"count": "1", "out": out})

@@ -14,6 +14,7 @@ import pytest
 from dim.runtime.bundle import Bundle
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import OutputError
+from dim.runtime.gallery.answers import Answers
 from dim.runtime.gallery.server import MAX_BODY_BYTES, Gallery
 
 
@@ -76,6 +77,24 @@ def test_every_answer_says_what_it_is_and_forbids_the_rest(gallery: Gallery, nam
     assert "script-src" not in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "no-referrer"
     assert headers["Cache-Control"] == "no-store" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("method", ["PUT", "HEAD", "OPTIONS", "<script>"])
+def test_what_is_no_request_for_a_page_is_refused_like_any_other(gallery: Gallery, method: str) -> None:
+    status, headers, body = ask(gallery, "", method=method)
+    assert status == 501 and headers["Content-Type"] == "application/json" and b"script" not in body
+    assert headers["X-Content-Type-Options"] == "nosniff" and "Content-Security-Policy" in headers
+
+
+def test_an_error_of_the_gallery_itself_is_an_answer(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(answers: Answers) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(Answers, "facts", fail)
+    assert ask(gallery, "facts.json")[0] == 500
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example:80", "", "0.0.0.0:1"])

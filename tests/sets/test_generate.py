@@ -212,6 +212,44 @@ def test_foreign_files_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     assert generate(bundle, tmp_path, counts=COUNTS).images_drawn == 0
 
 
+def test_the_card_is_looked_at_like_any_other_file(bundle: Bundle, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    generate(bundle, out, counts=COUNTS)
+    whole = tree(out)
+    (out / "README.md").unlink()
+    assert generate(bundle, out, counts=COUNTS).images_drawn == 0
+    assert tree(out) == whole
+    for name in ("README.md", "croissant.json"):
+        longer, other = whole[name] + b"x", bytes([whole[name][0] ^ 1]) + whole[name][1:]
+        for altered in (longer, other):
+            (out / name).write_bytes(altered)
+            with pytest.raises(OutputError) as caught:
+                generate(bundle, out, counts=COUNTS)
+            assert str(caught.value) == (
+                f"{out}/{name} is not what this set's plan draws: it was altered or is another file; "
+                "move it away and run the same command again."
+            )
+            assert (out / name).read_bytes() == altered
+        (out / name).unlink()
+        elsewhere.write_text("years of work")
+        (out / name).symlink_to(elsewhere)
+        with pytest.raises(OutputError, match="is a link, which dim does not follow there"):
+            generate(bundle, out, counts=COUNTS)
+        assert elsewhere.read_text() == "years of work"
+        (out / name).unlink()
+        generate(bundle, out, counts=COUNTS)
+        assert tree(out) == whole
+
+
+def test_nothing_is_removed_where_a_file_is_in_the_way_of_a_new_set(bundle: Bundle, tmp_path: Path) -> None:
+    generate(bundle, tmp_path, counts=COUNTS)
+    (tmp_path / "dataset.json").write_text("{")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match="which the new set needs and no earlier set lists: move it away first"):
+        generate(bundle, tmp_path, counts=COUNTS, overwrite=True)
+    assert {name: data for name, data in tree(tmp_path).items() if not name.startswith(".dim/")} == before
+
+
 def test_a_link_is_not_followed(bundle: Bundle, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     generate(bundle, elsewhere, counts=(1, 1, 1))
