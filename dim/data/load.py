@@ -159,6 +159,7 @@ def _list_places(data: Any) -> list[str]:
 def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
     source = replace(wish, name=_name_place(place))
     if place in KNOWN:
+        _say_unused_split(source)
         return read_known(place, data_dir, wish.say, wish.progress)
     if place.startswith(HUB):
         return read_hub(replace(source, path=Path(_strip_revision(place))), place)
@@ -172,7 +173,16 @@ def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
             raise DataError(_describe_missing(place))
     if path.is_file() and (sentence := _NO_SOURCE.get(extension_of(path.name))):
         raise DataError(f"{path}: {sentence}")
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: neither a file nor a folder; name one of these")
+    if is_bundle(path) or is_npy_folder(path):
+        _say_unused_split(source)
     return next(reader for fits, reader in _READERS if fits(path))(replace(source, path=path))
+
+
+def _say_unused_split(source: Source) -> None:
+    if source.options.split is not None:
+        source.say(f"{source.name}: --split is passed over: this source names no splits to choose from")
 
 
 def _fetch(address: str, wish: Source) -> Path:

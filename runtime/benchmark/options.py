@@ -1,5 +1,6 @@
 """What `benchmark` measures, and for how long."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class BenchOptions:
             raise BadValueError(f"There is no device {self.device!r}; there are {', '.join(DEVICES)}.")
         if not self.batches or min(self.batches) < 1:
             raise BadValueError(f"The batches are {list(self.batches)}; each must be at least 1.")
-        if self.rounds < 1 or self.turn_s <= 0:
+        if self.rounds < 1 or not 0 < self.turn_s < math.inf:
             raise BadValueError(
                 f"There must be at least 1 round and some time per turn, not {self.rounds} and {self.turn_s} s."
             )

@@ -165,6 +165,8 @@ def prepare(
 def check_shard(shard: tuple[int, int]) -> None:
     """Raise BadValueError unless the shard (i, n) has 0 <= i < n."""
     index, count = shard
+    if count < 1:
+        raise BadValueError(f"The shard is {index}/{count}; the number of shards must be at least 1.")
     if not 0 <= index < count:
         raise BadValueError(f"The shard is {index}/{count}; shards are counted from 0/{count} to {count - 1}/{count}.")
 

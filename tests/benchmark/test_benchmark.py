@@ -148,6 +148,12 @@ def test_auto_and_bf16_are_precisions_to_measure(tiny_bundle: Path, monkeypatch:
     assert len(report.results) == 2
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_turn_takes_a_finite_time(seconds: float) -> None:
+    with pytest.raises(BadValueError, match="^There must be at least 1 round and some time per turn, not 5 and"):
+        BenchOptions(turn_s=seconds)
+
+
 def test_what_cannot_run_here_is_listed(tiny_bundle: Path) -> None:
     report = benchmark(
         tiny_bundle,

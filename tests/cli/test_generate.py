@@ -108,6 +108,7 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
         (["--ipc", 1, "--classes", "one,one"], "The class 'one' is named twice; name each class once."),
         (["--per-class", "one"], "'one' is not of the form NAME=NUMBER; write for example cat=100,dog=20 (whole "
          "numbers; a name with a comma stands in double quotes)."),
+        (["--ipc", 1, "--shard", "0/0"], "The shard is 0/0; the number of shards must be at least 1."),
         (["--ipc", 1, "--shard", "2/2"], "The shard is 2/2; shards are counted from 0/2 to 1/2."),
         (["--ipc", 1, "--seed", -1], "The seed is -1; it must lie between 0 and 2**64 - 1."),
         (["--ipc", 1, "--ray", "--shard", "0/2"],

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dim.data.images.arrays import read_pixels
 from dim.data.load import load_data
+from dim.data.options import DataOptions
 from dim.runtime.errors import BadValueError, DataError
 
 IMAGES = random_images(40, 8, 3)
@@ -168,3 +169,40 @@ def test_pictures_of_several_sizes_in_memory() -> None:
 def test_what_is_no_data(data: Any, message: str) -> None:
     with pytest.raises(BadValueError, match=f"^{message}"):
         load_data(data)
+
+
+def test_the_splits_of_an_npz_can_be_chosen_and_what_is_left_is_said(tmp_path: Path) -> None:
+    arrays = {}
+    for value, split in enumerate(("train", "val", "test")):
+        arrays |= {f"x_{split}": np.full((4, 8, 8), 10 * value + 5, np.uint8), f"y_{split}": np.arange(4) % 2}
+    np.savez(tmp_path / "set.npz", **arrays)
+    said: list[str] = []
+    data = load_data(tmp_path / "set.npz", DataOptions(split="test,val"), say=said.append)
+    assert (int(data.train_images.min()), int(data.test_images.max())) == (25, 15)
+    assert "set: arrays passed over: x_train, y_train" in said
+    with pytest.raises(DataError, match=r"no split 'nope' \(found: train, test, val\)"):
+        load_data(tmp_path / "set.npz", DataOptions(split="nope"))
+    del arrays["x_test"], arrays["y_test"]
+    np.savez(tmp_path / "set.npz", **arrays)
+    said.clear()
+    load_data(tmp_path / "set.npz", say=said.append)
+    assert "set: 'x_val' serves as test split" in said
+
+
+def test_a_split_that_cannot_be_chosen_is_said_to_be_passed_over() -> None:
+    said: list[str] = []
+    load_data("digits", DataOptions(split="train,val"), say=said.append)
+    assert "digits: --split is passed over: this source names no splits to choose from" in said
+
+
+def test_bytes_of_zero_and_one_are_said_to_be_black() -> None:
+    said: list[str] = []
+    images = np.arange(20 * 64).reshape(20, 8, 8) % 2
+    load_data((images.astype(np.uint8), np.arange(20) % 2), say=said.append)
+    assert "data: no byte is above 1, so the images are nearly black; save them from 0 to 255" in said
+
+
+def test_empty_arrays_are_one_sentence() -> None:
+    empty = (np.zeros((0, 8, 8), np.uint8), np.zeros(0, np.int64))
+    with pytest.raises(DataError, match="^data: an array is empty; give at least one image"):
+        load_data(empty)

@@ -1,6 +1,7 @@
 """What users get wrong in their data is told in one sentence that names what was found and what mends it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny_bundle import build_tiny_bundle
 
 from dim.data.load import load_data
 from dim.data.options import DataOptions
-from dim.runtime.errors import DimError
+from dim.runtime.errors import DataError, DimError
 
 PNGS = [image_file(image) for image in random_images(8, 8, 3)]
 
@@ -97,3 +98,10 @@ def test_classes_of_equal_or_nearly_equal_names_are_said(tmp_path: Path) -> None
     assert f"{shared} in one source" in said
     assert "the classes 'dog' and 'Dog' stay two; rename one where they are the same" in said
     assert _refusal([first, first]) == f"the source {first} is named twice; name it once"
+
+
+def test_a_pipe_in_place_of_a_set_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(DataError, match=f"^{path}: neither a file nor a folder; name one of these$"):
+            load_data(path)

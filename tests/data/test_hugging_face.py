@@ -69,6 +69,15 @@ def test_parquet_as_the_library_writes_it(tmp_path: Path) -> None:
     assert len(swapped.train_labels) == 12 and len(swapped.test_labels) == 24
 
 
+def test_missing_files_of_a_parquet_set_are_said(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    _dataset("train").to_parquet(str(tmp_path / "set" / "train-00001-of-00003.parquet"))
+    said: list[str] = []
+    load_data(tmp_path / "set", say=said.append)
+    absent = "train-00000-of-00003.parquet, train-00002-of-00003.parquet"
+    assert f"set: 2 files of the set are missing ({absent})" in said
+
+
 def test_parquet_without_metadata_by_the_columns_named(tmp_path: Path) -> None:
     pngs = [image_file(image) for image in IMAGES["train"]]
     table = pyarrow.table({"photo": pngs, "kind": [NAMES[n % 3] for n in range(24)], "n": list(range(24))})

@@ -104,7 +104,8 @@ def test_folders_that_all_hold_the_same_folders_are_asked_about() -> None:
         find_layout(_tree(*sites), [], "P")
     assert str(caught.value) == (
         "P: the top folders (north, south) all hold the same folders (cat, dog): say --layout classes where the top "
-        "ones are the classes, or --layout groups/classes where those are the classes"
+        "ones are the classes, or --layout groups/classes where those are the classes, or --split TRAIN,TEST where "
+        "the top ones are splits"
     )
     assert _classes(*sites, layout="classes")[0] == ["north", "south"]
     united = find_layout(_tree(*sites), [], "P", "groups/classes")
@@ -174,3 +175,63 @@ def test_another_layout_is_refused() -> None:
         BadValueError, match="^layout is 'x': it must be one of auto, classes, splits/classes, classes/s"
     ):
         load_data("digits", DataOptions(layout="x"))
+
+
+def _split(*folders: str, split: str, layout: str = "auto") -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    found = find_layout(_tree(*folders), [], "P", layout, split)
+    assert not found.faults
+    return found.train, found.test
+
+
+def test_splits_that_are_asked_for_are_read_and_no_others() -> None:
+    names = ("a", "b")
+    folders = [f"{split}/{name}" for split in ("train", "val", "test", "fold 1") for name in names]
+    for train, test in (("train", "val"), ("test", "train"), ("fold 1", "val")):
+        assert _split(*folders, split=f"{train}, {test}") == (
+            {name: _tree(f"{train}/{name}") for name in names},
+            {name: _tree(f"{test}/{name}") for name in names},
+        )
+    assert _split(*folders, split="val") == ({name: _tree(f"val/{name}") for name in names}, {})
+    below = [f"{name}/{split}" for split in ("train", "val", "test") for name in names]
+    for layout in ("auto", "classes/splits"):
+        assert _split(*below, split="train,val", layout=layout) == (
+            {name: _tree(f"{name}/train") for name in names},
+            {name: _tree(f"{name}/val") for name in names},
+        )
+    doubled = [f"{split}/{split}/{name}" for split in ("seg_train", "seg_test") for name in names]
+    assert _split(*doubled, split="seg_train,seg_test")[1] == {
+        name: _tree(f"seg_test/seg_test/{name}") for name in names
+    }
+
+
+@pytest.mark.parametrize("split", ["nope", "train,nope", "train,TEST", "train,train", "train,val,test", "", ",", "a,b"])
+def test_a_split_that_is_not_there_is_refused(split: str) -> None:
+    folders = [f"{name}/{inner}" for name in ("train", "val", "test") for inner in ("a", "b")]
+    with pytest.raises(DataError, match=r"^P: no split '.*' \(found: .*test, train, val\); say --split TRAIN or"):
+        find_layout(_tree(*folders), [], "P", "auto", split)
+
+
+def test_a_layout_without_splits_takes_none() -> None:
+    with pytest.raises(DataError, match="^P: --layout classes has no splits; leave out --split$"):
+        find_layout(_tree("a", "b"), [], "P", "classes", "a")
+
+
+def test_groups_below_single_folders_are_asked_about_too() -> None:
+    doubled = [f"{name}/{name}/{inner}" for name in ("seg_train", "seg_test") for inner in ("sea", "wood")]
+    with pytest.raises(DataError, match=r"^P: the top folders \(seg_test, seg_train\) all hold the same folders"):
+        find_layout(_tree(*doubled), [], "P")
+    assert _classes(*doubled, layout="groups/classes")[0] == ["sea", "wood"]
+    assert _classes("cat/images", "dog/images")[0] == ["cat", "dog"]
+
+
+def test_splits_below_some_folders_only_are_asked_about() -> None:
+    for folders in (
+        ("a/train", "a/test", "b/train", "b/test", "c"),
+        ("images/train/a", "images/train/b", "images/test/a", "images/test/b", "masks/train/a"),
+    ):
+        with pytest.raises(
+            DataError, match=r"^P: '\w+' holds folders named like splits \(test, train\): name that folder"
+        ):
+            find_layout(_tree(*folders), [], "P")
+    assert _classes("a/train", "a/test", "b", layout="classes")[0] == ["a", "b"]
+    assert _classes("vehicle/train", "vehicle/car", "animal")[0] == ["animal", "vehicle"]

@@ -193,3 +193,40 @@ def test_files_that_are_no_source_say_what_to_do(tmp_path: Path, name: str, word
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match=f"^{tmp_path / name}: {words}"):
         load_data(tmp_path / name)
+
+
+def test_the_splits_of_a_table_can_be_chosen(tmp_path: Path) -> None:
+    splits = ["train", "train", "val", "val", "test", "test", "train", "train", "val", "val", "test", "test"]
+    rows = [f"{n:03d}.png,{label},{split}" for n, (label, split) in enumerate(zip(LABELS, splits, strict=True))]
+    files = _flat() | {"labels.csv": _csv("file,label,split", rows)}
+    said: list[str] = []
+    data = _load(tmp_path, files, say=said.append, split="test,val")
+    for images, split in ((data.train_images, "test"), (data.test_images, "val")):
+        wanted = {IMAGES[n].tobytes() for n in range(12) if splits[n] == split}
+        assert {image.tobytes() for image in images} == wanted
+    assert "set: 4 images of other splits were passed over" in said
+    with pytest.raises(DataError, match=r"labels.csv: no split 'x' \(found: test, train, val\)"):
+        load_data(tmp_path / "set", DataOptions(split="x"))
+
+
+def test_numbers_that_differ_in_zeros_alone_stay_apart(tmp_path: Path) -> None:
+    rows = [f"{number:03d}.png,{'7' if label == 'cat' else '007'}" for number, label in enumerate(LABELS)]
+    data = _load(tmp_path, _flat() | {"labels.csv": _csv("file,label", rows)})
+    assert data.classes == ("007", "7")
+
+
+def test_the_splits_of_shards_can_be_chosen_and_labels_without_an_image_are_said(tmp_path: Path) -> None:
+    def shard(first: int) -> bytes:
+        pairs = {}
+        for number in range(first, first + 4):
+            pairs |= {f"{number}.png": PNGS[number], f"{number}.cls": b"%d" % (number % 2)}
+        return tarred(pairs | {"lonely.cls": b"0"})
+
+    files = {"train-0.tar": shard(0), "extra-0.tar": shard(4), "val-0.tar": shard(8)}
+    said: list[str] = []
+    data = _load(tmp_path, files, say=said.append, split="extra,val")
+    assert {image.tobytes() for image in data.train_images} == {image.tobytes() for image in IMAGES[4:8]}
+    assert {image.tobytes() for image in data.test_images} == {image.tobytes() for image in IMAGES[8:]}
+    assert "set: 3 labels have no image beside them (extra-0.tar/lonely) and were passed over" in said
+    with pytest.raises(DataError, match="no split 'test'"):
+        load_data(tmp_path / "set", DataOptions(split="train,test"))

@@ -71,6 +71,8 @@ class _Folder:
 
 @dataclass
 class _Findings:
+    asked: tuple[str, ...] = ()
+    """Names of the splits that the user asked for, training first."""
     remarks: list[str] = field(default_factory=list)
     sidecars: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
@@ -84,13 +86,38 @@ def split_role(name: str) -> str:
     return _ROLES.get(words[0], "") if len(words) == 1 else ""
 
 
+def find_asked_splits(names: Iterable[str], asked: str, where: str) -> tuple[str, ...]:
+    """Find the splits that the user asked for.
+
+    Args:
+        names: of the splits that there are.
+        asked: one name, or two joined by a comma, training first.
+        where: stands for the source in messages.
+
+    Returns:
+        one name or two that differ.
+
+    Raises:
+        DataError: one of them is not there, or `asked` is of another form.
+    """
+    listed = ", ".join(names := list(names)) or "none"
+    wanted = tuple(name.strip() for name in asked.split(","))
+    missing = [name for name in wanted if name not in names]
+    if len(wanted) > 2 or missing or len(set(wanted)) < len(wanted):
+        bad = missing[0] if missing and len(wanted) <= 2 else asked
+        raise DataError(f"{where}: no split '{bad}' (found: {listed}); say --split TRAIN or --split TRAIN,TEST")
+    return wanted
+
+
 def list_first(names: Iterable[str]) -> str:
     """Write the first names of many, and that there are more."""
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def find_layout(files: list[str], folders: list[str], source: str, layout: str = AUTO) -> Layout:
+def find_layout(
+    files: list[str], folders: list[str], source: str, layout: str = AUTO, split: str | None = None
+) -> Layout:
     """Find splits and classes among the paths of a tree.
 
     Args:
@@ -98,17 +125,25 @@ def find_layout(files: list[str], folders: list[str], source: str, layout: str =
         folders: relative paths of folders, to find classes without images; may be incomplete.
         source: stands for the tree in messages.
         layout: one of `LAYOUTS`.
+        split: folders to read as splits, one name or two joined by a comma; None for those with usual names.
 
     Returns:
         the files by split and class, with all that is wrong with them.
 
     Raises:
-        DataError: no class folders, or a tree that can be read in two ways.
+        DataError: no class folders, no such split, or a tree that can be read in two ways.
     """
-    findings = _Findings()
+    findings = _Findings(asked=() if split is None else tuple(name.strip() for name in split.split(",")))
     top = _look_through(_build_tree(files, folders), layout, findings)
     if not top.folders:
         raise DataError(f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>")
+    if split is not None:
+        if layout == AUTO:
+            layout = SPLITS if set(findings.asked) & set(top.folders) else _guess_where_splits_lie(top, findings.asked)
+        if layout not in (SPLITS, SPLITS_BELOW):
+            raise DataError(f"{source}: --layout {layout} has no splits; leave out --split")
+        above = [top] if layout == SPLITS else [top.folders[name] for name in top.list_filled()]
+        find_asked_splits(sorted({name for folder in above for name in folder.list_filled()}), split, source)
     if layout == AUTO:
         layout = _guess_layout(top, source, findings)
     read = {CLASSES: _read_classes, SPLITS: _read_splits, SPLITS_BELOW: _read_splits_below, GROUPS: _read_groups}
@@ -157,7 +192,7 @@ def _look_through(top: _Folder, layout: str, findings: _Findings) -> _Folder:
     strays: list[str] = []
     while len(top.folders) == 1:
         ((name, inner),) = top.folders.items()
-        if split_role(name) or (layout == CLASSES and not inner.folders):
+        if split_role(name) or name in findings.asked or (layout == CLASSES and not inner.folders):
             break
         strays += top.list_images()
         top = inner
@@ -174,6 +209,7 @@ def _guess_layout(top: _Folder, source: str, findings: _Findings) -> str:
     nested = [name for name in (*trains, *tests) if top.folders[name].list_filled()]
     if not trains and not tests:
         _ask_about_groups(top, source)
+        _ask_about_splits_below(top, source)
         return CLASSES
     if trains and tests and nested:
         return SPLITS
@@ -190,9 +226,16 @@ def _guess_layout(top: _Folder, source: str, findings: _Findings) -> str:
     )
 
 
+def _guess_where_splits_lie(top: _Folder, asked: tuple[str, ...]) -> str:
+    below = not any(split_role(name) for name in top.folders) and any(
+        name in folder.folders for folder in top.folders.values() for name in asked
+    )
+    return SPLITS_BELOW if below else SPLITS
+
+
 def _ask_about_groups(top: _Folder, source: str) -> None:
     """Refuse top folders that all hold the same sub-folders: either may be the classes."""
-    filled = [top.folders[name] for name in top.list_filled()]
+    filled = [_look_into(top.folders[name]) for name in top.list_filled()]
     inner = sorted({name for folder in filled for name in folder.list_filled()})
     same = all(sorted(folder.list_filled()) == inner and not folder.list_images() for folder in filled)
     if len(filled) < 2 or len(inner) < 2 or not same:
@@ -200,11 +243,32 @@ def _ask_about_groups(top: _Folder, source: str) -> None:
     if any(split_role(name) == "train" for name in inner):
         below = f"--layout {SPLITS_BELOW} where those are the splits of each"
     else:
-        below = f"--layout {GROUPS} where those are the classes"
+        below = f"--layout {GROUPS} where those are the classes, or --split TRAIN,TEST where the top ones are splits"
     raise DataError(
         f"{source}: the top folders ({list_first(top.list_filled())}) all hold the same folders ({list_first(inner)}): "
         f"say --layout {CLASSES} where the top ones are the classes, or {below}"
     )
+
+
+def _ask_about_splits_below(top: _Folder, source: str) -> None:
+    """Refuse a top folder that holds both a training and a test split: its images would become one class."""
+    for name in top.list_filled():
+        splits = [inner for inner in top.folders[name].list_filled() if split_role(inner)]
+        if len({split_role(inner) for inner in splits} - {"validation"}) == 2:
+            raise DataError(
+                f"{source}: '{name}' holds folders named like splits ({list_first(sorted(splits))}): name that folder "
+                f"alone where it is the set, or say --layout {SPLITS_BELOW} where every class has its splits, or "
+                f"--layout {CLASSES} where all its images are one class"
+            )
+
+
+def _look_into(folder: _Folder) -> _Folder:
+    """Return what a folder holds; a single folder of folders in it is looked through."""
+    while len(filled := folder.list_filled()) == 1 and not folder.list_images():
+        if not folder.folders[filled[0]].list_filled():
+            break
+        folder = folder.folders[filled[0]]
+    return folder
 
 
 _Split = dict[str, list[str]]
@@ -221,11 +285,13 @@ def _read_splits(top: _Folder, source: str, findings: _Findings) -> tuple[_Split
     for role in ("train", "test", "validation"):
         filled = [name for name in by_role[role] if top.folders[name].has_images()]
         by_role[role] = filled or by_role[role][:1]
-        if len(filled) > 1:
+        if len(filled) > 1 and not findings.asked:
             raise DataError(
                 f"{source}: the folders {list_first(filled)} are all named like the {role} split: "
                 "merge them or move all but one elsewhere"
             )
+    if findings.asked:
+        by_role = {"train": [findings.asked[0]], "test": list(findings.asked[1:]), "validation": []}
     if not by_role["train"]:
         raise DataError(f"{source}: no folder is named like a training split; name it 'train'")
     test = next((name for role in ("test", "validation") for name in by_role[role]), None)
@@ -233,7 +299,7 @@ def _read_splits(top: _Folder, source: str, findings: _Findings) -> tuple[_Split
     others = sorted(set(top.folders) - {train, test})
     train_classes = _read_split(_enter_split(top, train), findings)
     test_classes = {} if test is None else _read_split(_enter_split(top, test), findings)
-    if test is not None and split_role(test) == "validation":
+    if test is not None and split_role(test) == "validation" and not findings.asked:
         findings.remarks.append(f"the folder '{test}' serves as test split")
     if test is not None and not test_classes:
         findings.remarks.append(f"the folder '{test}' has no class folders and is passed over")
@@ -248,7 +314,7 @@ def _enter_split(top: _Folder, name: str) -> _Folder:
     folder = top.folders[name]
     while len(folder.folders) == 1 and not folder.list_images():
         ((inner, below),) = folder.folders.items()
-        if split_role(inner) != split_role(name):
+        if inner != name and (not split_role(name) or split_role(inner) != split_role(name)):
             break
         folder = below
     return folder
@@ -261,7 +327,7 @@ def _read_splits_below(top: _Folder, source: str, findings: _Findings) -> tuple[
     findings.strays += top.list_images()
     for name in sorted(top.folders):
         for inner, folder in sorted(top.folders[name].folders.items()):
-            role = split_role(inner)
+            role = _role_asked(inner, findings.asked) if findings.asked else split_role(inner)
             split = {"train": train, "test": test, "validation": test}.get(role)
             if split is None or (role == "validation" and name in test):
                 others.append(f"{name}/{inner}")
@@ -275,9 +341,13 @@ def _read_splits_below(top: _Folder, source: str, findings: _Findings) -> tuple[
     return train, test
 
 
+def _role_asked(name: str, asked: tuple[str, ...]) -> str:
+    return dict(zip(asked, ("train", "test"), strict=False)).get(name, "")
+
+
 def _read_groups(top: _Folder, source: str, findings: _Findings) -> tuple[_Split, _Split]:
     united = _Folder(files=top.files)
-    for group in top.folders.values():
+    for group in map(_look_into, top.folders.values()):
         united.files = united.files + group.files
         for name, folder in group.folders.items():
             united.folders.setdefault(name, _Folder()).files += folder.all_files()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dim.data.classes.layout import split_role
+from dim.data.classes.layout import find_asked_splits, split_role
 from dim.runtime.errors import DataError
 
 
@@ -23,11 +23,8 @@ def choose_splits(names: Iterable[str], asked: str | None, where: str) -> tuple[
     names = list(names)
     listed = ", ".join(names) or "none"
     if asked is not None:
-        wanted = [name.strip() for name in asked.split(",")]
-        if len(wanted) > 2 or (missing := [name for name in wanted if name not in names]):
-            bad = missing[0] if len(wanted) <= 2 else asked
-            raise DataError(f"{where}: no split '{bad}' (found: {listed}); say --split TRAIN or --split TRAIN,TEST")
-        train, test = wanted[0], wanted[1] if len(wanted) > 1 else None
+        train, *rest = find_asked_splits(names, asked, where)
+        test = rest[0] if rest else None
     else:
         roles = {split_role(name): name for name in reversed(names)}
         found = roles.get("train", names[0] if len(names) == 1 else None)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dim.data.classes.labels import name_labels
-from dim.data.classes.layout import Fault, Layout, list_first, split_role
+from dim.data.classes.layout import Fault, Layout, find_asked_splits, list_first, split_role
 from dim.data.files.names import EXTENSIONS, extension_of
 from dim.data.image_set import Source
 from dim.runtime.errors import DataError
@@ -50,11 +50,15 @@ class Labelled:
     key: str
     label: int | str
     split: str = ""
-    """A role (see `dim.data.classes.layout.split_role`), or "" where nothing says."""
+    """Its name, or "" where nothing says."""
 
 
 def arrange_labelled(
-    images: Iterable[Labelled], classes: tuple[str, ...] | None, where: str, remarks: list[str]
+    images: Iterable[Labelled],
+    classes: tuple[str, ...] | None,
+    where: str,
+    remarks: list[str],
+    asked: str | None = None,
 ) -> Layout:
     """Make a layout of images whose labels are known.
 
@@ -63,28 +67,44 @@ def arrange_labelled(
         classes: names of integer labels in order; None takes names from the labels.
         where: stands for the source in messages.
         remarks: about the source, passed on.
+        asked: the splits to read, one name or two joined by a comma; None for those with usual names.
 
     Raises:
-        DataError: as `name_labels`.
+        DataError: no such split, or as `name_labels`.
     """
     images = list(images)
-    roles = {image.split for image in images}
-    held = next((role for role in _TEST_ROLES if role in roles and roles - {role, *_TEST_ROLES}), None)
-    train = [image for image in images if image.split not in _TEST_ROLES] if held else images
-    test = [image for image in images if image.split == held] if held else []
-    if held == "validation":
-        remarks = [*remarks, "the validation split serves as test split"]
-    if left_out := len(images) - len(train) - len(test):
-        remarks = [*remarks, f"{left_out} images of the validation split were passed over"]
+    if asked is None:
+        train, test, more = _choose_by_role(images)
+    else:
+        wanted = find_asked_splits(sorted({image.split for image in images} - {""}), asked, where)
+        train, test = ([image for image in images if image.split in part] for part in (wanted[:1], wanted[1:]))
+        left_out = len(images) - len(train) - len(test)
+        more = [f"{left_out} images of other splits were passed over"] if left_out else []
+    remarks = [*remarks, *more]
     numbers = [np.array([image.label for image in part]) if part else None for part in (train, test)]
     if numbers[0] is None:
         raise DataError(f"{where}: no labelled image found")
-    names, train_labels, test_labels, more = name_labels(numbers[0], numbers[1], classes, where)
+    names, train_labels, test_labels, renamed = name_labels(numbers[0], numbers[1], classes, where)
     splits: list[dict[str, list[str]]] = [{name: [] for name in names} for _ in range(2)]
     for split, part, labels in zip(splits, (train, test), (train_labels, test_labels), strict=True):
         for image, label in zip(part, [] if labels is None else labels.tolist(), strict=True):
             split[names[label]].append(image.key)
-    return Layout(splits[0], splits[1] if test else {}, (*remarks, *more))
+    return Layout(splits[0], splits[1] if test else {}, (*remarks, *renamed))
+
+
+def _choose_by_role(images: list[Labelled]) -> tuple[list[Labelled], list[Labelled], list[str]]:
+    """Return the training images, the test images and remarks, by splits with usual names."""
+    by_image = [split_role(image.split) for image in images]
+    roles = set(by_image)
+    held = next((role for role in _TEST_ROLES if role in roles and roles - {role, *_TEST_ROLES}), None)
+    if held is None:
+        return images, [], []
+    train = [image for image, role in zip(images, by_image, strict=True) if role not in _TEST_ROLES]
+    test = [image for image, role in zip(images, by_image, strict=True) if role == held]
+    remarks = ["the validation split serves as test split"] if held == "validation" else []
+    if left_out := len(images) - len(train) - len(test):
+        remarks.append(f"{left_out} images of the validation split were passed over")
+    return train, test, remarks
 
 
 def choose_column(columns: Iterable[str], asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str:
@@ -214,6 +234,7 @@ def _arrange_rows(
     tables: Mapping[str, list[Row]], images: list[str], columns: tuple[str, str], source: Source
 ) -> Layout:
     file_column, label_column = columns
+    asked = source.options.split
     found: dict[str, Labelled] = {}
     missing: list[str] = []
     doubled: list[str] = []
@@ -229,8 +250,8 @@ def _arrange_rows(
             elif key in found and found[key].label != label:
                 doubled.append(key)
             else:
-                role = split_role(str(row["split"])) if "split" in row else _role_of_path(key)
-                found[key] = Labelled(key, label, role)
+                split = str(row["split"]).strip() if "split" in row else name_split(key.split("/")[:-1], asked)
+                found[key] = Labelled(key, label, split)
     table = list_first(tables)
     where = f"{source.path}: {table}"
     faults = []
@@ -241,14 +262,16 @@ def _arrange_rows(
     remarks = [f"labels are those of {table}, column '{label_column}'"]
     if rest := [file for file in images if file not in found]:
         remarks.append(f"{len(rest)} images that it does not name were passed over ({rest[0]})")
+    texts = {str(image.label).strip() for image in found.values()}
     numbers = all(isinstance(image.label, str) and _is_whole(image.label) for image in found.values())
+    numbers = numbers and len({int(text) for text in texts}) == len(texts)  # 7 and 007 are two classes
     labelled = [
         Labelled(image.key, int(image.label) if numbers else image.label, image.split)
         for image in sorted(found.values(), key=lambda image: image.key)
     ]
     if not labelled:
         raise DataError(f"{where}: none of the {len(missing)} files that it names is there ({list_first(missing)})")
-    layout = arrange_labelled(labelled, None, where, remarks)
+    layout = arrange_labelled(labelled, None, where, remarks, asked)
     return Layout(layout.train, layout.test, layout.remarks, tuple(faults))
 
 
@@ -256,8 +279,10 @@ def _is_whole(text: str) -> bool:
     return text.strip().isascii() and text.strip().isdigit() and len(text) < 18
 
 
-def _role_of_path(path: str) -> str:
-    return next((role for part in path.split("/")[:-1] if (role := split_role(part))), "")
+def name_split(words: Iterable[str], asked: str | None) -> str:
+    """Return the first word that is a split asked for, or named like one; "" where none is."""
+    wanted = [name.strip() for name in asked.split(",")] if asked else []
+    return next((word for word in words if word in wanted or split_role(word)), "")
 
 
 def _stylegan_rows(labels: list[Any], where: str) -> list[Row]:

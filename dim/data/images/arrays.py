@@ -59,6 +59,10 @@ def _to_nhwc(array: NDArray[Any], where: str, remarks: list[str]) -> NDArray[Any
 def _to_bytes(arrays: list[NDArray[Any]], where: str, bits: int | None, remarks: list[str]) -> list[Images]:
     kinds = {array.dtype.kind for array in arrays}
     if all(array.dtype == np.uint8 for array in arrays):
+        if not any(
+            (array[start : start + _STEP] > 1).any() for array in arrays for start in range(0, len(array), _STEP)
+        ):
+            remarks.append("no byte is above 1, so the images are nearly black; save them from 0 to 255")
         return list(arrays)
     if kinds == {"b"}:
         remarks.append("pixels were true or false: 255 and 0")

@@ -47,20 +47,23 @@ class _Tree:
 
     def arrange(self) -> Layout:
         files, folders, name = list(self._files), list(self._folders), str(self._source.path)
+        options = self._source.options
         images = [file for file in files if extension_of(file) in EXTENSIONS]
         if layout := arrange_by_declared_tables(self._tables, images, self._source):
             return layout
         try:
-            layout = find_layout(files, folders, name, self._source.options.layout)
+            layout = find_layout(files, folders, name, options.layout, options.split)
         except DataError:
             if by_table := arrange_by_other_tables(self._tables, images, self._source):
                 return by_table
-            if self._source.options.layout == AUTO and (only := find_only_class(files, folders, name)):
+            if options.layout == AUTO and options.split is None and (only := find_only_class(files, folders, name)):
                 return only
             raise
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
         by_table = (
-            arrange_by_other_tables(self._tables, images, self._source) if 2 * num_labelled < len(images) else None
+            arrange_by_other_tables(self._tables, images, self._source)
+            if options.split is None and 2 * num_labelled < len(images)
+            else None
         )
         return by_table or layout
 

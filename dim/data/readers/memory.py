@@ -33,6 +33,8 @@ def read_memory(found: Any, source: Source) -> RawSet:
     splits = [found] if not pair or _is_array(found[0]) else list(found)
     parts = [_read_split(split, source) for split in splits]
     arrays = dict(zip(("images", "labels"), parts[0], strict=True))
+    if any(not len(array) for part in parts for array in part):
+        raise DataError(f"{source.name}: an array is empty; give at least one image, and its label, per split")
     if len(parts) == 2:
         arrays |= dict(zip(("test_images", "test_labels"), parts[1], strict=True))
     return make_raw_set(arrays, source, "images in memory", _class_names(splits[0]))

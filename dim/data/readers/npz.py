@@ -10,7 +10,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dim.data.classes.class_names import read_class_names
 from dim.data.classes.labels import name_labels
+from dim.data.classes.layout import find_asked_splits
 from dim.data.files.entries import named_failure
 from dim.data.files.zip import open_zip, open_zip_member
 from dim.data.image_set import RawSet, Source
@@ -48,11 +49,14 @@ _PAIRS = (
     ("arr_0", "arr_1"),
 )
 """Names of images and labels, in small letters; the first pair that is there is read."""
-_TEST_PAIRS = tuple(
-    (images.replace("train", split), labels.replace("train", split))
-    for split in ("test", "val", "valid")
-    for images, labels in _STEMS
-)
+_SPLITS = ("train", "test", "val", "valid")
+
+
+def _name_pairs(split: str) -> tuple[tuple[str, str], ...]:
+    return tuple((images.replace("train", split), labels.replace("train", split)) for images, labels in _STEMS)
+
+
+_TEST_PAIRS = tuple(pair for split in _SPLITS[1:] for pair in _name_pairs(split))
 _CLASS_NAMES = ("classes", "class_names", "label_names", "target_names", "names")
 _MAX_HEADER_BYTES = 2**12
 _CHUNK_BYTES = 2**24
@@ -75,7 +79,10 @@ def read_npz(source: Source) -> RawSet:
     Raises:
         DataError: damaged, truncated, an array missing, of the wrong type or shape, or beyond the limits.
     """
-    parts = [_read_arrays(path) for path in _list_npz(source.path) or [source.path]]
+    found = [_read_arrays(path, source.options.split) for path in _list_npz(source.path) or [source.path]]
+    parts = [arrays for arrays, _ in found]
+    for remark in found[0][1]:
+        source.say(f"{source.name}: {remark}")
     if any(part.keys() != parts[0].keys() for part in parts):
         raise DataError(f"{source.path}: its .npz files hold different arrays; name one of them, or make them alike")
     arrays = {key: parts[0][key] if len(parts) == 1 else _join(parts, key, source.path) for key in parts[0]}
@@ -146,40 +153,55 @@ def _join(parts: list[dict[str, NDArray[Any]]], key: str, path: Path) -> NDArray
         raise DataError(f"{path}: the parts of '{key}' do not fit together ({error})") from error
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of one file by the names that people give them, under ours."""
+def _read_arrays(path: Path, split: str | None) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Read the arrays of one file by the names that people give them, under ours; and remarks."""
     with named_failure(path), open(path, "rb") as file, open_zip(file, str(path)) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        chosen = _choose_members(members, path)
+        chosen, remarks = _choose_members(members, path, split)
         arrays = {}
         for key, info in chosen.items():
             with open_zip_member(archive, info, str(path)) as member:
                 arrays[key] = read_npy(member, f"{path}: {key}", max_bytes=_max_bytes(key))
-    return arrays
+    return arrays, remarks
 
 
-def _choose_members(members: Mapping[str, zipfile.ZipInfo], path: Path) -> dict[str, zipfile.ZipInfo]:
+_Pair = tuple[zipfile.ZipInfo, zipfile.ZipInfo]
+
+
+def _choose_members(
+    members: Mapping[str, zipfile.ZipInfo], path: Path, split: str | None
+) -> tuple[dict[str, zipfile.ZipInfo], list[str]]:
+    """Return the members to read under our names, and remarks on what else the choice meant."""
     by_name = {name.casefold().replace("-", "_"): info for name, info in members.items()}
     found = ", ".join(sorted(members)[:8]) or "nothing"
 
-    def pair(names: tuple[tuple[str, str], ...]) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo] | None:
+    def pair(names: Iterable[tuple[str, str]]) -> _Pair | None:
         return next(((by_name[x], by_name[y]) for x, y in names if x in by_name and y in by_name), None)
 
-    train = pair(_PAIRS)
+    train, test = pair(_PAIRS), pair(_TEST_PAIRS)
+    if split is not None:
+        by_split = {name: both for name in _SPLITS if (both := pair(_name_pairs(name)))}
+        asked = find_asked_splits(by_split, split, str(path))
+        train, test = by_split[asked[0]], by_split[asked[1]] if len(asked) > 1 else None
     if train is None:
         raise DataError(
             f"{path}: no images with labels beside them (found: {found}); name two arrays images and labels"
         )
-    test = pair(_TEST_PAIRS)
     lonely = [name for pairs in _TEST_PAIRS for name in pairs if name in by_name]
-    if test is None and lonely:
+    if test is None and lonely and split is None:
         raise DataError(f"{path}: '{lonely[0]}' is there and what belongs to it is not (found: {found})")
     chosen = {"images": train[0], "labels": train[1]}
     if test is not None:
         chosen |= {"test_images": test[0], "test_labels": test[1]}
     if names := next((by_name[name] for name in _CLASS_NAMES if name in by_name), None):
         chosen["classes"] = names
-    return chosen
+    remarks = []
+    if test is not None and split is None and "val" in test[0].filename.casefold():
+        remarks.append(f"'{test[0].filename.removesuffix('.npy')}' serves as test split")
+    taken = [info.filename for info in chosen.values()]
+    if others := sorted(name for name, info in members.items() if info.filename not in taken):
+        remarks.append(f"arrays passed over: {', '.join(others[:5])}")
+    return chosen, remarks
 
 
 def _max_bytes(key: str) -> int:

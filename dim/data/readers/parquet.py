@@ -5,6 +5,7 @@ its name begins (`data/train-00000-of-00002.parquet`) or by its folder.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("image", "images", "img", "picture", "pixels", "png", "jpg", "jpeg", "x")
 _ROWS = 256
+_SHARD = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})[.]parquet")
+_MAX_SHARDS = 100_000
 
 
 def list_parquet(path: Path) -> list[Path]:
@@ -56,6 +59,8 @@ class _Files:
                 "train-00000.parquet would; rename it, or name the files of one split alone"
             )
         train, test, self._remarks = choose_splits(by_split, source.options.split, str(source.path))
+        if source.path.is_dir():
+            self._remarks += _find_missing_shards(files)
         self._files = [(file, "train") for file in by_split[train]]
         self._files += [(file, "test") for file in (by_split[test] if test else [])]
         self._labelled: dict[str, Labelled] = {}
@@ -95,6 +100,19 @@ def read_parquet(source: Source) -> RawSet:
         DataError: a file is damaged, a column or a split is not there, or as `read_pictures`.
     """
     return read_pictures(source, _Files(source, list_parquet(source.path)))
+
+
+def _find_missing_shards(files: list[Path]) -> tuple[str, ...]:
+    """Return a remark where files named as 00000-of-00002 are not all there."""
+    numbers = [(file, match) for file in files if (match := _SHARD.fullmatch(file.name))]
+    there = {(file.parent, match[1], int(match[2]), int(match[3])) for file, match in numbers}
+    absent = [
+        f"{stem}{number:05d}-of-{count:05d}.parquet"
+        for folder, stem, count in sorted({(folder, stem, count) for folder, stem, _, count in there})
+        for number in range(min(count, _MAX_SHARDS))
+        if (folder, stem, number, count) not in there
+    ]
+    return (f"{len(absent)} files of the set are missing ({list_first(absent)})",) if absent else ()
 
 
 def _split_of(file: Path, root: Path) -> str:

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from dim.data.classes.class_names import read_class_names
-from dim.data.classes.layout import Layout, split_role
-from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
+from dim.data.classes.layout import Layout
+from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column, name_split
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS
 from dim.data.image_set import RawSet, Source
@@ -101,17 +101,21 @@ class _Shards:
             raise DataError(
                 f"{where}: {len(bare)} images have no label beside them ({bare[0]}); expected .cls, .json or .txt"
             )
+        asked = self._source.options.split
+        remarks = [f"{len(self._shards)} WebDataset shards"]
+        if lonely := [sample for sample in self._labels if sample not in self._images]:
+            remarks.append(f"{len(lonely)} labels have no image beside them ({lonely[0]}) and were passed over")
         images = [
-            Labelled(image, self._labels[sample], _role_of_shard(sample.partition("/")[0]))
+            Labelled(image, self._labels[sample], _split_of_shard(sample.partition("/")[0], asked))
             for sample, image in sorted(self._images.items())
         ]
         folder = self._source.path if self._source.path.is_dir() else self._source.path.parent
-        return arrange_labelled(images, read_class_names(folder), where, [f"{len(self._shards)} WebDataset shards"])
+        return arrange_labelled(images, read_class_names(folder), where, remarks, asked)
 
 
-def _role_of_shard(name: str) -> str:
+def _split_of_shard(name: str, asked: str | None) -> str:
     stem = name.partition(".")[0]
-    return next((role for part in (stem, stem.split("-")[0], stem.split("_")[0]) if (role := split_role(part))), "")
+    return name_split((stem, stem.split("-")[0], stem.split("_")[0]), asked)
 
 
 def read_webdataset(source: Source) -> RawSet:
