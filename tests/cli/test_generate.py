@@ -278,9 +278,13 @@ def test_a_dry_run_says_that_another_set_would_go(tiny_bundle: Path, tmp_path: P
         assert line == (
             f"{out} holds 'train.npz', which the new set needs and no earlier set lists: move it away first."
         )
-    (out / "dataset.json").write_text("no set")
-    other = [*common, "--ipc", 3, "--format", "npy", "--overwrite", "--dry-run", "--json"]
-    assert json.loads(dim(*other).out)["replaces"] is True
+    # What stands in the way is told before anything of the old set is removed.
+    assert before.items() <= contents(out).items()
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "dataset.json").write_text("no set")
+    other = ["generate", "--out", torn, *common[3:], "--ipc", 3, "--format", "npy", "--overwrite", "--dry-run"]
+    assert json.loads(dim(*other, "--json").out)["replaces"] is True
 
 
 def test_a_dry_run_on_ray_shares_the_time(tiny_bundle: Path, tmp_path: Path) -> None:
