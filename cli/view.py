@@ -62,4 +62,5 @@ def view(
 
             images = load_source_data(opened.manifest, data, asked=reading, data_dir=data_dir, say=say, progress=True)
     with show(opened, images, port=port, browser=not no_browser, say=say) as gallery:
+        say("Ctrl-C ends it.")
         gallery.wait()

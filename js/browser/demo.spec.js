@@ -53,6 +53,24 @@ test("training can be stopped", async ({ page }) => {
   await expect(page.getByRole("button", { name: "Train" })).toBeEnabled();
 });
 
+test("a field that cannot be is told where the user looks, and nothing starts", async ({ page }) => {
+  const alert = page.getByRole("alert");
+  await page.locator("#ipc").fill("");
+  await page.getByRole("button", { name: "Download" }).click();
+  await expect(alert).toHaveText("The number of images per class is empty; it must be a whole number from 1 to 1000.");
+  await expect(alert).toBeInViewport();
+  await page.locator("#train-images").fill("1e99");
+  await page.getByRole("button", { name: "Train" }).click();
+  await expect(alert).toHaveText("The number of generated digits is 1e99; it must be a whole number from 500 to 50000.");
+  await expect(page.getByRole("button", { name: "Stop" })).toBeDisabled();
+  await page.locator("#first").fill("-1");
+  await page.getByRole("button", { name: "Draw" }).click();
+  await expect(alert).toHaveText("The first number is -1; it must be a whole number from 0 to 4294967196.");
+  await page.locator("#first").fill("0");
+  await page.getByRole("button", { name: "Draw" }).click();
+  await expect(alert).toBeHidden();
+});
+
 test("downloads a set as a zip", async ({ page }) => {
   await page.getByLabel("Images per class").fill("2");
   const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download" }).click()]);
@@ -67,7 +85,7 @@ test("downloads a set as a zip", async ({ page }) => {
 test("an altered bundle and a wrong seed are told in one sentence", async ({ page }) => {
   await page.locator("#seed").fill("-1");
   await page.getByRole("button", { name: "Draw" }).click();
-  await expect(page.getByRole("alert")).toHaveText("The seed is -1; it must be an integer from 0 to 2^64 - 1, a large one as a BigInt.");
+  await expect(page.getByRole("alert")).toHaveText("The seed is -1; it must be a whole number from 0 to 18446744073709551615.");
   await page.context().route("**/generator.int8.onnx", (route) => route.fulfill({ body: "altered" }));
   await page.goto(server.address);
   await expect(page.getByRole("alert")).toHaveText("The file generator.int8.onnx was altered: its SHA-256 is not the one in the manifest.");

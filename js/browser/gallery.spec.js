@@ -55,6 +55,7 @@ test("the slider goes from one sample to another", async ({ page }) => {
   await open(page);
   await page.getByRole("button", { name: "Class 4, index 3" }).click();
   await expect(page.locator("#one-name")).toHaveText("Class 4");
+  await expect(page.locator("#one canvas")).toBeInViewport();
   await expect(page.locator("#one figcaption")).toHaveText("index 3");
   const start = await pixels(page, "#one canvas");
   expect(start).toBe(await pixels(page, '#grid button[aria-pressed="true"] canvas'));
@@ -96,6 +97,22 @@ test("a wrong value is one sentence, gone with the next right one", async ({ pag
   await page.getByLabel("Seed").fill("1");
   await page.getByLabel("Seed").press("Tab");
   await expect(page.getByRole("alert")).toBeHidden();
+});
+
+test("an empty field is told wherever the page is scrolled to, and the images stay", async ({ page }) => {
+  page.mayRefuse();
+  await open(page);
+  await page.getByLabel("Images per class").fill("");
+  await page.getByLabel("Images per class").press("Tab");
+  await expect(page.getByRole("alert")).toHaveText("The number of images per class is ''; it must be a whole number from 1 to 200.");
+  await expect(page.locator("#grid canvas")).toHaveCount(120);
+  await page.getByLabel("Images per class").fill("12");
+  await page.getByLabel("Images per class").press("Tab");
+  await expect(page.getByRole("alert")).toBeHidden();
+  await page.getByLabel("To index").fill("-1");
+  await page.getByLabel("To index").press("Tab");
+  await expect(page.getByRole("alert")).toHaveText("The last index is '-1'; it must be a whole number from 0 to 4294967295.");
+  await expect(page.getByRole("alert")).toBeInViewport();
 });
 
 test("an altered bundle is one sentence", async ({ page }) => {

@@ -41,7 +41,17 @@ async function work(button, task) {
   }
 }
 
-const whole = (id, most) => Math.min(Math.max(0, Math.floor(Number($(id).value) || 0)), most);
+/** A whole number of a field, as text; an error says what the field takes. */
+function readWhole(id, what, least, most) {
+  const text = $(id).value.trim();
+  const fits = /^[0-9]{1,20}$/.test(text) && BigInt(text) >= BigInt(least) && BigInt(text) <= BigInt(most);
+  if (fits) return text;
+  const found = $(id).validity.badInput ? "is no number" : text ? `is ${text.slice(0, 40)}` : "is empty";
+  throw new Error(`The ${what} ${found}; it must be a whole number from ${least} to ${most}.`);
+}
+
+const readNumber = (id, what, least) => Number(readWhole(id, what, least, $(id).max));
+const readSeed = (id) => readWhole(id, "seed", 0, 2n ** 64n - 1n);
 
 /** An image as a canvas of its own size; the style sheet enlarges it. */
 function show(pixels) {
@@ -65,8 +75,8 @@ const cut = (images, row) => {
 async function draw() {
   const chosen = $("class").value;
   const labels = chosen === "all" ? facts.classes.map((_, label) => label) : [Number(chosen)];
-  const [first, count] = [whole("first", 2 ** 32 - 100), chosen === "all" ? 12 : 60];
-  const wish = { seed: $("seed").value, labels: [], indices: [] };
+  const [first, count] = [readNumber("first", "first number", 0), chosen === "all" ? 12 : 60];
+  const wish = { seed: readSeed("seed"), labels: [], indices: [] };
   for (const label of labels) {
     for (let i = 0; i < count; i++) {
       wish.labels.push(label);
@@ -82,8 +92,8 @@ async function draw() {
 }
 
 async function pack() {
-  const ipc = Math.max(1, whole("ipc", 1000));
-  const zip = await ask("pack", { ipc, seed: $("set-seed").value }, ({ done, total }) => {
+  const ipc = readNumber("ipc", "number of images per class", 1);
+  const zip = await ask("pack", { ipc, seed: readSeed("set-seed") }, ({ done, total }) => {
     $("packed").textContent = `${done} of ${total} images`;
   });
   const link = document.createElement("a");
@@ -91,14 +101,16 @@ async function pack() {
   link.download = `${facts.name}-${ipc}-per-class.zip`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  $("packed").textContent = `${link.download}: ${ipc * facts.classes.length} images, ${(zip.length / 1e6).toFixed(1)} MB`;
+  $("packed").textContent = `${link.download}: ${(ipc * facts.classes.length).toLocaleString("en")} images, ${Math.ceil(zip.length / 1000).toLocaleString("en")} kB`;
 }
 
 async function train() {
   const points = [];
+  const wish = { images: readNumber("train-images", "number of generated digits", 500), seed: readSeed("train-seed") };
+  for (const id of ["accuracy", "seen", "time"]) $(id).textContent = "-";
+  plot(points, wish.images);
   $("stop").disabled = false;
-  const wish = { seed: $("train-seed").value, images: Math.max(500, whole("train-images", 50_000)) };
-  await ask("train", wish, ({ images, accuracy, seconds, predicted }) => {
+  const done = ask("train", wish, ({ images, accuracy, seconds, predicted }) => {
     points.push([images, accuracy]);
     $("accuracy").textContent = `${accuracy.toFixed(1)} %`;
     $("seen").textContent = images.toLocaleString("en");
@@ -106,7 +118,7 @@ async function train() {
     plot(points, wish.images);
     mark(predicted);
   });
-  $("stop").disabled = true;
+  await done.finally(() => ($("stop").disabled = true));
 }
 
 /** The accuracy over the images seen, as a line. */

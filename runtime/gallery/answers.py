@@ -165,7 +165,9 @@ class Answers:
 
     def _find_place(self, name: str) -> Path:
         """A folder below the one where the gallery was started; a page may not write elsewhere."""
-        possible = bool(name.strip()) and name.isprintable() and "://" not in name
+        if not name.strip():
+            raise BadValueError(f"The set has no folder yet: name one below {self._folder}.")
+        possible = name.isprintable() and "://" not in name
         path = (self._folder / name.strip()).resolve() if possible else Path("/")
         if not possible or not path.is_relative_to(self._folder.resolve()):
             raise BadValueError(f"The folder {name[:200]!r} does not lie below {self._folder}: name one that does.")

@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         token, slash, name = address.path.removeprefix("/").partition("/")
         if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
             raise _RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here: open the address that dim view printed.")
-        return name, dict(parse_qsl(address.query, max_num_fields=32))
+        return name, dict(parse_qsl(address.query, keep_blank_values=True, max_num_fields=32))
 
     def _find(self, name: str, query: dict[str, str]) -> tuple[str, bytes]:
         answers = self.server.answers

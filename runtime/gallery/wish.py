@@ -74,7 +74,7 @@ def read_whole(query: Mapping[str, str], name: str, most: int, *, least: int = 0
 
 
 def _whole(name: str, text: str, most: int, least: int = 0) -> int:
-    words = {"start": "first index", "count": "number of images per class", "labels": "class"}
+    words = {"start": "first index", "end": "last index", "count": "number of images per class", "labels": "class"}
     text = text.strip()
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most):
         raise BadValueError(

@@ -108,6 +108,10 @@ def test_what_lies_beside_the_images(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
+        (
+            {"train-images-idx3-ubyte.gz": b"x"},
+            "these look like official files: write --data mnist, say, and --data-dir",
+        ),
         ({"a.png": PNG}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
         ({"train/a.png": PNG, **FILES}, "P: train/a.png: an image outside of any class folder; move it into its class"),
         ({"a/1.png": PNG, "b/1.png": PNG, "c.png": PNG}, "P: c.png: an image outside of any class folder; move it"),

@@ -151,6 +151,17 @@ def test_a_set_goes_nowhere_else(answers: Answers, out: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_set_without_a_folder_asks_for_one(answers: Answers, tmp_path: Path) -> None:
+    with pytest.raises(BadValueError) as refused:
+        answers.save({"count": "1", "out": " "})
+    assert str(refused.value) == f"The set has no folder yet: name one below {tmp_path}."
+
+
+def test_the_other_end_is_named(answers: Answers) -> None:
+    with pytest.raises(BadValueError, match="The last index is '-1'; it must be a whole number from 0 to 4294967295"):
+        answers.between({"labels": "1", "end": "-1", "steps": "3"})
+
+
 def test_a_link_does_not_lead_out(answers: Answers, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (tmp_path / "link").symlink_to(tmp_path_factory.mktemp("elsewhere"))
     with pytest.raises(BadValueError, match="does not lie below"):

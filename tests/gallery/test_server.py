@@ -125,6 +125,14 @@ def test_a_wrong_value_is_one_sentence(gallery: Gallery) -> None:
     assert answer[0] == 400 and error_of(answer) == "The class is '9'; it must be a whole number from 0 to 2."
 
 
+@pytest.mark.parametrize(
+    ("query", "name"), [("seed=", "seed"), ("count=", "number of images per class"), ("start=", "first index")]
+)
+def test_an_empty_field_is_told(gallery: Gallery, query: str, name: str) -> None:
+    answer = ask(gallery, f"images.png?{query}")
+    assert answer[0] == 400 and error_of(answer).startswith(f"The {name} is ''; it must be a whole number from ")
+
+
 def save(gallery: Gallery, wish: Any, **headers: str) -> tuple[int, dict[str, str], bytes]:
     usual = {"Origin": gallery.url.rpartition("/")[0].rpartition("/")[0], "Content_Type": "application/json"}
     return ask(gallery, "set", method="POST", body=json.dumps(wish).encode(), **usual | headers)

@@ -136,7 +136,12 @@ def find_layout(
     findings = _Findings(asked=() if split is None else tuple(name.strip() for name in split.split(",")))
     top = _look_through(_build_tree(files, folders), layout, findings)
     if not top.folders:
-        raise DataError(f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>")
+        official = any("-ubyte" in file for file in files)
+        hint = "; these look like official files: write --data mnist, say, and --data-dir for this folder"
+        raise DataError(
+            f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>"
+            + (hint if official else "")
+        )
     if split is not None:
         if layout == AUTO:
             layout = SPLITS if set(findings.asked) & set(top.folders) else _guess_where_splits_lie(top, findings.asked)

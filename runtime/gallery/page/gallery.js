@@ -8,6 +8,7 @@ const MOST_IMAGES = 2000;
 let facts;
 let path = []; // the images between two samples
 let shown = 0; // counts requests, so that a late answer does not replace a newer one
+let attempts = 0; // likewise, so that a late success does not hide a newer error
 
 async function ask(name, query = {}) {
   const answer = await fetch(`${name}?${new URLSearchParams(query)}`).catch(() => null);
@@ -21,13 +22,14 @@ function fail(error) {
   $("error").hidden = false;
 }
 
-/** Do something; an error becomes a sentence on the page, and is gone with the next success. */
+/** Do something; an error becomes a sentence on the page, and is gone with the next success. The newest attempt counts. */
 async function attempt(task) {
+  const turn = ++attempts;
   try {
     await task();
-    $("error").hidden = true;
+    if (turn === attempts) $("error").hidden = true;
   } catch (error) {
-    fail(error);
+    if (turn === attempts) fail(error);
   }
 }
 
@@ -92,7 +94,10 @@ function makeRow(label, images, real) {
     const button = element("button", "", { title: `${name}, index ${start + i}` });
     button.setAttribute("aria-label", `Class ${name}, index ${start + i}`);
     button.append(canvas);
-    button.onclick = () => attempt(() => choose(label, start + i));
+    button.onclick = () => {
+      attempt(() => choose(label, start + i));
+      $("closer").scrollIntoView({ block: "nearest" });
+    };
     cells.append(button);
   });
   row.append(element("span", name), cells);
@@ -187,7 +192,11 @@ function showStd() {
 
 async function showAll() {
   showStd();
-  await Promise.all([showGrid(), showPath(), showCommand()]);
+  $("saved").textContent = "";
+  $("count").max = Math.floor(MOST_IMAGES / chosenLabels().length);
+  const parts = await Promise.allSettled([showGrid(), showPath(), showCommand()]);
+  const refused = parts.find(({ status }) => status === "rejected");
+  if (refused) throw refused.reason;
 }
 
 function showFacts() {
@@ -225,7 +234,6 @@ async function open() {
   $("class").add(new Option(facts.num_classes > MOST_ROWS ? `first ${MOST_ROWS}` : "all", ""));
   facts.classes.forEach((name, label) => $("class").add(new Option(name, label)));
   for (const format of facts.formats) $("format").add(new Option(format, format));
-  $("count").max = Math.floor(MOST_IMAGES / Math.min(facts.num_classes, MOST_ROWS));
   $("out").value = `${facts.name.replace(/[^\w-]+/g, "-") || "bundle"}-set`;
   const step = facts.latent_std / 20;
   Object.assign($("std"), { min: 2 * step, max: 40 * step, step, value: facts.latent_std });
@@ -252,6 +260,9 @@ $("std-reset").onclick = () => {
 };
 $("from").onchange = $("to").onchange = () => attempt(showPath);
 $("place").oninput = showPlace;
-$("out").onchange = $("format").onchange = () => attempt(showCommand);
+$("out").onchange = $("format").onchange = () => {
+  $("saved").textContent = "";
+  attempt(showCommand);
+};
 $("save").onclick = save;
 attempt(open);
