@@ -215,6 +215,8 @@ def evaluate(
 
     if preset not in PROTOCOLS:
         raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(PROTOCOLS)}.")
+    if seeds is not None and seeds < 0:
+        raise BadValueError(f"seeds is {seeds}; it must be a whole number from 0.")
     asked: dict[str, Any] = {
         "modes": None if modes is None else parse_names(modes),
         "recipe": read_recipe(Path(recipe)) if recipe and recipe.endswith(".json") else recipe,

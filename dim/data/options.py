@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from dim.data.limits import MAX_IMAGE_PX, MIN_IMAGE_PX
@@ -51,22 +52,26 @@ class DataOptions:
     def __post_init__(self) -> None:
         for name, low, high in (("size", MIN_IMAGE_PX, MAX_IMAGE_PX), ("bits", 8, 16)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not low <= value <= high):
+            if value is not None and not (_is_whole(value) and low <= value <= high):
                 unit = " pixels" if name == "size" else ""
                 raise BadValueError(f"{name} is {value!r}: it must be between {low} and {high}{unit}")
-        if self.channels not in (None, 1, 3):
+        if self.channels not in (None, 1, 3) or isinstance(self.channels, bool):
             raise BadValueError(f"channels is {self.channels!r}: it must be 1 (grey) or 3 (colour)")
-        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**64:
+        if not (_is_whole(self.seed) and 0 <= self.seed < 2**64):
             raise BadValueError(f"seed is {self.seed!r}: it must be between 0 and 2**64 - 1")
         if self.layout not in LAYOUTS:
             raise BadValueError(f"layout is {self.layout!r}: it must be one of {', '.join(LAYOUTS)}")
-        if isinstance(self.replay_ipc, bool) or not 1 <= self.replay_ipc <= _MAX_REPLAY_IPC:
+        if not (_is_whole(self.replay_ipc) and 1 <= self.replay_ipc <= _MAX_REPLAY_IPC):
             raise BadValueError(f"replay_ipc is {self.replay_ipc!r}: it must be between 1 and {_MAX_REPLAY_IPC}")
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, in plain values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(DataOptions, name)}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def read_options(recorded: Mapping[str, Any]) -> DataOptions:

@@ -145,6 +145,7 @@ def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkey
         (["--ipc", "ten"], "--ipc got 'ten'; it takes whole numbers joined by commas, as in 10,50,1."),
         (["--mode", "both"], "There is no mode 'both'; there are fixed, stream."),
         (["--seeds", "0"], None),
+        (["--seeds", "-1"], "seeds is -1; it must be a whole number from 0."),
         (["--arch", "convnet9"], None),
         (["--epochs", "0"], None),
         (["--recipe", "secret"], None),

@@ -459,3 +459,17 @@ def test_the_copy_of_cifar10_as_jpeg_is_named() -> None:
     assert known.licence.startswith("none stated by its authors")
     for other in (replace(copy, notes=("60000 PNG files",)), replace(copy, test_labels=np.sort(train)[:10_000])):
         assert name_jpeg_copy(other) == other
+
+
+def test_the_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
+    files = {}
+    for number in range(10):
+        picture, values = io.BytesIO(), np.full((8, 8), 30_000, np.uint16)
+        values[:4] = 7
+        Image.fromarray(values).save(picture, "PNG", transparency=7)
+        files[f"{'ab'[number % 2]}/{number}.png"] = picture.getvalue()
+    said: list[str] = []
+    data = _load(tmp_path, files, say=said.append)
+    assert (data.train_images[:, :4] == 255).all()
+    assert len(np.unique(data.train_images[:, 4:])) == 1 and data.train_images[0, 7, 7, 0] < 255
+    assert any("10 images with transparency were composited on white" in sentence for sentence in said)

@@ -254,7 +254,7 @@ def _decode(picture: "Picture", size: int, channels: int, bits: int) -> Images:
         picture.draft(None, (2 * size, 2 * size))  # large photographs: decode at a fraction, still above the target
     picture = ImageOps.exif_transpose(picture)  # knows EXIF, PNG's text chunks, XMP and TIFF
     if picture.mode.startswith("I"):
-        picture = Image.fromarray((_read_sixteen(picture) >> (bits - BYTE_BITS)).clip(0, 255).astype(np.uint8))
+        picture = _to_bytes(picture, bits)
     elif picture.mode == "F":
         raise ValueError("it holds floating-point values; save it with 8 or 16 bits")
     mode = "RGBA" if _has_alpha(picture) else "L" if _is_grey(picture) else "RGB"
@@ -268,6 +268,18 @@ def _decode(picture: "Picture", size: int, channels: int, bits: int) -> Images:
         picture = picture.convert("L")
     image = np.asarray(picture, dtype=np.uint8)
     return np.repeat(image[..., None], channels, axis=2) if picture.mode == "L" else image
+
+
+def _to_bytes(picture: "Picture", bits: int) -> "Picture":
+    """Bring a 16-bit image to 8 bits; the grey value that its file calls transparent becomes transparency."""
+    from PIL import Image
+
+    values = _read_sixteen(picture)
+    grey = Image.fromarray((values >> (bits - BYTE_BITS)).clip(0, 255).astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
 
 
 def _read_sixteen(picture: "Picture") -> NDArray[Any]:
