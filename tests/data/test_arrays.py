@@ -148,6 +148,10 @@ def test_a_torch_dataset_and_tensors() -> None:
     assert load_data(TensorDataset(*tensors)).fingerprint() == reference.fingerprint()
     half = load_data((Subset(TensorDataset(*tensors), range(20)), Subset(TensorDataset(*tensors), range(20, 40))))
     assert np.array_equal(half.test_images, IMAGES[20:])
+    whole = _Pairs("tensor")
+    assert load_data(Subset(Subset(whole, range(30)), range(20))).classes == ("cat", "dog", "emu", "gnu")
+    two = [number for number, label in enumerate(LABELS) if label < 2]
+    assert load_data(Subset(whole, two)).classes == ("0", "1")
 
 
 def test_pictures_of_several_sizes_in_memory() -> None:

@@ -39,6 +39,7 @@ def _classes(*folders: str, layout: str = "auto") -> tuple[list[str], list[str],
         ("train", "val"),
         ("TRAIN", "Validation"),
         ("train_data", "dev"),
+        ("train2017", "val2017"),
     ],
 )
 @pytest.mark.parametrize("above", ["", "pets/"])
@@ -55,6 +56,7 @@ def test_words_that_only_resemble_a_split_are_none() -> None:
         "bullet train",
         "train_station",
         "train2",
+        "2017",
         "contest",
         "testudo",
         "value",

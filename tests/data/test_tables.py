@@ -57,6 +57,45 @@ def test_a_table_of_files_and_labels(tmp_path: Path, header: str, folder: str, n
     assert f"set: labels are those of labels.csv, column '{header.split(',')[1]}'" in said
 
 
+@pytest.mark.parametrize("one", ["1", "1.0"])
+def test_one_hot_columns_of_a_table(tmp_path: Path, one: str) -> None:
+    zero = one.replace("1", "0")
+    cells = {"cat": f"{one},{zero},{zero}", "dog": f"{zero},{one},{zero}"}
+    rows = [f"{number:03d},{cells[label]},{number}" for number, label in enumerate(LABELS)]
+    said: list[str] = []
+    data = _load(tmp_path, _flat("input/") | {"truth.csv": _csv("image,cat,dog,UNK,age", rows)}, say=said.append)
+    _check(data)
+    assert "set: labels are those of truth.csv, the one-hot columns cat, dog, UNK" in said
+
+
+@pytest.mark.parametrize(("header", "cells"), [("id,cat,dog", "1,1"), ("id,cat,age", "1,7"), ("id,train,test", "1,0")])
+def test_columns_that_are_not_one_hot_are_asked_about(tmp_path: Path, header: str, cells: str) -> None:
+    table = _csv(header, [f"{number:03d},{cells}" for number in range(12)])
+    with pytest.raises(DataError, match=r"no column is named like the label \(found: .*\); say --label-column"):
+        _load(tmp_path, _flat("input/") | {"truth.csv": table})
+
+
+def test_a_table_counts_more_than_folders_where_its_column_is_named(tmp_path: Path) -> None:
+    files = {f"part_{1 + number // 6}/{number:03d}.png": data for number, data in enumerate(PNGS)}
+    files["meta.csv"] = _csv("image_id,dx,age", [f"{number:03d},{label},50" for number, label in enumerate(LABELS)])
+    remark = "set: classes are those of the folders; --label-column NAME reads those of meta.csv"
+    said: list[str] = []
+    assert _load(tmp_path, files, say=said.append).classes == ("part_1", "part_2")
+    assert remark in said
+    _check(_load(tmp_path, files, label_column="dx"))
+    said.clear()
+    assert _load(tmp_path, files, say=said.append, layout="classes").classes == ("part_1", "part_2")
+    assert remark not in said
+    assert _load(tmp_path, files, image_column="picture").classes == ("part_1", "part_2")
+
+
+def test_a_spreadsheet_beside_one_folder_of_images_is_not_passed_over(tmp_path: Path) -> None:
+    files = _flat("images/") | {"truth.xlsx": b"PK"}
+    with pytest.raises(DataError, match=r"truth.xlsx is a spreadsheet, which is not read: save it as CSV there"):
+        _load(tmp_path, files)
+    assert _load(tmp_path, files, layout="classes").classes == ("images",)
+
+
 def test_tables_in_json_and_in_archives(tmp_path: Path) -> None:
     rows = [{"file": f"{number:03d}.png", "label": label} for number, label in enumerate(LABELS)]
     by_name = {f"{number:03d}.png": label for number, label in enumerate(LABELS)}

@@ -83,7 +83,7 @@ class _Findings:
 def split_role(name: str) -> str:
     """Return "train", "test" or "validation" for a folder that is named like a split, else ""."""
     words = [word for word in re.split(r"[\s_.\-]+", name.casefold()) if word and word not in _FILLERS]
-    return _ROLES.get(words[0], "") if len(words) == 1 else ""
+    return _ROLES.get(re.sub(r"20\d\d$", "", words[0]), "") if len(words) == 1 else ""
 
 
 def find_asked_splits(names: Iterable[str], asked: str, where: str) -> tuple[str, ...]:

@@ -160,8 +160,60 @@ def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], s
 
 def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], source: Source) -> Layout | None:
     """Read the table that names most images; None where none does."""
-    best: tuple[int, str, list[Row], str] | None = None
-    astray = ""
+    best, astray = _find_table(tables, images, source)
+    if best is None:
+        if astray and not any("/" in image for image in images):  # no folders name classes either
+            raise DataError(astray)
+        return None
+    path, rows, column = best
+    others = [name for name in rows[0] if name != column]
+    if source.options.label_column is None and len(others) == 1:
+        label = others[0]
+    else:
+        try:
+            label = choose_column(others, source.options.label_column, LABEL_COLUMNS, "label", f"{source.path}: {path}")
+        except DataError:
+            one_hot = [] if source.options.label_column else _find_one_hot(rows, others)
+            if not one_hot:
+                raise
+            label = f"the one-hot columns {list_first(one_hot)}"
+            rows = [{**row, label: next(name for name in one_hot if float(row[name]))} for row in rows]
+            return _arrange_rows({path: rows}, images, (column, label), source, label)
+    return _arrange_rows({path: rows}, images, (column, label), source)
+
+
+def _find_one_hot(rows: list[Row], columns: list[str]) -> list[str]:
+    """Find two or more columns of zeros and ones with a single one in every row; none where there are no such."""
+    bits = ("0", "1", "0.0", "1.0")
+    found = [
+        name for name in columns if not split_role(name) and all(str(row.get(name)).strip() in bits for row in rows)
+    ]
+    return found if len(found) > 1 and all(sum(float(row[name]) for name in found) == 1 for row in rows) else []
+
+
+def find_passed_over_table(tables: Mapping[str, bytes], images: list[str], source: Source) -> str | None:
+    """Find the path of a CSV or TSV that names most of the images, though folders name their classes."""
+    tables = {path: data for path, data in tables.items() if path.endswith((".csv", ".tsv"))}
+    try:
+        best, _ = _find_table(tables, images, source)
+    except DataError:  # it lacks the column asked for
+        return None
+    if best is None:
+        return None
+    path, rows, column = best
+    index = _Index(images, path)
+    named = {index.find(row.get(column)) for row in rows} - {None}
+    return path if len(rows[0]) > 1 and 2 * len(named) > len(images) else None
+
+
+_Found = tuple[str, list[Row], str]
+"""A table's path, its rows, and the column of file names."""
+
+
+def _find_table(tables: Mapping[str, bytes], images: list[str], source: Source) -> tuple[_Found | None, str]:
+    """Find the table that names most images, and what is wrong with one whose files are not there."""
+    best: _Found | None = None
+    most, astray = 0, ""
     for path, data in sorted(tables.items(), key=lambda item: -len(item[1]))[:_TABLES_TRIED]:
         where = f"{source.path}: {path}"
         try:
@@ -183,19 +235,9 @@ def arrange_by_other_tables(tables: Mapping[str, bytes], images: list[str], sour
             astray = (
                 f"{where}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'"
             )
-        if found and (best is None or found > best[0]):
-            best = (found, path, rows, column)
-    if best is None:
-        if astray and not any("/" in image for image in images):  # no folders name classes either
-            raise DataError(astray)
-        return None
-    _, path, rows, column = best
-    others = [name for name in rows[0] if name != column]
-    if source.options.label_column is None and len(others) == 1:
-        label = others[0]
-    else:
-        label = choose_column(others, source.options.label_column, LABEL_COLUMNS, "label", f"{source.path}: {path}")
-    return _arrange_rows({path: rows}, images, (column, label), source)
+        if found > most:
+            most, best = found, (path, rows, column)
+    return best, astray
 
 
 def _has_file_names(rows: list[Row], column: str) -> bool:
@@ -231,7 +273,7 @@ class _Index:
 
 
 def _arrange_rows(
-    tables: Mapping[str, list[Row]], images: list[str], columns: tuple[str, str], source: Source
+    tables: Mapping[str, list[Row]], images: list[str], columns: tuple[str, str], source: Source, said: str = ""
 ) -> Layout:
     file_column, label_column = columns
     asked = source.options.split
@@ -259,7 +301,7 @@ def _arrange_rows(
         faults.append(Fault(f"{table} names '{missing[0]}', which is not there", tuple(missing[1:])))
     if doubled:
         faults.append(Fault(f"{table} gives '{doubled[0]}' two labels", tuple(doubled[1:])))
-    remarks = [f"labels are those of {table}, column '{label_column}'"]
+    remarks = [f"labels are those of {table}, " + (said or f"column '{label_column}'")]
     if rest := [file for file in images if file not in found]:
         remarks.append(f"{len(rest)} images that it does not name were passed over ({rest[0]})")
     texts = {str(image.label).strip() for image in found.values()}

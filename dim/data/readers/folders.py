@@ -7,16 +7,24 @@ said; anything else in a class folder must be an image.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from dim.data.classes.layout import Layout, find_layout, find_only_class
-from dim.data.classes.tables import TABLE_EXTENSIONS, arrange_by_declared_tables, arrange_by_other_tables
+from dim.data.classes.tables import (
+    TABLE_EXTENSIONS,
+    arrange_by_declared_tables,
+    arrange_by_other_tables,
+    find_passed_over_table,
+)
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES, MAX_TABLE_BYTES
-from dim.data.options import AUTO
+from dim.data.options import AUTO, CLASSES
 from dim.runtime.errors import DataError
+
+_SPREADSHEETS = frozenset((".xlsx", ".xls", ".ods"))
 
 
 class _Tree:
@@ -51,12 +59,17 @@ class _Tree:
         images = [file for file in files if extension_of(file) in EXTENSIONS]
         if layout := arrange_by_declared_tables(self._tables, images, self._source):
             return layout
+        if options.label_column is not None and (
+            by_table := arrange_by_other_tables(self._tables, images, self._source)
+        ):
+            return by_table
         try:
             layout = find_layout(files, folders, name, options.layout, options.split)
         except DataError:
             if by_table := arrange_by_other_tables(self._tables, images, self._source):
                 return by_table
             if options.layout == AUTO and options.split is None and (only := find_only_class(files, folders, name)):
+                self._refuse_spreadsheet()
                 return only
             raise
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
@@ -65,7 +78,22 @@ class _Tree:
             if options.split is None and 2 * num_labelled < len(images)
             else None
         )
-        return by_table or layout
+        if by_table:
+            return by_table
+        table = None
+        if options.layout == AUTO and options.split is None:
+            table = find_passed_over_table(self._tables, images, self._source)
+        more = (f"classes are those of the folders; --label-column NAME reads those of {table}",) if table else ()
+        return replace(layout, remarks=(*layout.remarks, *more))
+
+    def _refuse_spreadsheet(self) -> None:
+        """Refuse to take all images for one class where a spreadsheet may hold their labels."""
+        for file in self._files:
+            if extension_of(file) in _SPREADSHEETS:
+                raise DataError(
+                    f"{self._source.path}: the images lie in one folder, and {file} is a spreadsheet, which is not "
+                    f"read: save it as CSV there, or say --layout {CLASSES} where all images are of one class"
+                )
 
 
 def read_class_folders(source: Source) -> RawSet:

@@ -37,7 +37,8 @@ def read_memory(found: Any, source: Source) -> RawSet:
         raise DataError(f"{source.name}: an array is empty; give at least one image, and its label, per split")
     if len(parts) == 2:
         arrays |= dict(zip(("test_images", "test_labels"), parts[1], strict=True))
-    return make_raw_set(arrays, source, "images in memory", _class_names(splits[0]))
+    names = _class_names(splits[0]) or _names_of_subset(splits[0], arrays["labels"])
+    return make_raw_set(arrays, source, "images in memory", names)
 
 
 def _is_array(value: Any) -> bool:
@@ -53,6 +54,14 @@ def _class_names(split: Any) -> tuple[str, ...] | None:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
+
+
+def _names_of_subset(split: Any, labels: NDArray[Any]) -> tuple[str, ...] | None:
+    """Take the class names of the dataset that a PyTorch Subset is of, where it holds every class."""
+    while hasattr(split, "indices") and hasattr(split, "dataset"):
+        split = split.dataset
+    names = _class_names(split)
+    return names if names is not None and len(np.unique(labels)) == len(names) else None
 
 
 def _read_split(split: Any, source: Source) -> tuple[NDArray[Any], NDArray[Any]]:
