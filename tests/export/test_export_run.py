@@ -82,19 +82,19 @@ def test_a_bundle_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert any(line.startswith("fp32 against torch: at most ") for line in said)
     assert said[-1] == f"Bundle: {bundle}"
     with Image.open(bundle / "preview.png") as picture:
-        rows_px, columns_px = len(CLASSES) * 14 + 2, 12 * 14 + 2
-        assert picture.size == (columns_px * picture.size[1] // rows_px, picture.size[1])
+        assert picture.height == len(CLASSES) * 52 + 4 and picture.width > 12 * 52 + 4  # names stand left of the rows
 
 
 def test_the_preview_is_drawn_by_the_exported_file(tmp_path: Path) -> None:
     bundle = export_run(make_run(tmp_path / "run"))
     with open_bundle(bundle, engine="onnxruntime-cpu", precision="fp32") as opened:
         first = opened.sample([2], [5])[0]
+    side, gap = 4 * 12, 4  # images of 12 pixels are enlarged four times
     with Image.open(bundle / "preview.png") as picture:
-        scale = picture.size[0] // (12 * 14 + 2)
-        pixels = np.asarray(picture)[::scale, ::scale]
-    top, left = 2 + 2 * 14, 2 + 5 * 14
-    assert np.array_equal(pixels[top : top + 12, left : left + 12], first)
+        left = picture.width - (12 * (side + gap) + gap)
+        pixels = np.asarray(picture)[:, left:, :3]
+    top, begin = gap + 2 * (side + gap), gap + 5 * (side + gap)
+    assert np.array_equal(pixels[top : top + side : 4, begin : begin + side : 4], first)
 
 
 def test_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
