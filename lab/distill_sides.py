@@ -185,6 +185,7 @@ class Ours:
             last = self.clock.now()
 
         self.session.progress, self.session.run_dir = lap, self.folder / str(number)
+        self.session.run_dir.mkdir(parents=True)
         pool = prepare_pool(self.session)
         assert pool is not None  # there is no time limit
         # The first lap of each contains the building of the network.

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dim.runtime.errors import BundleError
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.records import FieldError, from_plain, to_plain
+from dim.runtime.storage.records import FieldError, from_plain, show_value, to_plain
 
 Row = Mapping[str, Any]
 MAX_CELLS = 2**19
@@ -47,7 +48,13 @@ def pack_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Args:
         rows: of plain JSON data.
+
+    Raises:
+        BundleError: a row is no object.
     """
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise BundleError(f"The manifest's field accuracy[{number}] is {show_value(row)}; it must be an object.")
     groups: list[list[Row]] = []
     for row in rows:
         if groups and groups[-1][0].keys() == row.keys():

@@ -22,7 +22,7 @@ from dim.runtime.errors import BundleError
 from dim.runtime.set_formats import plan
 from dim.version import __version__
 
-COMMANDS = ["distill", "export", "generate", "eval", "bench", "inspect", "verify", "doctor"]
+COMMANDS = ["distill", "export", "generate", "eval", "bench", "view", "inspect", "verify", "doctor"]
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:

@@ -27,7 +27,7 @@ NOT_HERE = {
 }
 """Commands that are not run, and why; their options are checked in test_cli_docs.py."""
 OTHER_PROGRAMS = (
-    r"pip install |pip-audit |make |git clone |docker (build|run) |dim --",
+    r"pip install |pip-audit |ssh -L |make |git clone |docker (build|run) |dim --",
     r"(python|torchrun .*) (examples|benchmarks)/\w+\.py|python -m lab\.",
 )
 """Lines of shell blocks that are no commands of dim. tests/project/test_examples.py runs the examples."""
@@ -72,7 +72,9 @@ def prepare(folder: Path, lines: list[str]) -> dict[str, str]:
     if not any("generate" in line and "--out photos/" in line for line in lines):
         write_folder(folder / "photos", photos)
     (folder / "photos.zip").write_bytes(zipped(photos))
-    write_folder(folder / "digits-5-9", class_folders(classes="56789", train=12, test=4, size=28, channels=1))
+    for classes in ("01234", "56789"):
+        images = class_folders(classes=classes, train=12, test=4, size=28, channels=1)
+        write_folder(folder / f"digits-{classes[0]}-{classes[-1]}", images)
     (folder / "official").mkdir()
     write_mnist(folder / "official", num_train=60, num_test=20)
     return {"DIM_BUNDLE": str(bundle), "DIM_DATA": str(folder / "official")}

@@ -13,6 +13,7 @@ STAGES = {
     "ruff check": "ruff",
     "mypy": "mypy",
     "import-linter": "lint-imports",
+    "sentences": "python",
     "pytest": "python",
 }
 

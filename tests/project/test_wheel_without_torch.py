@@ -129,6 +129,7 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None
     for folder, package in (("dim", "dim"), ("export", "dim/export"), ("runtime", "dim/runtime"), ("cli", "dim/cli")):
         files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")]  # links are not followed
         expected |= {f"{package}/{path}" for path in files}
+    expected |= {f"dim/runtime/gallery/page/{path.name}" for path in (ROOT / "runtime" / "gallery" / "page").iterdir()}
     inside = {name for name in names if not name.startswith(("dim_distill-", SHIPPED))}
     assert inside == expected
 
