@@ -1,5 +1,6 @@
 """How `dim distill` reads its options, and that one call of the library gets them."""
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,7 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
         seen.update(config=made, images=images, run_dir=run_dir, **options)
         return SimpleNamespace(run_dir=run_dir, finished=True)
 
+    importlib.import_module("dim.distillation.estimate")  # it keeps the real function
     monkeypatch.setattr("dim.distillation.distill.distill", record)
     options = ["--preset", "tiny", "--seed", 3, "--steps", 7, "--matching-steps", 2, "--matching-loss", "paper"]
     options += ["--set", "generator.width=16", "--device", "cpu", "--threads", 2, "--time-limit", "9m"]
