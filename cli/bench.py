@@ -18,7 +18,9 @@ from dim.cli.options import (
 )
 from dim.cli.parsing import parse_duration, parse_names, parse_numbers
 from dim.cli.terminal import print_json, print_line, print_table, say
+from dim.runtime.engines.names import ENGINES
 from dim.runtime.errors import RunError
+from dim.runtime.gpu.driver import has_nvidia_hardware
 from dim.runtime.units import format_count
 
 if TYPE_CHECKING:
@@ -92,7 +94,9 @@ def bench(
                 from dim.torch_engine.chart import draw_bench_chart
 
                 draw_bench_chart(shown.report.to_dict(), chart)
-            print_json(shown.report.to_dict()) if as_json else _print_rest(shown.report)
+            print_json(shown.report.to_dict()) if as_json else _print_rest(
+                shown.report, with_gpu=engines is not None or device == "gpu" or has_nvidia_hardware()
+            )
 
 
 def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]:
@@ -137,7 +141,8 @@ class _Rows:
         print_line(f"{engine:<20} {precision:<9} {device:<6} {batch:>6} {speed:>12} {latency:>13}")
 
 
-def _print_rest(report: "BenchReport") -> None:
+def _print_rest(report: "BenchReport", with_gpu: bool) -> None:
+    """Print what follows the rows; what GPU engines miss only where one was asked for or a GPU is there."""
     from dim.runtime.benchmark.report import recommend_precision
 
     best = [f"{row.engine} {row.precision} {row.batch:,}" for row in report.results if row.best]
@@ -147,6 +152,8 @@ def _print_rest(report: "BenchReport") -> None:
     if (recommended := recommend_precision(report)) is not None:
         print_line(recommended)
     for missing in report.not_run:
+        if ENGINES.get(missing.engine) == "gpu" and not with_gpu:
+            continue
         batch = "" if missing.batch is None else f" at batch {missing.batch:,}"
         print_line(f"Not run: {missing.engine} {missing.precision}{batch}: {missing.reason}")
 
