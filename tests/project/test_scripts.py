@@ -14,6 +14,7 @@ STAGES = {
     "mypy": "mypy",
     "import-linter": "lint-imports",
     "sentences": "python",
+    "pytest, loaders": "python",
     "pytest": "python",
 }
 
