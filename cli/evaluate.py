@@ -9,7 +9,6 @@ import typer
 from dim.cli.data_options import DATA_HELP, takes_data_options
 from dim.cli.options import (
     ENGINE_PANEL,
-    ENGINES,
     JsonOption,
     ReportOption,
     Sha256Option,
@@ -19,6 +18,7 @@ from dim.cli.options import (
 )
 from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, parse_percents, read_device
 from dim.cli.terminal import print_json, print_line, print_rich, require_training_extra, say
+from dim.runtime.engines.names import OFFERED_ENGINES, describe_unknown
 from dim.runtime.errors import BadValueError
 from dim.runtime.units import format_duration
 
@@ -153,7 +153,7 @@ def evaluate(
             "--engine",
             help="What draws the images: auto, a name that dim doctor lists, or torch, on the students' device.",
             rich_help_panel=ENGINE_PANEL,
-            autocompletion=complete_from("auto", *ENGINES, "torch"),
+            autocompletion=complete_from("auto", *OFFERED_ENGINES, "torch"),
         ),
     ] = "auto",
     precision: Annotated[
@@ -237,10 +237,8 @@ def evaluate(
         features=features or "",
         **{name: value for name, value in asked.items() if value is not None},
     )
-    if engine not in ("auto", "torch", "fake", *ENGINES):
-        raise BadValueError(
-            f"There is no engine {engine!r} for the images; there are auto, torch, {', '.join(ENGINES)}, fake."
-        )
+    if engine not in ("auto", "torch", "fake", *OFFERED_ENGINES):
+        raise BadValueError(describe_unknown(engine, ("auto", "torch", *OFFERED_ENGINES)))
     execution = Execution(
         device=device,
         threads=threads,

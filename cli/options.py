@@ -8,7 +8,7 @@ import typer
 
 from dim.cli.parsing import read_device
 from dim.cli.terminal import say
-from dim.runtime.engines import names as engines
+from dim.runtime.engines.names import OFFERED_ENGINES
 
 
 def complete_from(*words: str) -> Callable[[str], list[str]]:
@@ -21,8 +21,6 @@ def complete_from(*words: str) -> Callable[[str], list[str]]:
 
 
 ENGINE_PANEL, OUTPUT_PANEL = "Engine", "Output"
-ENGINES = tuple(name for name in engines.ENGINES if name != "fake")
-"""The engines that draw in earnest."""
 
 BundleOption = Annotated[
     str | None,
@@ -42,7 +40,7 @@ EngineOption = Annotated[
         "--engine",
         help="auto, or a name that dim doctor lists.",
         rich_help_panel=ENGINE_PANEL,
-        autocompletion=complete_from("auto", *ENGINES),
+        autocompletion=complete_from("auto", *OFFERED_ENGINES),
     ),
 ]
 

@@ -31,7 +31,7 @@ from dim.execution.large_images import select_images
 from dim.execution.threads import use_cpu_threads
 from dim.presets import preset
 from dim.runs.checkpoint import CheckpointFolder
-from dim.runs.folder import explain_os_errors, lock_run, prepare_run_folder
+from dim.runs.folder import describe_nothing_to_resume, explain_os_errors, lock_run, prepare_run_folder
 from dim.runs.record import DataRecord, RunRecord
 from dim.runs.report import write_run_report
 from dim.runs.take_over import find_stage1, take_over
@@ -127,8 +127,12 @@ def distill(
         if world.is_main:
             begun = (run_dir / GENERATOR_FILE).exists() or not checkpoints.is_empty
             source = None if from_stage1 is None or begun else find_stage1(Path(from_stage1), record)
-            prepare_run_folder(run_dir, record, resume)
+            # One that came first has its files here; another would take the folder for its own.
             stack.enter_context(lock_run(run_dir))
+            note = describe_nothing_to_resume(run_dir) if resume and not begun else None
+            prepare_run_folder(run_dir, record, resume)
+            if note is not None:
+                say(note)
             if source is not None:
                 take_over(source, run_dir, checkpoints, pool=wants_pool(config), say=say)
         world.barrier()

@@ -108,6 +108,8 @@ class Session:
                     f"{'with' if self.compiled else 'without'} them: results round differently from one in one piece."
                 )
         elif self.world.is_main:
+            if not self.checkpoints.is_empty:
+                self.say(f"No checkpoint in {self.run_dir / FOLDER} is whole: the run begins at the first step.")
             remove_file(self.run_dir, METRICS_FILE)
 
     def run_stage(self, stage: str, config: StageConfig, step: Callable[[int], Mapping[str, Tensor]]) -> bool:

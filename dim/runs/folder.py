@@ -17,19 +17,18 @@ FOLDERS = (".", "checkpoints", "grids")
 
 
 def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
-    """Make a run's folder with its `config.json`, or check that it holds the same run.
+    """Write the `config.json` of a new run, or check that the folder holds the same run; sweep what a killed one left.
 
     Args:
-        run_dir: new or empty, or with a run in it where `resume`.
+        run_dir: locked by this process; empty, or with a run in it where `resume`.
         record: of the run.
         resume: whether a run may be there already.
 
     Raises:
-        RunError: the folder holds something else, another run, or a run that is not to be resumed.
+        RunError: the folder holds something else, another run, or a run that is not to be resumed; or a link lies in
+            it, which could lead what is written elsewhere.
     """
     config_path = run_dir / CONFIG_FILE
-    if run_dir.exists() and not run_dir.is_dir():
-        raise RunError(f"{run_dir} is a file: choose another --out.")
     if config_path.exists():
         if not resume:
             raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
@@ -44,13 +43,11 @@ def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
                 f"{run_dir} holds a run of another configuration ({', '.join(differing)} differ): "
                 "resume with the options of the first call, or choose another --out."
             )
+        _sweep(run_dir)
         return
-    if run_dir.exists() and set(list_names(run_dir)) - set(list_leftovers(run_dir, ".")):
+    if set(list_names(run_dir)) - set(list_leftovers(run_dir, ".")):
         raise RunError(f"{run_dir} is not empty and holds no run: choose another --out.")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"Cannot make {run_dir}: {error.strerror}.") from error
+    _sweep(run_dir)
     write_json(run_dir, CONFIG_FILE, record.to_dict())
 
 
@@ -67,18 +64,28 @@ def describe_kept(run_dir: Path) -> str:
     return f"What was done up to the last checkpoint ({where}) is kept in {run_dir}: add --resume to go on."
 
 
+def describe_nothing_to_resume(run_dir: Path) -> str:
+    """Say that a run which is to be resumed begins at its first step, in one sentence."""
+    if (run_dir / CONFIG_FILE).exists():
+        return f"The run in {run_dir} has no checkpoint yet: it begins at the first step."
+    return f"There is no run in {run_dir} to resume: a new one begins; if there should be one, stop and check --out."
+
+
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Lock a run against other processes while the block runs, and remove half-written files of a killed one.
-
-    Args:
-        run_dir: the run, which exists.
+    """Make a run's folder, and lock it against other processes while the block runs.
 
     Raises:
-        RunError: another process is writing it, or a link lies in it, which could lead what is written elsewhere.
+        RunError: another process is writing it, it is a file, or it cannot be made.
     """
     import fcntl
 
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file: choose another --out.")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"Cannot make {run_dir}: {error.strerror}.") from error
     descriptor = os.open(run_dir, os.O_RDONLY)
     try:
         try:
@@ -89,13 +96,17 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # A file system without locks.
-        for folder in FOLDERS:
-            _refuse_links(run_dir, folder)
-            for name in list_leftovers(run_dir, folder):
-                remove_file(run_dir, name)
         yield
     finally:
         os.close(descriptor)
+
+
+def _sweep(run_dir: Path) -> None:
+    """Remove the half-written files of a killed process; refuse links."""
+    for folder in FOLDERS:
+        _refuse_links(run_dir, folder)
+        for name in list_leftovers(run_dir, folder):
+            remove_file(run_dir, name)
 
 
 def list_leftovers(run_dir: Path, folder: str) -> list[str]:

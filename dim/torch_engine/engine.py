@@ -21,7 +21,9 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import read_checked_file
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import onnx_name
+from dim.runtime.engines.base import make_drawing_error
 from dim.runtime.errors import EngineError, MissingExtraError, describe_error
+from dim.runtime.units import format_count
 
 TORCH = "torch"
 """Its name for `--engine`."""
@@ -76,12 +78,12 @@ class TorchEngine:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 drawn = graph(inputs)
             if drawn.dtype != torch.uint8 or drawn.shape != expected:
-                raise EngineError(f"{self.name} drew {drawn.dtype} {tuple(drawn.shape)}, not uint8 {expected}.")
+                found = f"{drawn.dtype} {tuple(drawn.shape)}, not uint8 {expected}"
+                raise make_drawing_error(self.name, "draws what it should not", found)
             images: NDArray[np.uint8] = drawn[: len(labels)].cpu().numpy()
         except (RuntimeError, LookupError, ValueError, TypeError) as error:
-            raise EngineError(
-                f"{self.name} failed while drawing {len(labels)} images: {describe_error(error)}"
-            ) from error
+            doing = f"failed while drawing {format_count(len(labels), 'image')}"
+            raise make_drawing_error(self.name, doing, describe_error(error)) from error
         return images
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.choose_engine import open_engine, settle_precision
 from dim.runtime.cores import processor_name, usable_cores
 from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
-from dim.runtime.engines.names import ENGINES, draws_in
+from dim.runtime.engines.names import ENGINES, OFFERED_ENGINES, draws_in
 from dim.runtime.errors import BundleError
 from dim.runtime.gpu.driver import Driver, find_driver, require_gpu
 from dim.runtime.messages import say_to_log
@@ -126,7 +126,7 @@ def list_contenders(
             device=ENGINES[name],
             open=_opener(path, manifest, replace(common, engine=name, precision=precision), driver, say),
         )
-        for name in ([name for name in ENGINES if name != "fake"] if options.engines is None else options.engines)
+        for name in (OFFERED_ENGINES if options.engines is None else options.engines)
         for precision in precisions
         if options.device in ("auto", ENGINES[name]) and draws_in(name, precision)
     ]

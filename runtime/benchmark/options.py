@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dim.runtime.engines.names import DEVICES, ENGINES
+from dim.runtime.engines.names import DEVICES, ENGINES, OFFERED_ENGINES, describe_unknown
 from dim.runtime.errors import BadValueError
 
 BATCHES = (1, 64, 256, 1024)
@@ -42,7 +42,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         for name in self.engines or ():
             if name not in ENGINES:
-                raise BadValueError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
+                raise BadValueError(describe_unknown(name, OFFERED_ENGINES))
         if self.device not in DEVICES:
             raise BadValueError(f"There is no device {self.device!r}; there are {', '.join(DEVICES)}.")
         if not self.batches or min(self.batches) < 1:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.cores import check_threads
-from dim.runtime.engines.names import DEVICES, ENGINES, PRECISIONS
-from dim.runtime.errors import BadValueError
+from dim.runtime.engines.names import DEVICES, ENGINES, PRECISIONS, describe_unknown
+from dim.runtime.errors import BadValueError, EngineError
 from dim.runtime.gpu.driver import Driver
 
 _PIN = re.compile(r"sha256:([0-9a-f]{64})")
@@ -71,6 +71,21 @@ def run_ahead(
         yield engine.run(latents, labels)
 
 
+def make_drawing_error(name: str, doing: str, reason: str) -> EngineError:
+    """Make the error of an engine that was open and failed, with what to do about it.
+
+    Args:
+        name: of the engine.
+        doing: what it did, as the end of a sentence ("failed while drawing 64 images").
+        reason: what its library says, without a full stop.
+    """
+    if re.search("memory|alloc", reason, re.IGNORECASE):
+        advice = "free some memory, or use a machine with more, and run the same command again."
+    else:
+        advice = "dim verify says whether it is the bundle, and dim doctor whether it is the engine."
+    return EngineError(f"{name} {doing} ({reason}): {advice}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """Which engine is wanted. Without arguments: the best that works here, in fp32.
@@ -94,7 +109,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.engine != "auto" and self.engine not in ENGINES:
-            raise BadValueError(f"There is no engine {self.engine!r}; there are auto, {', '.join(ENGINES)}.")
+            raise BadValueError(describe_unknown(self.engine))
         if self.device == "cuda":
             object.__setattr__(self, "device", "gpu")
         if self.device not in DEVICES:

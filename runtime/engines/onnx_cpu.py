@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.cores import usable_cores
-from dim.runtime.engines.base import EngineRequest
+from dim.runtime.engines.base import EngineRequest, make_drawing_error
 from dim.runtime.engines.onnx_session import (
     import_onnxruntime,
     open_cpu_session,
@@ -22,6 +22,7 @@ from dim.runtime.engines.onnx_session import (
     run_in_pieces,
 )
 from dim.runtime.errors import EngineError, describe_error
+from dim.runtime.units import format_count
 
 MIN_ROWS_PER_PIECE = 16
 """With fewer images in a piece, starting the operators takes as long as their work."""
@@ -115,12 +116,11 @@ class OnnxEngine:
         try:
             images: NDArray[np.uint8] = run_in_pieces(session, {"latents": latents, "labels": labels}, self._rows)
         except Exception as error:
-            raise EngineError(
-                f"{self.name} failed while drawing {len(labels)} images: {describe_error(error)}"
-            ) from error
+            doing = f"failed while drawing {format_count(len(labels), 'image')}"
+            raise make_drawing_error(self.name, doing, describe_error(error)) from error
         if images.shape != (len(labels), *self._shape) or images.dtype != np.uint8:
-            wanted = (len(labels), *self._shape)
-            raise EngineError(f"{self.name} returned {images.dtype} {images.shape}, not uint8 {wanted}.")
+            found = f"{images.dtype} {images.shape}, not uint8 {(len(labels), *self._shape)}"
+            raise make_drawing_error(self.name, "draws what it should not", found)
         return images
 
     def close(self) -> None:

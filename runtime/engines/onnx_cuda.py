@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.engines.base import EngineRequest
+from dim.runtime.engines.base import EngineRequest, make_drawing_error
 from dim.runtime.engines.onnx_session import import_onnxruntime, read_checked_onnx
 from dim.runtime.errors import BadValueError, DeviceError, EngineError, describe_error
 from dim.runtime.gpu.driver import check_driver, find_driver, require_gpu
@@ -190,7 +190,8 @@ class CudaEngine:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise EngineError(f"{self.name} failed at a batch of {self.batch}: {describe_error(error)}") from error
+            doing = f"failed while drawing a batch of {self.batch}"
+            raise make_drawing_error(self.name, doing, describe_error(error)) from error
 
 
 class CudaImages:

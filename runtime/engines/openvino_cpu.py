@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.cores import find_bf16_instructions, usable_cores
-from dim.runtime.engines.base import EngineRequest
+from dim.runtime.engines.base import EngineRequest, make_drawing_error
 from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.engines.onnx_session import read_checked_onnx
 from dim.runtime.errors import EngineError, MissingExtraError, describe_error
+from dim.runtime.units import format_count
 
 ROWS_PER_PIECE = 16
 """Measured in steps from 1 to 256: from here on an image takes hardly less time."""
@@ -87,9 +88,8 @@ class OpenVinoEngine:
             for _ in pool.map(draw, starts) if len(starts) > 1 else map(draw, starts):
                 pass
         except Exception as error:
-            raise EngineError(
-                f"{self.name} failed while drawing {len(labels)} images: {describe_error(error)}"
-            ) from error
+            doing = f"failed while drawing {format_count(len(labels), 'image')}"
+            raise make_drawing_error(self.name, doing, describe_error(error)) from error
         return images
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dim.runtime.cores import find_bf16_instructions, list_processor_flags, usable_cores
 from dim.runtime.engines.libraries import import_engine_library
-from dim.runtime.engines.names import ENGINES
+from dim.runtime.engines.names import ENGINES, OFFERED_ENGINES
 from dim.runtime.engines.onnx_cuda import PROVIDER, read_cuda_major
 from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, find_driver, has_nvidia_hardware, reason_driver_too_old
@@ -104,7 +104,7 @@ def examine_machine(driver: Driver | None = None, say: Callable[[str], None] = l
     driver = driver or find_driver()
     packages = {name: _version(name) for name in PACKAGES}
     with SelfTest() as test:
-        states = tuple(_try(name, test, driver, packages, say) for name in ENGINES if name != "fake")
+        states = tuple(_try(name, test, driver, packages, say) for name in OFFERED_ENGINES)
     return DoctorReport(
         dim=__version__,
         python=platform.python_version(),

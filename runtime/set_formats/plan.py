@@ -233,5 +233,6 @@ def choose_part_images(
 
 def _malformed(where: str, value: object) -> OutputError:
     return OutputError(
-        f"dataset.json is malformed at {where}: found {str(value)[:80]!r}; use --overwrite to start anew."
+        f"dataset.json is malformed at {where}: found {str(value)[:80]!r}; make the set in another folder, or move "
+        "this one away first."
     )

@@ -1,7 +1,7 @@
 """What lies in the place of a set, and how a set is claimed there: resumed, begun, or begun instead of another one."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dim.runtime.bundle import Bundle
@@ -16,18 +16,23 @@ from dim.runtime.sets.journal import (
     DATASET,
     WITH_CLASS_NAMES,
     SetFile,
+    UnreadableSetError,
     begin_set,
+    list_files_there,
     read_set,
     remove_set,
 )
-from dim.runtime.sets.request import SetRequest, describe_engine
+from dim.runtime.sets.request import NO_ENGINE, SetRequest, describe_engine
 from dim.runtime.storage.local_store import STATE, LocalStore, Store
 from dim.runtime.storage.place import make_place
 from dim.version import __version__
 
+MAX_NAMES = 20
+"""Names in one sentence; more are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Occupant:
+class Contents:
     """What is in the output folder already. All fields empty: nothing, or only files that are not part of a set."""
 
     same: SetFile | None = None
@@ -43,7 +48,7 @@ class Occupant:
         return self.other.written.bytes if self.other is not None and self.other.written is not None else 0
 
 
-def examine_place(store: Store, bundle: Bundle, request: SetRequest, overwrite: bool) -> Occupant:
+def examine_place(store: Store, bundle: Bundle, request: SetRequest, overwrite: bool) -> Contents:
     """Look at what lies in a place.
 
     Raises:
@@ -51,59 +56,61 @@ def examine_place(store: Store, bundle: Bundle, request: SetRequest, overwrite: 
     """
     try:
         found = read_set(store)
-    except OutputError:
+    except UnreadableSetError:
         if not overwrite:
             raise
-        return Occupant(unreadable=True)
+        return Contents(unreadable=True)
     if found is None:
         if not overwrite and (foreign := [name for name in store.list() if name != STATE]):
+            use = _say_overwrite(store, Contents(), request.plan(bundle, NO_ENGINE))
             raise OutputError(
                 f"{store} already holds '{foreign[0]}' and no set of ours: choose an empty folder, "
-                "or use --overwrite to write beside what is there."
+                f"or {use} to write beside what is there."
             )
-        return Occupant()
+        return Contents()
     difference = request.describe_difference(bundle, found.plan)
     if difference is None:
-        return Occupant(same=found)
+        return Contents(same=found)
     if not overwrite:
+        use = _say_overwrite(store, Contents(other=found), request.plan(bundle, found.plan.engine))
         if found.written is None:
             raise OutputError(
                 f"{store} holds another set, begun and not finished ({difference}): finish it with the arguments that "
-                "began it, choose another folder, or use --overwrite to replace it."
+                f"began it, choose another folder, or {use} to replace it."
             )
         raise OutputError(
-            f"{store} holds another set ({difference}): choose another folder, or use --overwrite to replace that set."
+            f"{store} holds another set ({difference}): choose another folder, or {use} to replace that set."
         )
-    return Occupant(other=found)
+    return Contents(other=found)
 
 
-def check_resumable(store: Store, occupant: Occupant, plan: Plan, overwrite: bool) -> Occupant:
+def check_resumable(store: Store, contents: Contents, plan: Plan, overwrite: bool) -> Contents:
     """Check that this machine would finish the set that is there with the same bytes.
 
     Args:
         store: the place.
-        occupant: what lies there.
+        contents: what lies there.
         plan: a plan with the engine and the encoder of this machine.
         overwrite: whether a set that cannot be resumed is replaced.
 
     Returns:
-        the occupant; one that cannot be resumed became another set.
+        the contents; one that cannot be resumed became another set.
 
     Raises:
         OutputError: the set was begun with another engine, version, batch or encoder, and no `overwrite`.
     """
-    if occupant.same is None:
-        return occupant
-    begun = occupant.same.plan
+    if contents.same is None:
+        return contents
+    begun = contents.same.plan
     difference = begun.describe_difference(replace(begun, engine=plan.engine, encoder=plan.encoder))
     if difference is None:
-        return occupant
+        return contents
     if not overwrite:
         raise OutputError(
             f"The set in {store} was begun with {difference}, and the rest would not be the same bytes: "
-            "go on with that, or use --overwrite to start anew."
+            f"go on with that, or {_say_overwrite(store, Contents(other=contents.same), plan)} to start anew."
         )
-    return Occupant(other=occupant.same)
+    return Contents(other=contents.same)
 
 
 @contextlib.contextmanager
@@ -142,28 +149,28 @@ def claim_set(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, ove
     """
     make_place(store)
     with store.lock("begin"):
-        occupant = check_resumable(store, examine_place(store, bundle, request, overwrite), plan, overwrite)
-        if occupant.same is not None:
-            claimed = occupant.same if occupant.same.written is None else reopen(store, occupant.same)
+        contents = check_resumable(store, examine_place(store, bundle, request, overwrite), plan, overwrite)
+        if contents.same is not None:
+            claimed = contents.same if contents.same.written is None else reopen(store, contents.same)
         else:
             if overwrite:
-                check_replaceable(store, occupant, plan)
-            if occupant.other is not None:
-                remove_set(store, occupant.other)
-            if occupant.unreadable:
+                check_replaceable(store, contents, plan)
+            if contents.other is not None:
+                remove_set(store, contents.other)
+            if contents.unreadable:
                 store.remove(DATASET)
             if overwrite:
-                refuse_clashes(store, plan)
+                _refuse_clashes(store, _list_clashes(store, Contents(), plan))
             claimed = begin_set(store, plan, f"dim {__version__}")
             # Where there are no locks, another worker may have begun it with another engine.
-            check_resumable(store, Occupant(same=claimed), plan, overwrite=False)
+            check_resumable(store, Contents(same=claimed), plan, overwrite=False)
     if isinstance(store, LocalStore):
         for folder in find_format(plan.format).folders(plan):
             store.make_folder(folder)
     return claimed
 
 
-def check_replaceable(store: Store, occupant: Occupant, plan: Plan) -> bool:
+def check_replaceable(store: Store, contents: Contents, plan: Plan) -> bool:
     """Check, without removing anything, that what stays would not mix with a new set.
 
     Returns:
@@ -172,24 +179,42 @@ def check_replaceable(store: Store, occupant: Occupant, plan: Plan) -> bool:
     Raises:
         OutputError: something that is not replaced has a name that the new set needs.
     """
-    if occupant.other is not None:
-        refuse_clashes(store, plan, replaced=_list_own_names(occupant.other.plan))
-    else:
-        refuse_clashes(store, plan, replaced={DATASET} if occupant.unreadable else None)
-    return occupant.other is not None or occupant.unreadable
+    _refuse_clashes(store, _list_clashes(store, contents, plan))
+    return contents.other is not None or contents.unreadable
 
 
-def refuse_clashes(store: Store, plan: Plan, replaced: set[str] | None = None) -> None:
-    """Check that a new set would not mix with what is in its place; names in `replaced` go with the old set.
+def _say_overwrite(store: Store, contents: Contents, plan: Plan) -> str:
+    """Say what `--overwrite` needs to succeed, as a phrase."""
+    clashes = _list_clashes(store, contents, plan)
+    return f"move {_name_some(clashes)} away and use --overwrite" if clashes else "use --overwrite"
 
-    Raises:
-        OutputError: a file or folder has a name that the set needs.
-    """
-    clashing = sorted(_list_own_names(plan).intersection(store.list()) - {STATE} - (replaced or set()))
-    if clashing:
+
+def _refuse_clashes(store: Store, clashes: Sequence[str]) -> None:
+    if clashes:
         raise OutputError(
-            f"{store} holds '{clashing[0]}', which the new set needs and no earlier set lists: move it away first."
+            f"{store} holds {_name_some(clashes)}, in the way of the new set and not of an earlier one: move "
+            f"{'it' if len(clashes) == 1 else 'them'} away first."
         )
+
+
+def _list_clashes(store: Store, contents: Contents, plan: Plan) -> list[str]:
+    """List what would stay and is in the way of a new set: under one of its names, or in a folder of an earlier set."""
+    in_the_way = _list_own_names(plan).intersection(store.list()) - {STATE}
+    if contents.unreadable:
+        in_the_way.discard(DATASET)
+    if contents.other is None:
+        return sorted(in_the_way)
+    old = contents.other.plan
+    clashes = in_the_way - _list_own_names(old)
+    if shared := in_the_way.intersection(find_format(old.format).folders(old)):
+        goes = set(list_files_there(store, old))
+        clashes |= {f"{folder}/{name}" for folder in shared for name in store.list(folder)} - goes
+    return sorted(clashes)
+
+
+def _name_some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES:,} more"
 
 
 def _list_own_names(plan: Plan) -> set[str]:

@@ -65,18 +65,18 @@ def estimate_set(
     request.check(bundle)
     say_what_seed_keeps(bundle, request, say)
     with open_store(out) as store:
-        occupant = examine_place(store, bundle, request, overwrite)
-        if occupant.same is not None and is_whole(store, occupant.same):
+        contents = examine_place(store, bundle, request, overwrite)
+        if contents.same is not None and is_whole(store, contents.same):
             free, replaces = measure_free(store), False
-            plan, missing, resumes, trial = occupant.same.plan, 0, True, Trial(image_bytes=0, seconds=0)
+            plan, missing, resumes, trial = contents.same.plan, 0, True, Trial(image_bytes=0, seconds=0)
         else:
             check_place(store)
             free = measure_free(store)
-            with open_engine_for(bundle, occupant.same, say) as engine:
-                prepared = prepare(store, bundle, request, occupant, engine, overwrite)
-                plan, begun = prepared.plan, prepared.occupant.same
+            with open_engine_for(bundle, contents.same, say) as engine:
+                prepared = prepare(store, bundle, request, contents, engine, overwrite)
+                plan, begun = prepared.plan, prepared.contents.same
                 resumes = begun is not None
-                replaces = begun is None and overwrite and check_replaceable(store, prepared.occupant, plan)
+                replaces = begun is None and overwrite and check_replaceable(store, prepared.contents, plan)
                 mine = list_parts(plan, shard)
                 missing = plan.images_of(list_missing_parts(store, begun, mine) if begun is not None else mine)
                 trial = try_out(plan, prepared.draw, free.block if free is not None else 1)

@@ -17,7 +17,7 @@ from dim.runtime.set_formats.npz import encode_class_names
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.card import list_split_like_classes, write_card
-from dim.runtime.sets.claim import Occupant, check_resumable, claim_set, examine_place, open_engine_for
+from dim.runtime.sets.claim import Contents, check_resumable, claim_set, examine_place, open_engine_for
 from dim.runtime.sets.croissant import write_croissant
 from dim.runtime.sets.estimate import check_space
 from dim.runtime.sets.finished import (
@@ -114,15 +114,15 @@ def generate(
     say_what_seed_keeps(bundle, request, say)
     with show_progress(progress) as report, open_store(out) as store:
         meter = Meter(report)
-        occupant = examine_place(store, bundle, request, overwrite)
-        if occupant.same is not None and is_finished(store, occupant.same, check):
+        contents = examine_place(store, bundle, request, overwrite)
+        if contents.same is not None and is_finished(store, contents.same, check):
             # An earlier run may have been cut off while it cleared up.
             clear_state(store)
             say(f"The set in {store} is complete already.")
-            return summarise(store, occupant.same, shard, meter, began)
+            return summarise(store, contents.same, shard, meter, began)
         check_place(store)
-        with open_engine_for(bundle, occupant.same, say) as engine:
-            prepared = prepare(store, bundle, request, occupant, engine, overwrite)
+        with open_engine_for(bundle, contents.same, say) as engine:
+            prepared = prepare(store, bundle, request, contents, engine, overwrite)
             _warn_of_splits(prepared.plan, say)
             begun = claim_set(store, bundle, request, prepared.plan, overwrite)
             refusal = (
@@ -140,13 +140,13 @@ class Prepared:
 
     plan: Plan
     """The plan of the set that is resumed, or of a new one."""
-    occupant: Occupant
+    contents: Contents
     """What lies in the place; a set that this engine cannot resume is another set."""
     draw: Draw
 
 
 def prepare(
-    store: Store, bundle: Bundle, request: SetRequest, occupant: Occupant, engine: Engine, overwrite: bool
+    store: Store, bundle: Bundle, request: SetRequest, contents: Contents, engine: Engine, overwrite: bool
 ) -> Prepared:
     """Settle the plan, and check that the disk has room for what is missing of it.
 
@@ -154,12 +154,12 @@ def prepare(
         OutputError: the set was begun with another engine, and no `overwrite`; or the disk is too small.
     """
     here = request.plan(bundle, describe_engine(engine))
-    settled = check_resumable(store, occupant, here, overwrite)
+    settled = check_resumable(store, contents, here, overwrite)
     plan = settled.same.plan if settled.same is not None else here
     draw = make_draw(bundle, engine, plan)
     left = count_images_left(store, settled.same) if settled.same is not None else plan.images
     check_space(store, plan, left, draw, settled.freed_bytes)
-    return Prepared(plan=plan, occupant=settled, draw=draw)
+    return Prepared(plan=plan, contents=settled, draw=draw)
 
 
 def check_shard(shard: tuple[int, int]) -> None:

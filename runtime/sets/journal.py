@@ -19,6 +19,8 @@ from dim.runtime.storage.local_store import STATE, LocalStore, Store
 from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
 
 DATASET = "dataset.json"
+ELSEWHERE = "make the set in another folder, or move this one away first."
+"""What to do about a set that cannot be read; what belongs to it is not known, so nothing of it can be replaced."""
 FORMAT_VERSION = 1
 # The largest set has 65,536 classes with long names and MAX_PARTS parts of three files.
 MAX_BYTES, MAX_VALUES = 2**28, 2**22
@@ -75,9 +77,9 @@ class SetFile:
             max_bytes=MAX_BYTES,
             max_values=MAX_VALUES,
             error=OutputError,
-            advice="choose another folder, or use --overwrite to start anew.",
+            advice=ELSEWHERE,
         )
-        found = from_plain(SetFile, block, where, error=OutputError, advice="use --overwrite to start anew.")
+        found = from_plain(SetFile, block, where, error=OutputError, advice=ELSEWHERE)
         found.plan.check()
         if found.written is None or not _fit(found.written.parts, found.plan):
             # Every part is looked at again.
@@ -102,10 +104,26 @@ def fits(plan: Plan, record: PartRecord) -> bool:
     )
 
 
+class UnreadableSetError(OutputError):
+    """A `dataset.json` is there and is malformed, of a newer dim, or no plain file."""
+
+
 def read_set(store: Store) -> SetFile | None:
-    """Read the `dataset.json` of a place, or return None where there is none."""
-    data = store.read(DATASET)
-    return SetFile.from_json(data, str(store)) if data is not None else None
+    """Read the `dataset.json` of a place, or return None where there is none.
+
+    Raises:
+        UnreadableSetError: it is malformed, of a newer format, or no plain file.
+    """
+    try:
+        data = store.read(DATASET)
+    except OutputError:
+        if not isinstance(store, LocalStore):
+            raise
+        raise UnreadableSetError(f"{store}/{DATASET} is a link, no file, or too long: {ELSEWHERE}") from None
+    try:
+        return SetFile.from_json(data, str(store)) if data is not None else None
+    except OutputError as error:
+        raise UnreadableSetError(str(error)) from None
 
 
 def begin_set(store: Store, plan: Plan, created_by: str) -> SetFile:

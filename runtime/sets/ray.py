@@ -146,11 +146,11 @@ def generate_on_ray(
     place = str(out) if is_remote(out) else str(find_folder(out).absolute())
     with show_progress(progress) as report, open_store(place) as store:
         meter = Meter(report)
-        occupant = examine_place(store, bundle, request, overwrite)
-        if occupant.same is not None and is_finished(store, occupant.same, check):
+        contents = examine_place(store, bundle, request, overwrite)
+        if contents.same is not None and is_finished(store, contents.same, check):
             clear_state(store)
             say(f"The set in {store} is complete already.")
-            return summarise(store, occupant.same, (0, 1), meter, began)
+            return summarise(store, contents.same, (0, 1), meter, began)
         check_place(store)
         ray = _start_ray()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -189,9 +189,9 @@ class _Job:
 def _begin(parcel: BundleParcel, job: _Job, overwrite: bool) -> None:
     """Begin or resume the set with the engine of a worker, and draw nothing."""
     with parcel.open(job.threads) as bundle, open_store(job.out) as store:
-        occupant = examine_place(store, bundle, job.request, overwrite)
-        with open_engine_for(bundle, occupant.same, say_to_log) as engine:
-            prepared = prepare(store, bundle, job.request, occupant, engine, overwrite)
+        contents = examine_place(store, bundle, job.request, overwrite)
+        with open_engine_for(bundle, contents.same, say_to_log) as engine:
+            prepared = prepare(store, bundle, job.request, contents, engine, overwrite)
             claim_set(store, bundle, job.request, prepared.plan, overwrite)
 
 

@@ -14,7 +14,8 @@ from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.pipeline import check_encoders
 from dim.runtime.sets.soft_labels import name_teacher_library
 
-_NO_ENGINE = EngineInfo(name="", version="", device="", precision="", batch=None)
+NO_ENGINE = EngineInfo(name="", version="", device="", precision="", batch=None)
+"""Stands for an engine that nobody has chosen yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class SetRequest:
                 "The precision auto differs between machines, so a set needs a fixed one: fp32 (the default), "
                 "bf16, fp16 or int8."
             )
-        self.plan(bundle, _NO_ENGINE)
+        self.plan(bundle, NO_ENGINE)
 
     def plan(self, bundle: Bundle, engine: EngineInfo) -> Plan:
         """Decide everything that makes the bytes of the set.

@@ -276,7 +276,7 @@ def test_a_dry_run_says_that_another_set_would_go(tiny_bundle: Path, tmp_path: P
     for more in (["--dry-run"], []):
         line = one_line(dim(*common, "--ipc", 3, "--format", "npz", "--overwrite", *more))
         assert line == (
-            f"{out} holds 'train.npz', which the new set needs and no earlier set lists: move it away first."
+            f"{out} holds 'train.npz', in the way of the new set and not of an earlier one: move it away first."
         )
     # What stands in the way is told before anything of the old set is removed.
     assert before.items() <= contents(out).items()

@@ -15,7 +15,6 @@ from cli_tools import dim, one_line
 
 from dim.cli import inspect as inspect_command
 from dim.cli import main as main_module
-from dim.cli import options
 from dim.cli.main import app
 from dim.runtime.engines import names as engine
 from dim.runtime.errors import BundleError
@@ -191,7 +190,7 @@ def test_completion_is_offered(typed: str, offered: list[str]) -> None:
 
 def test_what_is_offered_is_what_there_is() -> None:
     parameters = typer.main.get_command(app).commands["generate"].params  # type: ignore[attr-defined]
-    assert options.ENGINES == tuple(name for name in engine.ENGINES if name != "fake")
+    assert engine.OFFERED_ENGINES == tuple(name for name in engine.ENGINES if name != "fake")
     (formats,) = [parameter for parameter in parameters if parameter.name == "format"]
     assert ", ".join(plan.FORMATS[:-1]) + f" or {plan.FORMATS[-1]}." == formats.help
 

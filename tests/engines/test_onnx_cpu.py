@@ -97,7 +97,9 @@ def test_many_images_are_spread_over_the_threads_in_pieces(bundle: Opened, monke
 def test_what_fails_in_a_piece_fails_the_run(bundle: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession([], lambda feeds: (_ for _ in ()).throw(RuntimeError("out of memory")))
     monkeypatch.setattr(cpu_sessions, "open_cpu_session", lambda model, threads: session)
-    with pytest.raises(EngineError, match="onnxruntime-cpu failed while drawing 64 images: out of memory$"):
+    with pytest.raises(
+        EngineError, match=r"onnxruntime-cpu failed while drawing 64 images \(out of memory\): free some"
+    ):
         opened(bundle, engine="onnxruntime-cpu", threads=2).run(*samples(64))
 
 
@@ -168,11 +170,14 @@ class FakeSession:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda feeds: np.zeros((2, 8, 8, 1), np.float32), "returned float32"),
-        (lambda feeds: np.zeros((2, 8, 9, 1), np.uint8), r"returned uint8 \(2, 8, 9, 1\)"),
+        (lambda feeds: np.zeros((2, 8, 8, 1), np.float32), r"draws what it should not \(float32"),
+        (
+            lambda feeds: np.zeros((2, 8, 9, 1), np.uint8),
+            r"not \(uint8 \(2, 8, 9, 1\), not uint8 \(2, 8, 8, 1\)\): dim verify",
+        ),
         (
             lambda feeds: (_ for _ in ()).throw(RuntimeError("out of memory\nat line 3")),
-            "drawing 2 images: out of memory$",
+            r"drawing 2 images \(out of memory\): free some memory",
         ),
     ],
 )

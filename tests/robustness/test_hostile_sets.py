@@ -143,7 +143,7 @@ def test_what_is_no_file_of_a_set_is_not_read(
     else:
         monkeypatch.setattr(set_store, "MAX_READ_BYTES", 99)
         place.write_bytes(bytes(100))
-    with pytest.raises(OutputError, match=r"dataset\.json is no file of a set: move it away and run"):
+    with pytest.raises(OutputError, match=r"dataset\.json is a link, no file, or too long: make the set in another"):
         generate(bundle, tmp_path, counts=COUNTS)
 
 

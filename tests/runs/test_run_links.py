@@ -10,7 +10,7 @@ import torch
 from dim.runs import files
 from dim.runs.checkpoint import CheckpointFolder, list_checkpoints
 from dim.runs.curves import draw_curves
-from dim.runs.folder import describe_kept, lock_run
+from dim.runs.folder import describe_kept, lock_run, prepare_run_folder
 from dim.runs.record import read_run_record
 from dim.runs.report import write_run_report
 from dim.runs.tensorboard import TensorBoardLog
@@ -24,9 +24,10 @@ GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "run"
 def test_a_link_inside_a_run_is_refused(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     (run / name).parent.mkdir(parents=True)
+    (run / "config.json").write_bytes((GOLDEN_RUN / "config.json").read_bytes())
     (run / name).symlink_to(tmp_path)
-    with pytest.raises(RunError, match=f"run/{name} is a link, which a run does not follow: remove it"), lock_run(run):
-        pass
+    with pytest.raises(RunError, match=f"run/{name} is a link, which a run does not follow: remove it"):
+        prepare_run_folder(run, read_run_record(run), resume=True)
 
 
 def test_the_run_itself_may_be_a_link(tmp_path: Path) -> None:

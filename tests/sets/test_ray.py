@@ -72,8 +72,8 @@ def test_errors_arrive_as_themselves(on_ray: Any) -> None:
     folder, told = on_ray
     assert told["errors"] == [
         f"OutputError: {folder / 'foreign'} already holds 'one' and no set of ours: choose an empty folder, "
-        "or use --overwrite to write beside what is there.",
-        f"OutputError: {folder / 'foreign'} holds 'one', which the new set needs and no earlier set lists: "
+        "or move 'one' away and use --overwrite to write beside what is there.",
+        f"OutputError: {folder / 'foreign'} holds 'one', in the way of the new set and not of an earlier one: "
         "move it away first.",
     ]
 

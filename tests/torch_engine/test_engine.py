@@ -157,7 +157,7 @@ def test_the_evaluation_draws_with_it_where_asked(tmp_path: Path) -> None:
     assert "drawn by torch fp32 on the cpu" in ran.err
     results = (tmp_path / "eval" / "results.json").read_text()
     assert f'"engine": "torch fp32 on cpu, torch {torch.__version__}"' in results
-    assert "There is no engine 'Torch' for the images; there are auto, torch, tensorrt, " in one_line(
+    assert "There is no engine 'Torch' (did you mean torch?); there are auto, torch, tensorrt, " in one_line(
         run_command("eval", *arguments, "--engine", "Torch", "--out", tmp_path / "eval")
     )
     tiny = build_tiny_bundle(tmp_path / "tiny.dim")
