@@ -54,7 +54,11 @@ def evaluate(
     ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=BUNDLE", help="Another bundle of the same dataset; may be repeated."),
+        typer.Option(
+            metavar="NAME=BUNDLE",
+            help="Another bundle of the same dataset; may be repeated. Several of one name are generators of one "
+            "recipe, which share a row.",
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what --out already holds.")] = False,
     *,
@@ -265,8 +269,7 @@ def evaluate(
         progress=True,
     )
     if record and evaluation.finished:
-        measured = [row for row in evaluation.rows if row["content_id"] in ("", manifest.content_id)]
-        record_accuracy(path, measured, evaluation.found)
+        record_accuracy(path, evaluation.rows, evaluation.found)
         say(f"Recorded in {path}.")
     if as_json:
         print_json(
@@ -274,7 +277,7 @@ def evaluate(
         )
     elif evaluation.results or evaluation.found:
         _print_evaluation(evaluation, find_cautions(images), images.classes, show_all=show_all)
-    if report and evaluation.results:
+    if report and (evaluation.results or evaluation.found):
         open_report(evaluation.out)
 
 
@@ -283,7 +286,14 @@ def _print_evaluation(
 ) -> None:
     """Print one screen: the answer in words, the accuracies, and what to doubt; with `show_all` everything."""
     from dim.evaluation.answer import answer_in_words, list_warnings
-    from dim.evaluation.table import accuracy_table, class_table, cost_table, mixed_table, quality_table
+    from dim.evaluation.table import (
+        accuracy_table,
+        class_table,
+        copies_table,
+        cost_table,
+        mixed_table,
+        quality_table,
+    )
 
     rows, found = evaluation.rows, evaluation.found
     for sentence in answer_in_words(rows):
@@ -294,6 +304,8 @@ def _print_evaluation(
         print_rich(accuracy_table(rows, caption=show_all))
     if "quality" in found:
         print_rich(quality_table(found["quality"], by_class=show_all))
+    if "privacy" in found and show_all:
+        print_rich(copies_table(found["privacy"]))
     if any(row["source"] == "mixed" for row in rows):
         print_rich(mixed_table(rows))
     if show_all and rows:
@@ -304,7 +316,7 @@ def _print_evaluation(
     for caution in cautions:
         print_line(f"Caution about the data: {caution}.")
     if not rows:
-        print_line(f"Results: {evaluation.out}/results.json.")
+        print_line(f"Results: {evaluation.out}/results.json, report: {evaluation.out}/report.html.")
         return
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
     print_line(
@@ -314,20 +326,18 @@ def _print_evaluation(
     )
 
 
-def parse_bundles(entries: list[str]) -> dict[str, Path]:
-    """Read `NAME=BUNDLE` entries.
+def parse_bundles(entries: list[str]) -> dict[str, tuple[Path, ...]]:
+    """Read `NAME=BUNDLE` entries; a name given again has several bundles.
 
     Raises:
-        BadValueError: another form, or one name twice.
+        BadValueError: another form, or the name of the bundle itself.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[Path, ...]] = {}
     for entry in entries:
         name, equals, path = entry.partition("=")
         if not equals or not name or not path:
             raise BadValueError(f"--compare got {entry!r}; it takes NAME=BUNDLE, as in first=runs/first/mnist.dim.")
         if name == GENERATED:
             raise BadValueError(f"Two bundles are called '{name}': give the one to compare with another name.")
-        if name in found:
-            raise BadValueError(f"--compare names {name!r} twice; give each bundle a name of its own.")
-        found[name] = Path(path)
+        found[name] = (*found.get(name, ()), Path(path))
     return found

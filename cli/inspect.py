@@ -13,6 +13,13 @@ from dim.cli.options import JsonOption, Sha256Option, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table
 from dim.runtime.bundle_format.locate import list_names
 from dim.runtime.inspection.accuracy_summary import summarise_accuracy
+from dim.runtime.inspection.quality_summary import (
+    COPIES_COLUMNS,
+    QUALITY_COLUMNS,
+    describe_images,
+    list_copies,
+    list_quality,
+)
 from dim.runtime.storage.records import to_plain
 from dim.runtime.units import format_units
 
@@ -87,12 +94,12 @@ def _print_facts(facts: "BundleFacts") -> None:
     _print_rows(rows)
     lines = summarise_accuracy(facts.accuracy)
     if lines:
-        print_line()
         table = [(line.network, line.mode, str(line.ipc), line.generated, line.real) for line in lines]
         columns = ("network", "mode", "images per class", "generated", "real")
         print_table("Test accuracy in percent, trained on", columns, table, numbers=columns[2:])
+    _print_rows(describe_images(facts.evaluation))
     _print_rows({"use it": f"dim generate --bundle {shlex.quote(_name(facts.path))} --ipc 50 --out data/"})
-    _print_rows({"more": "--all shows every file, hash and measured row, --json all of it"})
+    _print_rows({"more": "--all shows files, hashes and all that was measured"})
 
 
 def _print_all(facts: "BundleFacts") -> None:
@@ -112,10 +119,27 @@ def _print_all(facts: "BundleFacts") -> None:
     print_line()
     files = [(file.path, format_units(file.size_bytes, "B"), file.sha256[:16]) for file in facts.files]
     print_table("Files", ("file", "size", "SHA-256 begins"), files, numbers=("size",))
+    _print_findings(facts.evaluation)
     for row in facts.accuracy[:_MAX_ROWS]:
         _print_rows({"accuracy": ", ".join(f"{key}={_cell(value)}" for key, value in row.items())})
     if len(facts.accuracy) > _MAX_ROWS:
         print_line(f"{len(facts.accuracy) - _MAX_ROWS:,} more rows are not shown; --json gives all.")
+
+
+def _print_findings(evaluation: Mapping[str, Any]) -> None:
+    """Print what was found about the images themselves, class by class."""
+    quality, privacy = (evaluation.get(part) for part in ("quality", "privacy"))
+    if isinstance(quality, Mapping):
+        rows = list_quality(quality, by_class=True)
+        print_table("Quality of the images", QUALITY_COLUMNS, rows, numbers=QUALITY_COLUMNS[1:])
+        _print_rows({"compared by": f"{_count(quality.get('images'))} images, {quality.get('compared_by', '?')}"})
+    if isinstance(privacy, Mapping):
+        print_table("Copies of training images", COPIES_COLUMNS, list_copies(privacy), numbers=COPIES_COLUMNS[1:])
+        _print_rows({"verdict": str(privacy.get("verdict", "?"))})
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "?"
 
 
 def _print_rows(rows: Mapping[str, str]) -> None:

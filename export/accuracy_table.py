@@ -50,7 +50,9 @@ def render_accuracy_table(rows: Sequence[Row]) -> str:
     lines += [f"| {' | '.join(_render_cells(row))} |" for row in rows]
     protocols = dict.fromkeys(str(row["protocol"]) for row in rows if row.get("protocol"))
     notes = [f"Protocol: {escape(protocol)}." for protocol in protocols]
-    return "\n".join([*lines, "", *notes, "Mean ± standard deviation over the seeds."])
+    several = any(_has_several_generators(row) for row in rows)
+    notes.append(f"Mean ± standard deviation over the seeds{', or over the generators of a row' * several}.")
+    return "\n".join([*lines, "", *notes])
 
 
 def _identify_protocol(row: Row) -> tuple[object, ...]:
@@ -95,6 +97,11 @@ def _render_count(value: object) -> str:
 
 def _render_seeds(row: Row) -> str:
     """The number of students, and of generators where there are several."""
-    seeds, generators = row.get("seeds"), row.get("generators")
+    seeds = row.get("seeds")
     count = str(len(seeds) if isinstance(seeds, list | tuple) else 0)
-    return f"{count} of {generators} generators" if isinstance(generators, int) and generators > 1 else count
+    return f"{count} of {row['generators']} generators" if _has_several_generators(row) else count
+
+
+def _has_several_generators(row: Row) -> bool:
+    generators = row.get("generators")
+    return isinstance(generators, int) and generators > 1

@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dim.runtime.inspection.quality_summary import QUALITY_COLUMNS, list_quality
 from dim.runtime.markdown import escape
-
-NUMBERS = {
-    "precision": ("precision", 2),
-    "recall": ("recall", 2),
-    "density": ("density", 2),
-    "coverage": ("coverage", 2),
-    "fd": ("FD", 2),
-    "kid": ("KID", 4),
-}
-"""Fields of `quality`, their names in the card, and how many decimals are shown."""
-KINDS = {"generated": "generated", "real": "real training images"}
 
 
 def render_quality(evaluation: Mapping[str, Any]) -> str:
@@ -30,13 +20,11 @@ def render_quality(evaluation: Mapping[str, Any]) -> str:
 
 
 def _render_numbers(quality: Mapping[str, Any]) -> str:
-    names = [name for name, _ in NUMBERS.values()]
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for kind, words in KINDS.items():
-        found = quality.get(kind)
-        if isinstance(found, Mapping):
-            numbers = [_render(found.get(field), decimals) for field, (_, decimals) in NUMBERS.items()]
-            lines.append(f"| {words} | {' | '.join(numbers)} |")
+    lines = [
+        f"|{'|'.join(f' {name} ' if name else ' ' for name in QUALITY_COLUMNS)}|",
+        "|---" * len(QUALITY_COLUMNS) + "|",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in list_quality(quality, by_class=False)]
     images = quality.get("images")
     head = (
         f"## Quality\n\n{f'{images:,}' if isinstance(images, int) else '?'} images against as many test images, in "
@@ -61,7 +49,3 @@ def _render_classes(quality: Mapping[str, Any]) -> list[str]:
         f"Class by class, the coverage lies between {shown[least]:.2f} ({escape(least)}) and {shown[most]:.2f} "
         f"({escape(most)}).",
     ]
-
-
-def _render(value: object, decimals: int) -> str:
-    return f"{value:.{decimals}f}" if isinstance(value, int | float) else "?"

@@ -20,6 +20,8 @@ from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.plan import plan_cells
 from dim.evaluation.protocol import HOLDOUT, EvalProtocol, Execution
 from dim.evaluation.quality.assess import assess
+from dim.evaluation.quality.features import load_extractor
+from dim.evaluation.report import write_evaluation_report
 from dim.evaluation.results import write_results
 from dim.evaluation.subjects import Bundles, describe_other_origin, read_subjects
 from dim.networks.classifiers import build_classifier
@@ -75,6 +77,8 @@ def evaluate(
         raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
     if (protocol.quality or protocol.privacy) and not subjects:
         raise BadValueError("Quality and privacy are those of a bundle's images, so they need a bundle.")
+    if protocol.features:
+        load_extractor(protocol.features)  # a wrong name shall be said now, not after hours of students
     for arch in protocol.archs:
         build_classifier(arch, len(data.classes), data.channels, data.height, protocol.width)
     for subject in subjects:
@@ -104,6 +108,10 @@ def evaluate(
             found = assess(subjects[0], data, protocol, execution, out, say=say, progress=report)
             write_results(evaluation.results, data, out, finished=True, found=found)
             evaluation = replace(evaluation, found=found)
+        if evaluation.results or evaluation.found:
+            write_evaluation_report(
+                evaluation.rows, subjects, data, out, finished=evaluation.finished, found=evaluation.found
+            )
     if not evaluation.finished:
         say(str(TimeOverError(evaluation)))
     return evaluation

@@ -15,7 +15,6 @@ from dim.evaluation.drawn import keep_drawn
 from dim.evaluation.jobs import NumberedCell, run_cells
 from dim.evaluation.plan import plan_cells
 from dim.evaluation.protocol import EvalProtocol, Execution
-from dim.evaluation.report import write_evaluation_report
 from dim.evaluation.results import Row, aggregate, write_results
 from dim.evaluation.subjects import Subject
 from dim.evaluation.table import accuracy_table
@@ -75,7 +74,7 @@ def measure(
     say: Say = lambda sentence: None,
     progress: Progress = ignore_progress,
 ) -> Evaluation:
-    """Train and test what is missing in `out`, and write its results, chart and report.
+    """Train and test what is missing in `out`, and write its results and chart.
 
     Args:
         subjects: bundles; none for the controls alone.
@@ -124,7 +123,6 @@ def measure(
     rows = log.write()
     if rows:
         draw_chart(rows, out / CHART_NAME)
-        write_evaluation_report(rows, subjects, data, out, finished=len(log.results) == len(cells))
     return Evaluation(out=out, results=tuple(log.in_order()), students_left=len(cells) - len(log.results))
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from dim.evaluation.cells import PROTOCOL
 from dim.evaluation.results import Row
 from dim.runtime.errors import printable
+from dim.runtime.inspection.quality_summary import COPIES_COLUMNS, QUALITY_COLUMNS, list_copies, list_quality
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -183,16 +184,36 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
 
     described = f"{quality['images']:,} images against as many of the test split, in {quality['compared_by']}."
     table = Table(title="Quality of the images", caption=Text(printable(described)), caption_justify="left", box=SIMPLE)
-    for name in ("", "precision", "recall", "density", "coverage", "FD", "KID"):
-        table.add_column(name, justify="right" if name else "left")
-    lines = {kind: quality[kind] for kind in ("generated", "real")}
-    for name, kinds in (quality["per_class"] if by_class else {}).items():
-        lines[f"generated, {name}"] = kinds
-    for kind, found in lines.items():
-        numbers = [f"{found[key]:.2f}" for key in ("precision", "recall", "density", "coverage")]
-        numbers += [f"{found['fd']:.2f}", f"{found['kid']:.4f}"] if "fd" in found else ["", ""]
-        table.add_row(Text(printable(kind)), *numbers)
+    _fill(table, QUALITY_COLUMNS, list_quality(quality, by_class=by_class))
     return table
+
+
+def copies_table(privacy: Mapping[str, Any]) -> "Table":
+    """Build a rich table of the distances behind the verdict on copies.
+
+    Args:
+        privacy: as `dim.evaluation.quality.assess` finds it.
+    """
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    caption = (
+        "Near duplicates: generated images closer to a training image than 99 % of held-out images; AUC: of a "
+        "membership test; distance: median to the closest training image, of generated and of held-out images."
+    )
+    table = Table(title="Copies of training images", caption=caption, caption_justify="left", box=SIMPLE)
+    _fill(table, COPIES_COLUMNS, list_copies(privacy))
+    return table
+
+
+def _fill(table: "Table", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Put rows of text into a table whose first column is text and the others numbers."""
+    from rich.text import Text
+
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left")
+    for cells in rows:
+        table.add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def mixed_table(rows: Sequence[Row]) -> "Table":

@@ -73,6 +73,8 @@ class BundleFacts:
     """Of all files."""
     accuracy: tuple[Mapping[str, Any], ...]
     """Rows of `dim eval`."""
+    evaluation: Mapping[str, Any]
+    """What `dim eval` found about the images themselves, `quality` and `privacy`."""
     distill_config: Mapping[str, Any]
     """The run's resolved configuration."""
 
@@ -123,5 +125,6 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
         files=tuple(FileFacts(path=name, sha256=file.sha256, size_bytes=file.size_bytes) for name, file in files),
         size_bytes=sum(file.size_bytes for _, file in files),
         accuracy=manifest.accuracy,
+        evaluation=manifest.evaluation,
         distill_config=manifest.distill_config,
     )

@@ -121,3 +121,37 @@ def test_quality_and_privacy_need_no_students_and_are_recorded(
     assert shown["rows"] == [] and shown["quality"] == found["quality"] and shown["privacy"] == found["privacy"]
     kept = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert kept["finished"] is True and kept["quality"] == found["quality"]
+    assert f"report: {tmp_path / 'eval'}/report.html" in run_command(*words).out
+    assert "Copies of training images" in run_command(*words, "--all").out
+    assert "Copies of training images" not in run_command(*words).out
+
+
+def test_bundles_to_compare_are_recorded_with_the_rest(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
+    config = {"data": {"fingerprint": data.fingerprint()}, "preset": "small"}
+    first, *others = [
+        build_tiny_bundle(tmp_path / f"{seed}.dim", seed=seed, distill_config=config | {"seed": seed})
+        for seed in range(3)
+    ]
+    words = ["eval", "--bundle", first, "--data", "stripes", "--out", tmp_path / "eval", "--device", "cpu", "--record"]
+    words += ["--epochs", "1", "--width", "4", "--seeds", "1", "--jobs", "1", "--mode", "stream", "--ipc", "2"]
+    words += ["--controls", "real", *(word for other in others for word in ("--compare", f"others={other}"))]
+    ran = run_command(*words)
+    assert ran.code == 0, ran.err
+    recorded = load_manifest(first).accuracy
+    assert [(row["subject"], row.get("generators", 1)) for row in recorded] == [
+        ("generated", 1), ("others", 2), ("real", 1),
+    ]  # fmt: skip
+    assert "\n| others | " in (first / "README.md").read_text()
+
+
+def test_features_that_are_not_to_be_had_are_said_before_a_student_is_trained(
+    bundle: Path, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.evaluation.subjects.load_data", lambda *_, **__: data)
+    words = ["eval", "--bundle", bundle, "--data", "stripes", "--out", tmp_path / "eval", "--device", "cpu"]
+    ran = run_command(*words, "--quality", "--features", "no_such_module:f")
+    assert ran.code == 1 and "--features no_such_module:f is not to be had" in ran.err
+    assert not (tmp_path / "eval" / "cells").exists()

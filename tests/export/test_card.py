@@ -104,6 +104,16 @@ def test_accuracy_rows_go_into_manifest_and_card(tmp_path: Path) -> None:
     assert "Protocol: test split once." in card
 
 
+def test_a_row_of_several_generators_says_how_many(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    record_accuracy(bundle, [ROW])
+    assert "Mean ± standard deviation over the seeds.\n" in (bundle / "README.md").read_text()
+    record_accuracy(bundle, [ROW, {**ROW, "subject": "preset small", "generators": 3, "seeds": [0, 1] * 3}])
+    card = (bundle / "README.md").read_text()
+    assert "| preset small | - | stream | 10 | convnet3 | default, 1,000 | hard | 98.12 ± 0.25 | 6 of 3 gen" in card
+    assert "Mean ± standard deviation over the seeds, or over the generators of a row.\n" in card
+
+
 def test_a_row_replaces_the_one_of_its_protocol_and_leaves_the_others(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     other, better = {**ROW, "mode": "fixed"}, {**ROW, "accuracy_mean": 99.0}

@@ -55,6 +55,7 @@ def test_everything_in_a_bundle_is_described(tmp_path: Path) -> None:
         "candidates": 0,
         "accepted": 0,
         "accuracy": [],
+        "evaluation": {},
         "distill_config": {"preset": "none"},
     }
 
