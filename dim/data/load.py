@@ -120,10 +120,10 @@ def load_data(
     """
     places = _list_places(data)
     if options.sha256 is not None and not any(place.startswith("https://") for place in places):
-        raise BadValueError("sha256 is for the https:// address of an archive, and there is none")
+        raise BadValueError("sha256 is for the https:// address of an archive, and there is none.")
     if len(set(places)) < len(places):
         twice = next(place for place in places if places.count(place) > 1)
-        raise BadValueError(f"the source {twice} is named twice; name it once")
+        raise BadValueError(f"the source {twice} is named twice; name it once.")
     folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
 
     with show_progress(progress) as report:
@@ -172,9 +172,9 @@ def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
                 return read_known(known, data_dir, wish.say, wish.progress)
             raise DataError(_describe_missing(place))
     if path.is_file() and (sentence := _NO_SOURCE.get(extension_of(path.name))):
-        raise DataError(f"{path}: {sentence}")
+        raise DataError(f"{path}: {sentence}.")
     if not path.is_file() and not path.is_dir():
-        raise DataError(f"{path}: neither a file nor a folder; name one of these")
+        raise DataError(f"{path}: neither a file nor a folder; name one of these.")
     if is_bundle(path) or is_npy_folder(path):
         _say_unused_split(source)
     return next(reader for fits, reader in _READERS if fits(path))(replace(source, path=path))
@@ -189,10 +189,10 @@ def _fetch(address: str, wish: Source) -> Path:
     if not address.startswith("https://"):
         scheme = address.partition("://")[0]
         raise DataError(
-            f"{scheme}:// is not read; give a path, hf://USER/NAME, or an https:// archive with its SHA-256"
+            f"{scheme}:// is not read; give a path, hf://USER/NAME, or an https:// archive with its SHA-256."
         )
     if wish.options.sha256 is None:
-        raise DataError("An https:// archive needs its SHA-256: say --sha256 HASH, as sha256sum FILE prints it")
+        raise DataError("An https:// archive needs its SHA-256: say --sha256 HASH, as sha256sum FILE prints it.")
     return download_archive(address, wish.options.sha256, wish.say, wish.progress)
 
 
@@ -219,7 +219,7 @@ def _describe_missing(place: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not place.startswith("."):
         hub = f"; a dataset of the Hugging Face Hub is hf://{place}"
     known = ", ".join(sorted(KNOWN))
-    return f"'{place}' is neither a known dataset ({known}) nor an existing path{suggest_known(place)}{hub}"
+    return f"'{place}' is neither a known dataset ({known}) nor an existing path{suggest_known(place)}{hub}."
 
 
 def _strip_suffix(name: str) -> str:

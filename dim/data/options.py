@@ -54,15 +54,15 @@ class DataOptions:
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and low <= value <= high):
                 unit = " pixels" if name == "size" else ""
-                raise BadValueError(f"{name} is {value!r}: it must be between {low} and {high}{unit}")
+                raise BadValueError(f"{name} is {value!r}: it must be between {low} and {high}{unit}.")
         if self.channels not in (None, 1, 3) or isinstance(self.channels, bool):
-            raise BadValueError(f"channels is {self.channels!r}: it must be 1 (grey) or 3 (colour)")
+            raise BadValueError(f"channels is {self.channels!r}: it must be 1 (grey) or 3 (colour).")
         if not (_is_whole(self.seed) and 0 <= self.seed < 2**64):
-            raise BadValueError(f"seed is {self.seed!r}: it must be between 0 and 2**64 - 1")
+            raise BadValueError(f"seed is {self.seed!r}: it must be between 0 and 2**64 - 1.")
         if self.layout not in LAYOUTS:
-            raise BadValueError(f"layout is {self.layout!r}: it must be one of {', '.join(LAYOUTS)}")
+            raise BadValueError(f"layout is {self.layout!r}: it must be one of {', '.join(LAYOUTS)}.")
         if not (_is_whole(self.replay_ipc) and 1 <= self.replay_ipc <= _MAX_REPLAY_IPC):
-            raise BadValueError(f"replay_ipc is {self.replay_ipc!r}: it must be between 1 and {_MAX_REPLAY_IPC}")
+            raise BadValueError(f"replay_ipc is {self.replay_ipc!r}: it must be between 1 and {_MAX_REPLAY_IPC}.")
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, in plain values."""

@@ -81,15 +81,15 @@ def _shape(images: Images) -> tuple[int, int]:
 
 def _check_classes(classes: tuple[str, ...], name: str, say: Say) -> None:
     if not 1 <= len(classes) <= MAX_CLASSES:
-        raise DataError(f"{name}: {len(classes)} classes found, expected 1 to {MAX_CLASSES}")
+        raise DataError(f"{name}: {len(classes)} classes found, expected 1 to {MAX_CLASSES}.")
     if len(set(classes)) != len(classes):
         doubled = Counter(classes).most_common(1)[0][0]
-        raise DataError(f"{name}: the class name '{doubled}' appears twice; every class needs a name of its own")
+        raise DataError(f"{name}: the class name '{doubled}' appears twice; every class needs a name of its own.")
     for text in classes:
         if not text.strip() or not text.isprintable() or "/" in text or "\\" in text or text in (".", ".."):
-            raise DataError(f"{name}: {text!r} cannot be a class name: use printable text without slashes")
+            raise DataError(f"{name}: {text!r} cannot be a class name: use printable text without slashes.")
         if len(text.encode()) > MAX_CLASS_NAME_BYTES:
-            raise DataError(f"{name}: the class name '{text[:40]}...' is longer than {MAX_CLASS_NAME_BYTES} bytes")
+            raise DataError(f"{name}: the class name '{text[:40]}...' is longer than {MAX_CLASS_NAME_BYTES} bytes.")
     try:
         check_folder_names(classes, [1] * len(classes))
     except BadValueError as error:
@@ -100,21 +100,21 @@ def _check_split(images: Images, labels: Labels, raw: RawSet, split: str) -> Non
     if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != np.uint8:
         raise DataError(
             f"{raw.name}: the {split} images are {images.dtype} of shape {list(images.shape)}, "
-            "expected uint8 [N, H, W, C] with 1 or 3 channels"
+            "expected uint8 [N, H, W, C] with 1 or 3 channels."
         )
     if images.shape[1] < 1 or images.shape[2] < 1:
-        raise DataError(f"{raw.name}: the {split} images have shape {list(images.shape)}, which holds no pixels")
+        raise DataError(f"{raw.name}: the {split} images have shape {list(images.shape)}, which holds no pixels.")
     if len(images) != len(labels):
-        raise DataError(f"{raw.name}: {len(images)} {split} images but {len(labels)} labels; the counts must be equal")
+        raise DataError(f"{raw.name}: {len(images)} {split} images but {len(labels)} labels; the counts must be equal.")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(raw.classes):
         raise DataError(
             f"{raw.name}: {split} labels run from {labels.min()} to {labels.max()}, "
-            f"expected 0 to {len(raw.classes) - 1} for {len(raw.classes)} classes"
+            f"expected 0 to {len(raw.classes) - 1} for {len(raw.classes)} classes."
         )
     empty = [raw.classes[k] for k, n in enumerate(count_labels(labels, len(raw.classes))) if n == 0]
     if empty:
         others = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise DataError(f"{raw.name}: class '{empty[0]}'{others} has no {split} images; add some or remove the class")
+        raise DataError(f"{raw.name}: class '{empty[0]}'{others} has no {split} images; add some or remove the class.")
 
 
 def _split_rows(labels: Labels, raw: RawSet, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -126,7 +126,7 @@ def _split_rows(labels: Labels, raw: RawSet, seed: int) -> tuple[NDArray[np.int6
         if len(rows) < 2:
             raise DataError(
                 f"{raw.name}: class '{name}' has {len(rows)} image and the source has no test split, "
-                "which needs 2 images per class: add images, or a test folder"
+                "which needs 2 images per class: add images, or a test folder."
             )
         num_test = min(len(rows) - 1, max(1, round(len(rows) * TEST_FRACTION)))
         shuffled = rows[random.permutation(len(rows))]

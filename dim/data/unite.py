@@ -28,11 +28,11 @@ def unite(sets: Sequence[ImageSet], say: Say) -> ImageSet:
             options += ["--channels 1 or 3"] if found[2] != shape[2] else []
             raise DataError(
                 f"{first.name} has images of {' x '.join(map(str, shape))} and {other.name} of "
-                f"{' x '.join(map(str, found))}: say {' and '.join(options)} to bring both to one form"
+                f"{' x '.join(map(str, found))}: say {' and '.join(options)} to bring both to one form."
             )
     if sum(s.train_images.nbytes + s.test_images.nbytes for s in sets) > MAX_SET_BYTES:
         raise DataError(
-            f"{list_first(s.name for s in sets)}: together more than {MAX_SET_BYTES} bytes: use a smaller size"
+            f"{list_first(s.name for s in sets)}: together more than {MAX_SET_BYTES} bytes: use a smaller size."
         )
     classes = tuple(dict.fromkeys(name for s in sets for name in s.classes))
     shared = [name for name in classes if sum(name in s.classes for s in sets) > 1]

@@ -138,7 +138,7 @@ def test_an_altered_zip_gives_members_or_a_data_error(
 def test_a_path_that_could_leave_the_archive_is_refused(tmp_path: Path, kind: str, name: str, message: str) -> None:
     path = tmp_path / "data"
     path.write_bytes(zipped({name: b"1"}) if kind == "zip" else tarred({name: b"1"}))
-    assert _refusal(path) == message
+    assert _refusal(path) == message + "."
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, wor
     info = tarfile.TarInfo("a/b")
     info.type, info.linkname = kind, "target"
     (tmp_path / "x").write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
-    assert _refusal(tmp_path / "x") == f"P: the member 'a/b' is {word}; only files and folders are read"
+    assert _refusal(tmp_path / "x") == f"P: the member 'a/b' is {word}; only files and folders are read."
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
         archive.writestr(info, "/etc/passwd")
-    assert _refusal(tmp_path / "x") == "P: the member 'a/b' is a link or a device; only files and folders are read"
+    assert _refusal(tmp_path / "x") == "P: the member 'a/b' is a link or a device; only files and folders are read."
 
 
 def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
 def test_a_doubled_path_is_refused(tmp_path: Path) -> None:
     part = tarred({"a": b"1"})[:1024]
     (tmp_path / "x").write_bytes(part + part + bytes(1024))
-    assert _refusal(tmp_path / "x") == "P: 'a' is in the archive twice; pack it again"
+    assert _refusal(tmp_path / "x") == "P: 'a' is in the archive twice; pack it again."
 
 
 def test_a_link_out_of_a_folder_is_refused_and_one_inside_followed(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_names_in_a_zip_are_those_that_were_packed(tmp_path: Path) -> None:
         path.write_bytes(zipped({evil: b"1"}).replace(b"|", b"\\"))
         assert message in _refusal(path)
     path.write_bytes(tarred({"a\\b": b"1"}))
-    assert _refusal(path) == r"P: the member 'a\\b' has an absolute path or a backslash; pack it with relative paths"
+    assert _refusal(path) == r"P: the member 'a\\b' has an absolute path or a backslash; pack it with relative paths."
 
 
 def test_loops_and_pipes_in_a_folder_are_refused(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("dim.data.files.archive.MAX_MEMBERS", 3)
     for data in (zipped({f"{n}": b"" for n in range(4)}), tarred({f"{n}": b"" for n in range(4)})):
         (tmp_path / "x").write_bytes(data)
-        assert _refusal(tmp_path / "x") == "P: more than 3 members, which is the limit"
+        assert _refusal(tmp_path / "x") == "P: more than 3 members, which is the limit."
     monkeypatch.setattr("dim.data.files.zip.MAX_MEMBERS", 3)
     (tmp_path / "x").write_bytes(zipped({f"{n}": b"" for n in range(4)}))
     assert "its directory has 188 bytes" in _refusal(tmp_path / "x")

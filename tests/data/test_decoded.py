@@ -251,7 +251,7 @@ def test_sets_not_used_for_longest_make_room(tmp_path: Path, load: Load, monkeyp
     monkeypatch.setenv("DIM_DECODED_GB", "0")
     assert load(paths[1], channels=1)[2] and load(paths[1], channels=1)[2]
     monkeypatch.setenv("DIM_DECODED_GB", "much")
-    with pytest.raises(BadValueError, match="^DIM_DECODED_GB is 'much'; it must be a number of gigabytes, 0 or more$"):
+    with pytest.raises(BadValueError, match="^DIM_DECODED_GB is 'much'; it must be a number of gigabytes, 0 or more.$"):
         load(paths[1], channels=1)
 
 
@@ -264,7 +264,7 @@ def test_a_set_too_large_for_memory_and_cache_is_refused(
     monkeypatch.setenv("DIM_DECODED_GB", "0")
     message = (
         r"^set: 10 images of 8 x 8 x 3 need 1920 bytes, more than the limit of 1000: use a smaller size or fewer "
-        r"images, or let the cache of decoded sets have more room \(\$DIM_DECODED_GB, and space on its disk\)$"
+        r"images, or let the cache of decoded sets have more room \(\$DIM_DECODED_GB, and space on its disk\)\.$"
     )
     with pytest.raises(DataError, match=message):
         load(path, channels=3)

@@ -88,7 +88,7 @@ def test_an_altered_file_is_refused_and_the_next_mirror_asked(tmp_path: Path, mi
         download(file, (address + "bad/", address + "gone/"), tmp_path / "other", _nothing, _nothing)
     assert str(caught.value) == (
         f"x.bin cannot be downloaded ({address}bad/: its MD5 sum is not {file.md5}; {address}gone/: HTTP 404): "
-        f"fetch it by other means and put it into {tmp_path / 'other'}, or pass its folder as --data-dir"
+        f"fetch it by other means and put it into {tmp_path / 'other'}, or pass its folder as --data-dir."
     )
     assert list((tmp_path / "other").iterdir()) == []
 
@@ -112,7 +112,7 @@ def test_a_connection_that_breaks_leaves_nothing(tmp_path: Path, monkeypatch: py
         file = OfficialFile(name="x.bin", md5="0" * 32)
         with pytest.raises(DataError, match=r"^x.bin cannot be downloaded \(.*\): fetch it by other means"):
             download(file, (address,), tmp_path / "to", _nothing, _nothing)
-        with pytest.raises(DataError, match=r"^.*pets.zip cannot be downloaded \(.*\): fetch it by other means$"):
+        with pytest.raises(DataError, match=r"^.*pets.zip cannot be downloaded \(.*\): fetch it by other means\.$"):
             download_archive(address + "pets.zip", "0" * 64, _nothing, _nothing)
         server.shutdown()
         thread.join()
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, mirror: tuple[Path, str
     served, address = mirror
     (served / "x.bin").write_bytes(b"right")
     (tmp_path / "to").write_bytes(b"a file where the folder should be")
-    with pytest.raises(DataError, match=r"x.bin cannot be written there \(.*\): pass another --data-dir$"):
+    with pytest.raises(DataError, match=r"x.bin cannot be written there \(.*\): pass another --data-dir\.$"):
         download(OfficialFile(name="x.bin", md5=_md5(b"right")), (address,), tmp_path / "to", _nothing, _nothing)
 
 
@@ -171,5 +171,5 @@ def test_addresses_that_are_not_read() -> None:
         load_data("https://example.org/x.zip")
     with pytest.raises(DataError, match="^ftp:// is not read; give a path, hf://USER/NAME, or an https:// archive"):
         load_data("ftp://example.org/x.zip")
-    with pytest.raises(BadValueError, match="^sha256 is for the https:// address of an archive, and there is none$"):
+    with pytest.raises(BadValueError, match="^sha256 is for the https:// address of an archive, and there is none.$"):
         load_data("digits", DataOptions(sha256="0" * 64))

@@ -163,7 +163,7 @@ def test_unreadable_images_are_skipped_when_asked_and_counted(tmp_path: Path) ->
     )
     emptied = {name: data for name, data in FILES.items() if "train/dog" not in name} | {"train/dog/1.png": PNG[:-30]}
     (tmp_path / "y.tar").write_bytes(tarred(emptied))
-    with pytest.raises(DataError, match="^y: class 'dog' has no training images; add some or remove the class$"):
+    with pytest.raises(DataError, match="^y: class 'dog' has no training images; add some or remove the class.$"):
         load_data(str(tmp_path / "y.tar"), DataOptions(skip_unreadable=True))
 
 
@@ -349,9 +349,9 @@ def test_both_splits_share_their_bits_and_the_user_may_say_them(tmp_path: Path) 
     assert (data.train_images.max(), data.test_images.max()) == (200 >> 4, 4000 >> 4)
     path = str(tmp_path / "data")
     assert load_data(path, DataOptions(bits=16)).test_images.max() == 4000 >> 8
-    with pytest.raises(DataError, match="^data: values up to 4000 found, which 10 bits do not hold; say --bits 12$"):
+    with pytest.raises(DataError, match="^data: values up to 4000 found, which 10 bits do not hold; say --bits 12.$"):
         load_data(path, DataOptions(bits=10))
-    with pytest.raises(BadValueError, match="^bits is 7: it must be between 8 and 16$"):
+    with pytest.raises(BadValueError, match="^bits is 7: it must be between 8 and 16.$"):
         load_data(path, DataOptions(bits=7))
 
 
@@ -359,12 +359,12 @@ def test_an_image_bomb_is_refused_by_its_header() -> None:
     buffer = io.BytesIO()
     Image.new("1", (20000, 20000)).save(buffer, "PNG")
     assert len(buffer.getvalue()) < 60_000
-    message = "^f: an image of 20000 x 20000 pixels, more than the limit of 67108864$"
+    message = "^f: an image of 20000 x 20000 pixels, more than the limit of 67108864.$"
     for read in (lambda: read_header(buffer.getvalue(), "f"), lambda: _decode(buffer.getvalue())):
         with pytest.raises(DataError, match=message):
             read()
     scans = image_file(random_images(1, 8, 3)[0], "JPEG")[:-2] + b"\xff\xda" * 101
-    with pytest.raises(DataError, match="^f: a JPEG of 102 scans, more than the limit of 100$"):
+    with pytest.raises(DataError, match="^f: a JPEG of 102 scans, more than the limit of 100.$"):
         read_header(scans, "f")
 
 

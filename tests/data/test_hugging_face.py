@@ -85,8 +85,10 @@ def test_parquet_without_metadata_by_the_columns_named(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, path)
     with pytest.raises(DataError) as caught:
         load_data(path)
-    assert str(caught.value) == f"{path}: no column is named like the image (found: photo, kind, n); say --image-column"
-    with pytest.raises(DataError, match=r"no column 'fotos' \(found: photo, kind, n\); say another --image-column$"):
+    assert (
+        str(caught.value) == f"{path}: no column is named like the image (found: photo, kind, n); say --image-column."
+    )
+    with pytest.raises(DataError, match=r"no column 'fotos' \(found: photo, kind, n\); say another --image-column\.$"):
         load_data(path, DataOptions(image_column="fotos"))
     with pytest.raises(
         DataError, match=r"no column is named like the label \(found: photo, kind, n\); say --label-column"
@@ -115,7 +117,7 @@ def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
         load_data(tmp_path)
     (tmp_path / "birds.parquet").rename(tmp_path / "test-0.parquet")
     with pytest.raises(
-        DataError, match=r"no split 'val' \(found: test, train\); say --split TRAIN or --split TRAIN,TEST$"
+        DataError, match=r"no split 'val' \(found: test, train\); say --split TRAIN or --split TRAIN,TEST\.$"
     ):
         load_data(tmp_path, DataOptions(split="val"))
 
@@ -140,7 +142,7 @@ def test_text_labels_and_other_columns(tmp_path: Path) -> None:
         {split: _dataset(split, typed=False, columns=("img", "fine_label")) for split in IMAGES}
     )
     _check(load_data(rows), sorted(NAMES))
-    with pytest.raises(DataError, match=r"no column 'x' \(found: img, fine_label, id\); say another --label-column$"):
+    with pytest.raises(DataError, match=r"no column 'x' \(found: img, fine_label, id\); say another --label-column\.$"):
         load_data(rows, DataOptions(label_column="x"))
     with pytest.raises(DataError, match="the column 'id' holds no images; say another --image-column"):
         load_data(rows, DataOptions(image_column="id"))
@@ -182,7 +184,7 @@ def test_a_dataset_of_the_hub_is_read_at_a_commit(monkeypatch: pytest.MonkeyPatc
     assert asked == [("user/birds", "v1"), ("user/birds", "0123abc")]
     assert data.name == "birds" and "Hugging Face dataset user/birds at revision 0123abc" in data.note
     assert load_data("hf://datasets/user/birds").name == "birds" and asked[2] == ("user/birds", None)
-    with pytest.raises(DataError, match="^hf://a/b/c: expected hf://USER/NAME or hf://USER/NAME@REVISION$"):
+    with pytest.raises(DataError, match="^hf://a/b/c: expected hf://USER/NAME or hf://USER/NAME@REVISION.$"):
         load_data("hf://a/b/c")
 
     def refuse(name: str, revision: str) -> Any:

@@ -107,14 +107,14 @@ def test_folders_that_all_hold_the_same_folders_are_asked_about() -> None:
     assert str(caught.value) == (
         "P: the top folders (north, south) all hold the same folders (cat, dog): say --layout classes where the top "
         "ones are the classes, or --layout groups/classes where those are the classes, or --split TRAIN,TEST where "
-        "the top ones are splits"
+        "the top ones are splits."
     )
     assert _classes(*sites, layout="classes")[0] == ["north", "south"]
     united = find_layout(_tree(*sites), [], "P", "groups/classes")
     assert united.train == {name: _tree(f"north/{name}", f"south/{name}") for name in ("cat", "dog")}
 
     inside = ("cat/train", "cat/test", "dog/train", "dog/test")
-    with pytest.raises(DataError, match="or --layout classes/splits where those are the splits of each$"):
+    with pytest.raises(DataError, match="or --layout classes/splits where those are the splits of each.$"):
         find_layout(_tree(*inside), [], "P")
     below = find_layout(_tree(*inside), [], "P", "classes/splits")
     assert below.train == {name: _tree(f"{name}/train") for name in ("cat", "dog")}
@@ -157,7 +157,7 @@ def test_all_faults_are_told_at_once_with_counts_and_first_names(tmp_path: Path)
         "(1 more like it: train/cat/2.heic)",
         "train/cat/e.png: an empty file, expected an image",
         "train/dog/0.jpg: not a readable image: expected PNG, JPEG, WebP, GIF, BMP, TIFF or PPM "
-        "(4 more like it: train/dog/1.jpg, train/dog/2.jpg, train/dog/3.jpg, ...)",
+        "(4 more like it: train/dog/1.jpg, train/dog/2.jpg, train/dog/3.jpg, ...).",
     ]
 
 
@@ -214,7 +214,7 @@ def test_a_split_that_is_not_there_is_refused(split: str) -> None:
 
 
 def test_a_layout_without_splits_takes_none() -> None:
-    with pytest.raises(DataError, match="^P: --layout classes has no splits; leave out --split$"):
+    with pytest.raises(DataError, match="^P: --layout classes has no splits; leave out --split.$"):
         find_layout(_tree("a", "b"), [], "P", "classes", "a")
 
 

@@ -102,13 +102,13 @@ def test_the_data_folder_may_come_from_the_environment(tmp_path: Path, monkeypat
 def test_mnist_with_labels_of_another_set(tmp_path: Path) -> None:
     write_mnist(tmp_path, packed=False)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(39, np.uint8)))
-    with pytest.raises(DataError, match="^mnist: 40 training images but 39 labels; the counts must be equal$"):
+    with pytest.raises(DataError, match="^mnist: 40 training images but 39 labels; the counts must be equal.$"):
         load_data("mnist", data_dir=tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.full(40, 10, np.uint8)))
-    with pytest.raises(DataError, match="^mnist: training labels run from 10 to 10, expected 0 to 9 for 10 classes$"):
+    with pytest.raises(DataError, match="^mnist: training labels run from 10 to 10, expected 0 to 9 for 10 classes.$"):
         load_data("mnist", data_dir=tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx((np.arange(40) % 9).astype(np.uint8)))
-    with pytest.raises(DataError, match="^mnist: class '9' has no training images; add some or remove the class$"):
+    with pytest.raises(DataError, match="^mnist: class '9' has no training images; add some or remove the class.$"):
         load_data("mnist", data_dir=tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_a_matlab_file_that_is_not_the_official_one_is_refused_unread(
         load_data("svhn", data_dir=tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/train_32x32.mat: the MD5 sum is not that of the official file, so it is not read; "
-        "fetch it again, or save other images as an .npz or in class folders"
+        "fetch it again, or save other images as an .npz or in class folders."
     )
 
 
@@ -321,15 +321,15 @@ def test_values_out_of_range(arguments: dict[str, int], message: str) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     expected = (
         r"^'cifar' is neither a known dataset \(cifar10, cifar100, digits, fashion-mnist, mnist, svhn\) "
-        r"nor an existing path \(did you mean cifar10\?\)$"
+        r"nor an existing path \(did you mean cifar10\?\)\.$"
     )
     with pytest.raises(DataError, match=expected):
         load_data("cifar")
     with pytest.raises(DataError, match="^'' is neither"):
         load_data("")
-    with pytest.raises(DataError, match=r"\(did you mean fashion-mnist\?\)$"):
+    with pytest.raises(DataError, match=r"\(did you mean fashion-mnist\?\)\.$"):
         load_data("fashon_mnist")
-    with pytest.raises(DataError, match="nor an existing path; a dataset of the Hugging Face Hub is hf://user/birds$"):
+    with pytest.raises(DataError, match="nor an existing path; a dataset of the Hugging Face Hub is hf://user/birds.$"):
         load_data("user/birds")
 
 

@@ -66,7 +66,7 @@ READERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
 
 
 def test_labels_have_a_limit_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="^f: the header asks for 50000001 bytes, more than the limit of 50000000$"):
+    with pytest.raises(DataError, match="^f: the header asks for 50000001 bytes, more than the limit of 50000000.$"):
         parse_idx(io.BytesIO(b"\0\0\x08\x01" + struct.pack(">I", 50_000_001)), "f", num_dims=1)
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (400000001,), }"
     (tmp_path / "x.npz").write_bytes(zipped({"images.npy": _npy_bytes(IMAGES), "labels.npy": _header(header)}))
@@ -135,7 +135,7 @@ def test_idx_round_trip(shape: tuple[int, int, int], packed: bool) -> None:
 def test_idx_messages(data: bytes, message: str) -> None:
     with pytest.raises(DataError) as caught:
         _idx(data)
-    assert str(caught.value) == message
+    assert str(caught.value) == message + "."
 
 
 @given(
@@ -265,10 +265,10 @@ def test_a_pickle_is_never_executed(tmp_path: Path, protocol: int, monkeypatch: 
         load_official_pickle(data, "test_batch", "f: test_batch", "cifar-10-binary.tar.gz")
     assert str(caught.value) == (
         "f: test_batch: a Python pickle whose MD5 sum is not that of the official file, so it is not read; "
-        "use cifar-10-binary.tar.gz, which holds no pickles"
+        "use cifar-10-binary.tar.gz, which holds no pickles."
     )
     _official(data, monkeypatch)
-    with pytest.raises(DataError, match=r"^f: test_batch: the pickle refers to 'posix.mkdir', which is not loaded$"):
+    with pytest.raises(DataError, match=r"^f: test_batch: the pickle refers to 'posix.mkdir', which is not loaded\.$"):
         load_official_pickle(data, "test_batch", "f: test_batch", "cifar-10-binary.tar.gz")
     assert not proof.exists()
     pickle.loads(data)
@@ -295,7 +295,7 @@ def test_a_pickle_without_the_official_checksum_is_refused_unread(
             load_data(f"cifar{num_classes}", data_dir=tmp_path)
         (tmp_path / folder).rename(tmp_path / f"aside-{num_classes}")
         (tmp_path / f"cifar-{num_classes}-python.tar.gz").write_bytes(tarred(files, "w:gz"))
-        with pytest.raises(DataError, match=f"cifar-{num_classes}-binary.tar.gz, which holds no pickles$"):
+        with pytest.raises(DataError, match=f"cifar-{num_classes}-binary.tar.gz, which holds no pickles.$"):
             load_data(f"cifar{num_classes}", data_dir=tmp_path)
 
 

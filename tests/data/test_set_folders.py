@@ -60,7 +60,7 @@ def test_a_bundle_is_a_source_at_a_chosen_size(bundle: Path) -> None:
         assert np.array_equal(data.train_images[25:50], opened.draw("ant", 25, use="stream"))
         assert np.array_equal(data.test_images[:20], opened.draw("zebra", 20, start=25, use="stream"))
     assert said[0].endswith("25 images per class, and 20 as test images; none of them is real")
-    with pytest.raises(BadValueError, match="^replay_ipc is 0: it must be between 1 and 1000000$"):
+    with pytest.raises(BadValueError, match="^replay_ipc is 0: it must be between 1 and 1000000.$"):
         DataOptions(replay_ipc=0)
 
 

@@ -22,7 +22,7 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
     if found is None:
         return None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise DataError(f"{folder / 'classes.json'}: expected a list of class names")
+        raise DataError(f"{folder / 'classes.json'}: expected a list of class names.")
     return tuple(found)
 
 
@@ -30,8 +30,8 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     if path.stat().st_size > _MAX_NAMES_BYTES:
-        raise DataError(f"{path}: more than {_MAX_NAMES_BYTES} bytes, which is the limit for a list of names")
+        raise DataError(f"{path}: more than {_MAX_NAMES_BYTES} bytes, which is the limit for a list of names.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON that can be read ({str(error)[:80]})") from error
+        raise DataError(f"{path}: not JSON that can be read ({str(error)[:80]}).") from error

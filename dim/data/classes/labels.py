@@ -34,7 +34,7 @@ def name_labels(train: NDArray[Any], test: NDArray[Any] | None, classes: Sequenc
     flat_test = None if test is None else _flatten(test, where)
     both = flat_train if flat_test is None else np.concatenate([flat_train, flat_test])
     if (both.dtype.kind == "U") != (flat_train.dtype.kind == "U"):
-        raise DataError(f"{where}: labels are text in one split and numbers in the other; write both alike")
+        raise DataError(f"{where}: labels are text in one split and numbers in the other; write both alike.")
     if both.dtype.kind == "U":
         names, remarks = _names_of_text(both, classes, where)
     else:
@@ -56,17 +56,17 @@ def _flatten(labels: NDArray[Any], where: str) -> NDArray[Any]:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.dtype.kind in "biuf":
         if not (((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()):
-            raise DataError(f"{where}: labels are {shown} and not one-hot: each row needs one 1 and else zeros")
+            raise DataError(f"{where}: labels are {shown} and not one-hot: each row needs one 1 and else zeros.")
         return np.asarray(labels.argmax(axis=1))
     if labels.ndim == 1 and labels.dtype.kind == "S":
         try:
             return np.array([bytes(text).decode() for text in labels], dtype=np.str_)
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}: a label is not text in UTF-8 ({error}); save labels as text") from error
+            raise DataError(f"{where}: a label is not text in UTF-8 ({error}); save labels as text.") from error
     if labels.ndim == 1 and labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == labels.round()).all():
         return labels.astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in "biuU":
-        raise DataError(f"{where}: labels are {shown}, expected whole numbers or text [N], or one-hot rows [N, K]")
+        raise DataError(f"{where}: labels are {shown}, expected whole numbers or text [N], or one-hot rows [N, K].")
     return labels.astype(np.int64) if labels.dtype.kind == "b" else labels
 
 
@@ -75,11 +75,13 @@ def _names_of_text(
 ) -> tuple[dict[Any, str], tuple[str, ...]]:
     found = [str(text) for text in np.unique(labels)]
     if any(not text.strip() for text in found):
-        raise DataError(f"{where}: {int((np.char.strip(labels) == '').sum())} images have an empty label; fill it in")
+        raise DataError(f"{where}: {int((np.char.strip(labels) == '').sum())} images have an empty label; fill it in.")
     if classes is None:
         return {text: text for text in found}, ()
     if unknown := sorted(set(found) - set(classes)):
-        raise DataError(f"{where}: labels ({list_first(unknown)}) are not among the class names; mend one or the other")
+        raise DataError(
+            f"{where}: labels ({list_first(unknown)}) are not among the class names; mend one or the other."
+        )
     return {text: text for text in classes}, ()
 
 
@@ -90,11 +92,11 @@ def _names_of_numbers(
     if found[0] < 0:
         count = int((labels < 0).sum())
         raise DataError(
-            f"{where}: {count} labels are negative ({found[0]}), as of images without a class; leave those out"
+            f"{where}: {count} labels are negative ({found[0]}), as of images without a class; leave those out."
         )
     if classes is None:
         if len(found) > MAX_CLASSES:
-            raise DataError(f"{where}: {len(found)} different labels found, more than {MAX_CLASSES} classes")
+            raise DataError(f"{where}: {len(found)} different labels found, more than {MAX_CLASSES} classes.")
         names = {value: str(value) for value in found}
         if found == list(range(len(found))):
             return names, ()
@@ -106,6 +108,6 @@ def _names_of_numbers(
     if found[-1] >= len(classes):
         raise DataError(
             f"{where}: labels run from {found[0]} to {found[-1]}, expected 0 to {len(classes) - 1} "
-            f"for {len(classes)} class names; mend the labels, or name every class"
+            f"for {len(classes)} class names; mend the labels, or name every class."
         )
     return dict(enumerate(classes)), ()

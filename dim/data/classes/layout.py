@@ -105,7 +105,7 @@ def find_asked_splits(names: Iterable[str], asked: str, where: str) -> tuple[str
     missing = [name for name in wanted if name not in names]
     if len(wanted) > 2 or missing or len(set(wanted)) < len(wanted):
         bad = missing[0] if missing and len(wanted) <= 2 else asked
-        raise DataError(f"{where}: no split '{bad}' (found: {listed}); say --split TRAIN or --split TRAIN,TEST")
+        raise DataError(f"{where}: no split '{bad}' (found: {listed}); say --split TRAIN or --split TRAIN,TEST.")
     return wanted
 
 
@@ -140,13 +140,13 @@ def find_layout(
         hint = "; these look like official files: write --data mnist, say, and --data-dir for this folder"
         raise DataError(
             f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>"
-            + (hint if official else "")
+            f"{hint if official else ''}."
         )
     if split is not None:
         if layout == AUTO:
             layout = SPLITS if set(findings.asked) & set(top.folders) else _guess_where_splits_lie(top, findings.asked)
         if layout not in (SPLITS, SPLITS_BELOW):
-            raise DataError(f"{source}: --layout {layout} has no splits; leave out --split")
+            raise DataError(f"{source}: --layout {layout} has no splits; leave out --split.")
         above = [top] if layout == SPLITS else [top.folders[name] for name in top.list_filled()]
         find_asked_splits(sorted({name for folder in above for name in folder.list_filled()}), split, source)
     if layout == AUTO:
@@ -220,14 +220,14 @@ def _guess_layout(top: _Folder, source: str, findings: _Findings) -> str:
         return SPLITS
     if not others:
         if not trains:
-            raise DataError(f"{source}: a test folder without a train folder beside it; name the other one 'train'")
+            raise DataError(f"{source}: a test folder without a train folder beside it; name the other one 'train'.")
         return SPLITS
     if not tests and not nested:
         findings.remarks.append(f"the folder '{trains[0]}' lies beside '{others[0]}' and is read as a class")
         return CLASSES
     raise DataError(
         f"{source}: '{(*trains, *tests)[0]}' is named like a split and lies beside '{others[0]}': say --layout "
-        f"{CLASSES} where every top folder is a class, or --layout {SPLITS} where the classes lie in the splits"
+        f"{CLASSES} where every top folder is a class, or --layout {SPLITS} where the classes lie in the splits."
     )
 
 
@@ -251,7 +251,7 @@ def _ask_about_groups(top: _Folder, source: str) -> None:
         below = f"--layout {GROUPS} where those are the classes, or --split TRAIN,TEST where the top ones are splits"
     raise DataError(
         f"{source}: the top folders ({list_first(top.list_filled())}) all hold the same folders ({list_first(inner)}): "
-        f"say --layout {CLASSES} where the top ones are the classes, or {below}"
+        f"say --layout {CLASSES} where the top ones are the classes, or {below}."
     )
 
 
@@ -263,7 +263,7 @@ def _ask_about_splits_below(top: _Folder, source: str) -> None:
             raise DataError(
                 f"{source}: '{name}' holds folders named like splits ({list_first(sorted(splits))}): name that folder "
                 f"alone where it is the set, or say --layout {SPLITS_BELOW} where every class has its splits, or "
-                f"--layout {CLASSES} where all its images are one class"
+                f"--layout {CLASSES} where all its images are one class."
             )
 
 
@@ -293,12 +293,12 @@ def _read_splits(top: _Folder, source: str, findings: _Findings) -> tuple[_Split
         if len(filled) > 1 and not findings.asked:
             raise DataError(
                 f"{source}: the folders {list_first(filled)} are all named like the {role} split: "
-                "merge them or move all but one elsewhere"
+                "merge them or move all but one elsewhere."
             )
     if findings.asked:
         by_role = {"train": [findings.asked[0]], "test": list(findings.asked[1:]), "validation": []}
     if not by_role["train"]:
-        raise DataError(f"{source}: no folder is named like a training split; name it 'train'")
+        raise DataError(f"{source}: no folder is named like a training split; name it 'train'.")
     test = next((name for role in ("test", "validation") for name in by_role[role]), None)
     (train,) = by_role["train"]
     others = sorted(set(top.folders) - {train, test})

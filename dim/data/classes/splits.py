@@ -30,7 +30,7 @@ def choose_splits(names: Iterable[str], asked: str | None, where: str) -> tuple[
         found = roles.get("train", names[0] if len(names) == 1 else None)
         if found is None:
             raise DataError(
-                f"{where}: no split is named 'train' (found: {listed}); say --split TRAIN or --split TRAIN,TEST"
+                f"{where}: no split is named 'train' (found: {listed}); say --split TRAIN or --split TRAIN,TEST."
             )
         train = found
         test = roles.get("test") or roles.get("validation")

@@ -83,7 +83,7 @@ def arrange_labelled(
     remarks = [*remarks, *more]
     numbers = [np.array([image.label for image in part]) if part else None for part in (train, test)]
     if numbers[0] is None:
-        raise DataError(f"{where}: no labelled image found")
+        raise DataError(f"{where}: no labelled image found.")
     names, train_labels, test_labels, renamed = name_labels(numbers[0], numbers[1], classes, where)
     splits: list[dict[str, list[str]]] = [{name: [] for name in names} for _ in range(2)]
     for split, part, labels in zip(splits, (train, test), (train_labels, test_labels), strict=True):
@@ -117,12 +117,12 @@ def choose_column(columns: Iterable[str], asked: str | None, usual: tuple[str, .
     if asked is not None:
         if asked in columns:
             return asked
-        raise DataError(f"{where}: no column '{asked}' (found: {', '.join(columns)}); say another --{what}-column")
+        raise DataError(f"{where}: no column '{asked}' (found: {', '.join(columns)}); say another --{what}-column.")
     by_name = {column.casefold().strip(): column for column in reversed(columns)}
     found = next((by_name[name] for name in usual if name in by_name), None)
     if found is None:
         raise DataError(
-            f"{where}: no column is named like the {what} (found: {', '.join(columns)}); say --{what}-column"
+            f"{where}: no column is named like the {what} (found: {', '.join(columns)}); say --{what}-column."
         )
     return found
 
@@ -233,7 +233,7 @@ def _find_table(tables: Mapping[str, bytes], images: list[str], source: Source) 
         if not found and images and _has_file_names(rows, column):
             first = list_first(str(row.get(column)) for row in rows)
             astray = (
-                f"{where}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'"
+                f"{where}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'."
             )
         if found > most:
             most, best = found, (path, rows, column)
@@ -286,7 +286,7 @@ def _arrange_rows(
             key = index.find(row.get(file_column))
             label = row.get(label_column)
             if label is None:
-                raise DataError(f"{source.path}: {path}: '{row.get(file_column)}' has no '{label_column}'; fill it in")
+                raise DataError(f"{source.path}: {path}: '{row.get(file_column)}' has no '{label_column}'; fill it in.")
             if key is None:
                 missing.append(str(row.get(file_column)))
             elif key in found and found[key].label != label:
@@ -312,7 +312,7 @@ def _arrange_rows(
         for image in sorted(found.values(), key=lambda image: image.key)
     ]
     if not labelled:
-        raise DataError(f"{where}: none of the {len(missing)} files that it names is there ({list_first(missing)})")
+        raise DataError(f"{where}: none of the {len(missing)} files that it names is there ({list_first(missing)}).")
     layout = arrange_labelled(labelled, None, where, remarks, asked)
     return Layout(layout.train, layout.test, layout.remarks, tuple(faults))
 
@@ -331,7 +331,7 @@ def _stylegan_rows(labels: list[Any], where: str) -> list[Row]:
     rows: list[Row] = []
     for pair in labels:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int)):
-            raise DataError(f"{where}: {str(pair)[:60]!r} among its labels, expected [file, whole number]")
+            raise DataError(f"{where}: {str(pair)[:60]!r} among its labels, expected [file, whole number].")
         rows.append({"file_name": pair[0], "label": pair[1]})
     return rows
 
@@ -357,18 +357,18 @@ def _parse_csv(data: bytes, where: str) -> Iterator[Row]:
         for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter):
             yield {str(key).strip(): value for key, value in row.items() if key is not None}
     except csv.Error as error:
-        raise DataError(f"{where}: not a table that can be read ({error})") from error
+        raise DataError(f"{where}: not a table that can be read ({error}).") from error
 
 
 def _parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(_decode_text(data, where))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON that can be read ({str(error)[:80]})") from error
+        raise DataError(f"{where}: not JSON that can be read ({str(error)[:80]}).") from error
 
 
 def _decode_text(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not text in UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise DataError(f"{where}: not text in UTF-8 ({error.reason}); save it as UTF-8.") from error

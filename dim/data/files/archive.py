@@ -30,13 +30,13 @@ def iterate_entries(path: Path, *, follow_links: bool = False) -> Iterator[Entry
     with named_failure(path):
         for count, entry in enumerate(_iterate_kind(path, follow_links), start=1):
             if count > MAX_MEMBERS:
-                raise DataError(f"{path}: more than {MAX_MEMBERS} members, which is the limit")
+                raise DataError(f"{path}: more than {MAX_MEMBERS} members, which is the limit.")
             if not entry.path and entry.is_folder:
                 continue
             if not entry.path:
-                raise DataError(f"{path}: a file without a name; pack the archive again")
+                raise DataError(f"{path}: a file without a name; pack the archive again.")
             if entry.path in seen and not entry.is_folder:
-                raise DataError(f"{path}: '{entry.path}' is in the archive twice; pack it again")
+                raise DataError(f"{path}: '{entry.path}' is in the archive twice; pack it again.")
             seen.add(entry.path)
             yield entry
 
@@ -54,14 +54,14 @@ def _iterate_kind(path: Path, follow_links: bool) -> Iterator[Entry]:
 def _iterate_folder(folder: Path, root: Path | None, prefix: str, depth: int) -> Iterator[Entry]:
     """Give what lies in a folder; links may not leave `root`, unless it is None."""
     if depth > MAX_PATH_DEPTH:
-        raise DataError(f"{folder}: more than {MAX_PATH_DEPTH} folders deep, which is the limit")
+        raise DataError(f"{folder}: more than {MAX_PATH_DEPTH} folders deep, which is the limit.")
     with os.scandir(folder) as found:
         children = sorted(found, key=lambda child: child.name)
     for child in children:
         path = Path(child.path)
         relative = prefix + child.name
         if root is not None and child.is_symlink() and not path.resolve().is_relative_to(root):
-            raise DataError(f"{path}: a link that leaves {root}; copy what it leads to, or say --follow-links")
+            raise DataError(f"{path}: a link that leaves {root}; copy what it leads to, or say --follow-links.")
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             yield Entry(relative, True, read_nothing)
@@ -69,7 +69,7 @@ def _iterate_folder(folder: Path, root: Path | None, prefix: str, depth: int) ->
         elif stat.S_ISREG(mode):
             yield Entry(relative, False, _file_reader(path))
         else:
-            raise DataError(f"{path}: neither a file nor a folder; remove it")
+            raise DataError(f"{path}: neither a file nor a folder; remove it.")
 
 
 def _file_reader(path: Path) -> Callable[[int], bytes]:

@@ -28,18 +28,18 @@ def check_path(raw_path: str, archive: str) -> str:
     """
     shown = repr(raw_path[:80])
     if len(raw_path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
-        raise DataError(f"{archive}: a member's path of more than {MAX_PATH_BYTES} bytes: {shown}")
+        raise DataError(f"{archive}: a member's path of more than {MAX_PATH_BYTES} bytes: {shown}.")
     if raw_path.startswith("/") or "\\" in raw_path:
         raise DataError(
-            f"{archive}: the member {shown} has an absolute path or a backslash; pack it with relative paths"
+            f"{archive}: the member {shown} has an absolute path or a backslash; pack it with relative paths."
         )
     parts = [part for part in raw_path.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise DataError(f"{archive}: the member {shown} climbs out of the archive with '..'; it is not safe to read")
+        raise DataError(f"{archive}: the member {shown} climbs out of the archive with '..'; it is not safe to read.")
     if len(parts) > MAX_PATH_DEPTH:
-        raise DataError(f"{archive}: the member {shown} lies {len(parts)} folders deep, more than {MAX_PATH_DEPTH}")
+        raise DataError(f"{archive}: the member {shown} lies {len(parts)} folders deep, more than {MAX_PATH_DEPTH}.")
     if not all(part.isprintable() for part in parts):
-        raise DataError(f"{archive}: the member {shown} has unprintable characters in its path; rename it")
+        raise DataError(f"{archive}: the member {shown} has unprintable characters in its path; rename it.")
     return "/".join(parts)
 
 
@@ -56,7 +56,7 @@ def read_limited(file: BinaryIO, limit: int, name: str) -> bytes:
     """
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise DataError(f"{name}: more than {limit} bytes, which is the limit for one file")
+        raise DataError(f"{name}: more than {limit} bytes, which is the limit for one file.")
     return data
 
 
@@ -66,4 +66,4 @@ def named_failure(name: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}.") from error

@@ -148,11 +148,11 @@ def download(file: OfficialFile, mirrors: Sequence[str], folder: Path, say: Say,
             problems.append(f"{mirror}: its MD5 sum is not {file.md5}")
         except OSError as error:
             raise DataError(
-                f"{folder}: {file.name} cannot be written there ({error.strerror or error}): pass another --data-dir"
+                f"{folder}: {file.name} cannot be written there ({error.strerror or error}): pass another --data-dir."
             ) from error
     raise DataError(
         f"{file.name} cannot be downloaded ({'; '.join(problems)}): "
-        f"fetch it by other means and put it into {folder}, or pass its folder as --data-dir"
+        f"fetch it by other means and put it into {folder}, or pass its folder as --data-dir."
     )
 
 
@@ -174,10 +174,10 @@ def download_archive(address: str, sha256: str, say: Say, progress: Progress) ->
     except ImportError as error:
         raise MissingExtraError(error.name or "pooch", "train", "download an archive") from error
     if not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
-        raise DataError(f"--sha256 is {sha256[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them")
+        raise DataError(f"--sha256 is {sha256[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them.")
     shown, name = _show_address(address), name_archive(address)
     if not name or not name.isprintable() or "/" in name or name.startswith("."):
-        raise DataError(f"{shown}: its last part names no file; give the address of a zip or tar archive")
+        raise DataError(f"{shown}: its last part names no file; give the address of a zip or tar archive.")
     folder = default_data_folder() / "archives" / sha256.lower()[:16]
     if not (folder / name).exists():
         say(f"downloading {shown} to {folder}")
@@ -186,11 +186,11 @@ def download_archive(address: str, sha256: str, say: Say, progress: Progress) ->
     try:
         pooch.retrieve(address, f"sha256:{sha256.lower()}", fname=name, path=folder, downloader=fetch)
     except requests.RequestException as error:
-        raise DataError(f"{shown} cannot be downloaded ({_describe(error)}): fetch it by other means") from error
+        raise DataError(f"{shown} cannot be downloaded ({_describe(error)}): fetch it by other means.") from error
     except ValueError as error:
-        raise DataError(f"{shown}: its SHA-256 is not {sha256}: check the address and the sum") from error
+        raise DataError(f"{shown}: its SHA-256 is not {sha256}: check the address and the sum.") from error
     except OSError as error:
-        raise DataError(f"{folder}: {name} cannot be written there ({error.strerror or error})") from error
+        raise DataError(f"{folder}: {name} cannot be written there ({error.strerror or error}).") from error
     return folder / name
 
 

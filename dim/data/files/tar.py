@@ -80,7 +80,7 @@ class _BoundedStream:
         if not 0 <= count <= self.allowed_bytes:
             raise DataError(
                 f"{self._name}: the headers of one member have more than {MAX_HEADER_BYTES} bytes, which is the limit; "
-                "pack it with a plain tar"
+                "pack it with a plain tar."
             )
         self.allowed_bytes -= count
         self._advance(count)
@@ -101,7 +101,7 @@ class _BoundedStream:
     def _advance(self, count: int) -> None:
         self._position += count
         if self._position > MAX_UNPACKED_BYTES:
-            raise DataError(f"{self._name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes, which is the limit")
+            raise DataError(f"{self._name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes, which is the limit.")
 
 
 def iterate_tar(file: BinaryIO, name: str) -> Iterator[Entry]:
@@ -141,29 +141,29 @@ def _open(stream: _BoundedStream, name: str) -> tarfile.TarFile:
     except tarfile.ReadError as error:
         if stream.tell() > _BLOCK_BYTES:
             raise
-        raise DataError(f"{name}: neither a folder nor a zip, tar, tar.gz or tar.xz archive") from error
+        raise DataError(f"{name}: neither a folder nor a zip, tar, tar.gz or tar.xz archive.") from error
 
 
 def _entry(info: tarfile.TarInfo, stream: _BoundedStream, name: str) -> Entry:
     try:
         info.name.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{name}: the member {info.name[:80]!r} has a path that is not UTF-8; rename it") from error
+        raise DataError(f"{name}: the member {info.name[:80]!r} has a path that is not UTF-8; rename it.") from error
     shown = repr(info.name[:80])
     if info.type in _REFUSED:
-        raise DataError(f"{name}: the member {shown} {_REFUSED[info.type]}; only files and folders are read")
+        raise DataError(f"{name}: the member {shown} {_REFUSED[info.type]}; only files and folders are read.")
     if (
         info.issparse()
         or info.type == tarfile.GNUTYPE_SPARSE
         or any(key.startswith("GNU.") for key in info.pax_headers)
     ):
-        raise DataError(f"{name}: the member {shown} is a sparse file; only files and folders are read")
+        raise DataError(f"{name}: the member {shown} is a sparse file; only files and folders are read.")
     if info.size < 0:
-        raise DataError(f"{name}: damaged: the member {shown} has a size of {info.size} bytes")
+        raise DataError(f"{name}: damaged: the member {shown} has a size of {info.size} bytes.")
     if info.isdir():
         return Entry(check_path(info.name, name), True, read_nothing)
     if not info.isreg():
-        raise DataError(f"{name}: the member {shown} has the unknown type {info.type!r}; pack it with a plain tar")
+        raise DataError(f"{name}: the member {shown} has the unknown type {info.type!r}; pack it with a plain tar.")
     path = check_path(info.name, name)
     return Entry(path, False, _member_reader(stream, info, f"{name}: {path}", name))
 
@@ -171,7 +171,7 @@ def _entry(info: tarfile.TarInfo, stream: _BoundedStream, name: str) -> Entry:
 def _member_reader(stream: _BoundedStream, info: tarfile.TarInfo, shown: str, name: str) -> Callable[[int], bytes]:
     def read(limit: int) -> bytes:
         if info.size > limit:
-            raise DataError(f"{shown}: more than {limit} bytes, which is the limit for one file")
+            raise DataError(f"{shown}: more than {limit} bytes, which is the limit for one file.")
         with _named_damage(name):
             stream.seek(info.offset_data)
             stream.allowed_bytes = info.size
@@ -188,11 +188,11 @@ def _check_end(stream: _BoundedStream, name: str) -> None:
     if len(stream.last_read) < _BLOCK_BYTES:
         raise EOFError("the end mark is missing")
     if stream.last_read.strip(b"\0"):
-        raise DataError(f"{name}: damaged at byte {stream.tell() - _BLOCK_BYTES}: a header is malformed")
+        raise DataError(f"{name}: damaged at byte {stream.tell() - _BLOCK_BYTES}: a header is malformed.")
     stream.allowed_bytes = MAX_UNPACKED_BYTES
     while rest := stream.read(_CHUNK_BYTES):
         if rest.strip(b"\0"):
-            raise DataError(f"{name}: more data after the archive's end mark; pack it into one archive")
+            raise DataError(f"{name}: more data after the archive's end mark; pack it into one archive.")
 
 
 @contextmanager
@@ -200,4 +200,4 @@ def _named_damage(name: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise DataError(f"{name}: the archive is damaged or truncated ({error}): fetch it again") from error
+        raise DataError(f"{name}: the archive is damaged or truncated ({error}): fetch it again.") from error

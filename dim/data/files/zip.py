@@ -47,7 +47,7 @@ def open_zip(file: BinaryIO, name: str) -> Iterator[zipfile.ZipFile]:
     with _named_damage(name), zipfile.ZipFile(cast(BinaryIO, _BoundedFile(file))) as archive:
         # zipfile never unpacks more of a member than its directory states.
         if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:
-            raise DataError(f"{name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes, which is the limit")
+            raise DataError(f"{name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes, which is the limit.")
         yield archive
 
 
@@ -101,17 +101,17 @@ def _named_damage(name: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise DataError(f"{name}: the zip archive is damaged or truncated ({error}): fetch it again") from error
+        raise DataError(f"{name}: the zip archive is damaged or truncated ({error}): fetch it again.") from error
 
 
 def _check_member(info: zipfile.ZipInfo, name: str) -> None:
     """Refuse encrypted members, links, and compressions other than deflate (zip's LZMA may ask for any memory)."""
     if info.flag_bits & 1:
-        raise DataError(f"{name}: the member {info.filename!r} is encrypted; unpack it and pack it without a password")
+        raise DataError(f"{name}: the member {info.filename!r} is encrypted; unpack it and pack it without a password.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
             f"{name}: the member {info.filename!r} uses compression method {info.compress_type}, "
-            "expected stored or deflate; pack it again"
+            "expected stored or deflate; pack it again."
         )
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DataError(f"{name}: the member {info.filename!r} is a link or a device; only files and folders are read")
+        raise DataError(f"{name}: the member {info.filename!r} is a link or a device; only files and folders are read.")

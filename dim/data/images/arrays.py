@@ -53,7 +53,7 @@ def _to_nhwc(array: NDArray[Any], where: str, remarks: list[str]) -> NDArray[Any
         if shape[1] in (1, 3, 4):
             remarks.append("images were stored channel by channel ([N, C, H, W])")
             return array.transpose(0, 2, 3, 1)
-    raise DataError(f"{where}: images have shape {shape}, expected [N, H, W], [N, H, W, C] or [N, C, H, W], C 1 or 3")
+    raise DataError(f"{where}: images have shape {shape}, expected [N, H, W], [N, H, W, C] or [N, C, H, W], C 1 or 3.")
 
 
 def _to_bytes(arrays: list[NDArray[Any]], where: str, bits: int | None, remarks: list[str]) -> list[Images]:
@@ -68,12 +68,12 @@ def _to_bytes(arrays: list[NDArray[Any]], where: str, bits: int | None, remarks:
         remarks.append("pixels were true or false: 255 and 0")
         return [array.astype(np.uint8) * np.uint8(255) for array in arrays]
     if not kinds <= set("iuf"):
-        raise DataError(f"{where}: images are {arrays[0].dtype}, expected uint8, whole numbers or floats")
+        raise DataError(f"{where}: images are {arrays[0].dtype}, expected uint8, whole numbers or floats.")
     bounds = [_bounds(part) for part in arrays]
     low, high = min(low for low, _, _ in bounds), max(high for _, high, _ in bounds)
     whole = all(whole for _, _, whole in bounds)
     if not np.isfinite([low, high]).all():
-        raise DataError(f"{where}: images hold values that are no numbers (nan or infinity); mend them first")
+        raise DataError(f"{where}: images hold values that are no numbers (nan or infinity); mend them first.")
     if "f" in kinds and low >= 0 and high <= 1:
         remarks.append("floats from 0 to 1 became 0 to 255")
         return [_scale(part, 255.0, 0.0) for part in arrays]
@@ -89,7 +89,7 @@ def _to_bytes(arrays: list[NDArray[Any]], where: str, bits: int | None, remarks:
         return [(part >> (used - BYTE_BITS)).clip(0, 255).astype(np.uint8) for part in arrays]
     raise DataError(
         f"{where}: images are {arrays[0].dtype} from {low:g} to {high:g}, expected 0 to 255, floats from 0 to 1 or "
-        "from -1 to 1; undo their normalisation first"
+        "from -1 to 1; undo their normalisation first."
     )
 
 

@@ -114,7 +114,7 @@ def choose_bits(largest: int, asked: int | None, name: str) -> int:
     """
     needed = next(bits for bits in USED_BITS if largest < 2**bits)
     if asked is not None and largest >= 2**asked:
-        raise DataError(f"{name}: values up to {largest} found, which {asked} bits do not hold; say --bits {needed}")
+        raise DataError(f"{name}: values up to {largest} found, which {asked} bits do not hold; say --bits {needed}.")
     return needed if asked is None else asked
 
 
@@ -199,13 +199,13 @@ def _open(data: bytes, name: str) -> "Picture":
     from PIL.WebPImagePlugin import WebPImageFile
 
     if not data:
-        raise DataError(f"{name}: an empty file, expected an image")
+        raise DataError(f"{name}: an empty file, expected an image.")
     file = io.BytesIO(data)
     picture: Picture
     if data.startswith(b"\xff\xd8\xff"):
         scans = data.count(b"\xff\xda")
         if scans > MAX_JPEG_SCANS:
-            raise DataError(f"{name}: a JPEG of {scans} scans, more than the limit of {MAX_JPEG_SCANS}")
+            raise DataError(f"{name}: a JPEG of {scans} scans, more than the limit of {MAX_JPEG_SCANS}.")
         picture = JpegImagePlugin.JpegImageFile(file)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         picture = PngImagePlugin.PngImageFile(file)
@@ -220,16 +220,16 @@ def _open(data: bytes, name: str) -> "Picture":
     elif data[:1] == b"P" and data[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6"):
         picture = PpmImagePlugin.PpmImageFile(file)
     else:
-        raise DataError(f"{name}: not a readable image: expected PNG, JPEG, WebP, GIF, BMP, TIFF or PPM")
+        raise DataError(f"{name}: not a readable image: expected PNG, JPEG, WebP, GIF, BMP, TIFF or PPM.")
     if not 0 < picture.width * picture.height <= MAX_IMAGE_PIXELS:
         raise DataError(
-            f"{name}: an image of {picture.width} x {picture.height} pixels, more than the limit of {MAX_IMAGE_PIXELS}"
+            f"{name}: an image of {picture.width} x {picture.height} pixels, more than the limit of {MAX_IMAGE_PIXELS}."
         )
     return picture
 
 
 def _describe_failure(name: str, error: Exception) -> str:
-    return f"{name}: the image cannot be read ({str(error).strip() or type(error).__name__}): mend or remove it"
+    return f"{name}: the image cannot be read ({str(error).strip() or type(error).__name__}): mend or remove it."
 
 
 def _is_grey(picture: "Picture") -> bool:

@@ -64,7 +64,7 @@ def limit_bytes() -> int:
     except ValueError:
         limit = -1.0
     if not 0 <= limit < 10**9:
-        raise BadValueError(f"DIM_DECODED_GB is {text!r}; it must be a number of gigabytes, 0 or more")
+        raise BadValueError(f"DIM_DECODED_GB is {text!r}; it must be a number of gigabytes, 0 or more.")
     return int(limit * 10**9)
 
 

@@ -173,10 +173,10 @@ def _select_readable(
     bad = [Fault(f"{files[0]}: {reason}", tuple(files[1:])) for reason, files in by_reason.items()]
     if told := [*faults, *bad]:
         skip = "; --skip-unreadable leaves out what cannot be read" if bad and not faults else ""
-        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}{skip}")
+        raise DataError(f"{source.path}: {'; also '.join(map(str, told[:_FAULTS_SHOWN]))}{_count_more(told)}{skip}.")
     good = {file: header for file in rows if (header := scan.headers.get(file)) is not None}
     if not good:
-        raise DataError(f"{source.path}: no image that can be read")
+        raise DataError(f"{source.path}: no image that can be read.")
     return good
 
 
@@ -255,7 +255,7 @@ def _decode(
     decode_files(((wanted[file], file, data) for file, data in plan.scan.give() if file in wanted), decode, count)
     if done - already < len(wanted):
         raise DataError(
-            f"{source.path}: {len(wanted) - done + already} files went away while they were read; run it again"
+            f"{source.path}: {len(wanted) - done + already} files went away while they were read; run it again."
         )
 
 
@@ -272,7 +272,7 @@ def _scan(source: Source, pictures: Pictures) -> _Scan:
         try:
             scan.headers[key] = read_header(data, where)
         except DataError as error:
-            scan.problems[key] = str(error).removeprefix(f"{where}: ")
+            scan.problems[key] = str(error).removeprefix(f"{where}: ").removesuffix(".")
         if count % 256 == 0:
             source.progress(f"{source.name}: reading headers", count, None, "")
     source.progress(f"{source.name}: reading headers", count, None, "")

@@ -44,7 +44,7 @@ def check_set_bytes(count: int, size: int, channels: int, name: str, advice: str
     if wanted > MAX_SET_BYTES:
         raise DataError(
             f"{name}: {count} images of {size} x {size} x {channels} need {wanted} bytes, more than the limit of "
-            f"{MAX_SET_BYTES}: use a smaller size or fewer images{advice}"
+            f"{MAX_SET_BYTES}: use a smaller size or fewer images{advice}."
         )
 
 

@@ -121,14 +121,14 @@ def read_cifar(path: Path, name: str, layout: CifarLayout, *, licence: str, note
             continue
         source = f"{path}: {entry.path}"
         if file in batches or (file == layout.names and classes):
-            raise DataError(f"{source}: there are two files of this name; keep only the official ones")
+            raise DataError(f"{source}: there are two files of this name; keep only the official ones.")
         if file == layout.names:
             classes = _read_names(entry, source, layout)
         else:
             batches[file] = _read_batch(entry, file, source, layout)
     missing = sorted(wanted - batches.keys() - ({layout.names} if classes else set()))
     if missing:
-        raise DataError(f"{path}: the file '{missing[0]}' is missing from it; fetch the official archive again")
+        raise DataError(f"{path}: the file '{missing[0]}' is missing from it; fetch the official archive again.")
     train, test = ([batches[file] for file in files] for files in (layout.train, layout.test))
     return RawSet(
         name=name,
@@ -159,7 +159,7 @@ def _read_batch(entry: Entry, file: str, source: str, layout: CifarLayout) -> tu
         return _to_images(batch["data"]), np.array(batch[layout.labels_key], dtype=np.int64)
     row_bytes = layout.label_bytes + _ROW_BYTES
     if not data or len(data) % row_bytes:
-        raise DataError(f"{source}: {len(data)} bytes, expected a multiple of {row_bytes}: fetch it again")
+        raise DataError(f"{source}: {len(data)} bytes, expected a multiple of {row_bytes}: fetch it again.")
     rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, row_bytes)
     return _to_images(rows[:, layout.label_bytes :]), rows[:, layout.label_bytes - 1].astype(np.int64)
 
@@ -182,12 +182,12 @@ def load_official_pickle(data: bytes, file: str, source: str, instead: str) -> d
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != PICKLE_MD5[file]:
         raise DataError(
             f"{source}: a Python pickle whose MD5 sum is not that of the official file, so it is not read; "
-            f"use {instead}, which holds no pickles"
+            f"use {instead}, which holds no pickles."
         )
     try:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
     except pickle.UnpicklingError as error:
-        raise DataError(f"{source}: {error}") from error
+        raise DataError(f"{source}: {error}.") from error
     return {key.decode("latin-1"): value for key, value in batch.items()}
 
 

@@ -92,7 +92,7 @@ class _Tree:
             if extension_of(file) in _SPREADSHEETS:
                 raise DataError(
                     f"{self._source.path}: the images lie in one folder, and {file} is a spreadsheet, which is not "
-                    f"read: save it as CSV there, or say --layout {CLASSES} where all images are of one class"
+                    f"read: save it as CSV there, or say --layout {CLASSES} where all images are of one class."
                 )
 
 

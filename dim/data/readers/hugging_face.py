@@ -49,7 +49,7 @@ def read_saved_dataset(source: Source) -> RawSet:
     try:
         found = datasets.load_from_disk(str(source.path))
     except Exception as error:  # the library raises what its own libraries do
-        raise DataError(f"{source.path}: the saved dataset cannot be loaded ({describe_error(error)})") from error
+        raise DataError(f"{source.path}: the saved dataset cannot be loaded ({describe_error(error)}).") from error
     return read_dataset(found, source)
 
 
@@ -66,7 +66,7 @@ def read_hub(source: Source, address: str) -> RawSet:
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise DataError(f"{address}: expected hf://USER/NAME or hf://USER/NAME@REVISION")
+        raise DataError(f"{address}: expected hf://USER/NAME or hf://USER/NAME@REVISION.")
     name, revision = match.groups()
     datasets = _import_datasets("read a dataset of the Hub")
     source.say(f"{source.name}: reading {name} from the Hugging Face Hub")
@@ -75,7 +75,7 @@ def read_hub(source: Source, address: str) -> RawSet:
         found = datasets.load_dataset(name, revision=commit)
     except Exception as error:  # as above
         raise DataError(
-            f"{address}: cannot be had from the Hub ({describe_error(error)}); check its name and your network"
+            f"{address}: cannot be had from the Hub ({describe_error(error)}); check its name and your network."
         ) from error
     note = f"Hugging Face dataset {name} at revision {commit}"
     return read_dataset(found, replace(source, identity=f"{HUB}{name}@{commit}"), note)
@@ -108,12 +108,12 @@ class _Rows:
             train, test, remarks = choose_splits(found, source.options.split, where)
             splits = {"train": found[train]} | ({"test": found[test]} if test else {})
         elif source.options.split is not None:
-            raise DataError(f"{where}: the dataset has no splits, so leave out --split")
+            raise DataError(f"{where}: the dataset has no splits, so leave out --split.")
         features = splits["train"].features
         image = self._column(features, "Image", source.options.image_column, IMAGE_COLUMNS, "image", where)
         label = self._column(features, "ClassLabel", source.options.label_column, LABEL_COLUMNS, "label", where)
         if type(features[image]).__name__ != "Image":
-            raise DataError(f"{where}: the column '{image}' holds no images; say another --image-column")
+            raise DataError(f"{where}: the column '{image}' holds no images; say another --image-column.")
         names = getattr(features[label], "names", None)
         self._names = tuple(map(str, names)) if names else None
         decode_later = type(features[image])(decode=False)
@@ -137,7 +137,7 @@ class _Rows:
                 key = f"{split}, row {number}"
                 label = row[self._label]
                 if label is None:
-                    raise DataError(f"{self._where}: {key}: the label is empty; fill it in")
+                    raise DataError(f"{self._where}: {key}: the label is empty; fill it in.")
                 self._labelled.setdefault(key, Labelled(key, label, split))
                 yield key, self._read(row[self._image], key)
 
@@ -149,11 +149,11 @@ class _Rows:
                 with open(path, "rb") as file:
                     data = file.read(MAX_FILE_BYTES + 1)
             except OSError as error:
-                raise DataError(f"{self._where}: {key}: {path} cannot be read ({describe_error(error)})") from error
+                raise DataError(f"{self._where}: {key}: {path} cannot be read ({describe_error(error)}).") from error
         if not isinstance(data, bytes):
-            raise DataError(f"{self._where}: {key}: there is no image; leave the row out")
+            raise DataError(f"{self._where}: {key}: there is no image; leave the row out.")
         if len(data) > MAX_FILE_BYTES:
-            raise DataError(f"{self._where}: {key}: more than {MAX_FILE_BYTES} bytes, which is the limit for one file")
+            raise DataError(f"{self._where}: {key}: more than {MAX_FILE_BYTES} bytes, which is the limit for one file.")
         return data
 
     def arrange(self) -> Layout:

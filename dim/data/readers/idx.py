@@ -44,7 +44,7 @@ def parse_idx(file: BinaryIO, name: str, *, num_dims: int) -> NDArray[np.uint8]:
                 return _parse(cast(BinaryIO, unpacked), name, num_dims)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
-                f"{name}: the gzip stream is damaged or truncated ({error}): fetch the file again"
+                f"{name}: the gzip stream is damaged or truncated ({error}): fetch the file again."
             ) from error
     file.seek(0)
     return _parse(file, name, num_dims)
@@ -53,21 +53,21 @@ def parse_idx(file: BinaryIO, name: str, *, num_dims: int) -> NDArray[np.uint8]:
 def _parse(file: BinaryIO, name: str, num_dims: int) -> NDArray[np.uint8]:
     magic = _read(file, 4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise DataError(f"{name}: not an IDX file: it starts with {magic.hex() or 'nothing'}, expected two zero bytes")
+        raise DataError(f"{name}: not an IDX file: it starts with {magic.hex() or 'nothing'}, expected two zero bytes.")
     if magic[2] != 8:
-        raise DataError(f"{name}: IDX type 0x{magic[2]:02x} found, expected 0x08 (unsigned byte)")
+        raise DataError(f"{name}: IDX type 0x{magic[2]:02x} found, expected 0x08 (unsigned byte).")
     if magic[3] != num_dims or num_dims > MAX_ARRAY_DIMS:
-        raise DataError(f"{name}: an IDX array of {magic[3]} dimensions found, expected {num_dims}")
+        raise DataError(f"{name}: an IDX array of {magic[3]} dimensions found, expected {num_dims}.")
     sizes = _read(file, 4 * num_dims)
     if len(sizes) < 4 * num_dims:
-        raise DataError(f"{name}: the IDX header is truncated: fetch the file again")
+        raise DataError(f"{name}: the IDX header is truncated: fetch the file again.")
     shape = tuple(int(n) for n in np.frombuffer(sizes, dtype=">u4"))
     wanted = math.prod(shape)
     limit = MAX_SET_BYTES if num_dims > 1 else MAX_LABELS
     if wanted > limit:
-        raise DataError(f"{name}: the header asks for {wanted} bytes, more than the limit of {limit}")
+        raise DataError(f"{name}: the header asks for {wanted} bytes, more than the limit of {limit}.")
     if not wanted:
-        raise DataError(f"{name}: shape {list(shape)} holds no values")
+        raise DataError(f"{name}: shape {list(shape)} holds no values.")
     data = bytearray()
     while len(data) < wanted:
         # In chunks, so that a header that promises gigabytes costs no more than the file really holds.
@@ -75,11 +75,11 @@ def _parse(file: BinaryIO, name: str, num_dims: int) -> NDArray[np.uint8]:
         if not chunk:
             raise DataError(
                 f"{name}: truncated: {len(data)} of {wanted} bytes of values for shape {list(shape)}: "
-                "fetch the file again"
+                "fetch the file again."
             )
         data += chunk
     if _read(file, 1):
-        raise DataError(f"{name}: more bytes than shape {list(shape)} needs; labels and images may be mixed up")
+        raise DataError(f"{name}: more bytes than shape {list(shape)} needs; labels and images may be mixed up.")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 

@@ -148,7 +148,7 @@ def _load_svhn_file(file: OfficialFile, files: OfficialFiles) -> tuple[Images, L
     if file_md5(path) != file.md5:  # SciPy's reader of MATLAB files crashes on damaged ones
         raise DataError(
             f"{path}: the MD5 sum is not that of the official file, so it is not read; "
-            f"fetch it again, or save other images as an .npz or in class folders"
+            f"fetch it again, or save other images as an .npz or in class folders."
         )
     return read_svhn_arrays(path)
 

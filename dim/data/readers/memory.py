@@ -34,7 +34,7 @@ def read_memory(found: Any, source: Source) -> RawSet:
     parts = [_read_split(split, source) for split in splits]
     arrays = dict(zip(("images", "labels"), parts[0], strict=True))
     if any(not len(array) for part in parts for array in part):
-        raise DataError(f"{source.name}: an array is empty; give at least one image, and its label, per split")
+        raise DataError(f"{source.name}: an array is empty; give at least one image, and its label, per split.")
     if len(parts) == 2:
         arrays |= dict(zip(("test_images", "test_labels"), parts[1], strict=True))
     names = _class_names(splits[0]) or _names_of_subset(splits[0], arrays["labels"])
@@ -70,20 +70,20 @@ def _read_split(split: Any, source: Source) -> tuple[NDArray[Any], NDArray[Any]]
     if isinstance(split, Mapping) or not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
         raise BadValueError(
             f"data is {type(split).__name__}: give a name or path, (images, labels), or a dataset with a length whose "
-            "items are (image, label)"
+            "items are (image, label)."
         )
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
     for number in range(len(split)):
         item = split[number]
         if not (isinstance(item, tuple | list) and len(item) >= 2):
-            raise BadValueError(f"item {number} of data is {type(item).__name__}, expected a pair of image and label")
+            raise BadValueError(f"item {number} of data is {type(item).__name__}, expected a pair of image and label.")
         images.append(_image_array(item[0]))
         labels.append(item[1].item() if hasattr(item[1], "item") and getattr(item[1], "size", 1) == 1 else item[1])
         if number % 256 == 0:
             source.progress(f"{source.name}: reading images", number, len(split), "")
     if not images:
-        raise DataError(f"{source.name}: the dataset is empty")
+        raise DataError(f"{source.name}: the dataset is empty.")
     return _stack(images, source), np.asarray([_as_array(label) for label in labels])
 
 
@@ -102,7 +102,7 @@ def _stack(images: list[NDArray[Any]], source: Source) -> NDArray[Any]:
         return np.stack(images)
     if any(image.ndim != 3 or image.dtype != np.uint8 for image in images):
         raise DataError(
-            f"{source.name}: images of different sizes must be uint8 [H, W, C]; convert or resize them first"
+            f"{source.name}: images of different sizes must be uint8 [H, W, C]; convert or resize them first."
         )
     channels = max(image.shape[2] for image in images)
     size, sentence = choose_size(Counter(image.shape[:2] for image in images), source.options.size)

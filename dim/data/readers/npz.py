@@ -84,7 +84,7 @@ def read_npz(source: Source) -> RawSet:
     for remark in found[0][1]:
         source.say(f"{source.name}: {remark}")
     if any(part.keys() != parts[0].keys() for part in parts):
-        raise DataError(f"{source.path}: its .npz files hold different arrays; name one of them, or make them alike")
+        raise DataError(f"{source.path}: its .npz files hold different arrays; name one of them, or make them alike.")
     arrays = {key: parts[0][key] if len(parts) == 1 else _join(parts, key, source.path) for key in parts[0]}
     return make_raw_set(arrays, source, f"arrays of {source.path.name}")
 
@@ -145,12 +145,12 @@ def make_raw_set(
 def _join(parts: list[dict[str, NDArray[Any]]], key: str, path: Path) -> NDArray[Any]:
     if key == "classes":
         if any(not np.array_equal(part[key], parts[0][key]) for part in parts):
-            raise DataError(f"{path}: its .npz files name different classes; make them alike")
+            raise DataError(f"{path}: its .npz files name different classes; make them alike.")
         return parts[0][key]
     try:
         return np.concatenate([part[key] for part in parts])
     except ValueError as error:
-        raise DataError(f"{path}: the parts of '{key}' do not fit together ({error})") from error
+        raise DataError(f"{path}: the parts of '{key}' do not fit together ({error}).") from error
 
 
 def _read_arrays(path: Path, split: str | None) -> tuple[dict[str, NDArray[Any]], list[str]]:
@@ -185,11 +185,11 @@ def _choose_members(
         train, test = by_split[asked[0]], by_split[asked[1]] if len(asked) > 1 else None
     if train is None:
         raise DataError(
-            f"{path}: no images with labels beside them (found: {found}); name two arrays images and labels"
+            f"{path}: no images with labels beside them (found: {found}); name two arrays images and labels."
         )
     lonely = [name for pairs in _TEST_PAIRS for name in pairs if name in by_name]
     if test is None and lonely and split is None:
-        raise DataError(f"{path}: '{lonely[0]}' is there and what belongs to it is not (found: {found})")
+        raise DataError(f"{path}: '{lonely[0]}' is there and what belongs to it is not (found: {found}).")
     chosen = {"images": train[0], "labels": train[1]}
     if test is not None:
         chosen |= {"test_images": test[0], "test_labels": test[1]}
@@ -223,16 +223,16 @@ def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> ND
     """
     start = file.read(8)
     if len(start) < 8 or start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3) or start[7] != 0:
-        raise DataError(f"{name}: not an array in NumPy's format (versions 1 to 3)")
+        raise DataError(f"{name}: not an array in NumPy's format (versions 1 to 3).")
     width = 2 if start[6] == 1 else 4
     size_field = file.read(width)
     if len(size_field) < width:
-        raise DataError(f"{name}: truncated: fetch the file again")
+        raise DataError(f"{name}: truncated: fetch the file again.")
     (header_bytes,) = struct.unpack("<H" if width == 2 else "<I", size_field)
     header = file.read(min(header_bytes, _MAX_HEADER_BYTES))
     match = _HEADER.fullmatch(header.decode("latin-1")) if len(header) == header_bytes else None
     if match is None:
-        raise DataError(f"{name}: an array header that NumPy does not write for plain arrays: {header[:60]!r}")
+        raise DataError(f"{name}: an array header that NumPy does not write for plain arrays: {header[:60]!r}.")
     descr, fortran_order, shape_text = match.groups()
     dtype = _parse_dtype(descr, name)
     shape = tuple(int(number) for number in shape_text.replace(" ", "").split(",") if number)
@@ -240,18 +240,18 @@ def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> ND
     if len(shape) > MAX_ARRAY_DIMS or wanted > max_bytes:
         raise DataError(
             f"{name}: shape {list(shape)} needs {wanted} bytes in {len(shape)} dimensions; "
-            f"the limits are {max_bytes} and {MAX_ARRAY_DIMS}"
+            f"the limits are {max_bytes} and {MAX_ARRAY_DIMS}."
         )
     if not wanted:
-        raise DataError(f"{name}: shape {list(shape)} holds no values")
+        raise DataError(f"{name}: shape {list(shape)} holds no values.")
     data = bytearray()
     while len(data) < wanted:
         chunk = file.read(min(_CHUNK_BYTES, wanted - len(data)))
         if not chunk:
-            raise DataError(f"{name}: truncated: {len(data)} of {wanted} bytes: fetch the file again")
+            raise DataError(f"{name}: truncated: {len(data)} of {wanted} bytes: fetch the file again.")
         data += chunk
     if file.read(1):  # at the end of a member this also checks zip's checksum
-        raise DataError(f"{name}: more bytes than shape {list(shape)} needs")
+        raise DataError(f"{name}: more bytes than shape {list(shape)} needs.")
     array = np.frombuffer(data, dtype=dtype, count=math.prod(shape))
     return array.reshape(shape[::-1]).T if fortran_order == "True" else array.reshape(shape)
 
@@ -259,17 +259,17 @@ def read_npy(file: BinaryIO, name: str, *, max_bytes: int = MAX_SET_BYTES) -> ND
 def _parse_dtype(descr: str, name: str) -> np.dtype[Any]:
     kind, digits = descr.lstrip("<>|=")[:1], descr.lstrip("<>|=")[1:]
     if kind == "O":
-        raise DataError(f"{name}: holds Python objects, which are never read; save plain arrays")
+        raise DataError(f"{name}: holds Python objects, which are never read; save plain arrays.")
     number = kind + digits in ("b1", "f2", "f4", "f8") or (kind in "iu" and digits in ("1", "2", "4", "8"))
     if not number and not (kind in "US" and 0 < int(digits or 0) <= 2**16):
-        raise DataError(f"{name}: the type '{descr}' is not read; save uint8 images, int64 labels and text classes")
+        raise DataError(f"{name}: the type '{descr}' is not read; save uint8 images, int64 labels and text classes.")
     return np.dtype(descr)
 
 
 def _to_classes(array: NDArray[Any], path: str) -> tuple[str, ...]:
     if array.ndim != 1 or array.dtype.kind not in "US":
-        raise DataError(f"{path}: classes are {array.dtype} {list(array.shape)}, expected text [K]")
+        raise DataError(f"{path}: classes are {array.dtype} {list(array.shape)}, expected text [K].")
     try:
         return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in array.tolist())
     except ValueError as error:
-        raise DataError(f"{path}: a class name is not valid text ({error}); save classes as text") from error
+        raise DataError(f"{path}: a class name is not valid text ({error}); save classes as text.") from error

@@ -56,7 +56,7 @@ class _Files:
         if "" in by_split and (len(by_split) > 1 or source.options.split is not None):
             raise DataError(
                 f"{source.path}: {list_first(str(f.name) for f in by_split[''])} begins with the name of no split, as "
-                "train-00000.parquet would; rename it, or name the files of one split alone"
+                "train-00000.parquet would; rename it, or name the files of one split alone."
             )
         train, test, self._remarks = choose_splits(by_split, source.options.split, str(source.path))
         if source.path.is_dir():
@@ -71,7 +71,7 @@ class _Files:
             with _opened(path) as file:
                 columns = _choose_columns(file.schema_arrow, self._source, str(path))
                 if self._columns is not None and columns != self._columns:
-                    raise DataError(f"{path}: other columns or class names than the file before; make them alike")
+                    raise DataError(f"{path}: other columns or class names than the file before; make them alike.")
                 self._columns = columns
                 row = 0
                 wanted = [columns.image, columns.label]
@@ -82,7 +82,7 @@ class _Files:
                         row += 1
                         data = _image_bytes(image, f"{self._source.path}: {key}", columns.image)
                         if label is None:
-                            raise DataError(f"{self._source.path}: {key}: the label is empty; fill it in")
+                            raise DataError(f"{self._source.path}: {key}: the label is empty; fill it in.")
                         self._labelled.setdefault(key, Labelled(key, label, split))
                         yield key, data
 
@@ -130,7 +130,7 @@ def _opened(path: Path) -> "pyarrow.parquet.ParquetFile":
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({describe_error(error)})") from error
+        raise DataError(f"{path}: not a Parquet file that can be read ({describe_error(error)}).") from error
 
 
 def _choose_columns(schema: "pyarrow.Schema", source: Source, where: str) -> _Columns:
@@ -162,7 +162,9 @@ def _image_bytes(value: Any, where: str, column: str) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):
         if len(data) > MAX_FILE_BYTES:
-            raise DataError(f"{where}: more than {MAX_FILE_BYTES} bytes, which is the limit for one file")
+            raise DataError(f"{where}: more than {MAX_FILE_BYTES} bytes, which is the limit for one file.")
         return data
     kind = "a path without bytes" if isinstance(value, dict) else type(value).__name__
-    raise DataError(f"{where}: the column '{column}' holds {kind}, expected encoded images; say another --image-column")
+    raise DataError(
+        f"{where}: the column '{column}' holds {kind}, expected encoded images; say another --image-column."
+    )

@@ -72,7 +72,7 @@ class _Shards:
                 sample = f"{shard.name}/{key}"
                 if extension in EXTENSIONS:
                     if self._images.setdefault(sample, sample + extension) != sample + extension:
-                        raise DataError(f"{shard}: the key '{key}' has two images; leave one out")
+                        raise DataError(f"{shard}: the key '{key}' has two images; leave one out.")
                     yield sample + extension, entry.read(MAX_FILE_BYTES)
                 elif extension in _LABELS and sample not in self._labels:
                     self._note_label(sample, extension, entry.read(_MAX_LABEL_BYTES), f"{shard}: {entry.path}")
@@ -83,23 +83,23 @@ class _Shards:
             if extension == ".json":
                 row = json.loads(text)
                 if not isinstance(row, dict):
-                    raise DataError(f"{where}: {text[:40]!r}, expected an object with the label")
+                    raise DataError(f"{where}: {text[:40]!r}, expected an object with the label.")
                 usual = (*LABEL_COLUMNS, "cls")
                 value = row[choose_column(row, self._source.options.label_column, usual, "label", where)]
                 if isinstance(value, bool) or not isinstance(value, int | str):
-                    raise DataError(f"{where}: the label is {str(value)[:40]!r}, expected a whole number or text")
+                    raise DataError(f"{where}: the label is {str(value)[:40]!r}, expected a whole number or text.")
                 self._labels[sample] = value
             else:
                 self._labels[sample] = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else text
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: the label cannot be read ({str(error)[:80]})") from error
+            raise DataError(f"{where}: the label cannot be read ({str(error)[:80]}).") from error
 
     def arrange(self) -> Layout:
         where = str(self._source.path)
         bare = [image for sample, image in self._images.items() if sample not in self._labels]
         if bare:
             raise DataError(
-                f"{where}: {len(bare)} images have no label beside them ({bare[0]}); expected .cls, .json or .txt"
+                f"{where}: {len(bare)} images have no label beside them ({bare[0]}); expected .cls, .json or .txt."
             )
         asked = self._source.options.split
         remarks = [f"{len(self._shards)} WebDataset shards"]
