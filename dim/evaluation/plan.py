@@ -10,13 +10,16 @@ from dim.evaluation.cells import Cell
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.subjects import Subject
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import CANONICAL_ONNX, TEACHER_ONNX
+from dim.runtime.bundle_format.names import ACCEPTED, CANONICAL_ONNX, TEACHER_ONNX
 from dim.runtime.trt.store import find_onnx_sha256
 from dim.students.recipes import resolve_recipe
 
 
 def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
-    """Count what must be kept of a bundle to train a student again: one generator, and the teacher of soft labels.
+    """Count what must be kept of a bundle to draw a stream again: one generator, which candidates it accepts, and the
+    teacher of soft labels.
+
+    Streams draw no fixed latents, so `latents.npz` does not count.
 
     Args:
         manifest: of the bundle.
@@ -25,7 +28,8 @@ def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
     """
     files = manifest.files
     generator = files.get(f"generator.{precision}.onnx", files[CANONICAL_ONNX])
-    return generator.size_bytes + (files[TEACHER_ONNX].size_bytes if soft else 0)
+    needed = [generator, *(files[name] for name in (ACCEPTED,) if name in files), *([files[TEACHER_ONNX]] * soft)]
+    return sum(file.size_bytes for file in needed)
 
 
 def plan_cells(

@@ -25,8 +25,11 @@ from dim.evaluation.archive import (
     pack_archive,
 )
 from dim.evaluation.context import read_or_pack
+from dim.evaluation.plan import bundle_bytes
 from dim.evaluation.results import aggregate
+from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.files import load_manifest, update_bundle
+from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import DataError
 
@@ -106,6 +109,20 @@ def test_a_broken_archive_is_made_anew(data: ImageSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^The archive of real images cannot be read: "):
         decode_archive(path.read_bytes(), (8, 8, 1))
     assert read_or_pack(data, archive, 0, tmp_path) == packed == path.read_bytes()
+
+
+def test_a_stream_needs_its_generator_and_what_says_which_candidates_it_draws(tmp_path: Path) -> None:
+    files = {
+        "accepted.bin": write_accepted(1, np.arange(24).reshape(3, 8) % 4 > 0),
+        "latents.npz": write_fixed_latents(np.zeros((3, 7, 16), np.float32)),
+        "teacher.onnx": teacher_graph(),
+    }
+    manifest = load_manifest(build_tiny_bundle(tmp_path / "tiny.dim", precisions=("fp32", "fp16"), extra_files=files))
+    sizes = {name: file.size_bytes for name, file in manifest.files.items()}
+    assert bundle_bytes(manifest, "fp16", soft=False) == sizes["generator.fp16.onnx"] + sizes["accepted.bin"]
+    assert bundle_bytes(manifest, "bf16", soft=True) == sum(
+        sizes[name] for name in ("generator.fp32.onnx", "accepted.bin", "teacher.onnx")
+    )
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def test_equal_distributions_are_close_in_every_number() -> None:
 def test_a_copied_set_is_at_no_distance() -> None:
     real = normal(700, 0)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    # Every image has its copy among the others, so the unbiased estimate lies a little below nothing.
+    assert -0.05 < kernel_distance(real, real)[0] < 0
     assert compare_neighbourhoods(real, real, CPU) == pytest.approx(
         {"precision": 1, "recall": 1, "coverage": 1, "density": 1}, abs=0.25
     )
@@ -147,8 +150,8 @@ def test_the_auc_counts_pairs() -> None:
     assert rank_auc(higher, higher) == 0.5
 
 
-def copying_of(generated: Rows) -> Copying:
-    training, held_out = normal(2000, 0), normal(500, 1)
+def copying_of(generated: Rows, of: Callable[[int, int], Rows] = normal) -> Copying:
+    training, held_out = of(2000, 0), of(500, 1)
     members = np.arange(500)
     return measure_copying("pixels", generated, training, members, held_out, CPU)[0]
 
@@ -165,6 +168,15 @@ def test_images_of_the_same_distribution_are_no_copies() -> None:
 def test_plain_images_are_close_to_everything_and_no_copies(seed: int, scale: float) -> None:
     found = copying_of(normal(1000, seed) * np.float32(scale))
     assert found.near_duplicates > 0.03 and found.signs == ()
+
+
+def test_a_lost_class_and_a_shift_are_no_copies() -> None:
+    lost = copying_of(classes_of(1000, 2, kept=3), of=classes_of)
+    assert lost.signs == () and lost.near_duplicates == pytest.approx(0.01, abs=0.01)
+    assert abs(lost.membership_auc - 0.5) < 0.04
+    shifted = copying_of(normal(1000, 2, shift=5.0))
+    assert shifted.signs == () and shifted.near_duplicates == 0
+    assert shifted.generated_distance > 5 * shifted.held_out_distance
 
 
 def test_copied_images_are_found_whether_all_are_copied_or_few() -> None:
