@@ -28,8 +28,8 @@ def bundle_bytes(manifest: Manifest, precision: str, *, soft: bool) -> int:
     """
     files = manifest.files
     generator = files.get(f"generator.{precision}.onnx", files[CANONICAL_ONNX])
-    needed = [generator, *(files[name] for name in (ACCEPTED,) if name in files), *([files[TEACHER_ONNX]] * soft)]
-    return sum(file.size_bytes for file in needed)
+    others = [name for name in (ACCEPTED, *[TEACHER_ONNX] * soft) if name in files]
+    return generator.size_bytes + sum(files[name].size_bytes for name in others)
 
 
 def plan_cells(

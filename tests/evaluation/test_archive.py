@@ -123,6 +123,8 @@ def test_a_stream_needs_its_generator_and_what_says_which_candidates_it_draws(tm
     assert bundle_bytes(manifest, "bf16", soft=True) == sum(
         sizes[name] for name in ("generator.fp32.onnx", "accepted.bin", "teacher.onnx")
     )
+    plain = load_manifest(build_tiny_bundle(tmp_path / "plain.dim"))
+    assert bundle_bytes(plain, "fp32", soft=False) == plain.files["generator.fp32.onnx"].size_bytes
 
 
 @pytest.mark.slow
