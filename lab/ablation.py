@@ -32,7 +32,7 @@ from dim.config import DistillConfig
 from dim.data.image_set import ImageSet
 from dim.data.load import load_data
 from dim.data.options import DataOptions
-from dim.distillation.distill import describe_run, distill
+from dim.distillation.distill import distill
 from dim.distillation.stage2 import wants_pool
 from dim.evaluation.choose_recipe import split_holdout
 from dim.evaluation.context import describe_machine
@@ -42,12 +42,11 @@ from dim.execution.device import autocast_dtype, choose_device
 from dim.export.export_run import export_run
 from dim.networks.published import PAPER_WIDTH
 from dim.presets import preset
-from dim.runs.take_over import find_stage1
-from dim.runtime.errors import BadValueError, DivergedError, ParityError, RunError
+from dim.runtime.errors import DivergedError, ParityError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage.below import replace_file
 from lab.pages.distilling import ablation_table
-from lab.proving import PROVING, prove, proving_table
+from lab.proving import PROVING, prove, proving_table, trains_the_same
 
 Clock = Callable[[], float]
 """Of the processor on a CPU, which other programs disturb least, else of the wall."""
@@ -389,7 +388,8 @@ def make(
         config = published(seed, data, budget_s, timing, options.device, clock, own)
     else:
         config = preset(options.preset, data=data, overrides={**common, **own, "seed": seed})
-        source = base if name != "base" and trains_the_same(base, config, data) else None
+        timed_base = name != "base" and base.with_suffix(".seconds").exists()
+        source = base if timed_base and trains_the_same(base, config, data) else None
     shutil.rmtree(run, ignore_errors=True)
     cost = timed(config, data, run, options.device, clock, from_stage1=source)
     if source is not None:
@@ -398,15 +398,6 @@ def make(
         cost.seconds += sum(spent.get(stage, 0.0) for stage in shared if stage not in cost.stages)
     cost.save(cost_path)
     return run, cost.seconds
-
-
-def trains_the_same(base: Path, config: DistillConfig, data: ImageSet) -> bool:
-    """Whether a run would train the very stage 1 that another has finished."""
-    try:
-        find_stage1(base, describe_run(config, data))
-    except (BadValueError, RunError):
-        return False
-    return base.with_suffix(".seconds").exists()
 
 
 def timed(

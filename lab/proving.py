@@ -9,7 +9,8 @@
 Every generator gets as many steps as fit into a time of the processor: networks half as wide as those of the preset
 `best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps
 are timed beside those of the unchanged recipe in turns, so that a busy machine slows both. What is measured on the
-hold-out: students by two recipes, on a stream of ten images per class and epoch, and `lab/image_measures.py`.
+hold-out: students by two recipes, on a stream of ten images per class and epoch, and `lab/image_measures.py`. A row
+that trains stage 1 as `base` does, in as many steps, begins with that of `base` of the same seed.
 
 Stop it at any time: the same command goes on from the newest checkpoint.
 """
@@ -27,11 +28,12 @@ from typing import Any
 
 from dim.config import DistillConfig
 from dim.data.image_set import ImageSet
-from dim.distillation.distill import distill
+from dim.distillation.distill import describe_run, distill
 from dim.export.run_files import read_run
 from dim.presets import preset
+from dim.runs.take_over import find_stage1
 from dim.runtime.bundle_format.accepted_file import read_accepted
-from dim.runtime.errors import DivergedError
+from dim.runtime.errors import BadValueError, DivergedError, RunError
 from dim.runtime.storage.below import replace_file
 from lab.image_measures import Judge, compare_images, draw_stream, pick_real, take_balanced, teach, train_judge
 from lab.step_times import Costs, time_steps
@@ -107,7 +109,7 @@ def prove(
             row: dict[str, Any] = {"variant": name, "words": words, "changes": own, "seed": seed, "steps": steps}
             run = out / "runs" / f"{name}-{seed}"
             try:
-                row["seconds"] = _distil(data, config, run)
+                row["seconds"] = _distil(data, config, run, out / "runs" / f"base-{seed}")
             except DivergedError as error:
                 row["failed"] = str(error)
             else:
@@ -168,8 +170,8 @@ def _compare(data: ImageSet, judge: Judge, images: Any, labels: Any) -> dict[str
     return compare_images(real, fake)
 
 
-def _distil(data: ImageSet, config: DistillConfig, run: Path) -> float:
-    """Distil, or go on with it; returns the processor's seconds of all calls."""
+def _distil(data: ImageSet, config: DistillConfig, run: Path, base: Path) -> float:
+    """Distil, or go on with it; returns the processor's seconds of all calls, without a stage 1 taken from `base`."""
     spent = run.with_suffix(".seconds")
     before, began, reports = float(spent.read_text()) if spent.exists() else 0.0, time.process_time(), 0
     spent.parent.mkdir(parents=True, exist_ok=True)
@@ -180,10 +182,20 @@ def _distil(data: ImageSet, config: DistillConfig, run: Path) -> float:
         if not reports % 100:
             spent.write_text(f"{before + time.process_time() - began:.1f}\n")
 
-    distill(data, config, run, resume=True, device="cpu", say=_say, progress=note)
+    source = base if run != base and trains_the_same(base, config, data) else None
+    distill(data, config, run, resume=True, from_stage1=source, device="cpu", say=_say, progress=note)
     total = before + time.process_time() - began
     spent.write_text(f"{total:.1f}\n")
     return round(total, 1)
+
+
+def trains_the_same(base: Path, config: DistillConfig, data: ImageSet) -> bool:
+    """Whether a run would train the very stage 1 that another has finished."""
+    try:
+        find_stage1(base, describe_run(config, data))
+    except (BadValueError, RunError):
+        return False
+    return True
 
 
 def _say(line: str) -> None:
@@ -200,7 +212,10 @@ def _fit_steps(
         if name != "base" and not base_path.exists():
             _fit_steps(data, "base", {**common, "seed": 0}, common, out, seconds)
         whole = preset("best", data=data, overrides=overrides)
-        unchanged = preset("best", data=data, overrides={**common, "seed": 0})
+        unchanged = preset("best", data=data, overrides={**common, "seed": overrides["seed"]})
+        if name != "base" and costs_the_same(whole, unchanged):
+            _write_json(path, json.loads(base_path.read_text()))
+            return _fit_steps(data, name, overrides, common, out, seconds)
         own, base = [], []
         for _ in range(ROUNDS):
             own.append(time_steps(data, preset("best", data=data, overrides=overrides), out / "timing", TIMED_STEPS))
@@ -214,6 +229,13 @@ def _fit_steps(
         _write_json(path, {"costs": costs, "steps": count_steps(costs, ratio, seconds)})
     stage1, stage2 = json.loads(path.read_text())["steps"]
     return stage1, stage2
+
+
+def costs_the_same(own: DistillConfig, base: DistillConfig) -> bool:
+    """Whether a change cannot make steps dearer: it is one of weights in stage 2, or of what follows the steps."""
+    weights = {"weight": base.matching.weight, "cross_entropy": base.matching.cross_entropy}
+    alike = replace(own, filter=base.filter, matching=replace(own.matching, **weights))
+    return alike == base
 
 
 def scale_costs(own: Costs, base: Costs, reference: Costs) -> Costs:

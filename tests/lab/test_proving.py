@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dim.data.load import load_data
+from dim.presets import preset
 from lab import ablation, image_measures, proving
 from lab.image_measures import Views, compare_images, pick_real, take_balanced
 
@@ -53,6 +54,20 @@ def test_dearer_steps_get_fewer_of_them() -> None:
     assert proving.count_steps(base, 0.0, 750) == (1500, 0)
 
 
+def test_what_changes_weights_or_the_choice_alone_is_not_timed() -> None:
+    plain, *others = (
+        preset("best", data=load_data("digits"), overrides=changes)
+        for changes in (
+            {},
+            {"matching.cross_entropy": 0.5},
+            {"matching.weight": 2.0, "filter.candidates": 8},
+            {"matching.classes_per_step": 2},
+            {"generator.width": 48},
+        )
+    )
+    assert [proving.costs_the_same(other, plain) for other in others] == [True, True, False, False]
+
+
 def test_real_images_come_in_rounds_and_balanced_ones_in_order() -> None:
     data = load_data("digits")
     images, labels = pick_real(data, 400, seed=1)
@@ -79,7 +94,9 @@ def test_the_proving_ground_from_the_command_line(
     line += ["--vary", "tall", "generator.width=12", "generator.max_width=12"]
     line += ["--vary", "sure", "filter.candidates=64", "filter.keep=0.2"]
     assert ablation.main(line) == 0
-    table = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert f"Stage 1 and the pool are taken from {tmp_path / 'runs/base-0'}." in printed.err  # by `sure` alone
+    table = printed.out.splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [
         "real images",
         "everything (the preset `best`, shortened)",
