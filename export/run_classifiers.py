@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dim.export.run_files import load_network, read_json
+from dim.export.run_files import load_network
 from dim.networks.classifiers import build_classifier
+from dim.runs.files import read_json
 from dim.runs.tensors import read_tensors
 from dim.runtime.errors import RunError
 

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dim.networks.generator import build_generator
+from dim.runs.deployment import DEPLOYMENT_FILE, read_deployment
 from dim.runs.files import read_file
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
 from dim.runs.tensors import read_tensors
 from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES
 from dim.runtime.bundle_format.names import ACCEPTED
-from dim.runtime.errors import BundleError, RunError
-from dim.runtime.storage import strict_json
+from dim.runtime.errors import RunError
 
-GENERATOR, DEPLOYMENT, LATENTS = "generator.safetensors", "deployment.json", "latents.npz"
-MAX_JSON_BYTES = 8 * 2**20
+GENERATOR, LATENTS = "generator.safetensors", "latents.npz"
 MAX_LATENTS_BYTES = 256 * 2**20
 
 
@@ -113,32 +112,10 @@ def load_network(path: Path, build: Callable[[], nn.Module], tensors: Mapping[st
     return network.to("cpu", torch.float32).eval().requires_grad_(False)
 
 
-def read_json(run_dir: Path, name: str) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-        RunError: it cannot be read, is a link, or not strict JSON.
-    """
-    path = run_dir / name
-    try:
-        return strict_json.parse(read_file(run_dir, name, MAX_JSON_BYTES + 1), str(path), MAX_JSON_BYTES)
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    except BundleError as error:
-        raise RunError(str(error)) from None
-
-
 def _read_latent_std(run_dir: Path, record: RunRecord) -> float:
-    file = run_dir / DEPLOYMENT
-    if not file.exists():
+    if not (run_dir / DEPLOYMENT_FILE).exists():
         return record.config.latent_std
-    try:
-        latent_std = float(read_json(run_dir, DEPLOYMENT)["latent_std"])
-    except (KeyError, TypeError, ValueError):
-        raise RunError(f"{file} has no number latent_std: the run is damaged.") from None
-    if not 0 < latent_std <= 100:
-        raise RunError(f"{file} has the latent_std {latent_std}; it must be above 0 and at most 100.")
-    return latent_std
+    return float(read_deployment(run_dir)["latent_std"])
 
 
 def _read_accepted(run_dir: Path, record: RunRecord) -> bytes | None:

@@ -8,7 +8,6 @@ Shapes: K classes, M candidates per class, Z latent dimension.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dim.distillation.choices import DEPLOYMENT_FILE
 from dim.distillation.extractors import BATCH_SIZE, generate_class
 from dim.distillation.pool import KeptPool, PoolMember, build_member, load_snapshots
 from dim.distillation.session import Session
 from dim.execution.device_data import seed_of
 from dim.runs.checkpoint import FOLDER
-from dim.runs.files import make_folder, read_file, remove_file, write_file, write_json
-from dim.runs.tensors import read_tensors, write_tensors
+from dim.runs.deployment import DEPLOYMENT_FILE, read_deployment
+from dim.runs.files import make_folder, remove_file, write_file, write_json
+from dim.runs.tensors import check_rows, explain_misfit, read_tensors, write_tensors
 from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.names import ACCEPTED
 from dim.runtime.sampling.latents import draw_latents
@@ -48,12 +47,15 @@ def accept_candidates(session: Session, pool: KeptPool) -> bool:
         return True
     report: dict[str, Any] = {"latent_std": session.config.latent_std}
     if (run_dir / DEPLOYMENT_FILE).exists():
-        report |= json.loads(read_file(run_dir, DEPLOYMENT_FILE))
+        report |= read_deployment(run_dir)
     judges = _list_judges(session, pool)
     network = session.gan.copy_ema_generator()
     key, num_classes = seed_of(session.config.seed, "candidates"), session.images.num_classes
-    begun = (run_dir / PARTIAL).exists()
-    certainties: list[Tensor] = list(read_tensors(run_dir, PARTIAL)["certainty_KM"]) if begun else []
+    certainties: list[Tensor] = []
+    if (run_dir / PARTIAL).exists():
+        kept = read_tensors(run_dir, PARTIAL)
+        with explain_misfit(run_dir / PARTIAL):
+            certainties = list(check_rows(kept["certainty_KM"], num_classes, (config.candidates,)))
     for label in range(len(certainties), num_classes):
         certainties.append(_judge_class(session, network, judges, key, label, report["latent_std"]))
         session.report("certainty", label + 1, num_classes)
@@ -96,7 +98,7 @@ def _list_judges(session: Session, pool: KeptPool) -> Sequence[PoolMember]:
         return pool.members[ages - 1 :: ages]
     deployment = session.config.deployment
     teacher = build_member(session, deployment.teacher, deployment.teacher_width, "teacher")
-    load_snapshots([teacher], read_tensors(session.run_dir, "teacher.safetensors"))
+    load_snapshots([teacher], session.run_dir, "teacher.safetensors")
     return [teacher.eval()]
 
 

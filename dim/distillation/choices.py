@@ -6,7 +6,6 @@ the first ones of every class. The results are the run's `deployment.json` and `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,10 +19,11 @@ from dim.distillation.pool_training import train_in_pieces
 from dim.distillation.refinement import REFINEMENT_ARCHITECTURES, UNTRAINED_EXTRACTORS, Refinement
 from dim.distillation.session import Session
 from dim.runs.checkpoint import FOLDER
-from dim.runs.files import read_file, remove_file, write_file, write_json
+from dim.runs.deployment import DEPLOYMENT_FILE, read_deployment
+from dim.runs.files import remove_file, write_file, write_json
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 
-DEPLOYMENT_FILE, LATENTS_FILE = "deployment.json", "latents.npz"
+LATENTS_FILE = "latents.npz"
 HERDING_ARCHITECTURE = "convnet3"
 """The architecture, at every age, that compares candidates for fixed sets. Its features keep where things are, unlike
 features averaged over the map: one image per class of MNIST reached 76.9 % by it and 73.8 % by all architectures."""
@@ -46,7 +46,7 @@ def choose_latents(session: Session, pool: KeptPool) -> bool:
     network = session.gan.copy_ema_generator()
     report: dict[str, Any] = {"latent_std": session.config.latent_std}
     if (run_dir / DEPLOYMENT_FILE).exists():
-        report = json.loads(read_file(run_dir, DEPLOYMENT_FILE))
+        report = read_deployment(run_dir)
     elif len(config.latent_stds) > 1:
         distances = measure_latent_stds(session, network, oldest, config.latent_stds, _partial("latent-std"))
         if distances is None:

@@ -35,7 +35,7 @@ from dim.runs.folder import describe_nothing_to_resume, explain_os_errors, lock_
 from dim.runs.record import DataRecord, RunRecord
 from dim.runs.report import write_run_report
 from dim.runs.take_over import find_stage1, take_over
-from dim.runs.tensorboard import TensorBoardLog, check_log, import_summary_writer
+from dim.runs.tensorboard import TensorBoardLog, check_log
 from dim.runs.tensors import write_tensors
 from dim.runtime.errors import BadValueError
 from dim.runtime.messages import say_to_log
@@ -114,7 +114,7 @@ def distill(
     run_dir = Path("runs", data.name) if out is None else Path(out)
     chosen_device = choose_device(device)
     check_log(log)
-    open_writer = import_summary_writer() if log == "tensorboard" else None
+    events = TensorBoardLog(run_dir) if log == "tensorboard" else None
     with ExitStack() as stack:
         stack.enter_context(use_cpu_threads(threads))
         world = stack.enter_context(join_process_group(chosen_device.type))
@@ -152,8 +152,7 @@ def distill(
             holdout=holdout,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
-        if open_writer is not None and world.is_main:
-            events = TensorBoardLog(run_dir, open_writer)
+        if events is not None and world.is_main:
             session.on_step.append(events)
             stack.callback(events.close)
         if on_step is not None:

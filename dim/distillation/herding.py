@@ -18,7 +18,7 @@ from dim.distillation.extractors import MAX_REAL_IMAGES, FeatureExtractor, gener
 from dim.distillation.losses import MIN_RELATIVE_SCALE
 from dim.distillation.session import Session
 from dim.execution.device_data import step_generator, to_signed
-from dim.runs.tensors import read_tensors, write_tensors
+from dim.runs.tensors import check_rows, explain_misfit, read_tensors, write_tensors
 
 CANDIDATE_STDS = (1.0, 0.75, 0.5, 0.25)
 """Standard deviations of the candidates, as parts of the deployed one: the few images of a small set should be more
@@ -46,7 +46,10 @@ def herd_latents(
     num_classes = session.gan.data.num_classes
     chosen: list[Tensor] = []
     if (session.run_dir / name).exists():
-        chosen = list(read_tensors(session.run_dir, name)["latents"].to(session.gan.device))
+        kept = read_tensors(session.run_dir, name)
+        with explain_misfit(session.run_dir / name):
+            shape = (session.config.deployment.fixed_latents, session.config.generator.latent_dim)
+            chosen = list(check_rows(kept["latents"], num_classes, shape).to(session.gan.device))
     for label in range(len(chosen), num_classes):
         chosen.append(_herd_class(session, network, extractors, latent_std, label))
         session.report("herding", label + 1, num_classes)

@@ -18,7 +18,7 @@ from dim.distillation.extractors import MAX_REAL_IMAGES, FeatureExtractor, gener
 from dim.distillation.losses import MIN_RELATIVE_SCALE
 from dim.distillation.session import Session
 from dim.execution.device_data import step_generator, to_signed
-from dim.runs.tensors import read_tensors, write_tensors
+from dim.runs.tensors import check_finite, explain_misfit, read_tensors, write_tensors
 
 GENERATED_PER_CLASS = 128
 """Generated images per class by which a standard deviation is measured."""
@@ -50,10 +50,13 @@ def measure_latent_stds(
     kept = {"classes": torch.tensor(0), "sums": torch.zeros(len(latent_stds))}
     if (session.run_dir / name).exists():
         kept = read_tensors(session.run_dir, name)
-    totals = dict(zip(latent_stds, kept["sums"].tolist(), strict=True))
+    with explain_misfit(session.run_dir / name):
+        check_finite(kept)
+        totals = dict(zip(latent_stds, kept["sums"].tolist(), strict=True))
+        classes_done = int(kept["classes"])
     weights_K = class_weights(holdout.counts_K)
     labels = weights_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
-    for number, label in enumerate(labels[int(kept["classes"]) :], start=int(kept["classes"]) + 1):
+    for number, label in enumerate(labels[classes_done:], start=classes_done + 1):
         generator = step_generator(device, session.config.seed, "spread", label)  # a new name would change the draws
         images = to_signed(holdout.draw_class_images(label, MAX_REAL_IMAGES, generator))
         real = [extractor.embed(images) for extractor in extractors]

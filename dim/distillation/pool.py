@@ -10,7 +10,6 @@ Shapes: N batch, C channels, H = W image_px, K classes.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,9 +30,10 @@ from dim.execution.device_data import seed_of, to_signed
 from dim.networks.batch_norm import span_processes
 from dim.networks.classifiers import GAIN_BY_COMPILING, build_classifier
 from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
-from dim.runs.files import make_folder, read_file, remove_file, write_json
+from dim.runs.files import make_folder, read_json, remove_file, write_json
 from dim.runs.record import ImageSpec
-from dim.runs.tensors import read_tensors, write_tensors
+from dim.runs.tensors import check_finite, explain_misfit, read_tensors, write_tensors
+from dim.runtime.errors import RunError
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 """SGD of the published recipe."""
@@ -169,7 +169,7 @@ def prepare_pool(session: Session) -> KeptPool | None:
     ]
     members = [member for of_one in snapshots for member in of_one]
     if _is_written(session.run_dir, members):
-        load_snapshots(members, read_tensors(session.run_dir, "pool.safetensors"))
+        load_snapshots(members, session.run_dir, "pool.safetensors")
     else:
         finished = all(
             _train_snapshots(session, snapshots[number], number)
@@ -213,7 +213,7 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int)
     config = session.config.pool
     name, partial = f"{FOLDER}/pool-{number}.safetensors", f"{FOLDER}/pool-{number}-unfinished.safetensors"
     if (session.run_dir / name).exists():
-        load_snapshots(snapshots, read_tensors(session.run_dir, name))
+        load_snapshots(snapshots, session.run_dir, name)
         remove_file(session.run_dir, partial)
         return True
     member = copy.deepcopy(snapshots[0]).train()
@@ -253,12 +253,19 @@ def _named(members: list[PoolMember]) -> dict[str, Tensor]:
     return {f"{i}.{k}": v for i, m in enumerate(members) for k, v in m.classifier.state_dict().items()}
 
 
-def load_snapshots(members: Sequence[PoolMember], tensors: Mapping[str, Tensor]) -> None:
-    """Load the weights that `write_classifiers` wrote of these classifiers, in the same order."""
-    for i, member in enumerate(members):
-        prefix = f"{i}."
-        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        member.classifier.load_state_dict(state)
+def load_snapshots(members: Sequence[PoolMember], run_dir: Path, name: str) -> None:
+    """Load the weights that `write_classifiers` wrote of these classifiers, in the same order.
+
+    Raises:
+        RunError: the file is missing, damaged, or of other classifiers.
+    """
+    tensors = read_tensors(run_dir, name)
+    with explain_misfit(run_dir / name):
+        check_finite(tensors)
+        for i, member in enumerate(members):
+            prefix = f"{i}."
+            state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            member.classifier.load_state_dict(state)
 
 
 def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
@@ -276,10 +283,11 @@ def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember]) -> No
 
 def _is_written(run_dir: Path, members: list[PoolMember]) -> bool:
     """Whether an earlier call wrote this pool; its description comes last."""
+    if not all((run_dir / f"pool.{kind}").exists() for kind in ("json", "safetensors")):
+        return False
     try:
-        written = json.loads(read_file(run_dir, "pool.json"))
-        return bool(written == [member.describe() for member in members])
-    except (FileNotFoundError, ValueError):
+        return bool(read_json(run_dir, "pool.json") == [member.describe() for member in members])
+    except RunError:
         return False
 
 

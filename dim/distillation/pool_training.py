@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dim.distillation.session import Session
 from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
 from dim.runs.files import make_folder
-from dim.runs.tensors import read_tensors, write_tensors
+from dim.runs.tensors import check_finite, explain_misfit, read_tensors, write_tensors
 from dim.runtime.errors import DivergedError
 
 
@@ -48,7 +48,7 @@ def train_in_pieces(
         DivergedError: the loss is not finite.
     """
     snapshots = snapshots or {}
-    for index in range(_restore(session.run_dir, name, model, optimiser, snapshots), steps):
+    for index in range(_restore(session.run_dir, name, model, optimiser, snapshots, steps), steps):
         loss, done = step(index), index + 1
         if done in snapshots:
             snapshots[done].load_state_dict(model.state_dict())
@@ -78,16 +78,25 @@ def _tensors(
 
 
 def _restore(
-    run_dir: Path, name: str, model: nn.Module, optimiser: torch.optim.Optimizer, snapshots: Mapping[int, nn.Module]
+    run_dir: Path,
+    name: str,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    snapshots: Mapping[int, nn.Module],
+    steps: int,
 ) -> int:
-    """Go back to the checkpoint; returns the steps done."""
+    """Go back to the checkpoint; returns the steps done, of `steps` in all."""
     if not (run_dir / name).exists():
         return 0
     tensors = read_tensors(run_dir, name)
-    done = int(tensors["done"])
-    networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
-    for name, network in networks.items():
-        prefix = f"{name}."
-        network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-    load_optimiser("optimiser", optimiser, tensors)
+    with explain_misfit(run_dir / name):
+        check_finite(tensors)
+        done = int(tensors["done"])
+        if not 0 <= done <= steps:
+            raise ValueError(f"{done} of {steps} steps are done")
+        networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
+        for part, network in networks.items():
+            prefix = f"{part}."
+            network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        load_optimiser("optimiser", optimiser, tensors)
     return done

@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +18,12 @@ from dim.config import DistillConfig, StageConfig
 from dim.distillation.adversarial import AdversarialTraining
 from dim.execution.device_data import DeviceData, step_generator
 from dim.execution.distributed import World
-from dim.runs.checkpoint import FOLDER, Checkpoint, CheckpointFolder, load_optimiser, optimiser_tensors
-from dim.runs.curves import METRICS_FILE, draw_curves
-from dim.runs.files import append_to_file, cut_file, flush_file, make_folder, read_file, remove_file, write_file
+from dim.runs.checkpoint import FOLDER, Checkpoint, CheckpointFolder, load_optimiser, name_checkpoint, optimiser_tensors
+from dim.runs.curves import draw_curves
+from dim.runs.files import append_to_file, cut_file, flush_file, make_folder, remove_file, write_file
+from dim.runs.metrics import METRICS_FILE, read_metrics
 from dim.runs.record import ImageSpec, RunRecord
+from dim.runs.tensors import check_finite, explain_misfit
 from dim.runtime.errors import DivergedError
 from dim.runtime.progress.show import Progress
 
@@ -126,7 +127,10 @@ class Session:
         self.recent.clear()
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
-            self.restore(self.resumed)
+            with explain_misfit(self.run_dir / name_checkpoint(stage, first)):
+                if first > config.steps:
+                    raise ValueError(f"{stage} has {config.steps} steps")
+                self.restore(self.resumed)
             self._recall_losses(stage)
         else:
             self.unlogged.clear()
@@ -185,10 +189,8 @@ class Session:
 
     def _recall_losses(self, stage: str) -> None:
         """Read the last losses of a resumed stage from the metrics."""
-        with suppress(FileNotFoundError):
-            lines = [json.loads(line) for line in read_file(self.run_dir, METRICS_FILE).splitlines()]
-            losses = [line.get("discriminator_loss") for line in lines if line["stage"] == stage]
-            self.recent.extend(loss for loss in losses if loss is not None)
+        lines = [line for line in read_metrics(self.run_dir) if line["stage"] == stage]
+        self.recent.extend(line["discriminator_loss"] for line in lines if "discriminator_loss" in line)
 
     def _warn_if_at_chance(self, stage: str, step: int, losses: Mapping[str, float]) -> bool:
         """Warn if the discriminator has been at chance for `COLLAPSE_LINES` log lines; returns whether it did."""
@@ -248,6 +250,7 @@ class Session:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the networks and optimisers back to a checkpoint, and cut the metrics that came after it."""
         gan, tensors = self.gan, checkpoint.tensors
+        check_finite(tensors)
         for prefix, network in (
             ("generator", gan.generator),
             ("discriminator", gan.discriminator),
@@ -266,9 +269,10 @@ class Session:
     def save(self, stage: str, step: int) -> None:
         """Write a checkpoint and the curves; refuses to keep weights that are not finite."""
         tensors = self.tensors()
-        bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-        if bad:
-            raise self._diverged(stage, step, f"the tensor {bad[0]} is not finite")
+        try:
+            check_finite(tensors)
+        except ValueError as error:
+            raise self._diverged(stage, step, str(error)) from None
         if self.world.is_main:
             # First what the checkpoint is ahead of: a run that resumes from it writes neither again.
             size = flush_file(self.run_dir, METRICS_FILE)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dim.evaluation.archive import Archive
-from dim.runtime.errors import DataError, OutputError
-from dim.runtime.storage.below import replace_file
+from dim.runtime.errors import BundleError, DataError, OutputError
+from dim.runtime.storage import strict_json
+from dim.runtime.storage.below import read_file, replace_file
 from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
 from dim.students.recipes import Recipe
 
@@ -166,18 +167,18 @@ def read_result(cell: Cell, out: Path) -> CellResult | None:
         out: the evaluation's folder.
 
     Raises:
-        OutputError: a newer dim wrote it; it would be replaced.
+        OutputError: a newer dim wrote it, and it would be replaced; or a link lies there.
     """
     path = cell.path(out)
     where = f"The result {path}"
     try:
-        data = path.read_bytes()
-        block = json.loads(data)
+        data = read_file(out, f"{path.parent.name}/{path.name}", MAX_RESULT_BYTES + 1)
+        block = strict_json.parse(data, where, MAX_RESULT_BYTES)
         if isinstance(block, dict):
             version, maker = block.get("format_version"), block.get("dim_version")
             refuse_newer(version, where, version=FORMAT_VERSION, maker=maker, error=OutputError)
         result = parse_result(data, where)
-    except (OSError, ValueError, RecursionError, DataError):
+    except (OSError, BundleError, DataError):
         return None
     return result if result.cell.identity() == cell.identity() else None
 
@@ -192,5 +193,6 @@ def parse_result(data: bytes, where: str) -> CellResult:
     Raises:
         DataError: it is not one, or of another format.
     """
-    block = parse_versioned(data, where, version=FORMAT_VERSION, max_bytes=MAX_RESULT_BYTES, error=DataError)
-    return from_plain(CellResult, block, where, error=DataError, defaults=True)
+    how: Any = {"error": DataError, "advice": "remove it, and it is measured again."}
+    block = parse_versioned(data, where, version=FORMAT_VERSION, max_bytes=MAX_RESULT_BYTES, **how)
+    return from_plain(CellResult, block, where, defaults=True, **how)

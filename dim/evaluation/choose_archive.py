@@ -16,7 +16,7 @@ from dim.evaluation.table import format_bytes
 from dim.runtime.errors import BundleError, OutputError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.below import replace_file
+from dim.runtime.storage.below import read_file, replace_file
 from dim.runtime.storage.records import from_plain, to_plain
 from dim.students.recipes import resolve_recipe
 
@@ -112,7 +112,9 @@ def choose_archive(
 def _read_choice(path: Path, asked: dict[str, object]) -> Archive | None:
     """Return what an earlier call chose, if it was asked the same."""
     try:
-        described = strict_json.parse(path.read_bytes(), str(path), MAX_CHOICE_BYTES)
+        described = strict_json.parse(
+            read_file(path.parent, path.name, MAX_CHOICE_BYTES + 1), str(path), MAX_CHOICE_BYTES
+        )
         if described["asked"] != asked:
             return None
         return from_plain(Archive, described["chosen"], str(path))

@@ -42,7 +42,7 @@ def optimiser_tensors(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str
 
 
 def load_optimiser(prefix: str, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimiser_tensors`."""
+    """The inverse of `optimiser_tensors`; raises ValueError where a state is not that of its parameter."""
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(prefix + "."):
@@ -52,8 +52,13 @@ def load_optimiser(prefix: str, optimiser: torch.optim.Optimizer, tensors: Mappi
     content["state"] = states
     optimiser.load_state_dict(content)
     # Fused optimisers walk through memory: a moment that lies otherwise than its parameter (channels_last) is permuted.
+    names = {frozenset(state) for state in optimiser.state.values()}
+    if len(names) > 1:
+        raise ValueError("its optimiser lacks a state of some parameters")
     for parameter, state in optimiser.state.items():
         for key, value in state.items():
+            if value.shape not in (parameter.shape, torch.Size([])):
+                raise ValueError(f"{key} of its optimiser has the shape {tuple(value.shape)}")
             if value.shape == parameter.shape:
                 state[key] = torch.empty_like(parameter).copy_(value)
 
@@ -227,7 +232,9 @@ def read_checkpoint(run_dir: Path, name: str) -> Checkpoint:
         RunError: a newer dim wrote it.
     """
     record = _read_record_file(run_dir, name, refuse_newer_ones=True)
-    content = read_file(run_dir, f"{FOLDER}/{Path(record.file).name}")
+    if (name_checkpoint(record.stage, record.step), record.file) != (name, Path(_name_tensors(name)).name):
+        raise ValueError("it is that of another step")
+    content = read_file(run_dir, _name_tensors(name))
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise ValueError("its bytes have changed")
     return Checkpoint(
@@ -257,6 +264,8 @@ class _RecordFile:
     config_sha256: str
 
     def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise FieldError("format_version", self.format_version, str(FORMAT_VERSION))
         for field in ("step", "metrics_bytes", "quiet_lines"):
             if getattr(self, field) < 0:
                 raise FieldError(field, getattr(self, field), "0 or more")

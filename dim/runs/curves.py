@@ -1,17 +1,14 @@
 """The chart of a run's training, drawn from its `metrics.jsonl`: one panel per quantity."""
 
-import json
 import textwrap
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dim.chart_style import GENERATED, INK, OTHERS, REAL, Label, label_ends, make_figure, name_axes, to_png
 from dim.runs.files import read_file, write_file
+from dim.runs.metrics import METRICS_FILE, parse_metrics, read_metrics
 
 CURVES_FILE = "curves.png"
-METRICS_FILE = "metrics.jsonl"
-"""JSON lines with `stage`, `step` and numbers."""
 
 QUANTITIES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     "discriminator's output": (
@@ -39,19 +36,18 @@ def draw_curves(run_dir: Path) -> None:
     """Draw every metric of a run against its steps, one panel per quantity, as `curves.png`.
 
     Args:
-        run_dir: the run; nothing is written while its `metrics.jsonl` has no lines.
+        run_dir: the run; nothing is written while its `metrics.jsonl` has no numbers.
 
     Raises:
         RunError: the disk refused, or a link lies there.
     """
-    with suppress(FileNotFoundError):
-        if text := read_file(run_dir, METRICS_FILE).decode():
-            write_file(run_dir, CURVES_FILE, curves_png(text))
+    if any(len(line) > 2 for line in read_metrics(run_dir)):
+        write_file(run_dir, CURVES_FILE, curves_png(read_file(run_dir, METRICS_FILE)))
 
 
-def curves_png(metrics: str) -> bytes:
-    """The chart of at least one line of metrics, as a PNG file."""
-    lines = [json.loads(line) for line in metrics.splitlines()]
+def curves_png(metrics: bytes) -> bytes:
+    """The chart of the lines of a `metrics.jsonl`, at least one of them with a number, as a PNG file."""
+    lines = parse_metrics(metrics)
     measured = dict.fromkeys(key for line in lines for key in line if key not in ("stage", "step"))
     known = {metric for _, drawn in QUANTITIES.values() for metric, _, _ in drawn}
     panels = {title: panel for title, panel in QUANTITIES.items() if any(m in measured for m, _, _ in panel[1])}

@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from dim.runtime.errors import OutputError, RunError
-from dim.runtime.storage import below
+from dim.runtime.errors import BundleError, OutputError, RunError
+from dim.runtime.storage import below, strict_json
+
+MAX_JSON_BYTES = 8 * 2**20
+"""Of a JSON file that is read whole."""
 
 
 @contextmanager
@@ -55,6 +58,12 @@ def write_file(run_dir: Path, name: str, content: bytes) -> None:
         ) from error
 
 
+def create_file(run_dir: Path, name: str) -> BinaryIO:
+    """Open a new file for writing; raises RunError if a link lies on the way, and OSError if the name is taken."""
+    with follow_no_link():
+        return open(below.open_file(run_dir, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+
+
 def append_to_file(run_dir: Path, name: str, text: str) -> None:
     """Add text to a file, which is made if missing; raises RunError if a link lies there, and OSError."""
     with follow_no_link(), open(below.open_file(run_dir, name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
@@ -91,6 +100,21 @@ def list_names(run_dir: Path, folder: str = "") -> list[str]:
     """List the names in a folder of the run, sorted; none where it is not there. Raises RunError if it is a link."""
     with follow_no_link():
         return below.list_names(run_dir, folder)
+
+
+def read_json(run_dir: Path, name: str) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        RunError: it cannot be read, is a link, or not strict JSON.
+    """
+    path = run_dir / name
+    try:
+        return strict_json.parse(read_file(run_dir, name, MAX_JSON_BYTES + 1), str(path), MAX_JSON_BYTES)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+    except BundleError as error:
+        raise RunError(str(error)) from None
 
 
 def write_json(run_dir: Path, name: str, value: Any) -> None:

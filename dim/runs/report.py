@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from dim.runs.curves import CURVES_FILE, METRICS_FILE
+from dim.runs.curves import CURVES_FILE
 from dim.runs.files import list_names, read_file
+from dim.runs.metrics import read_metrics
 from dim.runs.record import CONFIG_FILE, RunRecord
 from dim.runtime.gallery.report import REPORT_NAME, Part, Picture, Table, write_report
 from dim.runtime.storage.records import to_plain
@@ -68,10 +68,7 @@ def _name_grid(stem: str) -> str:
 
 
 def _last_metrics(run_dir: Path) -> Table:
-    lines: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError):
-        lines = [json.loads(line) for line in read_file(run_dir, METRICS_FILE).splitlines()]
-    last = {line["stage"]: line for line in lines}
+    last = {line["stage"]: line for line in read_metrics(run_dir)}
     rows = [
         (stage, f"{line['step']:,}", name.replace("_", " "), f"{value:.4g}")
         for stage, line in sorted(last.items())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import os
+import platform
+import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dim.runs.curves import METRICS_FILE
-from dim.runs.files import list_names, make_folder, read_file, remove_file
+from dim.runs.files import create_file, list_names, make_folder, remove_file
+from dim.runs.metrics import read_metrics
 from dim.runtime.errors import BadValueError, MissingExtraError
 
 FOLDER = "tensorboard"
@@ -33,49 +35,53 @@ def check_log(log: str) -> None:
         raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files")
 
 
-def import_summary_writer() -> Callable[[str], Any]:
-    """Return TensorBoard's `SummaryWriter`.
+class TensorBoardLog:
+    """An event file with the same values as `metrics.jsonl`, also after a resume from before its last lines.
+
+    Args:
+        run_dir: the run; event files in its folder `tensorboard` are replaced.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files") from None
-    return SummaryWriter
 
-
-class TensorBoardLog:
-    """Event files with the same values as `metrics.jsonl`, also after a resume from before its last lines.
-
-    Args:
-        run_dir: the run; event files in its folder `tensorboard` are replaced.
-        open_writer: `SummaryWriter`, by its folder.
-    """
-
-    def __init__(self, run_dir: Path, open_writer: Callable[[str], Any]) -> None:
+    def __init__(self, run_dir: Path) -> None:
+        try:
+            # Its own SummaryWriter opens the file by its path, and so through a link.
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError:
+            raise MissingExtraError("tensorboard", "tensorboard", "write TensorBoard event files") from None
         self._run_dir = run_dir
-        self._open_writer = open_writer
+        self._events, self._summaries, self._record_writer = event_pb2, summary_pb2, RecordWriter
         self._writer: Any = None
 
     def __call__(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Add a line that the metrics hold already; the first time, every line before it."""
         if self._writer is None:
-            make_folder(self._run_dir, FOLDER)
-            for name in list_names(self._run_dir, FOLDER):
-                if name.startswith("events.out.tfevents."):
-                    remove_file(self._run_dir, f"{FOLDER}/{name}")
-            self._writer = self._open_writer(str(self._run_dir / FOLDER))
-            for line in read_file(self._run_dir, METRICS_FILE).splitlines():
-                self._add(**json.loads(line))
+            self._open()
+            for line in read_metrics(self._run_dir):
+                self._add(**line)
         else:
             self._add(stage=stage, step=step, **values)
         self._writer.flush()
 
+    def _open(self) -> None:
+        make_folder(self._run_dir, FOLDER)
+        for name in list_names(self._run_dir, FOLDER):
+            if name.startswith("events.out.tfevents."):
+                remove_file(self._run_dir, f"{FOLDER}/{name}")
+        name = f"{FOLDER}/events.out.tfevents.{time.time_ns() // 10**9}.{platform.node()}.{os.getpid()}"
+        self._writer = self._record_writer(create_file(self._run_dir, name))
+        self._write(file_version="brain.Event:2")
+
     def _add(self, *, stage: str, step: int, **values: float) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, step)
+            scalar = self._summaries.Summary.Value(tag=f"{stage}/{name}", simple_value=value)
+            self._write(step=step, summary=self._summaries.Summary(value=[scalar]))
+
+    def _write(self, **event: Any) -> None:
+        self._writer.write(self._events.Event(wall_time=time.time(), **event).SerializeToString())
 
     def close(self) -> None:
         """End the event file."""

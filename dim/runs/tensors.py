@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -47,6 +49,38 @@ def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
         raise RunError(f"{path} is missing: the run is incomplete.") from None
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise RunError(f"{path} cannot be read as safetensors ({error}).") from None
+
+
+@contextmanager
+def explain_misfit(path: Path) -> Iterator[None]:
+    """Name a file of a run whose tensors are not those that the run needs, when they are put to use in the block.
+
+    Raises:
+        RunError: a tensor is missing, of another shape or type, or not finite.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise RunError(
+            f"{path} does not fit its run ({reason}): restore it, or remove it and go on with --resume."
+        ) from None
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, which names it, if a tensor holds NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"the tensor {name} is not finite")
+
+
+def check_rows(rows: Tensor, most: int, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor; raises ValueError unless it is finite and has at most so many rows of a shape."""
+    if rows.dtype != torch.float32 or len(rows) > most or rows.shape[1:] != shape or not bool(rows.isfinite().all()):
+        raise ValueError(f"{rows.dtype} {tuple(rows.shape)} is not up to {most} finite float32 rows of shape {shape}")
+    return rows
 
 
 def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:

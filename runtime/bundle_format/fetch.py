@@ -6,19 +6,19 @@ the SHA-256 of every file, and `--sha256` pins the manifest (its `manifest_sha25
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from dim.runtime.bundle_format.download import check_url, download, join_url
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.hub import is_on_hub, pin_revision
 from dim.runtime.bundle_format.manifest import Manifest, parse_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from dim.runtime.bundle_format.schema import FileRecord
 from dim.runtime.errors import BundleError, hide_secrets
 from dim.runtime.messages import say_to_log
-from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, sync_folder
-from dim.runtime.storage.private_cache import cache_folder
+from dim.runtime.storage.private_cache import cache_folder, fill_cached_folder
 from dim.runtime.units import format_count
 
 
@@ -105,33 +105,35 @@ def _find_cached(manifest_sha256: str) -> Path | None:
 def _fetch_files(url: str, manifest: Manifest, manifest_data: bytes, pinned: bool) -> Path:
     """Fetch every file of a bundle into a new folder, which then takes its place in the cache."""
     path = cache_folder("bundles") / f"{manifest.manifest_sha256}.dim"
-    folder = name_temporary_sibling(path)
     try:
-        folder.mkdir(mode=0o700)
-        for name, record in manifest.files.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            digest, size = hashlib.sha256(), 0
-            with open(target, "xb") as file:
-                for piece in download(join_url(url, name), record.size_bytes, pinned):
-                    file.write(piece)
-                    digest.update(piece)
-                    size += len(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            if size != record.size_bytes or digest.hexdigest() != record.sha256:
-                raise BundleError(
-                    f"{hide_secrets(url)}/{name} has {size:,} bytes and the hash {digest.hexdigest()[:12]}...; the "
-                    f"manifest says {record.size_bytes:,} and {record.sha256[:12]}...: it was altered or cut short, "
-                    "try again later."
-                )
-        (folder / MANIFEST_NAME).write_bytes(manifest_data)
-        sync_folder(folder)
-        replace_folder(folder, path)
+        with fill_cached_folder(f"bundles/{path.name}") as create:
+            for name, record in manifest.files.items():
+                with create(name) as file:
+                    _fetch_file(join_url(url, name), record, file, pinned)
+                    _sync(file)
+            with create(MANIFEST_NAME) as file:
+                file.write(manifest_data)
+                _sync(file)
     except OSError as error:
         raise BundleError(
             f"The bundle cannot be kept in the cache {path.parent}: {error.strerror or error}."
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return path
+
+
+def _fetch_file(url: str, record: FileRecord, file: BinaryIO, pinned: bool) -> None:
+    digest, size = hashlib.sha256(), 0
+    for piece in download(url, record.size_bytes, pinned):
+        file.write(piece)
+        digest.update(piece)
+        size += len(piece)
+    if size != record.size_bytes or digest.hexdigest() != record.sha256:
+        raise BundleError(
+            f"{hide_secrets(url)} has {size:,} bytes and the hash {digest.hexdigest()[:12]}...; the manifest says "
+            f"{record.size_bytes:,} and {record.sha256[:12]}...: it was altered or cut short, try again later."
+        )
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -293,7 +293,8 @@ def parse_manifest(data: bytes) -> Manifest:
     Raises:
         BundleError: it is malformed, altered, or of a newer format.
     """
-    block = parse_versioned(data, "The manifest", version=FORMAT_VERSION, max_bytes=MAX_MANIFEST_BYTES)
+    advice = "fetch the bundle again, or export it anew."
+    block = parse_versioned(data, "The manifest", version=FORMAT_VERSION, max_bytes=MAX_MANIFEST_BYTES, advice=advice)
     if isinstance(sampling := block.get("sampling"), dict):
         found, maker = sampling.get("sampling_version"), block.get("created_by")
         refuse_newer(found, "The manifest", version=FILTERED_SAMPLING, what="sampling version", maker=maker)

@@ -36,11 +36,10 @@ from dim.runtime.sets.generate import (
 from dim.runtime.sets.journal import clear_state, list_noted_parts, read_set
 from dim.runtime.sets.pipeline import MAX_ENCODERS
 from dim.runtime.sets.request import SetRequest
-from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder, write_synced
 from dim.runtime.storage.local_store import Store
 from dim.runtime.storage.object_store import is_remote
 from dim.runtime.storage.place import check_place, check_url, find_folder, open_store
-from dim.runtime.storage.private_cache import cache_folder
+from dim.runtime.storage.private_cache import cache_folder, fill_cached_folder
 
 REPORT_S = 0.5
 """Seconds between two reports of progress."""
@@ -87,13 +86,14 @@ class BundleParcel:
 
     def _unpack(self) -> Path:
         path = cache_folder("bundles") / f"{self.manifest_sha256}.dim"
-        if not path.is_dir():
-            folder = name_temporary_sibling(path)
-            for name, data in self.files.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                write_synced(folder / name, data)
+        if path.is_symlink() or not path.is_dir():
             # Two tasks of one machine may do this at once; both folders are the same.
-            replace_folder(folder, path)
+            with fill_cached_folder(f"bundles/{path.name}") as create:
+                for name, data in self.files.items():
+                    with create(name) as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
         return path
 
 

@@ -7,9 +7,11 @@ Every call that finds a link raises OutputError, and OSError as the system's own
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dim.runtime.errors import OutputError
 from dim.runtime.storage.atomic import name_temporary_sibling, sync_descriptor, write_all
@@ -136,6 +138,46 @@ def replace_file(root: str | Path, name: str, data: bytes) -> None:
                 os.unlink(made, dir_fd=folder)
             raise
         sync_descriptor(folder)
+
+
+def create_file(root: str | Path, name: str) -> BinaryIO:
+    """Open a new file for writing, and make the folders on the way; raises as `open_folder`, or if it is there."""
+    above = name.split("/")[:-1]
+    for depth in range(1, len(above) + 1):
+        make_folder(root, "/".join(above[:depth]), 0o700)
+    return open(open_file(root, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+
+
+def replace_folder(root: str | Path, made: str, name: str) -> None:
+    """Give a finished folder its final name, and remove what had that name; a link there is removed, not followed.
+
+    Args:
+        root: a folder, which may be a link.
+        made: the finished folder, a path below it.
+        name: the final name, a path to the same folder.
+
+    Raises:
+        as `open_folder`.
+    """
+    with open_parent(root, name) as (folder, last):
+        new, old = made.rpartition("/")[2], name_temporary_sibling(Path(last)).name
+        try:
+            os.rename(new, last, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            os.rename(last, old, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(new, last, src_dir_fd=folder, dst_dir_fd=folder)
+            remove_tree(folder, old)
+        sync_descriptor(folder)
+
+
+def remove_tree(folder: int, name: str) -> None:
+    """Remove what has a name in an open folder, with all in it; a link is removed, not followed."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+    else:
+        os.unlink(name, dir_fd=folder)
 
 
 def remove_file(root: str | Path, name: str) -> None:

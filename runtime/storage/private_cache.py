@@ -4,12 +4,25 @@ Whatever lies in it is trusted, so it must belong to this user and be closed to 
 could write is not used, because what lies there now may be theirs.
 """
 
+import contextlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dim.runtime.errors import DimError
-from dim.runtime.storage.below import make_folder, open_file, read_file, replace_file
+from dim.runtime.storage.atomic import name_temporary_sibling
+from dim.runtime.storage.below import (
+    create_file,
+    make_folder,
+    open_file,
+    open_parent,
+    read_file,
+    remove_tree,
+    replace_file,
+    replace_folder,
+)
 
 _OTHERS_WRITE = 0o022
 _MAX_NOTE_CHARS = 1024
@@ -90,6 +103,32 @@ def write_cached(name: str, data: bytes) -> None:
     """
     cache_folder(name.rpartition("/")[0])
     replace_file(cache_dir(), name, data)
+
+
+@contextlib.contextmanager
+def fill_cached_folder(name: str) -> Iterator[Callable[[str], BinaryIO]]:
+    """Make a folder of the private cache: it appears whole when the block ends, or not at all.
+
+    Args:
+        name: its path in the cache, with slashes; what has that name is replaced.
+
+    Returns:
+        a function that opens a new file of it, by its path within the folder; no link is followed at any open.
+
+    Raises:
+        DimError: the cache cannot be used, or a link lies on the way.
+        OSError: the disk refused.
+    """
+    above = name.rpartition("/")[0]
+    cache_folder(above)
+    cache, made = cache_dir(), f"{above}/{name_temporary_sibling(Path(name)).name}"
+    make_folder(cache, made, 0o700)
+    try:
+        yield lambda path: create_file(cache, f"{made}/{path}")
+        replace_folder(cache, made, name)
+    finally:
+        with contextlib.suppress(OSError), open_parent(cache, made) as (folder, last):
+            remove_tree(folder, last)
 
 
 def read_cached(name: str) -> bytes:

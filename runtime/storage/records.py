@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from dim.runtime.errors import BundleError, DimError, printable
 from dim.runtime.storage import strict_json
+from dim.version import __version__
 
 Record = TypeVar("Record")
+_MAX_VERSION = 1000
 _RELEASE = re.compile(r"(?:dim )?(\d[\w.]{0,30})")
 
 
@@ -96,7 +98,8 @@ def refuse_newer(
     """Refuse what a newer release wrote, in a sentence that names the release.
 
     Args:
-        found: the version in the file; what is no integer is left to other checks.
+        found: the version in the file; what is no integer, or no version that we shall ever reach, is left to other
+            checks.
         where: the file's name at the start of a sentence.
         version: the newest that this release reads.
         what: kind of version.
@@ -106,13 +109,19 @@ def refuse_newer(
     Raises:
         error: `found` is newer.
     """
-    if type(found) is int and found > version:
+    if type(found) is int and version < found <= _MAX_VERSION:
         named = _RELEASE.fullmatch(maker) if isinstance(maker, str) else None
-        newer = f"a newer dim ({named[1]})" if named else "a newer dim"
+        newer = f"a newer dim ({named[1]})" if named and _is_newer(named[1]) else "a newer dim"
         raise error(
             f"{where} has {what} {found} and was made by {newer}; this one reads version {version}: "
             "run  pip install --upgrade dim-distill"
         )
+
+
+def _is_newer(release: str) -> bool:
+    """Say whether a release came after this one, by its first numbers."""
+    theirs, ours = (re.findall(r"\d+", each)[:3] for each in (release, __version__))
+    return [int(number) for number in theirs] > [int(number) for number in ours]
 
 
 def from_plain(

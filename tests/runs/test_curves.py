@@ -34,7 +34,7 @@ def figures(monkeypatch):
 
 
 def test_every_quantity_has_a_panel_of_its_own(figures):
-    curves_png(METRICS)
+    curves_png(METRICS.encode())
     [(_, panels)] = figures
     titles = [axes.get_title(loc="left") for axes in panels]
     assert titles == ["discriminator's output", "R1, squared gradient", "matching loss", "new metric"]
@@ -42,14 +42,14 @@ def test_every_quantity_has_a_panel_of_its_own(figures):
 
 
 def test_stage_2_follows_stage_1(figures):
-    curves_png(METRICS)
+    curves_png(METRICS.encode())
     [(_, panels)] = figures
     assert list(panels[0].get_lines()[0].get_xdata()) == [10, 20, 30, 40, 50, 60]
     assert list(panels[2].get_lines()[0].get_xdata()) == [40, 50, 60]
 
 
 def test_real_and_generated_have_their_colours_and_names_at_the_lines(figures):
-    curves_png(METRICS)
+    curves_png(METRICS.encode())
     [(_, panels)] = figures
     assert [line.get_color() for line in panels[0].get_lines()[:2]] == [REAL, GENERATED]
     written = {text.get_text(): text.get_color() for text in panels[0].texts}
@@ -58,7 +58,7 @@ def test_real_and_generated_have_their_colours_and_names_at_the_lines(figures):
 
 
 def test_the_ground_is_transparent():
-    picture = np.asarray(Image.open(io.BytesIO(curves_png(METRICS))))
+    picture = np.asarray(Image.open(io.BytesIO(curves_png(METRICS.encode()))))
     assert picture.shape[2] == 4
     assert (picture[..., 3] == 0).mean() > 0.8
 

@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "report the grids": ("grids", report),
     "report the curves": ("curves.png", report),
     "report the metrics": ("metrics.jsonl", report),
-    "TensorBoard": ("tensorboard", lambda run: TensorBoardLog(run, lambda folder: None)("stage1", 1, {})),
+    "TensorBoard": ("tensorboard", lambda run: TensorBoardLog(run)("stage1", 1, {})),
 }
 
 

@@ -122,3 +122,38 @@ def test_the_cache_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "cache" / "other" / "abc").unlink()
     (tmp_path / "cache" / "other" / "abc").symlink_to(victim / "abc")
     assert private_cache.recall("other", "abc") is None
+
+
+def test_a_folder_of_the_cache_is_filled_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that comes while it is filled, nor one that has its final name."""
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "x").write_text("mine")
+    bundles = private_cache.cache_folder("bundles")
+    (bundles / "one").symlink_to(victim)
+    with private_cache.fill_cached_folder("bundles/one") as create:
+        with create("x") as file:
+            file.write(b"new")
+        with create("inner/y") as file:
+            file.write(b"newer")
+        (made,) = [path for path in bundles.iterdir() if path.name != "one"]
+        (made / "link").symlink_to(victim)
+        (made / "z").symlink_to(victim / "z")
+        with pytest.raises(OutputError, match="/link is a link, which dim does not follow"):
+            create("link/x")
+        for taken in ("x", "z"):
+            with pytest.raises(OSError):
+                create(taken)
+    assert (bundles / "one" / "x").read_bytes() == b"new" and not (bundles / "one").is_symlink()
+    with private_cache.fill_cached_folder("bundles/one") as create, create("x") as file:
+        file.write(b"another")
+    assert (bundles / "one" / "x").read_bytes() == b"another" and not (bundles / "one" / "inner").exists()
+    with pytest.raises(ZeroDivisionError), private_cache.fill_cached_folder("bundles/two"):
+        raise ZeroDivisionError
+    assert os.listdir(bundles) == ["one"] and os.listdir(victim) == ["x"] and (victim / "x").read_text() == "mine"
+    (tmp_path / "cache" / "bundles").rename(tmp_path / "moved")
+    (tmp_path / "cache" / "bundles").symlink_to(victim)
+    with pytest.raises(DimError, match="cache/bundles is a link"), private_cache.fill_cached_folder("bundles/two"):
+        pass
+    assert os.listdir(victim) == ["x"]
