@@ -111,7 +111,7 @@ def damage(name: str) -> Callable[[Path], object]:
         (
             "config of a newer dim",
             RunError,
-            "RUN/config.json has format version 2 and was made by a newer dim (0); this one reads version 1: run  pip",
+            "RUN/config.json has format version 2 and was made by a newer dim; this one reads version 1: run  pip",
         ),
         (
             "config contradicts itself",
