@@ -125,7 +125,7 @@ def distill(
     speak = say if is_main else lambda line: None
     started = time.monotonic()
     options = DataOptions(size=size, channels=channels, seed=seed, **reading)
-    images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main)
+    images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main, asked=reading)
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.distillation import distill as library
         from dim.distillation.estimate import estimate

@@ -144,6 +144,8 @@ class Source:
     """Receives sentences about what was passed over or changed."""
     progress: Progress
     """Is told how many files were read."""
+    heed: Callable[[frozenset[str]], None] = lambda options: None
+    """Receives the fields of `options` that have a say in this source, before its images are read; refuses others."""
 
 
 @dataclass(frozen=True, kw_only=True)

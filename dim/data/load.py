@@ -7,8 +7,9 @@ web. The limits under which files are read stand in `dim.data.limits`.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,19 @@ _READERS: tuple[tuple[Callable[[Path], bool], _Reader], ...] = (
 _SUFFIXES = (".tar.gz", ".tar.xz", ".tgz", ".txz", ".tar", ".zip", ".npz", ".parquet", ".dim")
 _LOOKED_AT = 20_000
 _AS_FOUND = DataOptions()
+_ALWAYS_HEEDED = frozenset(("size", "channels", "seed"))
+_NO_USE = {
+    "skip_unreadable": "has no image files",
+    "layout": "takes no classes from folders",
+    "bits": "has no images of more than 8 bits",
+    "follow_links": "is no folder of images",
+    "image_column": "takes no images from a column",
+    "label_column": "takes no labels from a column",
+    "split": "names no splits",
+    "sha256": "is no https:// archive",
+    "replay_ipc": "is no bundle",
+}
+"""What is said of a source that has no use for an option."""
 _SAVE_NPZ = "numpy.savez(FILE, images=..., labels=...)"
 _NO_SOURCE = {
     **dict.fromkeys(
@@ -90,6 +104,7 @@ def load_data(
     data_dir: str | Path | None = None,
     say: Say = say_to_log,
     progress: ProgressOption = None,
+    asked: Collection[str] | None = None,
 ) -> ImageSet:
     """Load a labelled image set into memory.
 
@@ -104,12 +119,14 @@ def load_data(
             else the user's cache folder.
         say: receives sentences about choices made on the way.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`. Downloads and decoding.
+        asked: fields of `options` that are refused where they do nothing; None for those that are not at their
+            defaults. Of several sources one is enough that has a use for an option.
 
     Returns:
         the images as uint8 arrays, with their labels and class names.
 
     Raises:
-        BadValueError: `data` is of another kind.
+        BadValueError: `data` is of another kind, or an option does nothing for it.
         DataError: the source is unknown, missing, damaged, inconsistent or beyond the limits.
         MissingExtraError: a package that reads this kind of source is not installed.
 
@@ -119,20 +136,30 @@ def load_data(
         ((16, 16, 1), 10)
     """
     places = _list_places(data)
-    if options.sha256 is not None and not any(place.startswith("https://") for place in places):
-        raise BadValueError("sha256 is for the https:// address of an archive, and there is none.")
     if len(set(places)) < len(places):
         twice = next(place for place in places if places.count(place) > 1)
         raise BadValueError(f"the source {twice} is named twice; name it once.")
     folder = data_dir if data_dir is not None else os.environ.get("DIM_DATA") or None
 
+    called = name or join_names(map(_name_place, places)) or "data"
+    idle = set(options.changes() if asked is None else asked) - _ALWAYS_HEEDED
+    idle -= {"sha256"} if any(place.startswith("https://") for place in places) else set()
+
+    def heed(heeded: frozenset[str], *, is_last: bool = True) -> None:
+        idle.difference_update(heeded)
+        if is_last and idle:
+            raise BadValueError(_describe_idle(idle, called))
+
     with show_progress(progress) as report:
-        wish = Source(path=Path("data"), name=name or "data", options=options, say=say, progress=report)
+        wish = Source(path=Path("data"), name=name or "data", options=options, say=say, progress=report, heed=heed)
 
         def finish(raw: RawSet) -> ImageSet:
             return make_image_set(raw, options, say)
 
-        sets = [finish(_read_place(place, wish, None if folder is None else Path(folder))) for place in places]
+        sets = []
+        for place in places:
+            part = replace(wish, heed=partial(heed, is_last=place == places[-1]))
+            sets.append(finish(_read_place(place, part, None if folder is None else Path(folder))))
         images = unite(sets, say) if len(sets) > 1 else sets[0] if sets else finish(read_memory(data, wish))
     if name is not None:
         images = replace(images, name=name)
@@ -159,7 +186,7 @@ def _list_places(data: Any) -> list[str]:
 def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
     source = replace(wish, name=_name_place(place))
     if place in KNOWN:
-        _say_unused_split(source)
+        source.heed(frozenset())
         return read_known(place, data_dir, wish.say, wish.progress)
     if place.startswith(HUB):
         return read_hub(replace(source, path=Path(_strip_revision(place))), place)
@@ -169,20 +196,23 @@ def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
         path = Path(place).expanduser()
         if not place or not path.exists():
             if known := find_known(place):
+                source.heed(frozenset())
                 return read_known(known, data_dir, wish.say, wish.progress)
             raise DataError(_describe_missing(place))
     if path.is_file() and (sentence := _NO_SOURCE.get(extension_of(path.name))):
         raise DataError(f"{path}: {sentence}.")
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{path}: neither a file nor a folder; name one of these.")
-    if is_bundle(path) or is_npy_folder(path):
-        _say_unused_split(source)
     return next(reader for fits, reader in _READERS if fits(path))(replace(source, path=path))
 
 
-def _say_unused_split(source: Source) -> None:
-    if source.options.split is not None:
-        source.say(f"{source.name}: --split is passed over: this source names no splits to choose from")
+def _describe_idle(options: Iterable[str], called: str) -> str:
+    """Say which options do nothing for a source, and why."""
+    flags = {name: "--" + name.replace("_", "-") for name in options}
+    if "sha256" in flags:
+        flags["sha256"] += " (in dim eval --data-sha256)"
+    whys = [f"{_NO_USE[name]}, so {flag} does nothing" for name, flag in sorted(flags.items())]
+    return f"{called} {'; it '.join(whys)}: leave {'it' if len(whys) == 1 else 'them'} out."
 
 
 def _fetch(address: str, wish: Source) -> Path:
@@ -192,7 +222,10 @@ def _fetch(address: str, wish: Source) -> Path:
             f"{scheme}:// is not read; give a path, hf://USER/NAME, or an https:// archive with its SHA-256."
         )
     if wish.options.sha256 is None:
-        raise DataError("An https:// archive needs its SHA-256: say --sha256 HASH, as sha256sum FILE prints it.")
+        raise DataError(
+            "An https:// archive needs its SHA-256, as sha256sum FILE prints it: say --sha256 HASH, in dim eval "
+            "--data-sha256 HASH."
+        )
     return download_archive(address, wish.options.sha256, wish.say, wish.progress)
 
 

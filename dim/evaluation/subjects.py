@@ -169,7 +169,9 @@ def load_source_data(
         "channels": manifest.channels,
         "seed": find_split_seed(manifest),
     }
-    return load_data(source, DataOptions(**options), data_dir=data_dir, say=say, progress=progress)
+    return load_data(
+        source, DataOptions(**options), data_dir=data_dir, say=say, progress=progress, asked=tuple(asked or ())
+    )
 
 
 def _find_reading(manifest: Manifest) -> dict[str, Any]:

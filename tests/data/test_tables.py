@@ -86,7 +86,8 @@ def test_a_table_counts_more_than_folders_where_its_column_is_named(tmp_path: Pa
     said.clear()
     assert _load(tmp_path, files, say=said.append, layout="classes").classes == ("part_1", "part_2")
     assert remark not in said
-    assert _load(tmp_path, files, image_column="picture").classes == ("part_1", "part_2")
+    with pytest.raises(DataError, match=r"meta.csv: no column 'picture' \(found: image_id, dx, age\); say another"):
+        _load(tmp_path, files, image_column="picture")
 
 
 def test_a_spreadsheet_beside_one_folder_of_images_is_not_passed_over(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_stylegan(tmp_path: Path) -> None:
 def test_a_table_does_not_overrule_class_folders(tmp_path: Path) -> None:
     files = {f"{label}/{number:03d}.png": PNGS[number] for number, label in enumerate(LABELS)}
     rows = [f"{label}/{number:03d}.png,x{number % 3}" for number, label in enumerate(LABELS)]
-    _check(_load(tmp_path, files | {"predictions.csv": _csv("file,label", rows)}))
+    _check(_load(tmp_path, files | {"predictions.csv": _csv("file,kind,score", [f"{row},1" for row in rows])}))
     captions = [f"{label}/{number:03d}.png,a picture {number}" for number, label in enumerate(LABELS)]
     _check(_load(tmp_path, files | {"metadata.csv": _csv("file_name,text", captions)}))
 

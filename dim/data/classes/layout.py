@@ -46,6 +46,12 @@ class Layout:
     test: dict[str, list[str]]
     remarks: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    heeds: frozenset[str] = frozenset()
+    """Fields of `DataOptions` that had a say in it."""
+    origin: str = ""
+    """The table that the labels are from."""
+    answer: str = ""
+    """The option that asks for this reading, as in `--layout classes`."""
 
 
 @dataclass
@@ -158,12 +164,28 @@ def find_layout(
         findings.remarks.insert(0, f"{count} text files beside images were passed over ({first})")
     if names := findings.strays:
         outside = "an image outside of any class folder; move it into its class"
-        findings.faults.append(Fault(f"{names[0]}: {outside}", tuple(names[1:])))
+        findings.faults.append(
+            Fault(f"{names[0]}: {outside}{_suggest(top, findings, train, test, layout)}", tuple(names[1:]))
+        )
     if names := findings.empty:
         sentence = f"the class folder '{names[0]}' has no images; add some or remove it"
         findings.faults.append(Fault(sentence, tuple(names[1:])))
     findings.faults += _compare_splits(train, test)
-    return Layout(train, test, tuple(findings.remarks), tuple(findings.faults))
+    heeds, answer = frozenset(("layout", "split")), f"--layout {layout}"
+    return Layout(train, test, tuple(findings.remarks), tuple(findings.faults), heeds, answer=answer)
+
+
+def _suggest(
+    top: _Folder, findings: _Findings, train: dict[str, list[str]], test: dict[str, list[str]], layout: str
+) -> str:
+    """Say which option reads a tree whose split folders hold images and no class folders."""
+    filled = top.list_filled()
+    if layout != SPLITS or findings.asked or test or len(filled) < 2:
+        return ""
+    if not train:
+        return f", or say --layout {CLASSES} where {list_first(filled)} are the classes"
+    first = next(name for name in filled if split_role(name) == "train")
+    return f", or say --split {first} where only '{first}' has labels"
 
 
 def find_only_class(files: list[str], folders: list[str], source: str) -> Layout | None:
@@ -220,7 +242,10 @@ def _guess_layout(top: _Folder, source: str, findings: _Findings) -> str:
         return SPLITS
     if not others:
         if not trains:
-            raise DataError(f"{source}: a test folder without a train folder beside it; name the other one 'train'.")
+            raise DataError(
+                f"{source}: a test folder without a train folder beside it; name the other one 'train', or say "
+                f"--layout {CLASSES} where {list_first(tests)} is a class."
+            )
         return SPLITS
     if not tests and not nested:
         findings.remarks.append(f"the folder '{trains[0]}' lies beside '{others[0]}' and is read as a class")

@@ -18,6 +18,8 @@ class Entry:
     is_folder: bool
     read: Callable[[int], bytes]
     """`read(limit)` gives the bytes, or `DataError` where there are more than `limit`; only before the next entry."""
+    is_guessed: bool = False
+    """Whether nothing says in which encoding the path was written."""
 
 
 def check_path(raw_path: str, archive: str) -> str:

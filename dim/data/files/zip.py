@@ -5,7 +5,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from dim.data.files.entries import Entry, check_path, named_failure, read_limited, read_nothing
@@ -17,6 +17,7 @@ ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 
 _DIRECTORY_ENTRY_BYTES = 46  # the smallest record of a zip's central directory
 _UTF8_FLAG = 0x800
+_UNICODE_PATH = 0x7075  # an extra field: version, CRC-32 of the name that it replaces, name in UTF-8
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, OverflowError, NotImplementedError)
 
 
@@ -73,19 +74,35 @@ def iterate_zip(file: BinaryIO, name: str) -> Iterator[Entry]:
     with open_zip(file, name) as archive:
         for info in archive.infolist():
             _check_member(info, name)
-            raw_path = _decode_name(info)
+            raw_path, is_guessed = _decode_name(info)
             path = check_path(raw_path, name)
             is_folder = raw_path.endswith("/")
-            yield Entry(path, is_folder, read_nothing if is_folder else _member_reader(archive, info, name))
+            read = read_nothing if is_folder else _member_reader(archive, info, name)
+            yield Entry(path, is_folder, read, is_guessed)
 
 
-def _decode_name(info: zipfile.ZipInfo) -> str:
-    """Return a path in UTF-8, even where the flag for it is missing (macOS), with slashes for backslashes (Windows)."""
-    name = info.filename
-    if not info.flag_bits & _UTF8_FLAG:
-        with suppress(UnicodeError):
-            name = name.encode("cp437").decode("utf-8")
-    return name.replace("\\", "/")
+def _decode_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
+    """Return a path with slashes for backslashes (Windows), and whether its encoding is a guess: code page 437.
+
+    UTF-8 is known by its flag, by an extra field, or by being valid, as from macOS, which sets no flag.
+    """
+    name, is_guessed = info.filename, False
+    if not info.flag_bits & _UTF8_FLAG and not name.isascii():
+        raw = _find_unicode_path(info.extra, name.encode("cp437")) or name.encode("cp437")
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeError:
+            is_guessed = True
+    return name.replace("\\", "/"), is_guessed
+
+
+def _find_unicode_path(extra: bytes, raw_name: bytes) -> bytes | None:
+    while len(extra) >= 9:
+        kind, length = struct.unpack("<HH", extra[:4])
+        if kind == _UNICODE_PATH and struct.unpack("<I", extra[5:9])[0] == zlib.crc32(raw_name):
+            return extra[9 : length + 4]
+        extra = extra[length + 4 :]
+    return None
 
 
 def _member_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Callable[[int], bytes]:

@@ -118,7 +118,7 @@ def open_decoded(key: str, source: Source, *, again: bool = True) -> RawSet | No
         images = np.load(folder / _IMAGES, mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / _LABELS, allow_pickle=False)
         num_train, classes, notes = int(facts["num_train"]), tuple(facts["classes"]), tuple(facts["notes"])
-        said = [str(sentence) for sentence in facts["said"]]
+        said, heeds = [str(sentence) for sentence in facts["said"]], frozenset(map(str, facts["heeds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -126,6 +126,7 @@ def open_decoded(key: str, source: Source, *, again: bool = True) -> RawSet | No
     with suppress(OSError):
         os.utime(folder)  # used now
     if again:
+        source.heed(heeds)
         for sentence in said:
             source.say(f"{source.name}: {sentence}")
         source.say(f"{source.name}: its {len(images)} images were decoded before; they lie in {folder}")
@@ -170,7 +171,9 @@ class NewEntry:
             replace_file(self.folder, _DONE, np.packbits(rows).tobytes())
         self._saved_s = time.monotonic()
 
-    def publish(self, raw: RawSet, num_train: int, decoded: NDArray[np.bool_], said: list[str]) -> bool:
+    def publish(
+        self, raw: RawSet, num_train: int, decoded: NDArray[np.bool_], said: list[str], heeds: frozenset[str]
+    ) -> bool:
         """Put the finished entry into its place; False where the disk refuses.
 
         Args:
@@ -178,10 +181,12 @@ class NewEntry:
             num_train: rows of the training split, those without an image among them.
             decoded: `[N]`, which rows have an image.
             said: what the user was told, and is told again.
+            heeds: options that have a say in the set.
         """
         labels = np.full(len(decoded), _HOLE, dtype=np.int64)
         labels[decoded] = np.concatenate([part for part in (raw.train_labels, raw.test_labels) if part is not None])
         facts = {"num_train": num_train, "classes": raw.classes, "notes": raw.notes, "said": said}
+        facts["heeds"] = sorted(heeds)
         final = self.folder.with_name(self.folder.name.removeprefix(".").removesuffix(_UNFINISHED))
         try:
             np.save(self.folder / _LABELS, labels)

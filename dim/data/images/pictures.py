@@ -89,6 +89,7 @@ def read_pictures(source: Source, pictures: Pictures) -> RawSet:
         # Pillow's remarks on oddities of single files (it would also guard sizes, by a limit of the whole process).
         warnings.filterwarnings("ignore", module=r"PIL\.")
         plan = _plan(replace(source, say=remember), pictures)
+        source.heed(plan.heeds)
         if key is None or plan.num_bytes < KEPT_FROM_BYTES:
             return _decode_in_memory(plan, source)
         with new_entry(key, plan.shape, source) as entry:
@@ -112,6 +113,8 @@ class _Plan:
     """`[N, H, W, C]` of the images."""
     bits: int
     notes: list[str]
+    heeds: frozenset[str]
+    """Options that have a say in it."""
 
     @property
     def num_bytes(self) -> int:
@@ -132,7 +135,9 @@ def _plan(source: Source, pictures: Pictures) -> _Plan:
         source.say(f"{source.name}: {remark}")
     size, channels, notes = _choose_form(good, source)
     bits = _find_bits(scan, rows, good, source, notes)
-    return _Plan(scan, layout, rows, good, (len(rows), size, size, channels), bits, notes)
+    deep = any(header.bits == WORD_BITS for header in good.values())
+    heeds = layout.heeds | {"skip_unreadable"} | ({"bits"} if deep else set())
+    return _Plan(scan, layout, rows, good, (len(rows), size, size, channels), bits, notes, heeds)
 
 
 def _decode_in_memory(plan: _Plan, source: Source) -> RawSet:
@@ -159,7 +164,7 @@ def _decode_into(entry: NewEntry, plan: _Plan, source: Source, said: list[str]) 
             "the same command goes on"
         )
         raise
-    entry.publish(_assemble(plan, entry.images, decoded, source), plan.num_train, decoded, said)
+    entry.publish(_assemble(plan, entry.images, decoded, source), plan.num_train, decoded, said, plan.heeds)
 
 
 def _select_readable(

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from dim.data.classes.layout import Layout, find_layout, find_only_class
+from dim.data.classes.columns import LABEL_COLUMNS
+from dim.data.classes.layout import Layout, find_layout, find_only_class, list_first
+from dim.data.classes.table_rows import TABLE_EXTENSIONS
 from dim.data.classes.tables import (
-    TABLE_EXTENSIONS,
+    FoundTable,
     arrange_by_declared_tables,
-    arrange_by_other_tables,
-    find_passed_over_table,
+    arrange_by_table,
+    compare_classes,
+    find_table,
 )
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
@@ -25,6 +28,7 @@ from dim.data.options import AUTO, CLASSES
 from dim.runtime.errors import DataError
 
 _SPREADSHEETS = frozenset((".xlsx", ".xls", ".ods"))
+_PROBLEMS_SHOWN = 3
 
 
 class _Tree:
@@ -36,6 +40,7 @@ class _Tree:
         self._folders: dict[str, None] = {}
         self._tables: dict[str, bytes] = {}
         self._table_bytes = 0
+        self._guessed: list[str] = []
 
     def give(self) -> Iterator[tuple[str, bytes]]:
         for entry in iterate_entries(self._source.path, follow_links=self._source.options.follow_links):
@@ -45,6 +50,8 @@ class _Tree:
                 self._folders[entry.path] = None
                 continue
             self._files[entry.path] = None
+            if entry.is_guessed:
+                self._guessed.append(entry.path)
             extension = extension_of(entry.path)
             if extension in EXTENSIONS:
                 yield entry.path, entry.read(MAX_FILE_BYTES)
@@ -54,37 +61,93 @@ class _Tree:
                     self._table_bytes += len(data)
 
     def arrange(self) -> Layout:
-        files, folders, name = list(self._files), list(self._folders), str(self._source.path)
-        options = self._source.options
+        layout = self._arrange()
+        follows = {"follow_links"} if self._source.path.is_dir() else set()
+        return replace(layout, heeds=layout.heeds | follows, remarks=(*layout.remarks, *self._doubt_names(layout)))
+
+    def _doubt_names(self, layout: Layout) -> tuple[str, ...]:
+        """Return a caution where names of a zip were read by a guess, which class names show best."""
+        if not self._guessed:
+            return ()
+        parts = {part for path in self._guessed for part in path.split("/")}
+        classes = [name for name in layout.train if name in parts and not name.isascii()]
+        shown = [f"'{name}'" for name in classes or dict.fromkeys(self._guessed)]
+        what = "classes" if classes else "files"
+        return (
+            f"caution: the zip does not say how its names are encoded; {len(shown)} {what} were read by code page 437 "
+            f"({list_first(shown)}): where that is wrong, pack it again with names in UTF-8, as zip on Linux, macOS "
+            "and 7-Zip with -mcu=on do",
+        )
+
+    def _arrange(self) -> Layout:
+        files, folders, source = list(self._files), list(self._folders), self._source
+        options, name = source.options, str(source.path)
         images = [file for file in files if extension_of(file) in EXTENSIONS]
-        if layout := arrange_by_declared_tables(self._tables, images, self._source):
-            return layout
-        if options.label_column is not None and (
-            by_table := arrange_by_other_tables(self._tables, images, self._source)
-        ):
-            return by_table
+        by_columns = options.label_column is not None or options.image_column is not None
+        if options.image_column is None and (by_columns or options.layout == AUTO):
+            declared = arrange_by_declared_tables(self._tables, images, source)
+            if declared is not None:
+                if not by_columns:
+                    self._compare_declared(declared, files, folders)
+                return declared
+        table, problems = find_table(self._tables, images, source)
+        labels = table if table is not None and table.label_column else None
+        if by_columns and labels is not None:
+            return arrange_by_table(labels, images, source)
+        if by_columns:
+            self._refuse_tables(problems)
         try:
             layout = find_layout(files, folders, name, options.layout, options.split)
         except DataError:
-            if by_table := arrange_by_other_tables(self._tables, images, self._source):
-                return by_table
+            if labels is not None:
+                return arrange_by_table(labels, images, source)
+            if not any("/" in image for image in images):
+                self._refuse_tables(problems)
             if options.layout == AUTO and options.split is None and (only := find_only_class(files, folders, name)):
+                self._refuse_tables(problems)
                 self._refuse_spreadsheet()
                 return only
             raise
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
-        by_table = (
-            arrange_by_other_tables(self._tables, images, self._source)
-            if options.split is None and 2 * num_labelled < len(images)
-            else None
-        )
-        if by_table:
-            return by_table
-        table = None
-        if options.layout == AUTO and options.split is None:
-            table = find_passed_over_table(self._tables, images, self._source)
-        more = (f"classes are those of the folders; --label-column NAME reads those of {table}",) if table else ()
-        return replace(layout, remarks=(*layout.remarks, *more))
+        if options.split is None and 2 * num_labelled < len(images):
+            if labels is not None:
+                return arrange_by_table(labels, images, source)
+            if not num_labelled:
+                self._refuse_tables(problems)
+        if options.layout == AUTO and options.split is None and table is not None:
+            return self._compare(layout, table, images)
+        return layout
+
+    def _compare(self, layout: Layout, table: FoundTable, images: list[str]) -> Layout:
+        """Refuse a table that contradicts the class folders; say that one with other labels was passed over."""
+        agrees = False
+        if table.label_column and not table.one_hot:
+            try:
+                by_table = arrange_by_table(table, images, self._source)
+            except DataError:  # a label is missing, say
+                by_table = None
+            usual = table.label_column.casefold().strip() in LABEL_COLUMNS
+            agrees = by_table is not None and compare_classes(
+                layout, by_table, str(self._source.path), same_names=not usual
+            )
+        if agrees or 2 * table.num_found <= len(images):
+            return layout
+        remark = f"classes are those of the folders; --label-column NAME reads those of {table.path}"
+        return replace(layout, remarks=(*layout.remarks, remark))
+
+    def _compare_declared(self, declared: Layout, files: list[str], folders: list[str]) -> None:
+        """Refuse a declared table whose classes have the names of class folders and other images."""
+        try:
+            layout = find_layout(files, folders, str(self._source.path))
+        except DataError:  # folders name no classes
+            return
+        compare_classes(layout, declared, str(self._source.path), same_names=True)
+
+    def _refuse_tables(self, problems: tuple[str, ...]) -> None:
+        """Tell what is wrong with the tables, where nothing else says the classes."""
+        if problems:
+            more = f"; and {len(problems) - _PROBLEMS_SHOWN} more tables" if len(problems) > _PROBLEMS_SHOWN else ""
+            raise DataError(f"{self._source.path}: {'; also '.join(problems[:_PROBLEMS_SHOWN])}{more}.")
 
     def _refuse_spreadsheet(self) -> None:
         """Refuse to take all images for one class where a spreadsheet may hold their labels."""

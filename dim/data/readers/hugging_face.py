@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dim.data.classes.columns import COLUMN_OPTIONS, LABEL_COLUMNS, choose_typed_column
+from dim.data.classes.labelled import Labelled, arrange_labelled
 from dim.data.classes.layout import Layout
 from dim.data.classes.splits import choose_splits
-from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
@@ -110,8 +111,14 @@ class _Rows:
         elif source.options.split is not None:
             raise DataError(f"{where}: the dataset has no splits, so leave out --split.")
         features = splits["train"].features
-        image = self._column(features, "Image", source.options.image_column, IMAGE_COLUMNS, "image", where)
-        label = self._column(features, "ClassLabel", source.options.label_column, LABEL_COLUMNS, "label", where)
+        asked = source.options
+        typed: dict[str, list[str]] = {"Image": [], "ClassLabel": []}
+        for name, feature in features.items():
+            typed.setdefault(type(feature).__name__, []).append(str(name))
+        image, doubts = choose_typed_column(features, typed["Image"], asked.image_column, IMAGE_COLUMNS, "image", where)
+        label, more = choose_typed_column(
+            features, typed["ClassLabel"], asked.label_column, LABEL_COLUMNS, "label", where
+        )
         if type(features[image]).__name__ != "Image":
             raise DataError(f"{where}: the column '{image}' holds no images; say another --image-column.")
         names = getattr(features[label], "names", None)
@@ -121,15 +128,9 @@ class _Rows:
             split: rows.select_columns([image, label]).cast_column(image, decode_later)
             for split, rows in splits.items()
         }
-        self._image, self._label, self._where, self._remarks = image, label, where, [note, *remarks]
+        self._image, self._label, self._where = image, label, where
+        self._remarks = [note, *remarks, *doubts, *more]
         self._labelled: dict[str, Labelled] = {}
-
-    @staticmethod
-    def _column(features: Any, kind: str, asked: str | None, usual: tuple[str, ...], what: str, where: str) -> str:
-        typed = [name for name, feature in features.items() if type(feature).__name__ == kind]
-        return (
-            str(typed[0]) if asked is None and len(typed) == 1 else choose_column(features, asked, usual, what, where)
-        )
 
     def give(self) -> Iterator[tuple[str, bytes]]:
         for split, rows in self._splits.items():
@@ -157,4 +158,5 @@ class _Rows:
         return data
 
     def arrange(self) -> Layout:
-        return arrange_labelled(self._labelled.values(), self._names, self._where, self._remarks)
+        layout = arrange_labelled(self._labelled.values(), self._names, self._where, self._remarks)
+        return replace(layout, heeds=COLUMN_OPTIONS)

@@ -23,7 +23,7 @@ from dim.data.classes.layout import find_asked_splits
 from dim.data.files.entries import named_failure
 from dim.data.files.zip import open_zip, open_zip_member
 from dim.data.image_set import RawSet, Source
-from dim.data.images.arrays import read_pixels
+from dim.data.images.arrays import find_form, has_wide_values, read_pixels
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
@@ -79,14 +79,15 @@ def read_npz(source: Source) -> RawSet:
     Raises:
         DataError: damaged, truncated, an array missing, of the wrong type or shape, or beyond the limits.
     """
-    found = [_read_arrays(path, source.options.split) for path in _list_npz(source.path) or [source.path]]
+    paths = _list_npz(source.path) or [source.path]
+    found = [_read_arrays(path, source.options.split) for path in paths]
     parts = [arrays for arrays, _ in found]
     for remark in found[0][1]:
         source.say(f"{source.name}: {remark}")
     if any(part.keys() != parts[0].keys() for part in parts):
         raise DataError(f"{source.path}: its .npz files hold different arrays; name one of them, or make them alike.")
-    arrays = {key: parts[0][key] if len(parts) == 1 else _join(parts, key, source.path) for key in parts[0]}
-    return make_raw_set(arrays, source, f"arrays of {source.path.name}")
+    arrays = {key: _join([part[key] for part in parts], key, paths, source.path) for key in parts[0]}
+    return make_raw_set(arrays, source, f"arrays of {source.path.name}", heeds=frozenset(("split",)))
 
 
 def is_npy_folder(path: Path) -> bool:
@@ -102,16 +103,20 @@ def read_npy_folder(source: Source) -> RawSet:
     """
     arrays: dict[str, NDArray[Any]] = {}
     for key in ("images", "labels"):
-        parts = []
-        for path in sorted(source.path.glob(f"{key}*.npy")):
+        parts, paths = [], sorted(source.path.glob(f"{key}*.npy"))
+        for path in paths:
             with named_failure(path), open(path, "rb") as file:
-                parts.append({key: read_npy(file, str(path), max_bytes=_max_bytes(key))})
-        arrays[key] = parts[0][key] if len(parts) == 1 else _join(parts, key, source.path)
+                parts.append(read_npy(file, str(path), max_bytes=_max_bytes(key)))
+        arrays[key] = _join(parts, key, paths, source.path)
     return make_raw_set(arrays, source, f"arrays of {source.path.name}", read_class_names(source.path))
 
 
 def make_raw_set(
-    arrays: Mapping[str, NDArray[Any]], source: Source, note: str, classes: tuple[str, ...] | None = None
+    arrays: Mapping[str, NDArray[Any]],
+    source: Source,
+    note: str,
+    classes: tuple[str, ...] | None = None,
+    heeds: frozenset[str] = frozenset(),
 ) -> RawSet:
     """Make a set of `images`, `labels` and optional `classes`, `test_images` and `test_labels`.
 
@@ -120,6 +125,7 @@ def make_raw_set(
         source: stands for them in messages, and gives the number of bits.
         note: where they came from.
         classes: names that stand elsewhere.
+        heeds: options that had a say so far.
 
     Raises:
         DataError: from those.
@@ -127,6 +133,7 @@ def make_raw_set(
     where = str(source.path)
     images = [arrays[key] for key in ("images", "test_images") if key in arrays]
     names = _to_classes(arrays["classes"], where) if "classes" in arrays else classes
+    source.heed(heeds | {"bits"} if source.options.bits is not None and has_wide_values(images) else heeds)
     pixels, changes = read_pixels(images, where, source.options.bits)
     classes, labels, test_labels, renamed = name_labels(arrays["labels"], arrays.get("test_labels"), names, where)
     for remark in (*changes, *renamed):
@@ -142,15 +149,25 @@ def make_raw_set(
     )
 
 
-def _join(parts: list[dict[str, NDArray[Any]]], key: str, path: Path) -> NDArray[Any]:
+def _join(parts: list[NDArray[Any]], key: str, paths: list[Path], where: Path) -> NDArray[Any]:
+    """Join the parts of an array, all of one kind: NumPy would turn numbers into text, and bytes into floats."""
+    if len(parts) == 1:
+        return parts[0]
     if key == "classes":
-        if any(not np.array_equal(part[key], parts[0][key]) for part in parts):
-            raise DataError(f"{path}: its .npz files name different classes; make them alike.")
-        return parts[0][key]
+        if any(not np.array_equal(part, parts[0]) for part in parts):
+            raise DataError(f"{where}: its .npz files name different classes; make them alike.")
+        return parts[0]
+    if key.endswith("images"):
+        find_form({f"those of {path.name}": part for path, part in zip(paths, parts, strict=True)}, f"{where}: {key}")
+    else:
+        is_text = [part.dtype.kind in "SU" for part in parts]
+        if len(set(is_text)) > 1:
+            text, numbers = paths[is_text.index(True)].name, paths[is_text.index(False)].name
+            raise DataError(f"{where}: {key} are text in {text} and numbers in {numbers}; write all alike.")
     try:
-        return np.concatenate([part[key] for part in parts])
+        return np.concatenate(parts)
     except ValueError as error:
-        raise DataError(f"{path}: the parts of '{key}' do not fit together ({error}).") from error
+        raise DataError(f"{where}: the parts of '{key}' do not fit together ({error}).") from error
 
 
 def _read_arrays(path: Path, split: str | None) -> tuple[dict[str, NDArray[Any]], list[str]]:

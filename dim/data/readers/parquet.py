@@ -7,14 +7,15 @@ its name begins (`data/train-00000-of-00002.parquet`) or by its folder.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dim.data.classes.class_names import read_class_names
+from dim.data.classes.columns import COLUMN_OPTIONS, LABEL_COLUMNS, choose_typed_column
+from dim.data.classes.labelled import Labelled, arrange_labelled
 from dim.data.classes.layout import Layout, list_first, split_role
 from dim.data.classes.splits import choose_splits
-from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
@@ -43,6 +44,7 @@ class _Columns:
     image: str
     label: str
     names: tuple[str, ...] | None
+    remarks: tuple[str, ...]
 
 
 class _Files:
@@ -87,9 +89,12 @@ class _Files:
                         yield key, data
 
     def arrange(self) -> Layout:
-        names = (self._columns.names if self._columns else None) or read_class_names(self._root)
+        columns = self._columns
+        names = (columns.names if columns else None) or read_class_names(self._root)
         remarks = [f"{len(self._labelled)} rows of {len(self._files)} Parquet files", *self._remarks]
-        return arrange_labelled(self._labelled.values(), names, str(self._source.path), remarks)
+        remarks += columns.remarks if columns else ()
+        layout = arrange_labelled(self._labelled.values(), names, str(self._source.path), remarks)
+        return replace(layout, heeds=COLUMN_OPTIONS)
 
 
 def read_parquet(source: Source) -> RawSet:
@@ -134,19 +139,17 @@ def _opened(path: Path) -> "pyarrow.parquet.ParquetFile":
 
 
 def _choose_columns(schema: "pyarrow.Schema", source: Source, where: str) -> _Columns:
-    features = _features(schema)
-    images = [name for name, feature in features.items() if feature.get("_type") == "Image" and name in schema.names]
-    labels = [
-        name for name, feature in features.items() if feature.get("_type") == "ClassLabel" and name in schema.names
-    ]
-    image = images[0] if source.options.image_column is None and len(images) == 1 else choose_column(
-        schema.names, source.options.image_column, IMAGE_COLUMNS, "image", where
-    )  # fmt: skip
-    label = labels[0] if source.options.label_column is None and len(labels) == 1 else choose_column(
-        schema.names, source.options.label_column, LABEL_COLUMNS, "label", where
-    )  # fmt: skip
+    features, asked = _features(schema), source.options
+    typed = {
+        kind: [name for name in schema.names if features.get(name, {}).get("_type") == kind]
+        for kind in ("Image", "ClassLabel")
+    }
+    image, doubts = choose_typed_column(schema.names, typed["Image"], asked.image_column, IMAGE_COLUMNS, "image", where)
+    label, more = choose_typed_column(
+        schema.names, typed["ClassLabel"], asked.label_column, LABEL_COLUMNS, "label", where
+    )
     names = features.get(label, {}).get("names")
-    return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else None)
+    return _Columns(image, label, tuple(map(str, names)) if isinstance(names, list) else None, (*doubts, *more))
 
 
 def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:

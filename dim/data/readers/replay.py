@@ -24,6 +24,7 @@ def read_bundle(source: Source) -> RawSet:
     Raises:
         BundleError, EngineError: the bundle cannot be read or drawn from.
     """
+    source.heed(frozenset(("replay_ipc",)))
     ipc = source.options.replay_ipc
     num_test = max(FEWEST_TEST, ipc // TEST_PART)
     with open_bundle(source.path) as bundle:

@@ -6,12 +6,15 @@ Integer labels are named by `classes.json` in the same folder, where there is on
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from dim.data.classes.class_names import read_class_names
-from dim.data.classes.layout import Layout
-from dim.data.classes.tables import LABEL_COLUMNS, Labelled, arrange_labelled, choose_column, name_split
+from dim.data.classes.columns import LABEL_COLUMNS, choose_column, name_other_columns
+from dim.data.classes.labelled import Labelled, arrange_labelled, is_whole, name_split, read_numbers
+from dim.data.classes.layout import Layout, list_first
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS
 from dim.data.image_set import RawSet, Source
@@ -62,6 +65,7 @@ class _Shards:
         self._source, self._shards = source, shards
         self._images: dict[str, str] = {}
         self._labels: dict[str, int | str] = {}
+        self._column, self._others = "", ""  # of the labels in JSON
 
     def give(self) -> Iterator[tuple[str, bytes]]:
         for shard in self._shards:
@@ -84,15 +88,37 @@ class _Shards:
                 row = json.loads(text)
                 if not isinstance(row, dict):
                     raise DataError(f"{where}: {text[:40]!r}, expected an object with the label.")
-                usual = (*LABEL_COLUMNS, "cls")
-                value = row[choose_column(row, self._source.options.label_column, usual, "label", where)]
+                value = row[self._choose_column(row, where)]
                 if isinstance(value, bool) or not isinstance(value, int | str):
                     raise DataError(f"{where}: the label is {str(value)[:40]!r}, expected a whole number or text.")
                 self._labels[sample] = value
             else:
-                self._labels[sample] = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else text
+                self._labels[sample] = text
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: the label cannot be read ({str(error)[:80]}).") from error
+
+    def _choose_column(self, row: dict[str, Any], where: str) -> str:
+        asked, usual = self._source.options.label_column, (*LABEL_COLUMNS, "cls")
+        column = choose_column(row, asked, usual, "label", where)
+        if column != (self._column or column):
+            raise DataError(
+                f"{where}: its label is in '{column}', and those before are in '{self._column}'; say --label-column."
+            )
+        self._column, self._others = column, name_other_columns(row, column, asked, usual, "label")
+        return column
+
+    def _refuse_unlike_shards(self, where: str) -> None:
+        """Refuse shards whose text labels are all numbers beside shards where none is."""
+        kinds: dict[str, set[bool]] = {}
+        for sample, label in self._labels.items():
+            if isinstance(label, str):
+                kinds.setdefault(sample.partition("/")[0], set()).add(is_whole(label))
+        numbers, texts = ([shard for shard, kind in kinds.items() if kind == {one}] for one in (True, False))
+        if numbers and texts:
+            raise DataError(
+                f"{where}: labels are numbers in {len(numbers)} shards ({list_first(numbers)}) and text in "
+                f"{len(texts)} ({list_first(texts)}); write all alike."
+            )
 
     def arrange(self) -> Layout:
         where = str(self._source.path)
@@ -105,12 +131,16 @@ class _Shards:
         remarks = [f"{len(self._shards)} WebDataset shards"]
         if lonely := [sample for sample in self._labels if sample not in self._images]:
             remarks.append(f"{len(lonely)} labels have no image beside them ({lonely[0]}) and were passed over")
+        if self._others:
+            remarks.append(f"labels are those of '{self._column}' in JSON{self._others}")
+        self._refuse_unlike_shards(where)
         images = [
             Labelled(image, self._labels[sample], _split_of_shard(sample.partition("/")[0], asked))
             for sample, image in sorted(self._images.items())
         ]
         folder = self._source.path if self._source.path.is_dir() else self._source.path.parent
-        return arrange_labelled(images, read_class_names(folder), where, remarks, asked)
+        layout = arrange_labelled(read_numbers(images), read_class_names(folder), where, remarks, asked)
+        return replace(layout, heeds=frozenset(("split", "label_column") if self._column else ("split",)))
 
 
 def _split_of_shard(name: str, asked: str | None) -> str:

@@ -1,0 +1,108 @@
+"""Images whose label and split are told one by one, in a table or beside each, to a layout."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dim.data.classes.labels import name_labels
+from dim.data.classes.layout import Layout, find_asked_splits, split_role
+from dim.runtime.errors import DataError
+
+_TEST_ROLES = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image and what is said of it."""
+
+    key: str
+    label: int | str
+    split: str = ""
+    """Its name, or "" where nothing says."""
+
+
+def arrange_labelled(
+    images: Iterable[Labelled],
+    classes: tuple[str, ...] | None,
+    where: str,
+    remarks: list[str],
+    asked: str | None = None,
+) -> Layout:
+    """Make a layout of images whose labels are known.
+
+    Args:
+        images: each with its own key.
+        classes: names of integer labels in order; None takes names from the labels.
+        where: stands for the source in messages.
+        remarks: about the source, passed on.
+        asked: the splits to read, one name or two joined by a comma; None for those with usual names.
+
+    Raises:
+        DataError: no such split, or as `name_labels`.
+    """
+    images = list(images)
+    _check_kinds(images, where)
+    if asked is None:
+        train, test, more = _choose_by_role(images)
+    else:
+        wanted = find_asked_splits(sorted({image.split for image in images} - {""}), asked, where)
+        train, test = ([image for image in images if image.split in part] for part in (wanted[:1], wanted[1:]))
+        left_out = len(images) - len(train) - len(test)
+        more = [f"{left_out} images of other splits were passed over"] if left_out else []
+    remarks = [*remarks, *more]
+    numbers = [np.array([image.label for image in part]) if part else None for part in (train, test)]
+    if numbers[0] is None:
+        raise DataError(f"{where}: no labelled image found.")
+    names, train_labels, test_labels, renamed = name_labels(numbers[0], numbers[1], classes, where)
+    splits: list[dict[str, list[str]]] = [{name: [] for name in names} for _ in range(2)]
+    for split, part, labels in zip(splits, (train, test), (train_labels, test_labels), strict=True):
+        for image, label in zip(part, [] if labels is None else labels.tolist(), strict=True):
+            split[names[label]].append(image.key)
+    return Layout(splits[0], splits[1] if test else {}, (*remarks, *renamed))
+
+
+def _check_kinds(images: list[Labelled], where: str) -> None:
+    """Refuse labels that are text for some images and numbers for others: all would become text."""
+    texts = [image for image in images if isinstance(image.label, str)]
+    if 0 < len(texts) < len(images):
+        number = next(image for image in images if not isinstance(image.label, str))
+        raise DataError(
+            f"{where}: {len(texts)} labels are text ({texts[0].key}: '{texts[0].label}') and "
+            f"{len(images) - len(texts)} are numbers ({number.key}: {number.label}); write all alike."
+        )
+
+
+def read_numbers(images: list[Labelled]) -> list[Labelled]:
+    """Turn text labels into numbers where all are whole and no two are one number, as 7 and 007 are."""
+    texts = {str(image.label).strip() for image in images}
+    whole = all(isinstance(image.label, str) and is_whole(image.label) for image in images)
+    if not whole or len({int(text) for text in texts}) < len(texts):
+        return images
+    return [replace(image, label=int(image.label)) for image in images]
+
+
+def _choose_by_role(images: list[Labelled]) -> tuple[list[Labelled], list[Labelled], list[str]]:
+    """Return the training images, the test images and remarks, by splits with usual names."""
+    by_image = [split_role(image.split) for image in images]
+    roles = set(by_image)
+    held = next((role for role in _TEST_ROLES if role in roles and roles - {role, *_TEST_ROLES}), None)
+    if held is None:
+        return images, [], []
+    train = [image for image, role in zip(images, by_image, strict=True) if role not in _TEST_ROLES]
+    test = [image for image, role in zip(images, by_image, strict=True) if role == held]
+    remarks = ["the validation split serves as test split"] if held == "validation" else []
+    if left_out := len(images) - len(train) - len(test):
+        remarks.append(f"{left_out} images of the validation split were passed over")
+    return train, test, remarks
+
+
+def is_whole(text: str) -> bool:
+    """Whether text is a whole number."""
+    return text.strip().isascii() and text.strip().isdigit() and len(text) < 18
+
+
+def name_split(words: Iterable[str], asked: str | None) -> str:
+    """Return the first word that is a split asked for, or named like one; "" where none is."""
+    wanted = [name.strip() for name in asked.split(",")] if asked else []
+    return next((word for word in words if word in wanted or split_role(word)), "")
