@@ -3,11 +3,15 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dim.cli.options import complete_from
+from dim.runtime.errors import BadValueError
+
+if TYPE_CHECKING:
+    from dim.data.options import DataOptions
 
 DATA_PANEL = "Reading the data"
 DATA_HELP = (
@@ -66,6 +70,21 @@ _RENAMED = {
 }
 
 
+def make_data_options(**given: Any) -> "DataOptions":
+    """Make the options of reading data from what was typed; what is not given has its default.
+
+    Raises:
+        BadValueError: a value is out of range; the option is named as it was typed.
+    """
+    from dim.data.options import DataOptions
+
+    try:
+        return DataOptions(**given)
+    except BadValueError as error:
+        field, _, rest = str(error).partition(" ")
+        raise BadValueError(f"--{field.replace('_', '-')} {rest}") from None
+
+
 def takes_data_options(command: Command) -> Command:
     """Give a command the options above in place of its parameter `reading`, which gets those that were given.
 
@@ -86,7 +105,9 @@ def takes_data_options(command: Command) -> Command:
     def run(**given: Any) -> None:
         asked = {name.removeprefix(_PREFIX): value for name, value in given.items() if name.startswith(_PREFIX)}
         others = {name: value for name, value in given.items() if not name.startswith(_PREFIX)}
-        command(**others, **{_READING: {name: value for name, value in asked.items() if value is not None}})
+        reading = {name: value for name, value in asked.items() if value is not None}
+        make_data_options(**reading)  # told before anything is read
+        command(**others, **{_READING: reading})
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.data_options import DATA_HELP, takes_data_options
+from dim.cli.data_options import DATA_HELP, make_data_options, takes_data_options
 from dim.cli.options import ReportOption, complete_from, open_report
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
+from dim.runtime.cores import check_threads
 from dim.runtime.errors import BadValueError
 from dim.runtime.units import format_duration
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from dim.distillation.estimate import Estimate
 
 _RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
+_OPTIONS = {
+    "seed": "--seed",
+    "stage1.steps": "--steps",
+    "stage2.steps": "--matching-steps",
+    "matching.loss": "--matching-loss",
+}
+"""Options that stand for fields of the configuration."""
 
 
 @takes_data_options
@@ -110,21 +118,25 @@ def distill(
         raise BadValueError("The seed also cuts the test split of data that has none: use --seed, not --set.")
     named = {"seed": seed, "stage1.steps": steps, "stage2.steps": matching_steps, "matching.loss": matching_loss}
     overrides = {field: value for field, value in named.items() if value is not None} | fields
+    typed = {field: option for field, option in _OPTIONS.items() if field not in fields}
+    typed |= {field: f"--set {field}" for field in fields}
+    if device not in ("auto", "cpu", "gpu"):
+        raise BadValueError(f"There is no device named {device!r}: choose auto, cpu or gpu.")
+    check_threads(threads)
 
     with require_training_extra():
         if find_spec("torch") is None:  # told before any data is fetched
             raise ModuleNotFoundError(name="torch")
         from dim.data.load import load_data
-        from dim.data.options import DataOptions
-        from dim.presets import check_names
+        from dim.presets import check_overrides
         from dim.runs.tensorboard import check_log
-    check_names(preset, overrides)
+    options = make_data_options(size=size, channels=channels, seed=seed, **reading)
+    check_overrides(preset, overrides, typed)
     check_log(log)
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
     speak = say if is_main else lambda line: None
     started = time.monotonic()
-    options = DataOptions(size=size, channels=channels, seed=seed, **reading)
     images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main, asked=reading)
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.distillation import distill as library

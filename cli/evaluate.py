@@ -1,6 +1,7 @@
 """`dim eval`: what classifiers learn from a bundle's images, measured on real ones."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -208,12 +209,13 @@ def evaluate(
     Example:  [bold]dim eval --bundle runs/digits/digits.dim --data digits --ipc 10 --epochs 100[/bold]
     """
     with require_training_extra():
+        if find_spec("torch") is None:  # told before any data is fetched
+            raise ModuleNotFoundError(name="torch")
         from dim.data.cautions import find_cautions
-        from dim.evaluation.choose_recipe import read_recipe
-        from dim.evaluation.evaluate import evaluate as run_evaluation
         from dim.evaluation.protocol import PROTOCOLS, Execution
         from dim.evaluation.subjects import load_source_data
         from dim.export.record_accuracy import record_accuracy
+        from dim.students.recipes import read_recipe
     from dim.runtime.bundle_format.files import load_manifest
     from dim.runtime.engines.base import EngineOptions
 
@@ -258,6 +260,8 @@ def evaluate(
     path = paths[0]
     manifest = load_manifest(path)
     images = load_source_data(manifest, data, asked=reading, data_dir=data_dir, say=say, progress=True)
+    with require_training_extra():  # only now, so that faults of the data are told at once
+        from dim.evaluation.evaluate import evaluate as run_evaluation
     evaluation = run_evaluation(
         {GENERATED: path if len(paths) == 1 else tuple(paths), **parse_bundles(compare or [])},
         images,

@@ -8,19 +8,35 @@ from typing import Any
 
 from dim.policy import parse_policy
 from dim.runtime.errors import BadValueError
-from dim.runtime.storage.records import from_plain, to_plain
+from dim.runtime.storage.records import FieldError, from_plain, to_plain
+
+
+class _FieldError(BadValueError, FieldError):
+    """A field is out of range; `from_dict` tells it by its place in the whole configuration.
+
+    Args:
+        owner: the dataclass that has the field.
+        name: of the field.
+        expected: what it must be, as the end of a sentence.
+    """
+
+    def __init__(self, owner: object, name: str, expected: str) -> None:
+        self.field, self.found, self.expected = name, getattr(owner, name), expected
+        self._sentence = f"{type(owner).__name__}.{name} is {self.found!r}; it must be {expected}."
+        ValueError.__init__(self, self._sentence)
+
+    def __str__(self) -> str:
+        return self._sentence
 
 
 def _check_between(owner: object, name: str, low: float, high: float) -> None:
-    value = getattr(owner, name)
-    if not low <= value <= high:
-        raise BadValueError(f"{type(owner).__name__}.{name} is {value}; it must lie between {low:g} and {high:g}.")
+    if not low <= getattr(owner, name) <= high:
+        raise _FieldError(owner, name, f"between {low:,} and {high:,}")
 
 
 def _check_one_of(owner: object, name: str, allowed: Collection[str]) -> None:
-    value = getattr(owner, name)
-    if value not in allowed:
-        raise BadValueError(f"{type(owner).__name__}.{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+    if getattr(owner, name) not in allowed:
+        raise _FieldError(owner, name, f"one of {', '.join(allowed)}")
 
 
 def _check_policy(owner: object, name: str) -> None:
@@ -29,11 +45,9 @@ def _check_policy(owner: object, name: str) -> None:
     try:
         alternatives = parse_policy(policy)
     except BadValueError as error:
-        raise BadValueError(f"{type(owner).__name__}.{name}: {error}") from error
+        raise _FieldError(owner, name, f"a policy of augmentations ({str(error).rstrip('.')})") from error
     if len(alternatives) > 1:
-        raise BadValueError(
-            f"{type(owner).__name__}.{name} is {policy!r}; alternatives, joined by bars, are for students alone."
-        )
+        raise _FieldError(owner, name, "without alternatives, joined by bars, which are for students alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +188,9 @@ class PoolConfig:
     def __post_init__(self) -> None:
         _check_one_of(self, "kind", ("kept", "fresh"))
         if not self.architectures:
-            raise BadValueError("PoolConfig.architectures is empty; name at least one classifier.")
+            raise _FieldError(self, "architectures", "at least one classifier")
         if not self.ages or list(self.ages) != sorted(set(self.ages)) or self.ages[0] < 1:
-            raise BadValueError(f"PoolConfig.ages is {self.ages}; it must be increasing positive step counts.")
+            raise _FieldError(self, "ages", "increasing positive numbers of steps")
         _check_between(self, "width", 0, 1024)
         _check_between(self, "steps_between", 0, 10_000)
         _check_between(self, "epoch_steps", 1, 10_000_000)
@@ -211,7 +225,7 @@ class MatchingConfig:
         _check_between(self, "cross_entropy", 0.0, 1e4)
         _check_between(self, "classes_per_step", 1, 1000)
         if self.cross_entropy and self.loss != "distribution":
-            raise BadValueError(f"MatchingConfig.cross_entropy belongs to the loss distribution, not to {self.loss!r}.")
+            raise _FieldError(self, "cross_entropy", f"0 with the loss {self.loss!r}; it belongs to distribution")
         _check_policy(self, "augment")
 
 
@@ -250,9 +264,7 @@ class DeploymentConfig:
 
     def __post_init__(self) -> None:
         if any(not 0.1 <= std <= 10 for std in self.latent_stds):
-            raise BadValueError(
-                f"DeploymentConfig.latent_stds is {self.latent_stds}; each must lie between 0.1 and 10."
-            )
+            raise _FieldError(self, "latent_stds", "numbers between 0.1 and 10")
         _check_between(self, "holdout", 0.001, 0.5)
         _check_between(self, "candidates", 1, 100_000)
         _check_between(self, "fixed_latents", 0, self.candidates)
@@ -279,7 +291,7 @@ class FilterConfig:
     def __post_init__(self) -> None:
         _check_between(self, "candidates", 0, 2**24)
         if self.candidates % 8:
-            raise BadValueError(f"FilterConfig.candidates is {self.candidates}; it must be a multiple of 8.")
+            raise _FieldError(self, "candidates", "a multiple of 8")
         _check_between(self, "keep", 0.01, 1.0)
         _check_one_of(self, "judge", ("pool", "teacher"))
 
@@ -337,9 +349,9 @@ class DistillConfig:
         for name in ("checkpoint_steps", "grid_steps", "log_steps"):
             _check_between(self, name, 1, 10_000_000)
         if self.wants_choices and self.pool.kind != "kept":
-            raise BadValueError("DistillConfig.deployment needs the kept pool: set pool.kind to 'kept'.")
+            raise BadValueError("deployment.latent_stds and fixed_latents need the kept pool: set pool.kind to 'kept'.")
         if self.filter.candidates and self.pool.kind != "kept":
-            raise BadValueError("DistillConfig.filter needs the kept pool: set pool.kind to 'kept'.")
+            raise BadValueError("filter.candidates needs the kept pool: set pool.kind to 'kept'.")
         if self.filter.candidates and self.filter.judge == "teacher" and not self.deployment.teacher:
             raise BadValueError("filter.judge is 'teacher' and there is none: set deployment.teacher to 'convnet3'.")
         paper = self.stage1.adversarial.loss == "wgan-gp-ac"

@@ -225,20 +225,24 @@ class _AnyData:
     channels: int = 3
 
 
-def check_names(name: str, fields: Iterable[str]) -> None:
-    """Refuse a preset or fields that do not exist, before any data are there.
+def check_overrides(name: str, overrides: Mapping[str, Any], typed: Mapping[str, str]) -> None:
+    """Refuse a preset, fields or values that cannot be, before any data are there.
 
     Args:
         name: of the preset.
-        fields: of its configuration, nested ones with dots.
+        overrides: as in `preset`.
+        typed: by fields, what the user typed for them, as in "--steps".
 
     Raises:
-        BadValueError: there is no such preset or field; the nearest name is said.
+        BadValueError: as `preset`, in the words of `typed`.
     """
-    _check_preset(name)
-    values = to_dict(PRESETS[name](_AnyData()))
-    for path in fields:
-        _find_field(values, path)
+    try:
+        preset(name, data=_AnyData(), overrides=overrides)
+    except BadValueError as error:
+        sentence = str(error)
+        for field, words in typed.items():
+            sentence = sentence.replace(f"The configuration's field {field} is", f"{words} is")
+        raise BadValueError(sentence) from None
 
 
 def _check_preset(name: str) -> None:
@@ -274,7 +278,4 @@ def _find_field(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]
 
 def _override(values: dict[str, Any], path: str, value: Any) -> None:
     holder, name = _find_field(values, path)
-    old, new = holder[name], list(value) if isinstance(value, tuple) else value
-    if type(new) is not type(old) and not (type(old) is float and type(new) is int):
-        raise BadValueError(f"{path} is {value!r}; it must be of the same kind as {old!r}.")
-    holder[name] = new
+    holder[name] = list(value) if isinstance(value, tuple) else value

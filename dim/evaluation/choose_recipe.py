@@ -14,15 +14,10 @@ from dim.data.image_set import ImageSet
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.execution.large_images import select_images
-from dim.runtime.errors import BadValueError, BundleError, DataError, DimError, OutputError
+from dim.runtime.errors import BadValueError, DataError, DimError, OutputError
 from dim.runtime.progress.show import Progress, ignore_progress
-from dim.runtime.storage import strict_json
 from dim.runtime.storage.below import replace_file
-from dim.runtime.storage.records import from_plain
-from dim.students.recipes import Recipe, resolve_recipe
-
-CHOICE_NAME = "recipe.json"
-MAX_CHOICE_BYTES = 2**22
+from dim.students.recipes import CHOICE_NAME, Recipe, resolve_recipe
 
 
 def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> ImageSet:
@@ -145,21 +140,3 @@ def choose_recipe(
         raise OutputError(f"The choice in {out} cannot be written: {error.strerror}.") from error
     say(f"Chosen on the hold-out: the recipe {chosen.name}.")
     return chosen
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read the recipe that `choose_recipe` chose, so that one choice serves many evaluations.
-
-    Args:
-        path: a `recipe.json`.
-
-    Raises:
-        DataError: it cannot be read, or is none.
-    """
-    try:
-        described = strict_json.parse(path.read_bytes(), str(path), MAX_CHOICE_BYTES)
-        return from_plain(Recipe, described["chosen"], str(path), defaults=True)
-    except (OSError, BundleError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is not the {CHOICE_NAME} of an earlier choice: make one with  dim eval --recipe holdout"
-        ) from error

@@ -1,19 +1,20 @@
-"""What an evaluation measures, `EvalProtocol`, and by what means, `Execution`."""
+"""What an evaluation measures, `EvalProtocol`, and by what means, `Execution`; both are checked without PyTorch."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from dim.execution.compiled import CHOICES
-from dim.networks.classifiers import CLASSIFIER_NAMES
+from dim.networks.names import CLASSIFIER_NAMES
 from dim.runtime.choose_engine import settle_precision
 from dim.runtime.cores import check_threads
 from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, DeviceError
 from dim.students.recipes import Recipe, resolve_recipe
-from dim.students.train import choose_precision
-from dim.torch_engine.engine import TORCH
+
+if TYPE_CHECKING:
+    import torch
 
 MODES = ("fixed", "stream")
 LABELS = ("hard", "soft")
@@ -149,7 +150,7 @@ class Execution:
         for field, allowed in [
             ("device", ("auto", "cpu", "gpu")),
             ("precision", ("auto", "fp32", "bf16")),
-            ("compile", CHOICES),
+            ("compile", ("auto", "on", "off")),
         ]:
             if getattr(self, field) not in allowed:
                 names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
@@ -164,6 +165,8 @@ class Execution:
     def image_engine(self) -> str:
         """Name of the engine that was asked for; empty where it is left to choose."""
         if self.torch_draws:
+            from dim.torch_engine.engine import TORCH
+
             return TORCH
         return "" if self.engine.engine == "auto" else self.engine.engine
 
@@ -180,6 +183,8 @@ class Execution:
         Raises:
             DeviceError: a GPU is asked for and there is none.
         """
+        import torch
+
         if self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available()):
             return torch.device("cpu")
         if not torch.cuda.is_available():
@@ -190,4 +195,6 @@ class Execution:
 
     def choose_precision(self) -> str:
         """Return the precision of the students: `fp32` or `bf16`."""
+        from dim.students.train import choose_precision
+
         return choose_precision(self.precision, self.choose_device())

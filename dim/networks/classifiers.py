@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dim.networks.names import CLASSIFIER_NAMES
 from dim.runtime.errors import BadValueError
 
 MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 128
@@ -283,8 +284,6 @@ _BUILDERS: dict[str, tuple[Callable[[int, int, int, int], Classifier], int]] = {
     "densenet": (_densenet, 12),
     "mlp": (_mlp, 128),
 }
-CLASSIFIER_NAMES = tuple(_BUILDERS)
-"""Every name that `build_classifier` knows."""
 GAIN_BY_COMPILING = ("convnet3",)
 """Those that `torch.compile` makes faster on a CPU: instance norm, ReLU and pooling become one pass. ResNets gain
 nothing."""

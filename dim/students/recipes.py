@@ -4,9 +4,16 @@ A recipe is named, read from a `recipe.json`, or chosen on images held out of th
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dim.policy import default_policy, parse_policy
-from dim.runtime.errors import BadValueError
+from dim.runtime.errors import BadValueError, BundleError, DataError
+from dim.runtime.storage import strict_json
+from dim.runtime.storage.records import from_plain
+
+CHOICE_NAME = "recipe.json"
+"""The file of a recipe that was chosen."""
+MAX_CHOICE_BYTES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +126,21 @@ def resolve_recipe(recipe: str | Recipe, data_name: str, ipc: int = 10) -> Recip
         f"There is no student recipe '{recipe}'; there are default, published, reference, condensation and "
         "condensation-all."
     )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the recipe that `dim.evaluation.choose_recipe` chose, so that one choice serves many evaluations.
+
+    Args:
+        path: a `recipe.json`.
+
+    Raises:
+        DataError: it cannot be read, or is none.
+    """
+    try:
+        described = strict_json.parse(path.read_bytes(), str(path), MAX_CHOICE_BYTES)
+        return from_plain(Recipe, described["chosen"], str(path), defaults=True)
+    except (OSError, BundleError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is not the {CHOICE_NAME} of an earlier choice: make one with  dim eval --recipe holdout"
+        ) from error

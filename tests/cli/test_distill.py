@@ -107,9 +107,41 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             ["--log", "wandb"],
             "There is no log 'wandb'; there are jsonl and tensorboard, and any other takes the values",
         ),
+        (
+            ["--set", "generator.width=abc"],
+            "--set generator.width is 'abc'; it must be an integer.",
+        ),
+        (
+            ["--set", "generator.width=48.5"],
+            "--set generator.width is 48.5; it must be an integer.",
+        ),
+        (
+            ["--set", "generator.mirrored=yes"],
+            "--set generator.mirrored is 'yes'; it must be true or false.",
+        ),
+        (["--set", "pool.ages=50"], "--set pool.ages is 50; it must be a list."),
+        (["--set", 'pool.ages=[50, "x"]'], "The configuration's field pool.ages[1] is 'x'; it must be an integer."),
+        (
+            ["--set", "pool.augment=typo"],
+            "--set pool.augment is 'typo'; it must be a policy of augmentations (Unknown augmentation step 'typo' in ",
+        ),
+        (["--set", "stage1=3"], "The configuration has no field 'stage1'"),
+        (["--steps", "-1"], "--steps is -1; it must be between 0 and 100,000,000."),
+        (["--matching-steps", "-1"], "--matching-steps is -1; it must be between 0 and 100,000,000."),
+        (["--matching-loss", "l2"], "--matching-loss is 'l2'; it must be one of distribution, paper, none."),
+        (["--set", "stage1.steps=-1"], "--set stage1.steps is -1; it must be between 0 and "),
+        (["--seed", "-1"], "--seed is -1: it must be between 0 and 2**64 - 1."),
+        (["--size", "7"], "--size is 7: it must be between 8 and 128 pixels."),
+        (["--channels", "2"], "--channels is 2: it must be 1 (grey) or 3 (colour)."),
+        (["--bits", "99"], "--bits is 99: it must be between 8 and 16."),
+        (["--replay-ipc", "0"], "--replay-ipc is 0: it must be between 1 and 1000000."),
+        (["--layout", "class"], "--layout is 'class': it must be one of auto, classes, "),
+        (["--device", "tpu"], "There is no device named 'tpu': choose auto, cpu or gpu."),
+        (["--threads", "0"], "The number of threads is 0; it must lie between 1 and "),
+        (["--time-limit", "soon"], "--time-limit got 'soon'; it takes a time such as 90s, 9m or 1h30m."),
     ],
 )
-def test_a_misspelt_preset_field_or_log_is_told_before_data_are_read(arguments: list[str], message: str) -> None:
+def test_options_and_fields_are_checked_before_data_are_read(arguments: list[str], message: str) -> None:
     assert message in one_line(dim("distill", "--data", "no-such-set", *arguments))
 
 
@@ -154,3 +186,11 @@ def test_a_dry_run_says_what_a_run_would_take_and_keeps_nothing(
     steps = report["seconds_per_step"]
     assert report["seconds"] == pytest.approx(sum(count * steps[part] for part, count in report["steps"].items()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_does_nothing_for_the_data_is_told_as_it_was_typed() -> None:
+    for option, why in {
+        "--replay-ipc=1000": "is no bundle, so --replay-ipc does nothing",
+        "--split=train": "names no splits, so --split does nothing",
+    }.items():
+        assert one_line(dim("distill", "--data", "digits", option)) == f"digits {why}: leave it out."

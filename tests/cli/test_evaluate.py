@@ -1,6 +1,8 @@
 """How `dim eval` reads its options, and that one call of the library gets them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,3 +189,23 @@ def test_a_source_of_the_same_name_is_read_as_its_run_read_it(tmp_path: Path, mo
     )
     ran = dim("eval", "--bundle", bundle, "--data", same, "--layout", "classes")
     assert ran.code == 0 and "as it was distilled" not in ran.err and seen[-1].classes == ("left", "right")
+
+
+def test_faults_of_the_data_and_of_options_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    folder = write_folder(tmp_path / "photos", {"a.png": b"", "labels.csv": b"\xff"})
+    wrong = {
+        f"{folder}: labels.csv: not text in UTF-8 (invalid start byte at byte 0); save it as UTF-8.": [],
+        "There is no classifier 'lenet'; there are convnet3, resnet10, ": ["--arch", "lenet"],
+        "--bits is 99: it must be between 8 and 16.": ["--bits", "99"],
+        "device is 'tpu'; it must be auto, cpu or gpu.": ["--device", "tpu"],
+    }
+    for message, more in wrong.items():
+        command = ["eval", "--bundle", str(bundle), "--data", str(folder), *more]
+        program = (
+            "import sys\nfrom dim.cli.main import main\n"
+            f"try:\n    main({command!r})\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout == "1 False\n", done.stderr
+        assert message in done.stderr.splitlines()[-1] and done.stderr.count("Error: ") == 1

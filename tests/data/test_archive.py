@@ -199,11 +199,14 @@ def test_names_in_a_zip_are_those_that_were_packed(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(without_utf8_flag(zipped({"Kätzchen/1": b"1", "猫/2": b"2"})))
     assert _read(path) == {"Kätzchen/1": b"1", "猫/2": b"2"}
-    path.write_bytes(zipped({"K@": b"1"}).replace(b"K@", b"K\x84"))
-    assert _read(path) == {"Kä": b"1"}
+    assert not any(entry.is_guessed for entry in iterate_entries(path))
+    path.write_bytes(zipped({"K@": b"1", "a": b"2"}).replace(b"K@", b"K\x84"))
+    assert _read(path) == {"Kä": b"1", "a": b"2"}
+    assert [entry.is_guessed for entry in iterate_entries(path)] == [True, False]
     path.write_bytes(zipped({"a|b|1": b"1", "a|c|": b""}).replace(b"|", b"\\"))
     assert _read(path) == {"a/b/1": b"1"}
     assert [entry.is_folder for entry in iterate_entries(path)] == [False, True]
+    assert not any(entry.is_guessed for entry in iterate_entries(path))
     for evil, message in (("..|x", "climbs out of the archive"), ("|x", "has an absolute path or a backslash")):
         path.write_bytes(zipped({evil: b"1"}).replace(b"|", b"\\"))
         assert message in _refusal(path)
@@ -241,6 +244,21 @@ def test_a_bomb_is_stopped_at_the_limit(tmp_path: Path, kind: str, monkeypatch: 
         monkeypatch.setattr(f"dim.data.files.{kind}.MAX_UNPACKED_BYTES", 10**6)
         with pytest.raises(DataError, match="unpacks to more than 1000000 bytes, which is the limit"):
             list(iterate_entries(path))
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_zip_may_say_a_name_in_utf8_in_an_extra_field(tmp_path: Path, is_damaged: bool) -> None:
+    """As Info-ZIP and WinZip do (field 0x7075); one that is for another name does not count."""
+    raw, real = b"K\xe4tze.png", "Kätze.png"
+    with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+        info = zipfile.ZipInfo("K@tze.png")
+        payload = b"\x01" + (zlib.crc32(raw) ^ is_damaged).to_bytes(4, "little") + real.encode()
+        other = b"\x99\x99\x02\x00ab"
+        info.extra = other + b"\x75\x70" + len(payload).to_bytes(2, "little") + payload
+        archive.writestr(info, b"1")
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes().replace(b"K@tze", b"K\xe4tze"))
+    (entry,) = iterate_entries(tmp_path / "x")
+    assert (entry.path, entry.is_guessed) == (("KΣtze.png", True) if is_damaged else (real, False))
 
 
 def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,10 +70,60 @@ def test_pixels_in_the_forms_that_people_use(array: Any, expected: Any, remark: 
 
 
 def test_both_splits_are_scaled_alike() -> None:
-    (train, test), _ = read_pixels([np.full((2, 8, 8), 0.5), np.full((2, 8, 8), -0.5)], "P")
-    assert train.max() == 191 and test.max() == 64
+    (train, test), _ = read_pixels([np.full((2, 8, 8), -0.25), np.full((2, 8, 8), -0.5)], "P")
+    assert train.max() == 96 and test.max() == 64
     (train, test), _ = read_pixels([np.full((2, 8, 8), 300, np.uint16), np.full((2, 8, 8), 4000, np.uint16)], "P")
     assert train.max() == 300 >> 4 and test.max() == 4000 >> 4
+
+
+UNIT, BYTES, WIDE = IMAGES / np.float32(255), IMAGES, IMAGES.astype(np.uint16) << 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shown"),
+    [
+        (UNIT, UNIT * 2 - 1, "are float32 from 0 to 1 and the test images are float32 from -1 to 1"),
+        (UNIT * 2 - 1, UNIT, "are float32 from -1 to 1 and the test images are float32 from 0 to 1"),
+        (BYTES, UNIT, "are uint8 from 0 to 255 and the test images are float32 from 0 to 1"),
+        (
+            BYTES.astype(np.float32),
+            np.float32(BYTES > 99),
+            "are float32 from 0 to 255 and the test images are float32",
+        ),
+        (WIDE, BYTES, "are uint16 from 0 to 4080 and the test images are uint8 from 0 to 255"),
+        (BYTES, BYTES > 99, "are uint8 from 0 to 255 and the test images are bool from 0 to 1"),
+    ],
+)
+def test_splits_and_parts_of_different_ranges_are_refused(tmp_path: Path, train: Any, test: Any, shown: str) -> None:
+    with pytest.raises(DataError, match=rf"^P: the training images {shown}.*; save all in one range\.$"):
+        read_pixels([train, test], "P")
+    for number, images in enumerate((train, test)):
+        np.savez(tmp_path / f"{number}.npz", images=images, labels=LABELS)
+        np.save(tmp_path / f"images{number}.npy", images)
+        np.save(tmp_path / f"labels{number}.npy", LABELS)
+    with pytest.raises(DataError, match=rf": images: those of 0.npz are {shown[4:20]}.* and those of 1.npz are"):
+        load_data(tmp_path)
+    for path in tmp_path.glob("*.npz"):
+        path.unlink()
+    with pytest.raises(DataError, match=rf": images: those of images0.npy are {shown[4:20]}.* and those of images1"):
+        load_data(tmp_path)
+
+
+def test_parts_of_one_range_are_joined_whatever_their_whole_type(tmp_path: Path) -> None:
+    for number, images in enumerate((BYTES, BYTES.astype(np.int64), BYTES.astype(np.float64))):
+        np.savez(tmp_path / f"{number}.npz", images=images, labels=LABELS)
+    assert set(load_data(tmp_path).class_counts) == {24}
+
+
+@pytest.mark.parametrize("labels", [("labels",), ("train_labels", "test_labels")])
+def test_labels_that_are_text_in_one_part_and_numbers_in_another_are_refused(
+    tmp_path: Path, labels: tuple[str, ...]
+) -> None:
+    for number, values in enumerate((LABELS, np.array([f"c{label}" for label in LABELS]))):
+        arrays = dict.fromkeys(labels, values) | {label.replace("labels", "images"): IMAGES for label in labels}
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+    with pytest.raises(DataError, match=r": labels are text in 1.npz and numbers in 0.npz; write all alike\.$"):
+        load_data(tmp_path)
 
 
 def test_transparency_becomes_white() -> None:
@@ -191,12 +241,6 @@ def test_the_splits_of_an_npz_can_be_chosen_and_what_is_left_is_said(tmp_path: P
     said.clear()
     load_data(tmp_path / "set.npz", say=said.append)
     assert "set: 'x_val' serves as test split" in said
-
-
-def test_a_split_that_cannot_be_chosen_is_said_to_be_passed_over() -> None:
-    said: list[str] = []
-    load_data("digits", DataOptions(split="train,val"), say=said.append)
-    assert "digits: --split is passed over: this source names no splits to choose from" in said
 
 
 def test_bytes_of_zero_and_one_are_said_to_be_black() -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_samples import class_folders, image_file, random_images, tarred, without_cautions, write_folder, zipped
+from data_samples import (
+    class_folders,
+    image_file,
+    random_images,
+    tarred,
+    without_cautions,
+    without_utf8_flag,
+    write_folder,
+    zipped,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,6 +36,10 @@ from dim.runtime.messages import say_to_log
 
 FILES = class_folders()
 PNG = FILES["train/cat/0000.png"]
+
+
+def _pngs(count: int) -> list[bytes]:
+    return [image_file(image) for image in random_images(count, 8, 3)]
 
 
 def _load(folder: Path, files: dict[str, bytes], say: Say = say_to_log, **options: Any) -> ImageSet:
@@ -473,3 +486,53 @@ def test_the_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
     assert (data.train_images[:, :4] == 255).all()
     assert len(np.unique(data.train_images[:, 4:])) == 1 and data.train_images[0, 7, 7, 0] < 255
     assert any("10 images with transparency were composited on white" in sentence for sentence in said)
+
+
+def test_a_zip_that_does_not_say_how_its_names_are_encoded_gets_a_caution(tmp_path: Path) -> None:
+    advice = "where that is wrong, pack it again with names in UTF-8, as zip on Linux, macOS and 7-Zip with -mcu=on do"
+    doubt = "x: caution: the zip does not say how its names are encoded; "
+    files = {f"K@tze{label}/{n}.png": data for label in "ab" for n, data in enumerate(_pngs(4))}
+    for latin, cp437 in ((b"\xe4", "Σ"), (b"\x84", "ä")):
+        (tmp_path / "x.zip").write_bytes(zipped(files).replace(b"K@", b"K" + latin))
+        said: list[str] = []
+        data = load_data(tmp_path / "x.zip", say=said.append)
+        assert data.classes == (f"K{cp437}tzea", f"K{cp437}tzeb")
+        assert f"{doubt}2 classes were read by code page 437 ('K{cp437}tzea', 'K{cp437}tzeb'): {advice}" in said
+        assert advice in data.note
+    named = {path.replace("K@", "K").replace("/", "/@"): data for path, data in files.items()}
+    (tmp_path / "x.zip").write_bytes(zipped(named).replace(b"/@", b"/\xe4"))
+    said = []
+    assert load_data(tmp_path / "x.zip", say=said.append).classes == ("Ktzea", "Ktzeb")
+    first = "'Ktzea/Σ0.png', 'Ktzea/Σ1.png', 'Ktzea/Σ2.png', ..."
+    assert f"{doubt}8 files were read by code page 437 ({first}): {advice}" in said
+    for plain in (files, {path.replace("@", "ä"): data for path, data in files.items()}):
+        (tmp_path / "x.zip").write_bytes(without_utf8_flag(zipped(plain)))
+        said = []
+        load_data(tmp_path / "x.zip", say=said.append)
+        assert not any("encoded" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("folders", "answer", "option"),
+    [
+        (("train", "test"), "say --layout classes where test, train are the classes", {"layout": "classes"}),
+        (("Train", "val"), "say --layout classes where Train, val are the classes", {"layout": "classes"}),
+        (
+            ("test",),
+            "name the other one 'train', or say --layout classes where test is a class.",
+            {"layout": "classes"},
+        ),
+        (("train/a", "train/b", "test"), "or say --split train where only 'train' has labels", {"split": "train"}),
+    ],
+)
+def test_loose_images_in_split_folders_are_refused_with_the_option_that_reads_them(
+    tmp_path: Path, folders: tuple[str, ...], answer: str, option: dict[str, Any]
+) -> None:
+    folder = write_folder(
+        tmp_path / "x", {f"{name}/{n}.png": data for name in folders for n, data in enumerate(_pngs(4))}
+    )
+    with pytest.raises(DataError) as caught:
+        load_data(folder)
+    assert answer in str(caught.value)
+    names = tuple(sorted({name.rpartition("/")[2] for name in folders} - ({"test"} if "split" in option else set())))
+    assert load_data(folder, DataOptions(**option)).classes == names

@@ -214,3 +214,41 @@ def test_imagefolder_with_metadata_as_the_library_reads_it(tmp_path: Path, table
     data = load_data(tmp_path / "set")
     _check(data, sorted(NAMES))
     _check(load_data(reference), sorted(NAMES))
+
+
+def test_which_of_several_columns_of_labels_was_taken_is_said(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "coarse_label": datasets.ClassLabel(names=["animal", "plant"]),
+            "fine_label": datasets.ClassLabel(names=NAMES),
+        }
+    )
+    columns = {
+        "image": [image_file(image) for image in IMAGES["train"]],
+        "coarse_label": [n % 2 for n in range(24)],
+        "fine_label": [n % 3 for n in range(24)],
+    }
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    rows.to_parquet(str(tmp_path / "train.parquet"))
+    sentence = "labels are those of the column 'fine_label'; --label-column takes others (coarse_label)"
+    for source, name in ((rows, "data"), (tmp_path / "train.parquet", "train")):
+        said: list[str] = []
+        assert load_data(source, say=said.append).classes == tuple(NAMES)
+        assert f"{name}: {sentence}" in said
+        said.clear()
+        coarse = load_data(source, DataOptions(label_column="coarse_label"), say=said.append)
+        assert coarse.classes == ("animal", "plant") and not any("takes others" in line for line in said)
+
+
+@pytest.mark.parametrize("second", ["train-1.parquet", "test-0.parquet"])
+def test_parquet_files_whose_labels_are_text_here_and_numbers_there_are_refused(tmp_path: Path, second: str) -> None:
+    pngs = [image_file(image) for image in IMAGES["train"][:6]]
+    for name, labels in (("train-0.parquet", [0, 1, 2] * 2), (second, NAMES * 2)):
+        pyarrow.parquet.write_table(pyarrow.table({"image": pngs, "label": labels}), tmp_path / name)
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: 6 labels are text ({second}, row 0: '{NAMES[0]}') and 6 are numbers (train-0.parquet, row 0: 0); "
+        "write all alike."
+    )

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +17,8 @@ import dim.data.images.pictures
 from dim.data.load import load_data
 from dim.data.options import DataOptions
 from dim.runtime.errors import BadValueError, DimError
+
+datasets = pytest.importorskip("datasets")
 
 IMAGES = random_images(8, 8, 3)
 PNGS = [image_file(image) for image in IMAGES]

@@ -10,9 +10,9 @@ import torch
 from quick_evaluations import QUICK_STUDENTS, divide_options
 
 from dim.data.load import ImageSet
-from dim.evaluation.choose_recipe import choose_recipe, list_candidates, read_recipe, split_holdout
+from dim.evaluation.choose_recipe import choose_recipe, list_candidates, split_holdout
 from dim.runtime.errors import BadValueError, DataError
-from dim.students.recipes import DEFAULT
+from dim.students.recipes import DEFAULT, read_recipe
 
 CPU = torch.device("cpu")
 

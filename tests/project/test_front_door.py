@@ -46,8 +46,6 @@ NAMES = [
     "view",
 ]
 LOADS = {
-    "EvalProtocol": {"torch"},
-    "Execution": {"torch"},
     "distill": {"torch"},
     "evaluate": {"torch"},
     "export_run": {"torch", "onnx"},
