@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dim.runtime.markdown import escape
+from dim.runtime.units import format_units
 
 Row = Mapping[str, Any]
 
@@ -70,7 +71,7 @@ def _render_cells(row: Row) -> list[str]:
     recipe = [row.get("recipe", "?"), _render_count(row.get("epochs"))]
     recipe += [row["precision"]] if row.get("precision") else []
     return [
-        escape(row.get("subject", "?")),
+        escape(_name_subject(row)),
         escape(_find_engine_precision(row) or "-"),
         escape(row.get("mode", "?")),
         escape(row.get("ipc") or "all"),
@@ -82,6 +83,19 @@ def _render_cells(row: Row) -> list[str]:
         _render_count(row.get("steps")),
         _render_count(row.get("distinct_images")),
     ]
+
+
+def _name_subject(row: Row) -> str:
+    """What a row was trained on; of an archive, how it is coded as well."""
+    name, archive = str(row.get("subject", "?")), row.get("archive")
+    if not isinstance(archive, Mapping):
+        return name
+    quality = "" if archive.get("quality") == 100 else f" of quality {archive.get('quality')}"
+    size = row.get("data_bytes")
+    in_bytes = f", {format_units(size, 'B')}" if isinstance(size, int) else ""
+    return (
+        f"{name}: {archive.get('codec')}{quality}, {_render_count(archive.get('images_per_class'))} per class{in_bytes}"
+    )
 
 
 def _render_accuracy(row: Row) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dim.evaluation.archive import Archive
 from dim.evaluation.results import Row
-from dim.evaluation.table import PUBLISHED_EPOCHS, format_accuracy, format_bytes, list_columns, network_name
+from dim.evaluation.table import APART, PUBLISHED_EPOCHS, format_accuracy, format_bytes, list_columns, network_name
 from dim.students.recipes import CONDENSATION, PUBLISHED
 from lab.pages.quotes import Setting, quote_abstract, quote_sets
 
@@ -130,7 +131,7 @@ def join_rows(files: Sequence[tuple[str, Described]]) -> list[Row]:
                 row["images_per_class"] = row["distinct_images"] // described["data"]["classes"]
             names = ("source", "subject", "content_id", "mode", "ipc", "arch", "width", "labels", "recipe", "precision")
             key = (*(row[name] for name in names), row["epochs"], row.get("engine_precision"))
-            key += (row.get("images_per_class", 0),)
+            key += (row.get("images_per_class", 0), max(1, row.get("generators", 1)))
             other = joined.setdefault(key, row)
             fewer, more = sorted((other, row), key=lambda one: len(one["seeds"]))
             if not _by_seed(fewer).items() <= _by_seed(more).items():
@@ -188,8 +189,9 @@ def _measured(name: str, title: str, files: Sequence[tuple[str, Described]], slu
         here = [row for row in drawn if setting_of(row) == setting]
         lines += [f"### {title}: {_words(setting)}", ""]
         for mode, meaning in MODES.items():
-            if of_mode := [row for row in here if row["mode"] == mode]:
+            if of_mode := [row for row in here if row["mode"] == mode and row["source"] not in APART]:
                 lines += [meaning, "", *matrix(of_mode), ""]
+        lines += few_real(here)
         stem = slug if setting == main else _slug(f"{slug}-{'-'.join(map(str, setting))}")
         for chart, text in _charts(here, stem):
             charts.append(chart)
@@ -242,6 +244,27 @@ def matrix(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def few_real(rows: Sequence[Row]) -> list[str]:
+    """Write the table of students of few real images, alone and with generated ones in every batch; none without."""
+    alone = {_place(row): row for row in rows if row["source"] == "few"}
+    lines = []
+    for row in rows:
+        if row["source"] == "mixed" and (few := alone.get(_place(row))):
+            name = f"{network_name(row['arch'], row['width'])} | {row['ipc']} | {row['real_percent']:g} %"
+            lines.append(f"| {name} | {format_accuracy(few)} | {format_accuracy(row)} |")
+    if not lines:
+        return []
+    heads = [
+        "| network | IPC | real images | alone | with generated ones in half of every batch |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    return ["Few real images, the steps of `stream`:", "", *heads, *lines, ""]
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row["arch"], row["width"], row["ipc"], row["labels"], row["real_percent"]
+
+
 def _order(arch: str) -> int:
     return NETWORKS.index(arch) if arch in NETWORKS else len(NETWORKS)
 
@@ -276,6 +299,11 @@ def _beside_real(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def _describe_archive(row: Row) -> str:
+    archive = row.get("archive")
+    return f" ({Archive(**archive)})" if archive else ""
+
+
 def provenance(rows: Sequence[Row], data: Described) -> list[str]:
     """Write where every number comes from."""
     images = f"{'x'.join(map(str, data['image']))}, {data['fingerprint'][:8]}"
@@ -286,7 +314,7 @@ def provenance(rows: Sequence[Row], data: Described) -> list[str]:
     ]
     for row in rows:
         texts = [
-            row["subject"] + ("" if row["labels"] == "hard" else ", soft labels"),
+            row["subject"] + ("" if row["labels"] == "hard" else ", soft labels") + _describe_archive(row),
             network_name(row["arch"], row["width"]),
             row["mode"],
             str(row["ipc"] or ""),

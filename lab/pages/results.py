@@ -33,9 +33,10 @@ HEAD = f"""# All results
 Written by `python -m lab.pages.results` from `lab/results/*.json`; do not edit. Only what was measured is here.
 
 Test accuracy in percent, mean ± standard deviation over seeds, of classifiers trained from scratch on generated images,
-beside classifiers trained on real images with the same recipe and number of steps. Every row has one generator. The
-test split is used once per student, after the last step. The full protocol is {PUBLISHED_EPOCHS:,} epochs of N images
-per class with batch 64 (256 with the recipes `condensation` and `condensation-all`); a table with fewer epochs says so.
+beside classifiers trained on real images with the same recipe and number of steps. Every row has one generator, unless
+it says how many. The test split is used once per student, after the last step. The full protocol is
+{PUBLISHED_EPOCHS:,} epochs of N images per class with batch 64 (256 with the recipes `condensation` and
+`condensation-all`; 10, 25 and 50 with `reference`); a table with fewer epochs says so.
 "-" under "s per student": the student was suspended meanwhile.
 
 Eight digits behind "generated" begin a bundle's content id, where a file has rows of more than one. Bundles of one

@@ -114,6 +114,18 @@ def test_a_row_of_several_generators_says_how_many(tmp_path: Path) -> None:
     assert "Mean ± standard deviation over the seeds, or over the generators of a row.\n" in card
 
 
+def test_an_archive_says_how_it_is_coded(tmp_path: Path) -> None:
+    bundle = build_tiny_bundle(tmp_path / "tiny.dim")
+    avif = {"codec": "avif", "quality": 20, "images_per_class": 4013, "max_bytes": 2_530_289}
+    row = {**ROW, "subject": "archive", "source": "archive", "archive": avif, "data_bytes": 2_500_123}
+    whole = {**row, "subject": "archive, fp16", "archive": avif | {"codec": "webp-lossless", "quality": 100}}
+    record_accuracy(bundle, [row, whole, {**row, "subject": "odd", "archive": {"codec": 3}, "data_bytes": "x"}])
+    card = (bundle / "README.md").read_text()
+    assert "| archive: avif of quality 20, 4,013 per class, 2.50 MB | - | stream |" in card
+    assert "| archive, fp16: webp-lossless, 4,013 per class, 2.50 MB | - | stream |" in card
+    assert "| odd: 3 of quality None, ? per class | - | stream |" in card
+
+
 def test_a_row_replaces_the_one_of_its_protocol_and_leaves_the_others(tmp_path: Path) -> None:
     bundle = build_tiny_bundle(tmp_path / "tiny.dim")
     other, better = {**ROW, "mode": "fixed"}, {**ROW, "accuracy_mean": 99.0}
