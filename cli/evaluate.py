@@ -319,15 +319,11 @@ def _print_evaluation(
         print_line(f"Caution: {warning}")
     for caution in cautions:
         print_line(f"Caution about the data: {caution}.")
-    if not rows:
-        print_line(f"Results: {evaluation.out}/results.json, report: {evaluation.out}/report.html.")
-        return
+    files = ["results.json", *["accuracy.png"] * bool(rows), "report.html"]
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
-    print_line(
-        f"Results: {evaluation.out}/results.json, chart: {evaluation.out}/accuracy.png, "
-        f"report: {evaluation.out}/report.html, students trained for {format_duration(seconds)} in all"
-        f"{'' if show_all else '; --all shows more'}."
-    )
+    trained = f"; students trained for {format_duration(seconds)} in all" if rows else ""
+    more = "" if show_all else "; --all shows more"
+    print_line(f"In {evaluation.out}: {', '.join(files)}{trained}{more}.")
 
 
 def parse_bundles(entries: list[str]) -> dict[str, tuple[Path, ...]]:

@@ -48,14 +48,27 @@ def answer_in_words(rows: Sequence[Row]) -> list[str]:
             f"{coded['images_per_class']:,} per class) gives {archive['accuracy_mean']:.1f} %: the generator is "
             f"{_compare(main, archive)} it."
         )
-    for alone in (row for row in rows if row["source"] == "few"):
+    return sentences + _answer_few(rows, main)
+
+
+def _answer_few(rows: Sequence[Row], main: Row) -> list[str]:
+    """Say what few real images are worth alone and with generated ones; nothing where that was not measured."""
+    pairs = []
+    for alone in (row for row in rows if row["source"] == "few" and _stands_beside(main, row, part=False)):
         both = next((row for row in rows if row["source"] == "mixed" and _stands_beside(row, alone)), None)
-        if both and _stands_beside(main, alone, part=False):
-            sentences.append(
-                f"On {alone['real_percent']:g} % of the real images it reaches {alone['accuracy_mean']:.1f} %, with "
-                f"generated images in every batch {both['accuracy_mean']:.1f} %."
-            )
-    return sentences
+        pairs += [(alone, both)] if both else []
+    if not pairs:
+        return []
+    percents = _list([f"{alone['real_percent']:g}" for alone, _ in pairs])
+    reached = [_list([f"{row['accuracy_mean']:.1f}" for row in column]) for column in zip(*pairs, strict=True)]
+    return [
+        f"On {percents} % of the real images it reaches {reached[0]} %, with generated images in every batch "
+        f"{reached[1]} %."
+    ]
+
+
+def _list(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])
 
 
 def _stands_beside(row: Row, few: Row, *, part: bool = True) -> bool:

@@ -50,8 +50,9 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
 
     Args:
         rows: as `aggregate` returns them, of one dataset.
-        caption: whether the protocol stands below.
+        caption: whether the steps have a column, every line names its network, and the protocol stands below.
     """
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
@@ -68,28 +69,36 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
         caption=Text(
             f"Mean ± deviation over {' or '.join(map(str, seeds))} seeds; {described}; {PROTOCOL}. "
             "real: as many random real images (fixed), real images for as many steps (stream). archive: the best "
-            "compressed archive of real images in the generator's bytes."
+            "compressed archive of real images in the generator's bytes. gap: generated minus real."
         )
         if rows and caption
         else None,
         caption_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for name in ("network", "mode", "IPC", "steps"):
+    heads = ("network", "mode", "IPC", *["steps"] * caption)
+    for name in heads:
         table.add_column(name, justify="left" if name in ("network", "mode") else "right")
     for labels, subject in columns:
         heading = subject if labels == "hard" else f"{subject}, soft labels"
-        table.add_column(Text(printable(heading)), justify="right")
+        lines_of_heading = printable(heading).replace(", ", ",\n").replace(" + ", " +\n")
+        table.add_column(Text(lines_of_heading), justify="right")
     ours = next((column for column in columns if _is_generated(column)), None)
     has_gap = ours is not None and ("hard", "real") in columns
     if has_gap:
-        table.add_column("generated - real", justify="right")
+        table.add_column("gap", justify="right")
     lines: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
     for row in rows:
         if row["source"] not in APART:
             key = (row["arch"], row["width"], row["mode"], row["ipc"], row["steps"])
             lines.setdefault(key, {})[row["labels"], row["subject"]] = row
+    shown = ""
     for (arch, width, mode, ipc, steps), cells in sorted(lines.items(), key=lambda item: _sort_key(item[0])):
-        texts: list[str | Text] = [network_name(arch, width), mode, f"{ipc:,}", f"{steps:,}"]
+        network = _on_lines(arch, width)
+        named, shown = network if caption or network != shown else "", network
+        texts: list[str | Text] = [named, mode, f"{ipc:,}", f"{steps:,}"][: len(heads)]
         texts += [format_accuracy(cells[column]) if column in cells else "" for column in columns]
         if has_gap:
             pair = [cells.get(column) for column in (ours, ("hard", "real")) if column is not None]
@@ -98,7 +107,7 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
         table.add_row(*texts)
     for row in rows:
         if row["source"] == "whole":
-            first = [network_name(row["arch"], row["width"]), "whole set", "", f"{row['steps']:,}"]
+            first = [_on_lines(row["arch"], row["width"]), "whole set", "", f"{row['steps']:,}"][: len(heads)]
             table.add_row(*first, *["" if subject != "real" else format_accuracy(row) for _, subject in columns])
     return table
 
@@ -117,6 +126,11 @@ def _sort_key(key: tuple[Any, ...]) -> tuple[Any, ...]:
 def network_name(arch: str, width: int | None) -> str:
     """Return what tables call a network: its name, and its width where that is not the published one."""
     return arch if width is None else f"{arch} (width {width})"
+
+
+def _on_lines(arch: str, width: int | None) -> str:
+    """A network's name where columns are narrow."""
+    return network_name(arch, width).replace(" (", "\n(")
 
 
 def _format_gap(points: float) -> "Text":
@@ -226,20 +240,27 @@ def mixed_table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Few real images, alone and with generated ones in every batch, %", box=SIMPLE)
-    for name in ("network", "IPC", "real images", "alone", "with", "both", "gain"):
+    table = Table(
+        title="Few real images, alone and with generated ones in every batch, %",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for name in ("network", "IPC", "real\nimages", "alone", "with", "both", "gain"):
         table.add_column(name, justify="left" if name in ("network", "with") else "right")
     keys = ("ipc", "arch", "width", "labels", "real_percent")
+    shown = None
     for row in rows:
         alone = [one for one in rows if one["source"] == "few" and all(one.get(key) == row.get(key) for key in keys)]
         if row["source"] == "mixed" and alone:
+            place = (_on_lines(row["arch"], row["width"]), f"{row['ipc']:,}")
             table.add_row(
-                network_name(row["arch"], row["width"]),
-                f"{row['ipc']:,}",
+                *(place if place != shown else ("", "")),
                 f"{row['real_percent']:g} %",
                 format_accuracy(alone[0]).replace(" (one seed)", ""),
                 Text(printable(row["subject"].partition(" + ")[2])),
                 format_accuracy(row).replace(" (one seed)", ""),
                 _format_gap(row["accuracy_mean"] - alone[0]["accuracy_mean"]),
             )
+            shown = place
     return table

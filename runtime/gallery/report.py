@@ -48,13 +48,13 @@ Part = Table | Picture | str
 
 def read_rich_table(table: Any) -> Table:
     """Read a `rich.table.Table`, as a terminal shows it, for a report."""
-    columns = [str(column.header) for column in table.columns]
+    columns = [" ".join(str(column.header).split()) for column in table.columns]
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     return Table(
         title=str(table.title or ""),
         columns=columns,
         rows=list(zip(*cells, strict=True)),
-        numbers=[str(column.header) for column in table.columns if column.justify == "right"],
+        numbers=[name for name, column in zip(columns, table.columns, strict=True) if column.justify == "right"],
         note=str(table.caption or ""),
     )
 

@@ -36,6 +36,18 @@ def test_the_answer_is_what_a_student_reaches_beside_real_images_and_an_archive(
     assert answer_in_words([row("real", 98.0)]) == [] and list_warnings([row("real", 98.0)]) == []
 
 
+def test_few_real_images_are_one_sentence() -> None:
+    rows = [row("bundle", 98.3), row("bundle", 97.0, ipc=50)]
+    for percent, alone, both in ((1.0, 96.85, 97.46), (5.0, 97.57, 97.51), (2.5, 1.0, None)):
+        rows.append(row("few", alone, real_percent=percent))
+        rows += [row("mixed", both, real_percent=percent)] if both is not None else []
+    assert answer_in_words(rows)[1:] == [
+        "On 1 and 5 % of the real images it reaches 96.8 and 97.6 %, with generated images in every batch 97.5 and "
+        "97.5 %."
+    ]
+    assert answer_in_words([row("bundle", 98.3), row("few", 1.0, real_percent=1.0, ipc=50)])[1:] == []
+
+
 def test_what_cannot_carry_the_answer_is_said() -> None:
     few = [
         row("bundle", 90.0, test_images=200, accuracy_std=None, seeds=[0], epochs=100),

@@ -215,9 +215,9 @@ def test_soft_labels_and_other_bundles_have_rows_of_their_own(bundle: Path, data
     console.print(accuracy_table(rows), cost_table(rows))
     shown = console.export_text()
     for text in [
-        "generated, soft labels",
+        "soft labels",
         "whole set",
-        "generated - real",
+        " gap",
         "2 epochs (published: 1,000)",
         "(one seed)",
     ]:
