@@ -14,10 +14,12 @@ from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.finished import reopen
 from dim.runtime.sets.journal import (
     DATASET,
+    SET_LOCK,
     WITH_CLASS_NAMES,
     SetFile,
     UnreadableSetError,
     begin_set,
+    clear_state,
     list_files_there,
     read_set,
     remove_set,
@@ -29,6 +31,8 @@ from dim.version import __version__
 
 MAX_NAMES = 20
 """Names in one sentence; more are counted."""
+_SHARD_LOCK = "shard-"
+_LOCK_TRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,36 @@ def open_engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], 
         engine.close()
 
 
+@contextlib.contextmanager
+def claim_shard(
+    store: Store, bundle: Bundle, request: SetRequest, plan: Plan, shard: tuple[int, int], overwrite: bool
+) -> Iterator[SetFile]:
+    """Claim a set as `claim_set`, and hold the lock of a shard of it while the block runs.
+
+    Args:
+        store: the place.
+        bundle: the bundle.
+        request: what was asked for.
+        plan: the plan of a new set.
+        shard: (i, n), the parts that this process makes.
+        overwrite: whether another set is replaced.
+
+    Returns:
+        the set, unfinished.
+
+    Raises:
+        OutputError: as `claim_set`, or another process writes this shard.
+    """
+    name = f"{_SHARD_LOCK}{shard[0]}-of-{shard[1]}"
+    refusal = f"Shard {shard[0]}/{shard[1]} of {store} is being written by another process: wait for it, or stop it."
+    with contextlib.ExitStack() as stack:
+        with _lock_set(store):
+            claimed = _begin_or_resume(store, bundle, request, plan, overwrite)
+            # Taken before others may look: nobody replaces a set of which a shard is locked.
+            stack.enter_context(store.lock(name, refusal))
+        yield claimed
+
+
 def claim_set(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, overwrite: bool) -> SetFile:
     """Begin a set, or resume the one that is there, which another worker may have begun a moment ago.
 
@@ -145,29 +179,79 @@ def claim_set(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, ove
         the set, unfinished.
 
     Raises:
-        OutputError: the place holds what is not to be replaced, or a set that this machine would finish otherwise.
+        OutputError: the place holds what is not to be replaced, a set that this machine would finish otherwise, or
+            another one that is being written.
     """
-    make_place(store)
-    with store.lock("begin"):
-        contents = check_resumable(store, examine_place(store, bundle, request, overwrite), plan, overwrite)
-        if contents.same is not None:
-            claimed = contents.same if contents.same.written is None else reopen(store, contents.same)
-        else:
-            if overwrite:
-                check_replaceable(store, contents, plan)
-            if contents.other is not None:
-                remove_set(store, contents.other)
-            if contents.unreadable:
-                store.remove(DATASET)
-            if overwrite:
-                _refuse_clashes(store, _list_clashes(store, Contents(), plan))
-            claimed = begin_set(store, plan, f"dim {__version__}")
-            # Where there are no locks, another worker may have begun it with another engine.
-            check_resumable(store, Contents(same=claimed), plan, overwrite=False)
+    with _lock_set(store):
+        return _begin_or_resume(store, bundle, request, plan, overwrite)
+
+
+def clear_up(store: Store) -> None:
+    """Remove what a run that was cut off left beside a complete set, unless another set was begun meanwhile."""
+    with contextlib.suppress(OSError):
+        if STATE in store.list():
+            with _lock_set(store):
+                _clear_if_complete(store)
+
+
+def _clear_if_complete(store: Store) -> None:
+    with contextlib.suppress(UnreadableSetError):
+        if (found := read_set(store)) is not None and found.complete:
+            clear_state(store)
+
+
+@contextlib.contextmanager
+def _lock_set(store: Store) -> Iterator[None]:
+    """Make a place and hold the lock under which its set is begun, replaced and completed."""
+    with contextlib.ExitStack() as stack:
+        for tries_left in reversed(range(_LOCK_TRIES)):
+            make_place(store)
+            try:
+                stack.enter_context(store.lock(SET_LOCK))
+                break
+            except FileNotFoundError:
+                # Whoever held the lock completed the set and removed it.
+                if not tries_left:
+                    raise
+        try:
+            yield
+        except OutputError:
+            _clear_if_complete(store)
+            raise
+
+
+def _begin_or_resume(store: Store, bundle: Bundle, request: SetRequest, plan: Plan, overwrite: bool) -> SetFile:
+    contents = check_resumable(store, examine_place(store, bundle, request, overwrite), plan, overwrite)
+    if contents.same is not None:
+        claimed = contents.same if contents.same.written is None else reopen(store, contents.same)
+    else:
+        if contents.other is not None or contents.unreadable:
+            _refuse_writers(store)
+        if overwrite:
+            check_replaceable(store, contents, plan)
+        if contents.other is not None:
+            remove_set(store, contents.other)
+        if contents.unreadable:
+            store.remove(DATASET)
+        if overwrite:
+            _refuse_clashes(store, _list_clashes(store, Contents(), plan))
+        claimed = begin_set(store, plan, f"dim {__version__}")
+        # Where there are no locks, another worker may have begun it with another engine.
+        check_resumable(store, Contents(same=claimed), plan, overwrite=False)
     if isinstance(store, LocalStore):
         for folder in find_format(plan.format).folders(plan):
             store.make_folder(folder)
     return claimed
+
+
+def _refuse_writers(store: Store) -> None:
+    """Raise OutputError if another process writes a shard of the set that is to be replaced."""
+    if isinstance(store, LocalStore):
+        refusal = f"The set in {store} is being written by another process: wait for it, or stop it."
+        for name in store.list(f"{STATE}/locks"):
+            if name.startswith(_SHARD_LOCK):
+                with store.lock(name, refusal):
+                    pass
 
 
 def check_replaceable(store: Store, contents: Contents, plan: Plan) -> bool:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.engines.base import Engine
-from dim.runtime.errors import BadValueError
+from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import Progress, ProgressOption, show_progress
 from dim.runtime.set_formats.npz import encode_class_names
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.card import list_split_like_classes, write_card
-from dim.runtime.sets.claim import Contents, check_resumable, claim_set, examine_place, open_engine_for
+from dim.runtime.sets.claim import Contents, check_resumable, claim_shard, clear_up, examine_place, open_engine_for
 from dim.runtime.sets.croissant import write_croissant
 from dim.runtime.sets.estimate import check_space
 from dim.runtime.sets.finished import (
@@ -27,9 +27,9 @@ from dim.runtime.sets.finished import (
     list_finished_parts,
 )
 from dim.runtime.sets.journal import (
+    SET_LOCK,
     WITH_CLASS_NAMES,
     SetFile,
-    clear_state,
     complete_set,
     list_noted_parts,
     note_part,
@@ -116,21 +116,16 @@ def generate(
         meter = Meter(report)
         contents = examine_place(store, bundle, request, overwrite)
         if contents.same is not None and is_finished(store, contents.same, check):
-            # An earlier run may have been cut off while it cleared up.
-            clear_state(store)
+            clear_up(store)
             say(f"The set in {store} is complete already.")
             return summarise(store, contents.same, shard, meter, began)
         check_place(store)
         with open_engine_for(bundle, contents.same, say) as engine:
             prepared = prepare(store, bundle, request, contents, engine, overwrite)
             _warn_of_splits(prepared.plan, say)
-            begun = claim_set(store, bundle, request, prepared.plan, overwrite)
-            refusal = (
-                f"Shard {shard[0]}/{shard[1]} of {store} is being written by another process: wait for it, or stop it."
-            )
-            with store.lock(f"shard-{shard[0]}-of-{shard[1]}", refusal):
+            with claim_shard(store, bundle, request, prepared.plan, shard, overwrite) as begun:
                 _make_parts(store, begun, prepared.draw, shard, meter, request.encoders, check)
-            ended = _complete_if_done(store, bundle, begun)
+                ended = _complete_if_done(store, bundle, begun)
         return summarise(store, ended, shard, meter, began)
 
 
@@ -264,8 +259,10 @@ def _complete_if_done(store: Store, bundle: Bundle, begun: SetFile) -> SetFile:
     try:
         if len(list_noted_parts(store)) < plan.parts:
             return read_set(store) or begun
-        with store.lock("complete"):
+        with store.lock(SET_LOCK):
             found = read_set(store) or begun
+            if found.plan != plan:
+                raise OutputError(f"Another process replaced the set in {store} meanwhile: choose another folder.")
             records = [record for part in range(plan.parts) if (record := read_part(store, plan, part)) is not None]
             if found.complete or len(records) < plan.parts:
                 return found

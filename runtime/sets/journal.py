@@ -19,6 +19,8 @@ from dim.runtime.storage.local_store import STATE, LocalStore, Store
 from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
 
 DATASET = "dataset.json"
+SET_LOCK = "begin"
+"""The lock under which a set is begun, replaced and completed."""
 ELSEWHERE = "make the set in another folder, or move this one away first."
 """What to do about a set that cannot be read; what belongs to it is not known, so nothing of it can be replaced."""
 FORMAT_VERSION = 1
@@ -182,8 +184,20 @@ def complete_set(store: Store, found: SetFile, records: Iterable[PartRecord], ex
 
 
 def clear_state(store: Store) -> None:
-    """Remove all that is not the finished set."""
-    store.remove(STATE, with_contents=True)
+    """Remove all that is not the finished set; the caller holds `SET_LOCK`."""
+    if not isinstance(store, LocalStore):
+        store.remove(STATE, with_contents=True)
+        return
+    # The lock goes last: whoever waited for it finds that it is gone, and nothing that is being removed.
+    locks = f"{STATE}/locks"
+    for name in store.list(STATE):
+        if (path := f"{STATE}/{name}") != locks:
+            store.remove(path, with_contents=True)
+            store.remove(path)
+    for name in sorted(store.list(locks), key=lambda each: each == SET_LOCK):
+        store.remove(f"{locks}/{name}")
+    store.remove(locks)
+    store.remove(STATE)
 
 
 def remove_set(store: Store, found: SetFile) -> None:

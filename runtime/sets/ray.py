@@ -23,7 +23,7 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import ProgressOption, show_progress
-from dim.runtime.sets.claim import claim_set, examine_place, open_engine_for
+from dim.runtime.sets.claim import claim_set, clear_up, examine_place, open_engine_for
 from dim.runtime.sets.generate import (
     GenerateSummary,
     Meter,
@@ -33,7 +33,7 @@ from dim.runtime.sets.generate import (
     say_what_seed_keeps,
     summarise,
 )
-from dim.runtime.sets.journal import clear_state, list_noted_parts, read_set
+from dim.runtime.sets.journal import list_noted_parts, read_set
 from dim.runtime.sets.pipeline import MAX_ENCODERS
 from dim.runtime.sets.request import SetRequest
 from dim.runtime.storage.local_store import Store
@@ -148,7 +148,7 @@ def generate_on_ray(
         meter = Meter(report)
         contents = examine_place(store, bundle, request, overwrite)
         if contents.same is not None and is_finished(store, contents.same, check):
-            clear_state(store)
+            clear_up(store)
             say(f"The set in {store} is complete already.")
             return summarise(store, contents.same, (0, 1), meter, began)
         check_place(store)

@@ -68,7 +68,11 @@ class Store(Protocol):
         """Make everything written so far durable."""
 
     def lock(self, name: str, refusal: str | None = None) -> contextlib.AbstractContextManager[None]:
-        """Hold a lock that ends with the process; if another process has it, raise OutputError(refusal) or wait."""
+        """Hold a lock that ends with the process; if another process has it, raise OutputError(refusal) or wait.
+
+        Raises:
+            FileNotFoundError: who held it has removed it.
+        """
 
     def close(self) -> None:
         """Remove what is still in the making."""
@@ -188,7 +192,8 @@ class LocalStore:
     def lock(self, name: str, refusal: str | None = None) -> Iterator[None]:
         import fcntl
 
-        descriptor = open_file(self._root, f"{STATE}/locks/{name}", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
+        path = f"{STATE}/locks/{name}"
+        descriptor = open_file(self._root, path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
@@ -198,6 +203,8 @@ class LocalStore:
                 # A file system without locks: two writers of one shard waste work and write the same bytes.
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
                     raise
+            if (found := self._look_at(path)) is None or not os.path.samestat(found, os.fstat(descriptor)):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{path}")
             yield
         finally:
             os.close(descriptor)

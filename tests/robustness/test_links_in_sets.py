@@ -13,7 +13,7 @@ from dim.runtime.set_formats.plan import FORMATS
 
 COUNTS = (3, 2, 0)
 FOLDERS = (".dim", ".dim/work", ".dim/locks", ".dim/parts")
-FILES = (".dim/locks/begin", ".dim/locks/complete", ".dim/locks/shard-0-of-1", "dataset.json")
+FILES = (".dim/locks/begin", ".dim/locks/shard-0-of-1", "dataset.json")
 FIRST_FILE = {
     "imagefolder": "zero/00000000.png",
     "npz": "train.npz",
