@@ -6,6 +6,7 @@ for any.
 """
 
 import io
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -27,6 +28,13 @@ ROWS_PER_PIECE = 16
 _OPENVINO_TYPES = {"fp32": "f32", "bf16": "bf16"}
 _opening = threading.Lock()
 """OpenVINO's Python types deadlock where two threads use one for the first time."""
+_cores: dict[int, Any] = {}
+"""One core for each process, by its id, never dropped.
+
+A core's CPU plugin puts a signal stack under the thread that first compiles. When plugins are dropped in the order in
+which they were made, the last one puts back the stack of the first, whose memory is free. The next signal that Python
+handles then ends the process without a word, or overwrites what lies there now.
+"""
 
 
 class OpenVinoEngine:
@@ -130,7 +138,7 @@ def _import_openvino(precision: str) -> Any:
 
 def _compile(openvino: Any, model: bytes, manifest: Manifest, rows: int, precision: str, threads: int) -> Any:
     """Compile for pieces, a stream of one thread each. Nothing is cached on disk, which would save 0.03 s."""
-    core = openvino.Core()
+    core = _cores.get(os.getpid()) or _cores.setdefault(os.getpid(), openvino.Core())
     settings = {
         "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[precision],
         "INFERENCE_NUM_THREADS": threads,

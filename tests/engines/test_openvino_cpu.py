@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: close to ONNX Runtime in fp32 and bf16, the same pixels however many are asked for at once."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,6 +133,29 @@ def test_a_forked_process_opens_its_own(tiny_bundle: Path) -> None:
         "assert child.exitcode == 0\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], check=True, timeout=150)
+
+
+_SIGNAL_AFTER_CLOSING = """
+import os, signal, sys
+from dim.runtime.bundle import open_bundle
+bundles = [open_bundle(sys.argv[1], engine="openvino-cpu", threads=1) for _ in range(3)]
+for bundle in bundles:
+    bundle.sample([0])
+while bundles:
+    bundles.pop(int(sys.argv[2])).close()
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGUSR1)
+print("went on")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs signals of POSIX")
+@pytest.mark.parametrize("place", ["0", "-1"], ids=["first opened, first closed", "last opened, first closed"])
+def test_signals_are_handled_after_engines_were_closed(tiny_bundle: Path, place: str) -> None:
+    """OpenVINO's plugin gives the thread a signal stack; were it freed, a signal would end the process in silence."""
+    program = [sys.executable, "-c", _SIGNAL_AFTER_CLOSING, str(tiny_bundle), place]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout) == (0, "handled\nwent on\n"), done.stderr
 
 
 def test_auto_takes_it_for_bf16_alone(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
