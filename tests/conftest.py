@@ -13,6 +13,7 @@ from s3_tools import s3_server
 from tiny_bundle import build_tiny_bundle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import ONNX Runtime before dim turns it off
 os.environ["MPLBACKEND"] = "Agg"
 
 # A shared machine stalls at random, so no test may fail for being slow; the examples are the same in every run.

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,10 +57,6 @@ def test_the_block_runs(block: str, digits: Path, monkeypatch: pytest.MonkeyPatc
     trackers = stand_in_trackers(monkeypatch)
     if "digits-npz/" in block:
         assert dim("generate", "--ipc", 2, "--format", "npz", "--out", "digits-npz").code == 0
-    if "DataLoader" in block:  # its workers are forked, and want a process without the threads of other tests
-        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return
     exec(compile(block, "block", "exec"), {"__name__": "docs"})
     for name, logged in trackers.items():
         if f"import {name}" in block:

@@ -14,7 +14,6 @@ STAGES = {
     "mypy": "mypy",
     "import-linter": "lint-imports",
     "sentences": "python",
-    "pytest, loaders": "python",
     "pytest": "python",
 }
 
