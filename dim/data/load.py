@@ -19,7 +19,7 @@ from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
 from dim.data.files.official_files import download_archive, name_archive
 from dim.data.image_set import ImageSet, RawSet, Say, Source
-from dim.data.options import DataOptions
+from dim.data.options import AUTO, DataOptions
 from dim.data.prepare import make_image_set
 from dim.data.readers.folders import read_class_folders
 from dim.data.readers.hugging_face import HUB, is_saved_dataset, read_hub, read_saved_dataset
@@ -143,6 +143,7 @@ def load_data(
 
     called = name or join_names(map(_name_place, places)) or "data"
     idle = set(options.changes() if asked is None else asked) - _ALWAYS_HEEDED
+    idle -= {"layout"} if options.layout == AUTO else set()
     idle -= {"sha256"} if any(place.startswith("https://") for place in places) else set()
 
     def heed(heeded: frozenset[str], *, is_last: bool = True) -> None:

@@ -519,7 +519,7 @@ def test_a_zip_that_does_not_say_how_its_names_are_encoded_gets_a_caution(tmp_pa
         (("Train", "val"), "say --layout classes where Train, val are the classes", {"layout": "classes"}),
         (
             ("test",),
-            "name the other one 'train', or say --layout classes where test is a class.",
+            "name the other one 'train', or say --layout classes where the folders (test) are the classes.",
             {"layout": "classes"},
         ),
         (("train/a", "train/b", "test"), "or say --split train where only 'train' has labels", {"split": "train"}),

@@ -1,6 +1,7 @@
 """Options that do nothing for a source are refused, whatever kind of source it is."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,15 @@ def test_every_reader_declares_the_options_that_it_heeds(
             load_data(source, DataOptions(**{option: value}))
         expected = f"{name} {WHY[option]}: leave it out."
         if option == "image_column" and kind == "stylegan":
-            expected = f"{source}: dataset.json: no rows of file and label."
+            expected = (
+                f"{source}: dataset.json: JSON of another form; expected a list of objects with file and label, or one "
+                "object of labels by file."
+            )
         assert str(caught.value) == expected.replace("--sha256", "--sha256 (in dim eval --data-sha256)")
+
+
+def test_every_option_but_size_channels_and_seed_may_be_idle() -> None:
+    assert {*VALUES, "size", "channels", "seed"} == {field.name for field in fields(DataOptions)}
 
 
 def test_all_idle_options_are_told_at_once(tmp_path: Path) -> None:
@@ -167,7 +175,7 @@ def test_of_several_sources_one_that_heeds_is_enough(tmp_path: Path) -> None:
 def test_a_value_that_was_given_counts_though_it_is_the_default(tmp_path: Path) -> None:
     source = _make("npz", tmp_path)
     with pytest.raises(BadValueError, match=r"^x is no bundle, so --replay-ipc does nothing: leave it out\.$"):
-        load_data(source, DataOptions(replay_ipc=1000), asked=("replay_ipc",))
+        load_data(source, DataOptions(replay_ipc=1000), asked=("replay_ipc", "layout"))
     assert load_data(source, DataOptions(replay_ipc=3), asked=()).classes == ("0", "1")
 
 

@@ -99,7 +99,20 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, data: bytes, name: st
             "labels.jsonl: not JSON that can be read (Expecting ',' delimiter: line 1 column 19 (char 18)); mend or "
             "remove it.",
         ),
-        ("labels.json", b'{"images": [], "annotations": []}', "labels.json: no rows of file and label."),
+        *(
+            (
+                "labels.json",
+                json.dumps(other).encode(),
+                "labels.json: JSON of another form; expected a list of objects with file and label, or one object of "
+                "labels by file.",
+            )
+            for other in ({"images": [], "annotations": []}, {"cat": ["000.png"]}, [["000.png", "cat"]], "x", 1)
+        ),
+        (
+            "labels.json",
+            json.dumps([{"file": "000.png"}, {"file": "001.png", "label": "cat"}]).encode(),
+            "labels.json: '000.png' has no 'label'; fill it in.",
+        ),
         (
             "test.csv",
             "\n".join(["id", *(row.split(",")[0] for row in ROWS)]).encode(),
@@ -137,6 +150,14 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, place: str, name: 
         assert str(caught.value) == f"{tmp_path / 'x.zip'}: {message}"
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "labels.xlsx"])
+def test_labels_in_a_file_that_is_not_read_as_a_table(tmp_path: Path, name: str) -> None:
+    assert _refusal(tmp_path / "set", _flat() | {"README.txt": b"", name: CSV.encode()}) == (
+        f"no folders name the classes, and {name} is not read as a table: save it as CSV there, its first line such as "
+        " file,label."
+    )
+
+
 def test_all_tables_are_told_and_one_with_labels_is_enough(tmp_path: Path) -> None:
     bare = "\n".join(["id", *(f"{number:03d}" for number in range(12))]).encode()
     files = _flat() | {"test.csv": bare, "a.json": b"{"}
@@ -164,7 +185,11 @@ def test_a_table_that_contradicts_class_folders_is_asked_about(tmp_path: Path, n
     rows = [(f"{label}/{n:03d}.png", other[label] if n < 3 else label) for n, label in enumerate(LABELS)]
     lines = ["file_name,label", *(",".join(row) for row in rows)]
     table = json.dumps(dict(rows)) if name.endswith("json") else "\n".join(lines)
-    files = _by_class() | {name: table.encode()}
+    files = _by_class() | {
+        name: table.encode(),
+        "0.csv": "\n".join([",,file", *(f"0,1,{row[0]}" for row in rows)]).encode(),
+    }
+    files["all.csv"] = "\n".join(["file,label", *(f"{path},{path[:4].strip('/')}" for path, _ in rows)]).encode()
     assert _refusal(tmp_path / "set", files) == (
         f"3 of 12 images have another class in {name} than their folder says (chat/000.png is 'été', chat/002.png is "
         "'été', été/001.png is 'chat'): say --label-column label to take that of the table, or --layout classes to "

@@ -92,7 +92,7 @@ def test_a_table_counts_more_than_folders_where_its_column_is_named(tmp_path: Pa
 
 def test_a_spreadsheet_beside_one_folder_of_images_is_not_passed_over(tmp_path: Path) -> None:
     files = _flat("images/") | {"truth.xlsx": b"PK"}
-    with pytest.raises(DataError, match=r"truth.xlsx is a spreadsheet, which is not read: save it as CSV there"):
+    with pytest.raises(DataError, match=r"truth.xlsx is not read as a table: save it as CSV there, its first line "):
         _load(tmp_path, files)
     assert _load(tmp_path, files, layout="classes").classes == ("images",)
 

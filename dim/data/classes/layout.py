@@ -244,7 +244,7 @@ def _guess_layout(top: _Folder, source: str, findings: _Findings) -> str:
         if not trains:
             raise DataError(
                 f"{source}: a test folder without a train folder beside it; name the other one 'train', or say "
-                f"--layout {CLASSES} where {list_first(tests)} is a class."
+                f"--layout {CLASSES} where the folders ({list_first(tests)}) are the classes."
             )
         return SPLITS
     if not tests and not nested:

@@ -24,7 +24,7 @@ _SEPARATORS = ",;\t|"
 
 
 def read_rows(path: str, data: bytes, where: str) -> list[Row]:
-    """Read a table's rows; none where it has none, or is another kind of JSON.
+    """Read a table's rows; none where it has none.
 
     Args:
         path: its name says what kind of table it is.
@@ -32,7 +32,7 @@ def read_rows(path: str, data: bytes, where: str) -> list[Row]:
         where: stands for it in messages.
 
     Raises:
-        DataError: it is no text, no JSON, or its rows do not fit its header.
+        DataError: it is no text, no JSON, JSON of another form, or its rows do not fit its header.
     """
     text = _decode_text(data, where)
     kind = extension_of(path)
@@ -43,7 +43,12 @@ def read_rows(path: str, data: bytes, where: str) -> list[Row]:
     )
     if isinstance(found, dict) and found and all(isinstance(value, str | int) for value in found.values()):
         return [{"file_name": key, "label": value} for key, value in found.items()]
-    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise DataError(
+            f"{where}: JSON of another form; expected a list of objects with file and label, or one object of "
+            "labels by file."
+        )
+    return found
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -78,8 +83,7 @@ def _read_csv(text: str, where: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         columns = [name.strip() for name in reader.fieldnames or ()]
-        if len(set(columns)) < len(columns):
-            doubled = next(name for name in columns if columns.count(name) > 1)
+        if doubled := next((name for name in columns if name and columns.count(name) > 1), ""):
             raise DataError(f"{where}: two columns are called '{doubled}'; give each a name of its own.")
         rows: list[Row] = []
         for row in reader:

@@ -22,6 +22,7 @@ from dim.runtime.errors import DataError
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_path", "img", "image_id", "image_name", "id")
 _DECLARED = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 _TABLES_TRIED = 16
+_ROWS_LOOKED_AT = 1000  # for names of columns
 
 
 def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], source: Source) -> Layout | None:
@@ -62,6 +63,7 @@ class FoundTable:
 
     path: str
     rows: list[Row]
+    columns: list[str]
     file_column: str
     num_found: int
     """Rows whose image is there."""
@@ -71,13 +73,14 @@ class FoundTable:
     """Whether labels were made of columns of zeros and ones."""
 
 
-def find_table(
+def find_tables(
     tables: Mapping[str, bytes], images: list[str], source: Source
-) -> tuple[FoundTable | None, tuple[str, ...]]:
-    """Find the table that names most images, one with labels before all others.
+) -> tuple[list[FoundTable], tuple[str, ...]]:
+    """Find the tables that name images.
 
     Returns:
-        the table, None where no table names any image; and what is wrong with those that cannot be used.
+        the tables, those with labels first, among them those that name most images first; and what is wrong with those
+        that cannot be used.
     """
     index = _Index(images)
     found: list[FoundTable] = []
@@ -89,8 +92,7 @@ def find_table(
             found[-1] = _choose_labels(table, source)
         except DataError as error:
             problems.append(str(error).removesuffix("."))
-    best = max(found, key=lambda table: (table.label_column != "", table.num_found), default=None)
-    return best, tuple(problems)
+    return sorted(found, key=lambda table: (not table.label_column, -table.num_found)), tuple(problems)
 
 
 def _look_at_table(path: str, data: bytes, index: "_Index", source: Source) -> FoundTable:
@@ -98,23 +100,24 @@ def _look_at_table(path: str, data: bytes, index: "_Index", source: Source) -> F
     if not rows:
         raise DataError(f"{path}: no rows of file and label.")
     folder, asked = path.rpartition("/")[0], source.options.image_column
-    if asked is None and any(index.find(cell, folder) for cell in rows[0]):
+    columns = list(dict.fromkeys(name for row in rows[:_ROWS_LOOKED_AT] for name in row))
+    if asked is None and any(index.find(cell, folder) for cell in columns):
         raise DataError(
-            f"{path}: its first line names no columns ({', '.join(rows[0])}); put a line such as  file,label  above it."
+            f"{path}: its first line names no columns ({', '.join(columns)}); put a line such as  file,label  above it."
         )
-    column = choose_column(rows[0], asked, _FILE_COLUMNS, "image", path)
+    column = choose_column(columns, asked, _FILE_COLUMNS, "image", path)
     num_found = sum(index.find(row.get(column), folder) is not None for row in rows)
     if not num_found:
         first = list_first(str(row.get(column)) for row in rows)
         raise DataError(
             f"{path}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'."
         )
-    return FoundTable(path, rows, column, num_found)
+    return FoundTable(path, rows, columns, column, num_found)
 
 
 def _choose_labels(table: FoundTable, source: Source) -> FoundTable:
     asked = source.options.label_column
-    others = [name for name in table.rows[0] if name != table.file_column and (asked or name != "split")]
+    others = [name for name in table.columns if name != table.file_column and (asked or name != "split")]
     if not others:
         raise DataError(f"{table.path}: no column of labels beside '{table.file_column}'; add one.")
     if asked is None and len(others) == 1:

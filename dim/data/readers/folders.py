@@ -17,7 +17,7 @@ from dim.data.classes.tables import (
     arrange_by_declared_tables,
     arrange_by_table,
     compare_classes,
-    find_table,
+    find_tables,
 )
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
@@ -90,8 +90,8 @@ class _Tree:
                 if not by_columns:
                     self._compare_declared(declared, files, folders)
                 return declared
-        table, problems = find_table(self._tables, images, source)
-        labels = table if table is not None and table.label_column else None
+        tables, problems = find_tables(self._tables, images, source)
+        labels = tables[0] if tables and tables[0].label_column else None
         if by_columns and labels is not None:
             return arrange_by_table(labels, images, source)
         if by_columns:
@@ -103,9 +103,12 @@ class _Tree:
                 return arrange_by_table(labels, images, source)
             if not any("/" in image for image in images):
                 self._refuse_tables(problems)
+                self._refuse_unread_table(_SPREADSHEETS | {".txt"})
             if options.layout == AUTO and options.split is None and (only := find_only_class(files, folders, name)):
                 self._refuse_tables(problems)
-                self._refuse_spreadsheet()
+                self._refuse_unread_table(
+                    _SPREADSHEETS, f", or say --layout {CLASSES} where all images are of one class"
+                )
                 return only
             raise
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
@@ -114,26 +117,25 @@ class _Tree:
                 return arrange_by_table(labels, images, source)
             if not num_labelled:
                 self._refuse_tables(problems)
-        if options.layout == AUTO and options.split is None and table is not None:
-            return self._compare(layout, table, images)
+        if options.layout == AUTO and options.split is None:
+            layout = replace(layout, remarks=(*layout.remarks, *self._compare(layout, tables, images)))
         return layout
 
-    def _compare(self, layout: Layout, table: FoundTable, images: list[str]) -> Layout:
-        """Refuse a table that contradicts the class folders; say that one with other labels was passed over."""
-        agrees = False
-        if table.label_column and not table.one_hot:
-            try:
-                by_table = arrange_by_table(table, images, self._source)
-            except DataError:  # a label is missing, say
-                by_table = None
-            usual = table.label_column.casefold().strip() in LABEL_COLUMNS
-            agrees = by_table is not None and compare_classes(
-                layout, by_table, str(self._source.path), same_names=not usual
-            )
-        if agrees or 2 * table.num_found <= len(images):
-            return layout
-        remark = f"classes are those of the folders; --label-column NAME reads those of {table.path}"
-        return replace(layout, remarks=(*layout.remarks, remark))
+    def _compare(self, layout: Layout, tables: list[FoundTable], images: list[str]) -> list[str]:
+        """Refuse tables that contradict the class folders; say which one with other labels was passed over."""
+        others = []
+        for table in tables:
+            agrees = False
+            if table.label_column and not table.one_hot:
+                try:
+                    by_table = arrange_by_table(table, images, self._source)
+                except DataError:  # a label is missing, say
+                    continue
+                usual = table.label_column.casefold().strip() in LABEL_COLUMNS
+                agrees = compare_classes(layout, by_table, str(self._source.path), same_names=not usual)
+            if not agrees and 2 * table.num_found > len(images):
+                others.append(table.path)
+        return [f"classes are those of the folders; --label-column NAME reads those of {path}" for path in others[:1]]
 
     def _compare_declared(self, declared: Layout, files: list[str], folders: list[str]) -> None:
         """Refuse a declared table whose classes have the names of class folders and other images."""
@@ -149,13 +151,13 @@ class _Tree:
             more = f"; and {len(problems) - _PROBLEMS_SHOWN} more tables" if len(problems) > _PROBLEMS_SHOWN else ""
             raise DataError(f"{self._source.path}: {'; also '.join(problems[:_PROBLEMS_SHOWN])}{more}.")
 
-    def _refuse_spreadsheet(self) -> None:
-        """Refuse to take all images for one class where a spreadsheet may hold their labels."""
+    def _refuse_unread_table(self, extensions: frozenset[str], more: str = "") -> None:
+        """Refuse images without classes where a file of another format may hold their labels."""
         for file in self._files:
-            if extension_of(file) in _SPREADSHEETS:
+            if extension_of(file) in extensions and not file.casefold().startswith(("readme", "licen")):
                 raise DataError(
-                    f"{self._source.path}: the images lie in one folder, and {file} is a spreadsheet, which is not "
-                    f"read: save it as CSV there, or say --layout {CLASSES} where all images are of one class."
+                    f"{self._source.path}: no folders name the classes, and {file} is not read as a table: save it as "
+                    f"CSV there, its first line such as  file,label{more}."
                 )
 
 
