@@ -194,6 +194,12 @@ def test_a_link_out_of_a_folder_is_refused_and_one_inside_followed(tmp_path: Pat
     assert followed == {"a/1": b"one", "a/2": b"secret", "b/1": b"one", "b/2": b"secret"}
 
 
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", {"a/1": b"one"})
+    (folder / "a" / "2").symlink_to(folder / "b")
+    assert _refusal(folder) == "P/a/2: cannot be read: No such file or directory."
+
+
 def test_names_in_a_zip_are_those_that_were_packed(tmp_path: Path) -> None:
     """macOS leaves out the flag of UTF-8; some packers of Windows write backslashes; other bytes are code page 437."""
     path = tmp_path / "x"

@@ -252,3 +252,21 @@ def test_parquet_files_whose_labels_are_text_here_and_numbers_there_are_refused(
         f"{tmp_path}: 6 labels are text ({second}, row 0: '{NAMES[0]}') and 6 are numbers (train-0.parquet, row 0: 0); "
         "write all alike."
     )
+
+
+def test_splits_that_differ_in_columns_or_class_names_are_refused() -> None:
+    def refusal(test: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            load_data(datasets.DatasetDict({"train": _dataset("train"), "test": test}))
+        return str(caught.value)
+
+    assert refusal(_dataset("test").rename_column("label", "kind")) == (
+        "data: the test split has no column 'label' (found: image, kind, id); make the splits alike, or "
+        "say --split TRAIN."
+    )
+    swapped = _dataset("test").cast_column("label", datasets.ClassLabel(names=NAMES[::-1]))
+    differ = (
+        "data: the class names of the training split (emu, ant, cat) are not those of the test split ({}) in the same "
+    )
+    assert refusal(swapped) == differ.format("cat, ant, emu") + "order; make them alike."
+    assert refusal(_dataset("test", typed=False)) == differ.format("none") + "order; make them alike."

@@ -45,6 +45,7 @@ def _refusal(folder: Path, files: dict[str, bytes], **options: Any) -> str:
         CSV.replace(",", "|").encode(),
         ("\n\n" + CSV + "\n\n").encode(),
         "\n".join(["file,label,", *(f"{row}," for row in ROWS)]).encode(),
+        "\n".join(["file,label", *(f"{row} " for row in ROWS), *ROWS, ",", ","]).encode(),
     ],
 )
 @pytest.mark.parametrize("name", ["labels.csv", "LABELS.CSV"])
@@ -256,6 +257,8 @@ def test_labels_that_are_text_here_and_numbers_there_are_refused(tmp_path: Path)
         )
         assert _refusal(tmp_path / kind, files) == expected
     assert load_data(write_folder(tmp_path / "ranks", {"0.tar": shard(ranks, "cls")})).classes == ("7", "jack")
+    both = {"0.tar": shard(numbers, "cls"), "1.tar": shard(numbers, "json")}
+    assert load_data(write_folder(tmp_path / "both", both)).classes == ("0", "1")
 
 
 def test_one_column_of_labels_in_all_rows_of_a_webdataset(tmp_path: Path) -> None:

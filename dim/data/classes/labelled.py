@@ -75,9 +75,8 @@ def _check_kinds(images: list[Labelled], where: str) -> None:
 
 def read_numbers(images: list[Labelled]) -> list[Labelled]:
     """Turn text labels into numbers where all are whole and no two are one number, as 7 and 007 are."""
-    texts = {str(image.label).strip() for image in images}
-    whole = all(isinstance(image.label, str) and is_whole(image.label) for image in images)
-    if not whole or len({int(text) for text in texts}) < len(texts):
+    texts = {image.label for image in images if isinstance(image.label, str)}
+    if not all(map(is_whole, texts)) or len({int(text) for text in texts}) < len(texts):
         return images
     return [replace(image, label=int(image.label)) for image in images]
 

@@ -92,7 +92,8 @@ def _read_csv(text: str, where: str) -> list[Row]:
                     f"{where}: line {reader.line_num} has more cells than the header; put text that holds "
                     f"{separator!r} into double quotes."
                 )
-            rows.append({name.strip(): value for name, value in row.items()})
+            if any(row.values()):  # spreadsheets end in empty rows
+                rows.append({name.strip(): value for name, value in row.items()})
     except csv.Error as error:
         raise DataError(f"{where}: not a table that can be read ({error}).") from error
     return rows

@@ -219,6 +219,7 @@ def _arrange_rows(
         for row in rows:
             key = index.find(row.get(file_column), path.rpartition("/")[0])
             label = row.get(label_column)
+            label = label.strip() if isinstance(label, str) else label
             if label is None:
                 raise DataError(f"{source.path}: {path}: '{row.get(file_column)}' has no '{label_column}'; fill it in.")
             if key is None:

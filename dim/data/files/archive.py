@@ -62,7 +62,8 @@ def _iterate_folder(folder: Path, root: Path | None, prefix: str, depth: int) ->
         relative = prefix + child.name
         if root is not None and child.is_symlink() and not path.resolve().is_relative_to(root):
             raise DataError(f"{path}: a link that leaves {root}; copy what it leads to, or say --follow-links.")
-        mode = path.stat().st_mode
+        with named_failure(path):
+            mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             yield Entry(relative, True, read_nothing)
             yield from _iterate_folder(path, root, relative + "/", depth + 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dim.data.classes.columns import COLUMN_OPTIONS, LABEL_COLUMNS, choose_typed_column
 from dim.data.classes.labelled import Labelled, arrange_labelled
-from dim.data.classes.layout import Layout
+from dim.data.classes.layout import Layout, list_first
 from dim.data.classes.splits import choose_splits
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
@@ -98,6 +98,10 @@ def read_dataset(found: Any, source: Source, note: str = "Hugging Face dataset")
     return read_pictures(source, _Rows(found, source, note))
 
 
+def _show_names(names: list[str] | None) -> str:
+    return list_first(names) if names else "none"
+
+
 class _Rows:
     """The rows of one or two splits."""
 
@@ -119,10 +123,21 @@ class _Rows:
         label, more = choose_typed_column(
             features, typed["ClassLabel"], asked.label_column, LABEL_COLUMNS, "label", where
         )
-        if type(features[image]).__name__ != "Image":
-            raise DataError(f"{where}: the column '{image}' holds no images; say another --image-column.")
         names = getattr(features[label], "names", None)
         self._names = tuple(map(str, names)) if names else None
+        for split, rows in splits.items():
+            if missing := [column for column in (image, label) if column not in rows.features]:
+                raise DataError(
+                    f"{where}: the {split} split has no column '{missing[0]}' (found: {', '.join(rows.features)}); "
+                    "make the splits alike, or say --split TRAIN."
+                )
+            if type(rows.features[image]).__name__ != "Image":
+                raise DataError(f"{where}: the column '{image}' holds no images; say another --image-column.")
+            if (theirs := getattr(rows.features[label], "names", None)) != names:
+                raise DataError(
+                    f"{where}: the class names of the training split ({_show_names(names)}) are not those of the "
+                    f"{split} split ({_show_names(theirs)}) in the same order; make them alike."
+                )
         decode_later = type(features[image])(decode=False)
         self._splits = {
             split: rows.select_columns([image, label]).cast_column(image, decode_later)
