@@ -37,8 +37,10 @@ class Curve:
     """Whether others claim it."""
 
 
-def read_measured(paths: Sequence[Path], *, arch: str, recipe: str, epochs: int, ipc: int) -> list[Curve]:
-    """Read what students of one network, recipe and number of epochs reach, hard labels, at the published width.
+def read_measured(
+    paths: Sequence[Path], *, arch: str, recipe: str, epochs: int, ipc: int, width: int | None = None
+) -> list[Curve]:
+    """Read what students of one network, recipe and number of epochs reach, hard labels.
 
     Args:
         paths: `results.json` files.
@@ -46,11 +48,12 @@ def read_measured(paths: Sequence[Path], *, arch: str, recipe: str, epochs: int,
         recipe: name of their recipe.
         epochs: passes over the images.
         ipc: images per class and epoch of streams; fixed sets are taken at every size.
+        width: of the network; None for the published one.
 
     Returns:
         Curves of streams and of fixed sets, generated and real, and of archives; of several bundles the best.
     """
-    wanted = {"arch": arch, "recipe": recipe, "epochs": epochs, "width": None, "labels": "hard"}
+    wanted = {"arch": arch, "recipe": recipe, "epochs": epochs, "width": width, "labels": "hard"}
     found: dict[tuple[str, str], dict[Any, tuple[float, float]]] = {}
     for path in paths:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
@@ -71,9 +74,16 @@ def read_measured(paths: Sequence[Path], *, arch: str, recipe: str, epochs: int,
         ("archive", "stream"): ("real images, best archive", REAL),
         ("real", "fixed"): ("random real images, raw", REAL),
     }
-    note = f"measured: {arch}, recipe {recipe}, {epochs:,} epochs"
+    narrowed = f" of width {width}" if width else ""
+    note = f"measured: {arch}{narrowed}, recipe {recipe}, {epochs:,} epochs"
     return [
-        Curve(name=name, points=_by_bytes(found[key].values()), note=note, colour=colour, quoted=False)
+        Curve(
+            name=name + (f", width {width}" if width else ""),
+            points=_by_bytes(found[key].values()),
+            note=note,
+            colour=colour,
+            quoted=False,
+        )
         for key, (name, colour) in names.items()
         if key in found
     ]
@@ -121,7 +131,7 @@ def draw_frontier(curves: Sequence[Curve], title: str) -> bytes:
     axes.set_xscale("log")
     name_axes(axes, title, "bytes of the training data, all classes", "test accuracy, %")
     sizes = [size for curve in curves for size, _ in curve.points]
-    ticks = [10.0**power for power in range(4, 10) if min(sizes) / 2 <= 10.0**power <= 2 * max(sizes)]
+    ticks = [10.0**power for power in range(3, 10) if min(sizes) / 2 <= 10.0**power <= 2 * max(sizes)]
     axes.set_xticks(ticks, [format_bytes(int(tick)) for tick in ticks])
     axes.minorticks_off()
     # By the accuracy at the end, so that the legend follows the picture.
@@ -156,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="cifar10", help="the dataset's name in lab/quotes.json")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="results.json files of dim eval")
     parser.add_argument("--arch", default="convnet3")
+    parser.add_argument("--width", type=int, help="of the network; the published one if left out")
     parser.add_argument("--recipe", default="condensation")
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--ipc", type=int, default=10, help="images per class and epoch of streams")
@@ -167,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"lab/quotes.json knows {', '.join(quotes)}, not {options.data}")
     described = quotes[options.data]
     settings = {"arch": options.arch, "recipe": options.recipe, "epochs": options.epochs, "ipc": options.ipc}
-    curves = read_measured(options.results, **settings)
+    curves = read_measured(options.results, **settings, width=options.width)
     curves += read_quotes(described)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(options.out.parent, options.out.name, draw_frontier(curves, described["title"]))

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dim.chart_style import Label, choose_colour, label_ends, make_figure, name_axes, to_png
+from dim.evaluation.archive import Archive
+from dim.evaluation.protocol import PROTOCOLS
 from dim.evaluation.results import Row
-from dim.evaluation.table import format_accuracy, network_name
+from dim.evaluation.table import format_accuracy, format_bytes, network_name
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.storage.below import replace_file
 
@@ -93,9 +95,50 @@ def render_table(summary: Summary, rows: Sequence[Row]) -> str:
     ]
     for arch, ipc in pairs:
         cells = [found.get((arch, ipc, mode, subject)) for _, mode, subject in columns]
-        texts = [format_accuracy(row).replace(" ", _NO_BREAK) if row else "" for row in cells]
+        texts = [_unbroken(row) if row else "" for row in cells]
         lines.append(f"| {network_name(arch, None)} | {ipc} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
+
+
+def render_archives(rows: Sequence[Row], content_id: str) -> str:
+    """Write the table of a bundle's streams by precision, each beside the best archive of real images of its bytes."""
+    lines = [
+        "| drawn in | bytes | `stream` | best archive | its real images per class |",
+        "|---|---:|---:|---:|---|",
+    ]
+    archives = {row["subject"]: row for row in rows if row["source"] == "archive"}
+    for row in sorted(rows, key=lambda one: -one["data_bytes"]):
+        beside = archives.get(row["subject"].replace("generated", "archive"))
+        if row["content_id"] == content_id and row["source"] == "bundle" and beside and beside["archive"]:
+            coded, _, count = str(Archive(**beside["archive"])).partition(", ")
+            cells = [row["engine_precision"], format_bytes(row["data_bytes"]), _unbroken(row), _unbroken(beside)]
+            lines.append(f"| {' | '.join(map(str, cells))} | {count.removesuffix(' images per class')}, {coded} |")
+    return "\n".join(lines)
+
+
+def render_few(rows: Sequence[Row]) -> str:
+    """Write the table of students of few real images, alone and with generated ones."""
+    lines = ["| real images | alone | with generated ones |", "|---:|---:|---:|"]
+    mixed = {row["real_percent"]: row for row in rows if row["source"] == "mixed"}
+    for row in sorted((row for row in rows if row["source"] == "few"), key=lambda one: one["real_percent"]):
+        if row["real_percent"] in mixed:
+            cells = [_unbroken(row), _unbroken(mixed[row["real_percent"]])]
+            lines.append(f"| {row['real_percent']:g} % | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _unbroken(row: Row) -> str:
+    return format_accuracy(row).replace(" ", _NO_BREAK)
+
+
+def _choose_quick(rows: Sequence[Row]) -> list[Row]:
+    """Choose the rows of MNIST by the preset `quick`, at ten images per class."""
+    quick = PROTOCOLS["quick"]
+    wanted = {
+        "data": "mnist", "recipe": quick.recipe, "epochs": quick.epochs, "width": quick.width, "ipc": 10,
+        "mode": "stream", "labels": "hard", "precision": "bf16",
+    }  # fmt: skip
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
 
 
 def write_summaries(page: str, rows: Sequence[Row]) -> str:
@@ -104,13 +147,17 @@ def write_summaries(page: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: the page lacks a mark.
     """
-    for summary in SUMMARIES:
-        begin, end = f"<!-- {summary.name} begins -->", f"<!-- {summary.name} ends -->"
+    quick = _choose_quick(rows)
+    tables = {summary.name: render_table(summary, rows) for summary in SUMMARIES}
+    tables["mnist-archives"] = render_archives(quick, load_manifest(ROOT / SUMMARIES[0].bundle).content_id)
+    tables["mnist-few"] = render_few(quick)
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} begins -->", f"<!-- {name} ends -->"
         before, middle, rest = page.partition(begin)
         _, last, after = rest.partition(end)
         if not middle or not last:
             raise ValueError(f"The page of results lacks the mark {begin} or {end}.")
-        page = f"{before}{begin}\n\n{render_table(summary, rows)}\n\n{end}{after}"
+        page = f"{before}{begin}\n\n{table}\n\n{end}{after}"
     return page
 
 

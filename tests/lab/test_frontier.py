@@ -40,6 +40,8 @@ def test_one_point_per_precision_size_and_archive(tmp_path: Path) -> None:
         "bundle, fixed set": ((30_720, 30), (307_200, 50)),
         "real images, best archive": ((4_800_000, 64),),
     }
+    (narrow,) = read_measured([path], arch="convnet3", recipe="condensation", epochs=1000, ipc=10, width=32)
+    assert (narrow.name, narrow.points) == ("bundle, stream, width 32", ((9_000_000, 70),))
     table = write_table(curves, num_classes=10)
     assert (
         "| bundle, stream | 4.9 MB | 3,920,000 | 62.0 | measured: convnet3, recipe condensation, 1,000 epochs |"
@@ -60,4 +62,4 @@ def test_every_quote_has_its_protocol_and_source() -> None:
 def test_an_unknown_dataset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--data", "nowhere", "--out", str(tmp_path / "x.png")])
-    assert "lab/quotes.json knows cifar10, not nowhere" in capsys.readouterr().err
+    assert "lab/quotes.json knows cifar10, mnist, not nowhere" in capsys.readouterr().err

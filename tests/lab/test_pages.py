@@ -13,7 +13,7 @@ import pytest
 from dim.runtime.bundle_format.files import load_manifest
 from lab.pages.distilling import ABLATION_MARKS
 from lab.pages.evaluation import CONTROLS, evaluation_sections
-from lab.pages.summary import SUMMARIES, render_table, write_summaries
+from lab.pages.summary import SUMMARIES, render_archives, render_few, render_table, write_summaries
 from lab.reproduce import RIVALS
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,45 @@ def test_results_show_the_protocol_of_a_table_and_bundles_of_the_repository_only
     ]
     with pytest.raises(ValueError, match="lacks the mark <!-- mnist begins -->"):
         write_summaries("# Results", rows)
+
+
+def test_archives_and_few_real_images_have_tables() -> None:
+    avif = {"codec": "avif", "quality": 20, "images_per_class": 4013, "max_bytes": 2_530_289}
+    lossless = {"codec": "webp-lossless", "quality": 100, "images_per_class": 601, "max_bytes": 923_939}
+    drawn = {"source": "bundle", "content_id": "ab", "engine_precision": "fp32", "data_bytes": 2_530_289}
+    kept = {"source": "archive", "content_id": "", "subject": "archive", "archive": avif, "data_bytes": 2_400_000}
+    rows = [
+        row(**drawn | {"subject": "generated, int8", "engine_precision": "int8", "data_bytes": 923_939}),
+        row(**drawn),
+        row(**drawn | {"content_id": "cd", "subject": "generated, fp16"}),
+        row(**kept | {"accuracy_mean": 97.5}),
+        row(**kept | {"subject": "archive, int8", "archive": lossless, "accuracy_std": None}),
+        row(source="few", subject="5 % real", real_percent=5.0),
+        row(source="few", subject="1 % real", real_percent=1.0, accuracy_mean=90.0),
+        row(source="mixed", subject="1 % real + generated", real_percent=1.0),
+    ]
+    assert render_archives(rows, "ab").replace("\N{NO-BREAK SPACE}", " ").splitlines()[2:] == [
+        "| fp32 | 2.5 MB | 97.12 ± 0.25 | 97.50 ± 0.25 | 4,013, AVIF of quality 20 |",
+        "| int8 | 924 kB | 97.12 ± 0.25 | 97.12 (one seed) | 601, lossless WebP |",
+    ]
+    assert render_few(rows).replace("\N{NO-BREAK SPACE}", " ").splitlines()[2:] == [
+        "| 1 % | 90.00 ± 0.25 | 97.12 ± 0.25 |"
+    ]
+
+
+def test_few_real_images_have_a_table_and_archives_say_how_they_are_coded(script: ModuleType, tmp_path: Path) -> None:
+    avif = {"codec": "avif", "quality": 20, "images_per_class": 4013, "max_bytes": 2_530_289}
+    measured = [
+        row(mode="stream"),
+        row(mode="stream", source="archive", subject="archive", content_id="", archive=avif, engine=""),
+        row(mode="stream", source="few", subject="1 % real", content_id="", real_percent=1.0, accuracy_mean=90.0),
+        row(mode="stream", source="mixed", subject="1 % real + generated", real_percent=1.0),
+        row(mode="stream", subject="preset-small", content_id="ef" * 32, generators=2),
+    ]
+    page = written(script, tmp_path, a=results(*measured))
+    assert "| convnet3 | 10 | 1 % | 90.00 ± 0.25 | 97.12 ± 0.25 |" in page
+    assert "| archive (AVIF of quality 20, 4,013 images per class) | convnet3 | stream |" in page
+    assert "| convnet3 | preset-small | 97.12 ± 0.25 (2 generators) |" in page
 
 
 def test_the_page_of_results_is_short_and_names_no_bundle_from_elsewhere() -> None:
