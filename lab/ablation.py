@@ -59,6 +59,7 @@ BASE: dict[str, Any] = {
     "stage2.steps": 300,
     "stage2.batch_size": 64,
     "deployment.fixed_latents": 50,
+    "filter.candidates": 0,
 } | QUIET
 """What shortens a preset for a CPU; `--full` leaves the preset as long as it is."""
 LEAST_TIMED_S = 2.0
@@ -146,6 +147,7 @@ def list_variants(
             {"pool.ages": tuple(youngest * 4**age for age in range(4))},
         ),
         "spread": ("latents spread as in training, no choice", {"deployment.latent_stds": ()}),
+        "unfiltered": ("every candidate drawn, those of uncertain label too", {"filter.candidates": 0}),
         "unrefined": ("latents of small fixed sets as chosen, not refined", {"deployment.refine_steps": 0}),
     }
     if plain.deployment.refine_steps:

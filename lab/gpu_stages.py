@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
     "deployment.candidates": 4,
     "deployment.refine_steps": 1,
     "deployment.refine_learners": 1,
+    "filter.candidates": 64,
     "log_steps": 2,
 }
 TINY_STEPS = {"stage1.steps": 40, "stage2.steps": 4, "pool.ages": (2, 4)}

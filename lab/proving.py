@@ -53,6 +53,7 @@ PROVING: dict[str, Any] = {
     "deployment.latent_stds": (),
     "deployment.fixed_latents": 0,
     "deployment.refine_steps": 0,
+    "filter.candidates": 0,
     "checkpoint_steps": 200,
     "grid_steps": 100_000,
 }

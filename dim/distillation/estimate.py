@@ -26,7 +26,10 @@ WARM_UP_STEPS, FEWEST_TIMED = 2, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the training of a distillation takes. Latents are chosen after it, which comes on top."""
+    """What the training of a distillation takes.
+
+    Latents are chosen and candidates judged after it, which comes on top.
+    """
 
     steps: dict[str, int]
     """Steps of `stage1`, `pool` and `stage2`."""

@@ -137,12 +137,13 @@ def test_every_size_and_number_of_classes(
 
 @pytest.mark.slow
 def test_all_that_best_does_ends_in_a_bundle_that_holds(tmp_path: Path) -> None:
-    """As small as can be, with every ingredient: ages, spreads, refining by learners, mirroring, a teacher."""
+    """As small as can be, with every ingredient: ages, spreads, refining by learners, mirroring, filter, teacher."""
     data = replace(make_images(num_classes=4, per_class=20, image_px=16, channels=3), name="cifar-bars")
     names = ("generator.width", "generator.max_width", "discriminator.width", "discriminator.max_width", "pool.width")
     sizes = {name: QUICK[name] for name in (*names, "stage1.steps", "stage2.steps", "deployment.candidates")}
     sizes |= {"stage1.batch_size": 16, "stage2.batch_size": 16, "pool.batch_size": 16, "pool.ages": (1, 2, 3, 4)}
     sizes |= {"deployment.fixed_latents": 12, "deployment.refine_steps": 2, "log_steps": 2, "deployment.candidates": 20}
+    sizes["filter.candidates"] = 64
     teacher = {"deployment.teacher": "convnet3", "deployment.teacher_steps": 2, "deployment.teacher_width": 8}
     config = preset("best", data=data, overrides={**sizes, **teacher})
     plain = to_dict(preset("best", data=data))
@@ -156,7 +157,7 @@ def test_all_that_best_does_ends_in_a_bundle_that_holds(tmp_path: Path) -> None:
     bundle = export_run(tmp_path / "run", precisions=("fp32", "fp16"))
     assert verify(bundle).ok
     with Bundle(bundle) as opened:
-        assert "teacher.onnx" in opened.manifest.files
+        assert {"teacher.onnx", "accepted.bin"} <= set(opened.manifest.files)
         latents = opened.latents([0, 3], [0, 11])
         drawn, mirrored = (
             opened.engine.run(

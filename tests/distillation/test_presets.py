@@ -59,6 +59,25 @@ def test_the_discriminator_sees_many_images_less_augmented(
         assert config.generator.mirrored == expected.startswith("flip")
 
 
+@pytest.mark.parametrize(
+    ("channels", "per_class", "num_classes", "candidates"),
+    [(3, 5000, 10, 16_384), (3, 1000, 32, 16_384), (3, 1000, 33, 0), (3, 999, 10, 0), (1, 6000, 10, 0)],
+)
+def test_best_judges_candidates_where_that_was_tried(
+    channels: int, per_class: int, num_classes: int, candidates: int
+) -> None:
+    data: Any = SimpleNamespace(
+        name="photos",
+        classes=tuple(map(str, range(num_classes))),
+        class_counts=(per_class,) * num_classes,
+        height=32,
+        channels=channels,
+    )
+    config = preset("best", data=data)
+    assert (config.filter.candidates, config.filter.keep, config.filter.judge) == (candidates, 0.7, "pool")
+    assert not any(preset(name, data=data).filter.candidates for name in PRESETS if name != "best")
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_published_loss_has_its_published_weight_unless_it_is_set(name: str) -> None:
     def weight(**overrides: object) -> float:
