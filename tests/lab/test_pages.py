@@ -104,9 +104,10 @@ def test_archives_and_few_real_images_have_tables() -> None:
 
 def test_few_real_images_have_a_table_and_archives_say_how_they_are_coded(script: ModuleType, tmp_path: Path) -> None:
     avif = {"codec": "avif", "quality": 20, "images_per_class": 4013, "max_bytes": 2_530_289}
+    kept = {"source": "archive", "subject": "archive", "content_id": "", "archive": avif, "images_per_class": 4013}
     measured = [
         row(mode="stream"),
-        row(mode="stream", source="archive", subject="archive", content_id="", archive=avif, engine=""),
+        row(mode="stream", **kept),
         row(mode="stream", source="few", subject="1 % real", content_id="", real_percent=1.0, accuracy_mean=90.0),
         row(mode="stream", source="mixed", subject="1 % real + generated", real_percent=1.0),
         row(mode="stream", subject="preset-small", content_id="ef" * 32, generators=2),
