@@ -74,6 +74,26 @@ def is_this_machine(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
+def explain_status(shown: str, status: int, reason: str = "") -> str:
+    """Say in one sentence which answer of a server a download ended with, and what to do.
+
+    Args:
+        shown: the URL, as messages show it.
+        status: of HTTP.
+        reason: the server's own word for it.
+    """
+    if status in (401, 403, 407):
+        advice = "it wants a login, which dim does not send: fetch the folder by other means and name its path"
+    elif status == 429:
+        advice = "it was asked too often: wait a few minutes and try again"
+    elif status >= 500:
+        advice = "it is out of order: try again later"
+    else:
+        advice = "check the address, which is that of the bundle's folder"
+    said = f"{status} {printable(reason)[:100]}".rstrip()
+    return f"{shown} cannot be fetched: the server answered {said}; {advice}."
+
+
 def join_url(url: str, name: str) -> str:
     """Return the URL of a file in the folder at `url`; a query stays at the end."""
     base, mark, query = url.partition("?")
@@ -208,10 +228,10 @@ def _read_http(url: str, pinned: bool) -> Iterator[bytes]:
                 raise BundleError(f"{shown} cannot be fetched: the connection ended {response.length:,} bytes early.")
     except urllib.error.HTTPError as error:
         error.close()
-        said = f"the server answered {error.code} {printable(str(error.reason))[:100]}".rstrip()
         if error.code in (301, 302, 303, 307, 308):
             said = "the server sends from one address to the next without end"
-        raise BundleError(f"{shown} cannot be fetched: {said}.") from None
+            raise BundleError(f"{shown} cannot be fetched: {said}.") from None
+        raise BundleError(explain_status(shown, error.code, str(error.reason))) from None
     except http.client.HTTPException as error:
         said = _without_secrets(describe_error(error), url)
         raise BundleError(f"{shown} cannot be fetched: the server does not speak HTTP properly ({said}).") from None
@@ -235,12 +255,18 @@ def _read_store(url: str) -> Iterator[bytes]:
     except DimError as error:
         raise type(error)(_without_secrets(str(error), url)) if type(error) is BundleError else error from None
     except Exception as error:  # every store has errors of its own
-        said = (
-            explain_missing_credentials(shown)
-            if lacks_credentials(error)
-            else f"{shown} cannot be fetched: {_without_secrets(describe_error(error), url)}."
-        )
-        raise BundleError(said) from None
+        status = find_status(error)
+        if lacks_credentials(error) or status in (401, 403):
+            raise BundleError(explain_missing_credentials(shown)) from None
+        if status is not None:
+            raise BundleError(explain_status(shown, status)) from None
+        raise BundleError(f"{shown} cannot be fetched: {_without_secrets(describe_error(error), url)}.") from None
+
+
+def find_status(error: BaseException) -> int | None:
+    """Return the status of HTTP that another library's exception carries, or None."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _without_secrets(text: str, url: str) -> str:

@@ -52,6 +52,11 @@ def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], No
         url, commit = pin_revision(url)
         say(f"{shown} is at revision {commit[:12]}.")
     data = b"".join(download(join_url(url, MANIFEST_NAME), MAX_MANIFEST_BYTES, pinned is not None))
+    if data.lstrip()[:1] == b"<":
+        raise BundleError(
+            f"There is no bundle at {shown}: the server sends a web page instead of {MANIFEST_NAME}; give the address "
+            "below which the bundle's files lie."
+        )
     try:
         manifest = parse_manifest(data)
     except BundleError as error:

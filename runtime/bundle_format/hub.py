@@ -1,15 +1,19 @@
 """Bundles on the Hugging Face Hub: `hf://USER/NAME.dim[@REVISION][/FOLDER]`, a model there, or `hf://datasets/...`."""
 
+import re
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from dim.runtime.bundle_format.download import explain_status, find_status
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME
 from dim.runtime.errors import BundleError, describe_error
 from dim.runtime.storage.object_store import explain_missing_credentials, lacks_credentials, open_file_system
 
 HUB = "hf://"
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def is_on_hub(place: str) -> bool:
@@ -35,9 +39,11 @@ def pin_revision(url: str) -> tuple[str, str]:
         found = _api(file_system).repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision)
     except Exception as error:
         raise _explain(error, url) from None
+    if not isinstance(found.sha, str) or not _COMMIT.fullmatch(found.sha):
+        raise BundleError(_explain_stranger(url))
     kind = "" if place.repo_type == "model" else f"{place.repo_type}s/"
     folder = f"/{place.path_in_repo}" if place.path_in_repo else ""
-    return f"{HUB}{kind}{place.repo_id}@{found.sha}{folder}", str(found.sha)
+    return f"{HUB}{kind}{place.repo_id}@{found.sha}{folder}", found.sha
 
 
 def upload_bundle(path: Path, url: str, *, overwrite: bool, say: Callable[[str], None]) -> None:
@@ -104,14 +110,22 @@ def _resolve(url: str) -> tuple[Any, Any]:
 
 
 def _explain(error: Exception, url: str) -> BundleError:
-    if isinstance(error, FileNotFoundError):
+    status = find_status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:
         return BundleError(
             f"There is no {url} on the Hub, or this login may not see it: check the name, make it with  hf repos "
             "create, or log in with  hf auth login"
         )
+    if isinstance(error, JSONDecodeError | LookupError | TypeError | AttributeError):
+        return BundleError(_explain_stranger(url))
     if isinstance(error, ValueError | NotImplementedError):
         return BundleError(f"{url} names nothing on the Hub ({describe_error(error)}): write hf://USER/NAME.dim")
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if lacks_credentials(error) or status in (401, 403):
         return BundleError(explain_missing_credentials(url))
+    if status is not None:
+        return BundleError(explain_status(url, status))
     return BundleError(f"{url} cannot be reached: {describe_error(error)}.")
+
+
+def _explain_stranger(url: str) -> str:
+    return f"{url} cannot be fetched: the server does not answer as the Hub does; see where HF_ENDPOINT leads."

@@ -279,3 +279,50 @@ def test_without_its_client_the_install_line_is_told(bundle: Bundle, monkeypatch
             "The package 'huggingface_hub' is not installed and is needed to reach hf:// URLs: "
             "run  pip install 'dim-distill[hf]'"
         )
+
+
+LIES: list[tuple[str, int, str, str]] = [
+    ("/api/models", 401, "\x1b[2J", "needs credentials and no valid ones were found: run  hf auth login"),
+    ("/api/models", 403, "say", "needs credentials and no valid ones were found: run  hf auth login"),
+    (
+        "/api/models",
+        404,
+        "say",
+        "There is no hf://me/tiny.dim on the Hub, or this login may not see it: check the name",
+    ),
+    ("/api/models", 418, "say", "the server answered 418; check the address, which is that of the bundle's folder."),
+    ("/api/models", 429, "say", "the server answered 429; it was asked too often: wait a few minutes and try again."),
+    ("/api/models", 503, "say", "the server answered 503; it is out of order: try again later."),
+    ("/api/models", 200, "<html>", "the server does not answer as the Hub does; see where HF_ENDPOINT leads."),
+    ("/api/models", 200, "{}", "the server does not answer as the Hub does; see where HF_ENDPOINT leads."),
+    ("/api/models", 200, '{"id": "me/tiny.dim", "sha": "main"}', "does not answer as the Hub does"),
+    ("/api/models", 200, '{"id": "me/tiny.dim", "sha": "../../x"}', "does not answer as the Hub does"),
+    ("/api/models", 200, '{"id": "me/tiny.dim", "sha": "\\u001b[2J"}', "does not answer as the Hub does"),
+    ("/api/models", 200, '{"id": "me/tiny.dim", "sha": null}', "does not answer as the Hub does"),
+    ("/api/models", 200, '{"id": "me/tiny.dim", "sha": ["x"]}', "does not answer as the Hub does"),
+    ("manifest.json", 401, "say", "needs credentials and no valid ones were found: run  hf auth login"),
+    ("manifest.json", 404, "say", "the server answered 404; check the address"),
+    ("manifest.json", 200, "<!doctype html>", "the server sends a web page instead of manifest.json; give the address"),
+    ("generator.fp32", 403, "say", "needs credentials and no valid ones were found: run  hf auth login"),
+    ("generator.fp32", 200, "<html>", "it was altered or cut short, try again later."),
+]
+
+
+@pytest.mark.parametrize(("path", "status", "text", "words"), LIES)
+def test_a_hub_that_lies_is_one_sentence(
+    tiny_bundle: Path,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    status: int,
+    text: str,
+    words: str,
+) -> None:
+    monkeypatch.setenv("DIM_CACHE", str(tmp_path / "cache"))
+    hub.make("models/me/tiny.dim", tree(tiny_bundle))
+    hub.answers += [(path, status, text)] * 9
+    with pytest.raises(BundleError) as caught:
+        fetch_bundle("hf://me/tiny.dim", say=lambda line: None)
+    assert words in str(caught.value) and str(caught.value).isprintable()
+    assert "127.0.0.1" not in str(caught.value) and not list(tmp_path.glob("cache/bundles/*"))
