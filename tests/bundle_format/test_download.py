@@ -172,7 +172,7 @@ def test_no_secret_of_a_url_is_shown(serve: Callable[[Answer], str], monkeypatch
     with pytest.raises(BundleError) as caught:
         find_bundle(say=said.append)
     text = f"{caught.value} {said}"
-    assert "/nope.dim/manifest.json?*** cannot be fetched: the server answered 403 Forbidden." in text
+    assert "/nope.dim/manifest.json?*** cannot be fetched: the server answered 403 Forbidden; it wants" in text
     assert not any(secret in text for secret in ("TOKEN", "SECRET", "PART"))
     assert asked[0].startswith("/nope.dim/manifest.json?X-Signature=TOKEN&b=SECRET")
     monkeypatch.delenv("DIM_BUNDLE")
