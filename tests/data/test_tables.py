@@ -76,18 +76,35 @@ def test_columns_that_are_not_one_hot_are_asked_about(tmp_path: Path, header: st
 
 
 def test_a_table_counts_more_than_folders_where_its_column_is_named(tmp_path: Path) -> None:
-    files = {f"part_{1 + number // 6}/{number:03d}.png": data for number, data in enumerate(PNGS)}
-    files["meta.csv"] = _csv("image_id,dx,age", [f"{number:03d},{label},50" for number, label in enumerate(LABELS)])
+    files = {f"{'left' if number < 6 else 'right'}/{number:03d}.png": data for number, data in enumerate(PNGS)}
+    files["meta.csv"] = _csv(
+        "image_id,finding,age", [f"{number:03d},{label},50" for number, label in enumerate(LABELS)]
+    )
     remark = "set: classes are those of the folders; --label-column NAME reads those of meta.csv"
     said: list[str] = []
-    assert _load(tmp_path, files, say=said.append).classes == ("part_1", "part_2")
+    assert _load(tmp_path, files, say=said.append).classes == ("left", "right")
     assert remark in said
-    _check(_load(tmp_path, files, label_column="dx"))
+    _check(_load(tmp_path, files, label_column="finding"))
     said.clear()
-    assert _load(tmp_path, files, say=said.append, layout="classes").classes == ("part_1", "part_2")
+    assert _load(tmp_path, files, say=said.append, layout="classes").classes == ("left", "right")
     assert remark not in said
-    with pytest.raises(DataError, match=r"meta.csv: no column 'picture' \(found: image_id, dx, age\); say another"):
+    with pytest.raises(
+        DataError, match=r"meta.csv: no column 'picture' \(found: image_id, finding, age\); say another"
+    ):
         _load(tmp_path, files, image_column="picture")
+
+
+def test_folders_that_are_parts_of_a_set_name_no_classes(tmp_path: Path) -> None:
+    """HAM10000 as it comes: parts of the images, and their table above."""
+    files = {f"HAM_images_part_{1 + number // 6}/ISIC_{number:07d}.png": data for number, data in enumerate(PNGS)}
+    rows = [f"HAM_{number},ISIC_{number:07d},{label},histo,50" for number, label in enumerate(LABELS)]
+    files["HAM_metadata.csv"] = _csv("lesion_id,image_id,dx,dx_type,age", rows)
+    said: list[str] = []
+    _check(_load(tmp_path, files, say=said.append))
+    assert "set: labels are those of HAM_metadata.csv, column 'dx'" in said
+    assert _load(tmp_path, files, layout="classes").classes == ("HAM_images_part_1", "HAM_images_part_2")
+    del files["HAM_metadata.csv"]
+    assert _load(tmp_path / "alone", files).classes == ("HAM_images_part_1", "HAM_images_part_2")
 
 
 def test_a_spreadsheet_beside_one_folder_of_images_is_not_passed_over(tmp_path: Path) -> None:
@@ -118,15 +135,24 @@ def test_numbers_as_labels_and_a_column_of_splits(tmp_path: Path) -> None:
     assert "labels run from 1 to 2 and count from 1: classes are named by their labels" in data.note
 
 
+def _stylegan(labels: list[int] | None) -> dict[str, bytes]:
+    """What StyleGAN's dataset tool writes: names of eight digits, five of which are the folder; labels last."""
+    names = [f"{number:08d}"[:5] + f"/img{number:08d}.png" for number in range(12)]
+    pairs = None if labels is None else [[name, label] for name, label in zip(names, labels, strict=True)]
+    return dict(zip(names, PNGS, strict=True)) | {"dataset.json": json.dumps({"labels": pairs}).encode()}
+
+
 def test_stylegan(tmp_path: Path) -> None:
-    labels = [[f"00000/{number:03d}.png", number % 2] for number in range(12)]
-    files = _flat("00000/") | {"dataset.json": json.dumps({"labels": labels}).encode()}
+    files = _stylegan([number % 2 for number in range(12)])
     _check(_load(tmp_path, files), ("0", "1"))
     (tmp_path / "x.zip").write_bytes(zipped(files))
     _check(load_data(tmp_path / "x.zip"), ("0", "1"))
-    files["dataset.json"] = json.dumps({"labels": [["00000/000.png", [1]]]}).encode()
+    files["dataset.json"] = json.dumps({"labels": [["00000/img00000000.png", [1]]]}).encode()
     with pytest.raises(DataError, match=r"dataset.json: .* among its labels, expected \[file, whole number\]"):
         _load(tmp_path, files)
+    with pytest.raises(DataError, match=r"dataset.json says that the images have no labels; write them there, or say"):
+        _load(tmp_path, _stylegan(None))
+    assert _load(tmp_path, _stylegan(None), layout="classes").classes == ("00000",)
 
 
 def test_a_table_does_not_overrule_class_folders(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ LABEL_COLUMNS = (
     "target",
     "y",
     "fine_label",
+    "dx",
+    "diagnosis",
 )
 COLUMN_OPTIONS = frozenset(("split", "image_column", "label_column"))
 """Fields of `DataOptions` that have a say where there are columns."""

@@ -29,7 +29,13 @@ def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], s
     """Read `metadata.*` and StyleGAN's `dataset.json`; None where there is none, or none with labels."""
     for path, data in tables.items():
         if path.rpartition("/")[2] == "dataset.json":
-            labels = parse_json(data, f"{source.path}: {path}").get("labels") if data.lstrip()[:1] == b"{" else None
+            described = parse_json(data, f"{source.path}: {path}") if data.lstrip()[:1] == b"{" else {}
+            labels = described.get("labels", [])
+            if labels is None:
+                raise DataError(
+                    f"{source.path}: {path} says that the images have no labels; write them there, or say --layout "
+                    "classes where folders name the classes."
+                )
             if isinstance(labels, list) and labels:
                 rows = _stylegan_rows(labels, f"{source.path}: {path}")
                 layout = _arrange_rows({path: rows}, images, ("file_name", "label"), source)

@@ -5,6 +5,7 @@ their class. Hidden files and what file managers leave behind are passed over; t
 said; anything else in a class folder must be an image.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +30,7 @@ from dim.runtime.errors import DataError
 
 _SPREADSHEETS = frozenset((".xlsx", ".xls", ".ods"))
 _PROBLEMS_SHOWN = 3
+_PART = re.compile(r"(part|batch|chunk|shard|images?)[ _-]?\d+$", re.IGNORECASE)
 
 
 class _Tree:
@@ -111,6 +113,8 @@ class _Tree:
                 )
                 return only
             raise
+        if labels is not None and options.layout == AUTO and _are_parts(layout) and 2 * labels.num_found > len(images):
+            return arrange_by_table(labels, images, source)
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
         if options.split is None and 2 * num_labelled < len(images):
             if labels is not None:
@@ -159,6 +163,11 @@ class _Tree:
                     f"{self._source.path}: no folders name the classes, and {file} is not read as a table: save it as "
                     f"CSV there, its first line such as  file,label{more}."
                 )
+
+
+def _are_parts(layout: Layout) -> bool:
+    """Whether folders are named like parts of one set, as `images_part_1` and `images_part_2`."""
+    return all(_PART.search(name) for split in (layout.train, layout.test) for name in split)
 
 
 def read_class_folders(source: Source) -> RawSet:
