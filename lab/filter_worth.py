@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from dim.data.load import load_data
 from dim.distillation.certainty_filter import choose_surest
 from dim.execution.device_data import seed_of
-from dim.runtime.bundle import Bundle, choose_rows_per_run, open_bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.files import read_checked_file, write_bundle
 from dim.runtime.bundle_format.names import ACCEPTED
+from dim.runtime.engines.draw_in_parts import choose_rows_per_run
 from dim.runtime.sampling.latents import draw_latents, order_slice
 from dim.runtime.sampling.philox import FILTERED_SAMPLING
 from dim.runtime.sets.soft_labels import open_teacher

@@ -16,27 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted
 from dim.runtime.bundle_format.describe import describe_html, describe_line
-from dim.runtime.bundle_format.files import load_manifest, read_checked_file
-from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.latents import BundleLatents
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS
 from dim.runtime.choose_engine import open_engine
-from dim.runtime.engines.base import Engine, EngineOptions, run_ahead
+from dim.runtime.engines.base import Engine, EngineOptions
+from dim.runtime.engines.draw_in_parts import choose_rows_per_run, draw_in_parts
 from dim.runtime.engines.shared import SharedEngine
 from dim.runtime.errors import BadValueError, BundleError, printable
 from dim.runtime.messages import say_to_log
-from dim.runtime.sampling.accepted import AcceptedCandidates, draw_accepted_latents
+from dim.runtime.sampling.accepted import AcceptedCandidates
 from dim.runtime.sampling.counts import resolve_counts
 from dim.runtime.sampling.labels import Labels, count_within_classes, find_label, resolve_labels, select_labels
-from dim.runtime.sampling.latents import check_row, draw_latents, index_major_order
+from dim.runtime.sampling.latents import check_row, index_major_order
 from dim.runtime.sampling.stream import Stream, StreamPlan
-
-# Images per run of an engine without a batch of its own: at most 1,024, and about 2**18 pixels.
-_PIXELS_PER_RUN = 2**18
-_MAX_ROWS_PER_RUN = 1024
 
 
 def open_bundle(
@@ -113,8 +108,7 @@ class Bundle:
         self._engine = SharedEngine(
             self.path, partial(open_engine, self.path, self.manifest, self.engine_options, say=say)
         )
-        self._optimised: NDArray[np.float32] | None = None
-        self._accepted: AcceptedCandidates | None = None
+        self._latents = BundleLatents(self.path, self.manifest, fixed_latents)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -161,18 +155,7 @@ class Bundle:
         Raises:
             BadValueError: a label, index, seed or use that cannot be.
         """
-        labels_N, indices_N = self._check_samples(labels, indices)
-        manifest = self.manifest
-        optimised = self._optimised_latents(use)
-        shape = manifest.latent_dim, manifest.latent_std
-        if (accepted := self.accepted_candidates) is not None:
-            drawn = draw_accepted_latents(accepted, seed, labels_N, indices_N, *shape)
-        else:
-            drawn = draw_latents(seed, labels_N, indices_N, *shape)
-        if optimised is not None:
-            inside = indices_N < optimised.shape[1]
-            drawn[inside] = optimised[labels_N[inside], indices_N[inside]]
-        return drawn
+        return self._latents.draw(*self._check_samples(labels, indices), seed, use)
 
     def sample(
         self, labels: Labels, indices: ArrayLike | None = None, seed: int = 0, use: str = "fixed"
@@ -194,7 +177,12 @@ class Bundle:
             EngineError: the engine cannot be opened or failed.
         """
         labels_N, indices_N = self._check_samples(labels, indices)
-        return self._run_in_parts(labels_N, lambda part: self.latents(labels_N[part], indices_N[part], seed, use))
+        return draw_in_parts(
+            self.engine,
+            self.manifest,
+            labels_N,
+            lambda part: self._latents.draw(labels_N[part], indices_N[part], seed, use),
+        )
 
     def render(self, latents: ArrayLike, labels: Labels) -> NDArray[np.uint8]:
         """Draw images of latents that are the caller's own, such as points between two samples.
@@ -216,7 +204,7 @@ class Bundle:
                 f"The latents have shape {latents_NZ.shape}; they must be finite and of shape "
                 f"({len(labels_N)}, {self.manifest.latent_dim}), one row per label."
             )
-        return self._run_in_parts(labels_N, lambda part: latents_NZ[part])
+        return draw_in_parts(self.engine, self.manifest, labels_N, lambda part: latents_NZ[part])
 
     def draw(
         self, label: str | int, count: int, seed: int = 0, start: int = 0, use: str = "fixed"
@@ -415,19 +403,6 @@ class Bundle:
             return engine.run_dlpack(self.latents(labels, indices, seed, "stream"), labels)
         return self.sample(labels, indices, seed, "stream")
 
-    def _run_in_parts(
-        self, labels: NDArray[np.int64], latents_of: Callable[[slice], NDArray[np.float32]]
-    ) -> NDArray[np.uint8]:
-        """Run the engine over the labels in parts; the latents of a part are made when its turn comes."""
-        engine, manifest = self.engine, self.manifest
-        rows = engine.batch or choose_rows_per_run(manifest)
-        images = np.empty((len(labels), manifest.height, manifest.width, manifest.channels), np.uint8)
-        parts = [slice(start, start + rows) for start in range(0, len(labels), rows)]
-        batches = ((latents_of(part), labels[part]) for part in parts)
-        for part, drawn in zip(parts, run_ahead(engine, batches), strict=True):
-            images[part] = drawn
-        return images
-
     def _check_samples(self, labels: Labels, indices: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         labels_N = resolve_labels(labels, self.classes)
         indices_N = count_within_classes(labels_N) if indices is None else check_row(indices, "indices")
@@ -442,10 +417,7 @@ class Bundle:
         Raises:
             BundleError: the file was altered or is malformed.
         """
-        if self._accepted is None and ACCEPTED in self.manifest.files:
-            data = read_checked_file(self.path, self.manifest, ACCEPTED, max_bytes=MAX_ACCEPTED_BYTES)
-            self._accepted = read_accepted(data, self.manifest.num_classes)
-        return self._accepted
+        return self._latents.accepted
 
     def count_fixed_latents(self) -> int:
         """Count the images of each class whose latents the bundle optimised for fixed sets; 0 where they are not used.
@@ -453,20 +425,4 @@ class Bundle:
         Raises:
             BundleError: the file was altered or is malformed.
         """
-        optimised = self._optimised_latents("fixed")
-        return 0 if optimised is None else optimised.shape[1]
-
-    def _optimised_latents(self, use: str) -> NDArray[np.float32] | None:
-        if use not in ("fixed", "stream"):
-            raise BadValueError(f"There is no use {use!r}; there are fixed and stream.")
-        if use == "stream" or not self.fixed_latents or FIXED_LATENTS not in self.manifest.files:
-            return None
-        if self._optimised is None:  # threads that come at once may each read it, and read the same
-            data = read_checked_file(self.path, self.manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
-            self._optimised = read_fixed_latents(data, self.manifest)
-        return self._optimised
-
-
-def choose_rows_per_run(manifest: Manifest) -> int:
-    """Choose how many images one run of an engine without a batch of its own draws, for bounded memory."""
-    return max(1, min(_MAX_ROWS_PER_RUN, _PIXELS_PER_RUN // (manifest.height * manifest.width)))
+        return self._latents.count_fixed()

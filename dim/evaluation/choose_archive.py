@@ -8,7 +8,7 @@ from pathlib import Path
 from dim.data.image_set import ImageSet
 from dim.evaluation.archive import LOSSLESS, Archive, find_candidates
 from dim.evaluation.choose_recipe import TimeOverError, split_holdout
-from dim.evaluation.measure import Say, measure
+from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.plan import bundle_bytes
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.subjects import Subject
@@ -56,21 +56,7 @@ def choose_archive(
         DataError: a class has a single image, so that nothing can be held out.
     """
     max_bytes = bundle_bytes(subjects[0].manifest, execution.image_precision, soft=False)
-    single = replace(
-        protocol,
-        ipcs=protocol.ipcs[:1],
-        archs=protocol.archs[:1],
-        seeds=protocol.seeds[:1],
-        modes=("stream",),
-        labels=("hard",),
-        controls=("archive",),
-        recipe=resolve_recipe(protocol.recipe, data.name, protocol.ipcs[0]),
-        real_percents=(),
-        whole_epochs=0,
-        quality=False,
-        privacy=False,
-        features="",
-    )
+    single = _ask_once(protocol, data)
     asked = {
         "fingerprint": data.fingerprint(),
         "max_bytes": max_bytes,
@@ -91,22 +77,49 @@ def choose_archive(
         return None
     chosen, rows = candidates[0], []
     if len(candidates) > 1:
-        holdout = split_holdout(data)
-        evaluation = measure(
-            (), holdout, single, execution, out, archives=candidates, deadline=deadline, progress=progress
+        found = measure(
+            (),
+            split_holdout(data),
+            single,
+            execution,
+            out,
+            archives=candidates,
+            deadline=deadline,
+            progress=progress,
         )
-        if not evaluation.finished:
-            raise TimeOverError(evaluation)
-        rows = evaluation.rows
-        by_archive = {
-            result.cell.archive: result.accuracy for result in evaluation.results if result.cell.archive is not None
-        }
-        chosen = max(candidates, key=lambda archive: by_archive[archive])
-        for archive in candidates:
-            say(f"Hold-out accuracy of {archive}: {by_archive[archive]:.2f} %.")
+        if not found.finished:
+            raise TimeOverError(found)
+        chosen, rows = _take_best(candidates, found, say), found.rows
     _write_choice(path, {"chosen": asdict(chosen), "asked": asked, "rows": rows})
     say(f"The archive of real images: {chosen}.")
     return chosen
+
+
+def _ask_once(protocol: EvalProtocol, data: ImageSet) -> EvalProtocol:
+    """The protocol of the students that decide: the first size, network and seed, archives alone."""
+    return replace(
+        protocol,
+        ipcs=protocol.ipcs[:1],
+        archs=protocol.archs[:1],
+        seeds=protocol.seeds[:1],
+        modes=("stream",),
+        labels=("hard",),
+        controls=("archive",),
+        recipe=resolve_recipe(protocol.recipe, data.name, protocol.ipcs[0]),
+        real_percents=(),
+        whole_epochs=0,
+        quality=False,
+        privacy=False,
+        features="",
+    )
+
+
+def _take_best(candidates: Sequence[Archive], found: Evaluation, say: Say) -> Archive:
+    """The archive whose student is best on the hold-out; says what each one reached."""
+    accuracies = {result.cell.archive: result.accuracy for result in found.results}
+    for archive in candidates:
+        say(f"Hold-out accuracy of {archive}: {accuracies[archive]:.2f} %.")
+    return max(candidates, key=lambda archive: accuracies[archive])
 
 
 def _read_choice(path: Path, asked: dict[str, object]) -> Archive | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.bundle import choose_rows_per_run
 from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted
 from dim.runtime.bundle_format.files import check_file_hash, list_unlisted_files, load_manifest, read_checked_file
 from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
@@ -19,6 +18,7 @@ from dim.runtime.choose_engine import open_engine
 from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines import image_checks
 from dim.runtime.engines.base import Engine, EngineOptions, parse_pins
+from dim.runtime.engines.draw_in_parts import choose_rows_per_run
 from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
 from dim.runtime.errors import BundleError, DeviceError, EngineError, GraphError, MissingExtraError
 from dim.runtime.gpu.driver import Driver, find_driver

@@ -24,10 +24,12 @@ from tiny_bundle import build_tiny_bundle
 
 import dim.runtime
 from dim.runtime import bundle as bundle_module
-from dim.runtime.bundle import Bundle, choose_rows_per_run, open_bundle
+from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.bundle_format.accepted_file import write_accepted
 from dim.runtime.bundle_format.files import update_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
+from dim.runtime.engines import draw_in_parts
+from dim.runtime.engines.draw_in_parts import choose_rows_per_run
 from dim.runtime.engines.fake import FakeEngine
 from dim.runtime.errors import BadValueError, BundleError, DimError
 from dim.runtime.sampling.accepted import draw_accepted_latents, list_accepted
@@ -97,7 +99,7 @@ def test_a_sample_is_what_the_engine_draws_from_its_latents(opened: Bundle) -> N
 @given(st.integers(0, 2**64 - 1), st.integers(1, 40), st.integers(0, 40), st.sampled_from([1, 3, 1024]))
 def test_a_smaller_set_is_a_prefix_of_a_larger_one(opened: Bundle, seed: int, ipc: int, more: int, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_module, "_MAX_ROWS_PER_RUN", rows)
+        patch.setattr(draw_in_parts, "MAX_ROWS_PER_RUN", rows)
         small = opened.sample(*index_major_order([ipc] * 3), seed=seed)
     large = opened.sample(*index_major_order([ipc + more] * 3), seed=seed)
     assert np.array_equal(large[: len(small)], small)
@@ -321,7 +323,7 @@ def test_an_engine_that_can_runs_ahead(tiny_bundle: Path, monkeypatch: pytest.Mo
         labels, indices = index_major_order((40, 40, 20))
         expected = bundle.sample(labels, indices)
         monkeypatch.setattr(FakeEngine, "run_ahead", run_ahead, raising=False)
-        monkeypatch.setattr(bundle_module, "_MAX_ROWS_PER_RUN", 32)
+        monkeypatch.setattr(draw_in_parts, "MAX_ROWS_PER_RUN", 32)
         assert np.array_equal(bundle.sample(labels, indices), expected)
     assert sizes == [32, 32, 32, 4]
 
