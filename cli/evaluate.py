@@ -256,6 +256,7 @@ def evaluate(
         resume=not fresh,
         time_limit_s=None if time_limit is None else parse_duration(time_limit),
     )
+    others = parse_bundles(compare or [])
     paths = [choose_bundle(wanted, sha256 if number == 0 else None) for number, wanted in enumerate(bundle or [None])]
     path = paths[0]
     manifest = load_manifest(path)
@@ -263,7 +264,7 @@ def evaluate(
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.evaluation.evaluate import evaluate as run_evaluation
     evaluation = run_evaluation(
-        {GENERATED: path if len(paths) == 1 else tuple(paths), **parse_bundles(compare or [])},
+        {GENERATED: path if len(paths) == 1 else tuple(paths), **others},
         images,
         protocol,
         execution,

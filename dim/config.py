@@ -158,6 +158,21 @@ class StageConfig:
         _check_between(self, "batch_size", 2, 65_536)
 
 
+CLASSIFIER_NAMES = (
+    "convnet3",
+    "resnet10",
+    "resnet10-half",
+    "resnet18",
+    "resnet18-half",
+    "resnetap10",
+    "resnetap10-half",
+    "resnetap18",
+    "resnetap18-half",
+    "vgg11",
+    "densenet",
+    "mlp",
+)
+"""Every name that `dim.networks.classifiers.build_classifier` knows."""
 PAPER_POOL = ("convnet3", "resnet10", "resnet18", "resnetap10", "resnetap18")
 """The paper's pool of classifiers."""
 
@@ -189,6 +204,8 @@ class PoolConfig:
         _check_one_of(self, "kind", ("kept", "fresh"))
         if not self.architectures:
             raise _FieldError(self, "architectures", "at least one classifier")
+        if not set(self.architectures) <= set(CLASSIFIER_NAMES):
+            raise _FieldError(self, "architectures", f"some of {', '.join(CLASSIFIER_NAMES)}")
         if not self.ages or list(self.ages) != sorted(set(self.ages)) or self.ages[0] < 1:
             raise _FieldError(self, "ages", "increasing positive numbers of steps")
         _check_between(self, "width", 0, 1024)
@@ -272,6 +289,8 @@ class DeploymentConfig:
         _check_between(self, "refine_cross_entropy", 0, 100)
         _check_between(self, "refine_draws", 1, 2)
         _check_between(self, "refine_learners", 0, 1000)
+        if self.teacher:
+            _check_one_of(self, "teacher", CLASSIFIER_NAMES)
         _check_between(self, "teacher_width", 0, 1024)
         _check_between(self, "teacher_steps", 1, 10_000_000)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dim.networks.names import CLASSIFIER_NAMES
+from dim.config import CLASSIFIER_NAMES
 from dim.runtime.choose_engine import settle_precision
 from dim.runtime.cores import check_threads
 from dim.runtime.engines.base import EngineOptions

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dim.networks.names import CLASSIFIER_NAMES
+from dim.config import CLASSIFIER_NAMES
 from dim.runtime.errors import BadValueError
 
 MIN_IMAGE_PX, MAX_IMAGE_PX = 8, 128

@@ -125,6 +125,11 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             ["--set", "pool.augment=typo"],
             "--set pool.augment is 'typo'; it must be a policy of augmentations (Unknown augmentation step 'typo' in ",
         ),
+        (
+            ["--set", 'pool.architectures=["lenet"]'],
+            "--set pool.architectures is ('lenet',); it must be some of convnet3, resnet10, ",
+        ),
+        (["--set", "deployment.teacher=lenet"], "--set deployment.teacher is 'lenet'; it must be one of convnet3, "),
         (["--set", "stage1=3"], "The configuration has no field 'stage1'"),
         (["--steps", "-1"], "--steps is -1; it must be between 0 and 100,000,000."),
         (["--matching-steps", "-1"], "--matching-steps is -1; it must be between 0 and 100,000,000."),

@@ -198,6 +198,7 @@ def test_faults_of_the_data_and_of_options_are_told_before_torch_is_imported(tmp
         f"{folder}: labels.csv: not text in UTF-8 (invalid start byte at byte 0); save it as UTF-8.": [],
         "There is no classifier 'lenet'; there are convnet3, resnet10, ": ["--arch", "lenet"],
         "--bits is 99: it must be between 8 and 16.": ["--bits", "99"],
+        "--compare got 'x'; it takes NAME=BUNDLE, as in first=runs/first/mnist.dim.": ["--compare", "x"],
         "device is 'tpu'; it must be auto, cpu or gpu.": ["--device", "tpu"],
     }
     for message, more in wrong.items():
@@ -209,3 +210,22 @@ def test_faults_of_the_data_and_of_options_are_told_before_torch_is_imported(tmp
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
         assert done.stdout == "1 False\n", done.stderr
         assert message in done.stderr.splitlines()[-1] and done.stderr.count("Error: ") == 1
+
+
+def test_what_a_run_recorded_is_not_refused_where_it_does_nothing_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(bundles: Any, images: Any, *_: Any, **options: Any) -> Evaluation:
+        return Evaluation(out=tmp_path, results=(), students_left=0)
+
+    monkeypatch.setattr("dim.evaluation.evaluate.evaluate", record)
+    reading = {"follow_links": True}
+    bundle = build_tiny_bundle(tmp_path / "b.dim", classes=("a", "b"), distill_config={"data": {"reading": reading}})
+    images = random_images(8, 8, 1)
+    np.savez(tmp_path / "tiny.npz", images=images, labels=np.array(["a", "b"] * 4))
+    command = ("eval", "--data", tmp_path / "tiny.npz", "--bundle", bundle, "--out", tmp_path / "eval")
+    ran = dim(*command)
+    assert ran.code == 0 and "is read as it was distilled: --follow-links." in ran.err
+    assert one_line(dim(*command, "--follow-links")) == (
+        "tiny is no folder of images, so --follow-links does nothing: leave it out."
+    )

@@ -234,6 +234,20 @@ def test_a_second_column_of_labels_is_said(tmp_path: Path) -> None:
     assert "set: labels are those of t.csv, column 'label'; --label-column takes others (category)" in said
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1], [2], [3, 4]], "labels are lists of different lengths; write one label for each image."),
+        ([{"a": 1}] * 3, "labels are object [3], expected whole numbers or text [N], or one-hot rows [N, K]."),
+        ([0.5, 0.5, 1], "labels are float64 [3], expected whole numbers or text [N], or one-hot rows [N, K]."),
+        ([1, 2, None], "'002.png' has no 'label'; fill it in."),
+    ],
+)
+def test_labels_of_no_kind_that_is_read(tmp_path: Path, labels: list[Any], message: str) -> None:
+    rows = [{"file": f"{n:03d}.png", "label": label} for n, label in enumerate(labels)]
+    assert _refusal(tmp_path / "set", _flat() | {"l.json": json.dumps(rows).encode()}) == f"l.json: {message}"
+
+
 def test_labels_that_are_text_here_and_numbers_there_are_refused(tmp_path: Path) -> None:
     rows = [{"file": f"{n:03d}.png", "label": n % 2 if n < 8 else LABELS[n]} for n in range(12)]
     assert _refusal(tmp_path / "set", _flat() | {"labels.json": json.dumps(rows).encode()}) == (

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from dim.cli.main import app
-from dim.networks.names import CLASSIFIER_NAMES
+from dim.config import CLASSIFIER_NAMES
 from dim.presets import PRESETS
 from lab import core_hours, image_measures
 from lab.core_hours import estimate_hours

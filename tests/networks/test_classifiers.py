@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from dim.config import CLASSIFIER_NAMES
 from dim.networks.classifiers import build_classifier
-from dim.networks.names import CLASSIFIER_NAMES
 from dim.runtime.errors import BadValueError
 
 NARROW = {"convnet3": 8, "vgg11": 4, "densenet": 4, "mlp": 16}

@@ -51,7 +51,10 @@ def arrange_labelled(
         left_out = len(images) - len(train) - len(test)
         more = [f"{left_out} images of other splits were passed over"] if left_out else []
     remarks = [*remarks, *more]
-    numbers = [np.array([image.label for image in part]) if part else None for part in (train, test)]
+    try:
+        numbers = [np.array([image.label for image in part]) if part else None for part in (train, test)]
+    except ValueError as error:
+        raise DataError(f"{where}: labels are lists of different lengths; write one label for each image.") from error
     if numbers[0] is None:
         raise DataError(f"{where}: no labelled image found.")
     names, train_labels, test_labels, renamed = name_labels(numbers[0], numbers[1], classes, where)
@@ -78,7 +81,7 @@ def read_numbers(images: list[Labelled]) -> list[Labelled]:
     texts = {image.label for image in images if isinstance(image.label, str)}
     if not all(map(is_whole, texts)) or len({int(text) for text in texts}) < len(texts):
         return images
-    return [replace(image, label=int(image.label)) for image in images]
+    return [replace(image, label=int(image.label)) if isinstance(image.label, str) else image for image in images]
 
 
 def _choose_by_role(images: list[Labelled]) -> tuple[list[Labelled], list[Labelled], list[str]]:

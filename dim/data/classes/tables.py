@@ -88,6 +88,8 @@ def find_tables(
         the tables, those with labels first, among them those that name most images first; and what is wrong with those
         that cannot be used.
     """
+    if not tables:
+        return [], ()
     index = _Index(images)
     found: list[FoundTable] = []
     problems: list[str] = []
