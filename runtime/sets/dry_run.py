@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dim.runtime.bundle import Bundle
 from dim.runtime.messages import say_to_log
-from dim.runtime.sets.claim import check_replaceable, examine_place, open_engine_for
+from dim.runtime.sets.claim import open_engine_for
+from dim.runtime.sets.contents import check_replaceable, examine_place
 from dim.runtime.sets.estimate import Trial, try_out
 from dim.runtime.sets.finished import is_whole, list_missing_parts
 from dim.runtime.sets.generate import check_shard, list_parts, name_engine, prepare, say_what_seed_keeps

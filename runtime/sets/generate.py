@@ -17,7 +17,8 @@ from dim.runtime.set_formats.npz import encode_class_names
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.card import list_split_like_classes, write_card
-from dim.runtime.sets.claim import Contents, check_resumable, claim_shard, clear_up, examine_place, open_engine_for
+from dim.runtime.sets.claim import claim_shard, clear_up, open_engine_for
+from dim.runtime.sets.contents import Contents, check_resumable, examine_place
 from dim.runtime.sets.croissant import write_croissant
 from dim.runtime.sets.estimate import check_space
 from dim.runtime.sets.finished import (

@@ -23,7 +23,8 @@ from dim.runtime.engines.base import EngineOptions
 from dim.runtime.errors import BadValueError, BundleError, DimError, MissingExtraError, OutputError
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import ProgressOption, show_progress
-from dim.runtime.sets.claim import claim_set, clear_up, examine_place, open_engine_for
+from dim.runtime.sets.claim import claim_set, clear_up, open_engine_for
+from dim.runtime.sets.contents import examine_place
 from dim.runtime.sets.generate import (
     GenerateSummary,
     Meter,

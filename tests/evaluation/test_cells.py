@@ -1,6 +1,7 @@
 """Result files and the identity of a cell."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dim.data.load import ImageSet
 from dim.evaluation.archive import Archive
 from dim.evaluation.cells import LATER_FIELDS, Cell, parse_result, read_result, write_result
 from dim.evaluation.results import aggregate
-from dim.runtime.errors import DataError
+from dim.runtime.errors import DataError, OutputError
 from dim.runtime.storage.records import to_plain
 from dim.students.recipes import DEFAULT, PUBLISHED
 
@@ -75,3 +76,24 @@ def test_a_notebook_shows_what_was_measured(bundle: Path, data: ImageSet, tmp_pa
     found = run_evaluation(bundle, data, tmp_path, options)
     assert repr(found) == f"Evaluation(2 students, 0 left, in {tmp_path})"
     assert "Accuracy on the test split of stripes" in found._repr_mimebundle_((), ())["text/plain"]
+
+
+def test_what_is_no_result_is_not_waited_for_nor_followed(tmp_path: Path) -> None:
+    (golden,) = (Path(__file__).parents[1] / "golden" / "evaluation").glob("*.json")
+    result = parse_result(golden.read_bytes(), "The result")
+    path = result.cell.path(tmp_path)
+    write_result(result, tmp_path)
+    assert read_result(result.cell, tmp_path) == result
+    for version in ("9" * 30, "9" * 5000, "18446744073709551616", "-1", "1.0", "true", '"1"', "null"):
+        text = golden.read_text().replace('"format_version": 1', f'"format_version": {version}')
+        path.write_text(text)
+        assert read_result(result.cell, tmp_path) is None, version
+    path.unlink()
+    os.mkfifo(path)
+    assert read_result(result.cell, tmp_path) is None
+    path.unlink()
+    path.symlink_to(golden)
+    with pytest.raises(OutputError, match="is a link, which dim does not follow there: remove it"):
+        read_result(result.cell, tmp_path)
+    write_result(result, tmp_path)
+    assert not path.is_symlink() and read_result(result.cell, tmp_path) == result
