@@ -158,7 +158,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
             f"{row['steps']:,}",
             f"{row['distinct_images']:,}",
             format_bytes(row["data_bytes"]),
-            f"{row['bits_per_class']:.2g}" if row["bits_per_class"] else "",
+            f"{row['bits_per_class']:,}" if row["bits_per_class"] else "",
             f"{row['seconds_per_student']:,.1f}",
         )
     return table

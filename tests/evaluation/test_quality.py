@@ -133,6 +133,7 @@ def test_the_kernel_distance_is_the_mean_over_all_pairs() -> None:
 
 def test_distances_in_parts_are_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dim.evaluation.quality.distances.ROWS", 4)
+    monkeypatch.setattr("dim.evaluation.quality.distances.COLUMNS", 5)
     a, b = normal(10, 0), normal(13, 1)
     expected = np.linalg.norm(a[:, None] - b[None], axis=2)
     found = np.concatenate([part.numpy() for _, part in squared_distances(a, b, CPU)])
@@ -142,6 +143,17 @@ def test_distances_in_parts_are_distances(monkeypatch: pytest.MonkeyPatch) -> No
     assert find_nearest(b[3:5], b, CPU)[0].tolist() == [0, 0]
     among = np.sort(np.linalg.norm(a[:, None] - a[None], axis=2), axis=1)
     assert np.allclose(neighbour_radii(a, 3, CPU).sqrt().numpy(), among[:, 3], atol=1e-3)
+
+
+def test_pixels_are_searched_part_by_part_as_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6), np.uint8)
+    wanted = flatten_pixels(pixels[::3].reshape(-1, 2, 3, 1))
+    expected = find_nearest(wanted, flatten_pixels(pixels.reshape(-1, 2, 3, 1)), CPU)
+    monkeypatch.setattr("dim.evaluation.quality.distances.COLUMNS", 7)
+    found = find_nearest(wanted, pixels, CPU)
+    assert found[1].tolist() == expected[1].tolist() == list(range(0, 40, 3)) and not found[0].any()
+    far = find_nearest(wanted + 3, pixels, CPU)
+    assert np.array_equal(far[0], find_nearest(wanted + 3, flatten_pixels(pixels.reshape(-1, 2, 3, 1)), CPU)[0])
 
 
 def test_the_auc_counts_pairs() -> None:

@@ -241,7 +241,7 @@ def measure_privacy(bundle: Bundle, data: ImageSet, extractor: Extractor, device
     pixels, distances, closest = measure_copying(
         "pixels",
         flatten_pixels(generated),
-        flatten_pixels(data.train_images),
+        data.train_images.reshape(len(data.train_images), -1),
         members,
         flatten_pixels(unseen),
         device,

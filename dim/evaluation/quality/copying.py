@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dim.evaluation.quality.distances import Rows, find_nearest, squared_distances
+from dim.evaluation.quality.distances import PixelRows, Rows, find_nearest, squared_distances, to_numbers
 
 DUPLICATE_QUANTILE = 0.01
 """An image is a near duplicate if it is closer to its nearest training image than all but this part of the held-out
@@ -63,14 +63,20 @@ class Copying:
 
 
 def measure_copying(
-    space: str, generated: Rows, training: Rows, members: NDArray[np.int64], held_out: Rows, device: torch.device
+    space: str,
+    generated: Rows,
+    training: Rows | PixelRows,
+    members: NDArray[np.int64],
+    held_out: Rows,
+    device: torch.device,
 ) -> tuple[Copying, NDArray[np.float64], NDArray[np.int64]]:
     """Measure how close generated images are to training and to held-out images.
 
     Args:
         space: `pixels` or `features`.
         generated: rows of generated images.
-        training: rows of training images; in features of a trained classifier, of those that it has not seen.
+        training: rows of training images, read part by part; in features of a trained classifier, of those that it has
+            not seen.
         members: which of them the membership test takes, int64 `[M]`.
         held_out: rows of M images that the generator has not seen.
         device: where to compute.
@@ -87,7 +93,7 @@ def measure_copying(
     )
     pairs_error = max(1.0, float(counts.std()) * len(counts) ** 0.5)
     scale = len(training) / len(held_out) / len(generated)
-    scores = [-find_nearest(rows, generated, device)[0] for rows in (training[members], held_out)]
+    scores = [-find_nearest(rows, generated, device)[0] for rows in (to_numbers(training[members]), held_out)]
     found = Copying(
         space=space,
         generated=len(generated),
