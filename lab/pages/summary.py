@@ -13,9 +13,10 @@ from dim.chart_style import Label, choose_colour, label_ends, make_figure, name_
 from dim.evaluation.archive import Archive
 from dim.evaluation.protocol import PROTOCOLS
 from dim.evaluation.results import Row
-from dim.evaluation.table import format_accuracy, format_bytes, network_name
+from dim.evaluation.table import PUBLISHED_EPOCHS, format_accuracy, format_bytes, network_name
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.storage.below import replace_file
+from lab.pages.evaluation import TITLES
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME_GENERATOR = {"934011cc": "54731742", "065bf807": "201ea0c5"}
@@ -127,6 +128,32 @@ def render_few(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def render_reference(rows: Sequence[Row]) -> str:
+    """Write the table of students by the protocol of the DiM code, one line per dataset and size."""
+    wanted = {
+        "recipe": PROTOCOLS["reference"].recipe,
+        "epochs": PUBLISHED_EPOCHS,
+        "width": None,
+        "mode": "stream",
+        "labels": "hard",
+    }
+    found: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        if row["subject"] in ("generated", "real") and all(row.get(name) == value for name, value in wanted.items()):
+            found.setdefault((row["data"], row["ipc"]), {})[row["subject"]] = row
+    lines = [
+        "| data | images per class | steps | batch | `stream` | real, equal steps |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (data, ipc), pair in sorted(found.items(), key=lambda item: (item[0][0] != "mnist", item[0])):
+        if len(pair) == 2:
+            ours = pair["generated"]
+            batch = ours["recipe_settings"]["batch_size"]
+            cells = [TITLES.get(data, data), ipc, f"{ours['steps']:,}", batch, _unbroken(ours), _unbroken(pair["real"])]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def _unbroken(row: Row) -> str:
     return format_accuracy(row).replace(" ", _NO_BREAK)
 
@@ -151,6 +178,7 @@ def write_summaries(page: str, rows: Sequence[Row]) -> str:
     tables = {summary.name: render_table(summary, rows) for summary in SUMMARIES}
     tables["mnist-archives"] = render_archives(quick, load_manifest(ROOT / SUMMARIES[0].bundle).content_id)
     tables["mnist-few"] = render_few(quick)
+    tables["reference"] = render_reference(rows)
     for name, table in tables.items():
         begin, end = f"<!-- {name} begins -->", f"<!-- {name} ends -->"
         before, middle, rest = page.partition(begin)

@@ -13,7 +13,14 @@ import pytest
 from dim.runtime.bundle_format.files import load_manifest
 from lab.pages.distilling import ABLATION_MARKS
 from lab.pages.evaluation import CONTROLS, evaluation_sections
-from lab.pages.summary import SUMMARIES, render_archives, render_few, render_table, write_summaries
+from lab.pages.summary import (
+    SUMMARIES,
+    render_archives,
+    render_few,
+    render_reference,
+    render_table,
+    write_summaries,
+)
 from lab.reproduce import RIVALS
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +106,21 @@ def test_archives_and_few_real_images_have_tables() -> None:
     ]
     assert render_few(rows).replace("\N{NO-BREAK SPACE}", " ").splitlines()[2:] == [
         "| 1 % | 90.00 ± 0.25 | 97.12 ± 0.25 |"
+    ]
+
+
+def test_the_protocol_of_the_reference_code_has_a_table() -> None:
+    shape = {"mode": "stream", "recipe": "reference", "recipe_settings": {"batch_size": 25}, "steps": 4000}
+    rows = [
+        row(**shape, data="cifar10"),
+        row(**shape, data="cifar10", subject="real", source="real", accuracy_std=None),
+        row(**shape),
+        row(**shape, subject="real", source="real"),
+        row(**shape, ipc=50),
+    ]
+    assert render_reference(rows).replace("\N{NO-BREAK SPACE}", " ").splitlines()[2:] == [
+        "| MNIST | 10 | 4,000 | 25 | 97.12 ± 0.25 | 97.12 ± 0.25 |",
+        "| CIFAR-10 | 10 | 4,000 | 25 | 97.12 ± 0.25 | 97.12 (one seed) |",
     ]
 
 
