@@ -127,14 +127,18 @@ def distill(
     with require_training_extra():
         if find_spec("torch") is None:  # told before any data is fetched
             raise ModuleNotFoundError(name="torch")
-        from dim.data.load import load_data
+        from dim.data.load import load_data, name_source
         from dim.presets import check_overrides
+        from dim.runs.record import refuse_second_run
         from dim.runs.tensorboard import check_log
     options = make_data_options(size=size, channels=channels, seed=seed, **reading)
     check_overrides(preset, overrides, typed)
     check_log(log)
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
+    run_dir = out or Path("runs") / str(name_source(data))
+    if is_main and not (resume or dry_run):
+        refuse_second_run(run_dir)
     speak = say if is_main else lambda line: None
     started = time.monotonic()
     images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main, asked=reading)
@@ -150,7 +154,6 @@ def distill(
         if is_main:
             _print_estimate(images, found, as_json)
         return
-    run_dir = out or Path("runs") / images.name
     try:
         result = library.distill(
             images,

@@ -28,6 +28,10 @@ class _FieldError(BadValueError, FieldError):
     def __str__(self) -> str:
         return self._sentence
 
+    def __reduce__(self) -> tuple[type[BadValueError], tuple[str]]:
+        """Travel between processes without the dataclass."""
+        return BadValueError, (self._sentence,)
+
 
 def _check_between(owner: object, name: str, low: float, high: float) -> None:
     if not low <= getattr(owner, name) <= high:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dim.runs.checkpoint import list_checkpoints
 from dim.runs.files import list_names, remove_file, write_json
-from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
+from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record, refuse_second_run
 from dim.runtime.errors import RunError
 
 FOLDERS = (".", "checkpoints", "grids")
@@ -29,9 +29,9 @@ def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
             it, which could lead what is written elsewhere.
     """
     config_path = run_dir / CONFIG_FILE
+    if not resume:
+        refuse_second_run(run_dir)
     if config_path.exists():
-        if not resume:
-            raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
         try:
             old = read_run_record(run_dir)
         except RunError:

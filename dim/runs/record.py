@@ -141,6 +141,16 @@ class _ConfigFile(DistillConfig):
     dim_version: str
 
 
+def refuse_second_run(run_dir: Path) -> None:
+    """Refuse a folder that a run lies in already, where none is to be resumed.
+
+    Raises:
+        RunError: it does.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
+
+
 def read_run_record(run_dir: Path) -> RunRecord:
     """Read the `config.json` of a run directory; fields that are missing have their defaults.
 

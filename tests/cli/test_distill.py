@@ -193,6 +193,17 @@ def test_a_dry_run_says_what_a_run_would_take_and_keeps_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_with_a_run_is_refused_before_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, more in (("run", ["--out", "run"]), ("runs/photos", [])):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        assert one_line(dim("distill", "--data", "photos", *more)) == (
+            f"{folder} already holds a run: add --resume to go on with it, or choose another --out."
+        )
+
+
 def test_an_option_that_does_nothing_for_the_data_is_told_as_it_was_typed() -> None:
     for option, why in {
         "--replay-ipc=1000": "is no bundle, so --replay-ipc does nothing",

@@ -221,8 +221,19 @@ def test_a_table_that_agrees_renames_joins_or_divides_classes_does_not_contradic
     assert remark == ("set: classes are those of the folders; --label-column NAME reads those of labels.csv" in said)
 
 
-def test_batches_of_images_beside_a_table_of_labels_are_asked_about(tmp_path: Path) -> None:
-    files = {f"part_{n // 6}/{n:03d}.png": data for n, data in enumerate(PNGS)} | {"labels.csv": CSV.encode()}
+def test_one_hot_columns_that_contradict_class_folders_are_asked_about(tmp_path: Path) -> None:
+    rows = [f"{LABELS[n]}/{n:03d}.png,{int(n % 3 == 0)},{int(n % 3 > 0)}" for n in range(12)]
+    files = _by_class() | {"labels.csv": "\n".join(["file,chat,été", *rows]).encode()}
+    assert _refusal(tmp_path / "set", files) == (
+        "6 of 12 images have another class in labels.csv than their folder says (chat/002.png is 'été', chat/004.png "
+        "is 'été', chat/008.png is 'été', ...): say --layout classes to take that of the folder."
+    )
+
+
+def test_folders_that_divide_images_otherwise_than_a_table_are_asked_about(tmp_path: Path) -> None:
+    files = {f"{'left' if n < 6 else 'right'}/{n:03d}.png": data for n, data in enumerate(PNGS)} | {
+        "labels.csv": CSV.encode()
+    }
     assert _refusal(tmp_path / "set", files).startswith("12 of 12 images have another class in labels.csv than their ")
     assert load_data(tmp_path / "set", DataOptions(label_column="label")).classes == ("chat", "été")
 

@@ -180,10 +180,10 @@ def compare_classes(folders: Layout, table: Layout, where: str, *, same_names: b
     pairs = {(name, label) for _, name, label in both}
     names, labels = {name for name, _ in pairs}, {label for _, label in pairs}
     if len(pairs) not in (len(names), len(labels)) and (names & labels or not same_names):
+        by_column = f"{table.answer} to take that of the table, or " if table.answer else ""
         raise DataError(
             f"{where}: {len(odd)} of {len(both)} images have another class in {table.origin} than their folder says "
-            f"({list_first(odd)}): say {table.answer} to take that of the table, or {folders.answer} to take that of "
-            "the folder."
+            f"({list_first(odd)}): say {by_column}{folders.answer} to take that of the folder."
         )
     return not odd
 
@@ -253,7 +253,7 @@ def _arrange_rows(
     if not labelled:
         raise DataError(f"{where}: none of the {len(missing)} files that it names is there ({list_first(missing)}).")
     layout = arrange_labelled(labelled, None, where, remarks, asked)
-    answer = f"--label-column {shlex.quote(label_column)}"
+    answer = "" if said else f"--label-column {shlex.quote(label_column)}"
     return replace(layout, faults=tuple(faults), heeds=COLUMN_OPTIONS, origin=table, answer=answer)
 
 

@@ -130,12 +130,12 @@ class _Tree:
         others = []
         for table in tables:
             agrees = False
-            if table.label_column and not table.one_hot:
+            if table.label_column:
                 try:
                     by_table = arrange_by_table(table, images, self._source)
                 except DataError:  # a label is missing, say
                     continue
-                usual = table.label_column.casefold().strip() in LABEL_COLUMNS
+                usual = table.one_hot or table.label_column.casefold().strip() in LABEL_COLUMNS
                 agrees = compare_classes(layout, by_table, str(self._source.path), same_names=not usual)
             if not agrees and 2 * table.num_found > len(images):
                 others.append(table.path)
