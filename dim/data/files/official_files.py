@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -191,6 +192,9 @@ def download_archive(address: str, sha256: str, say: Say, progress: Progress) ->
         raise DataError(f"{shown}: its SHA-256 is not {sha256}: check the address and the sum.") from error
     except OSError as error:
         raise DataError(f"{folder}: {name} cannot be written there ({error.strerror or error}).") from error
+    finally:
+        with suppress(OSError):  # it holds the archive
+            folder.rmdir()
     return folder / name
 
 
