@@ -1,12 +1,13 @@
 """An evaluation's rows as text: accuracies of generated and real images side by side, and what they cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dim.evaluation.cells import PROTOCOL
 from dim.evaluation.results import Row
 from dim.runtime.errors import printable
 from dim.runtime.inspection.quality_summary import COPIES_COLUMNS, QUALITY_COLUMNS, list_copies, list_quality
+from dim.runtime.units import format_units
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,10 +65,11 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
         for name, epochs in settings
     )
     seeds = sorted({len(row["seeds"]) for row in rows})
+    averaged = "One seed" if seeds == [1] else f"Mean ± deviation over {' or '.join(map(str, seeds))} seeds"
     table = Table(
         title=Text(printable(f"Accuracy on the test split of {rows[0]['data']}, %" if rows else "Accuracy, %")),
         caption=Text(
-            f"Mean ± deviation over {' or '.join(map(str, seeds))} seeds; {described}; {PROTOCOL}. "
+            f"{averaged}; {described}; {PROTOCOL}. "
             "real: as many random real images (fixed), real images for as many steps (stream). archive: the best "
             "compressed archive of real images in the generator's bytes. gap: generated minus real."
         )
@@ -140,27 +142,33 @@ def _format_gap(points: float) -> "Text":
 
 
 def cost_table(rows: Sequence[Row]) -> "Table":
-    """Build a rich table of what every row was trained on: distinct images and bytes, and the time per student."""
+    """Build a rich table of what every row was trained on: distinct images and bytes, and the time per student.
+
+    Labels and networks have a column where there are several.
+    """
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title="What the students saw")
-    for name in ("mode", "IPC", "images", "labels", "network"):
-        table.add_column(name, justify="right" if name == "IPC" else "left")
-    for name in ("steps", "distinct images", "bytes kept", "bits per class", "s per student"):
-        table.add_column(name, justify="right")
+    table = Table(title="What the students saw", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    columns: dict[str, Callable[[Row], str]] = {
+        "mode": lambda row: row["mode"],
+        "IPC": lambda row: f"{row['ipc']:,}" if row["ipc"] else "",
+        "images": lambda row: printable(row["subject"]),
+        "labels": lambda row: row["labels"],
+        "network": lambda row: _on_lines(row["arch"], row["width"]),
+        "steps": lambda row: f"{row['steps']:,}",
+        "distinct\nimages": lambda row: f"{row['distinct_images']:,}",
+        "bytes\nkept": lambda row: format_bytes(row["data_bytes"]),
+        "bits per\nclass": lambda row: format_units(row["bits_per_class"], "bit") if row["bits_per_class"] else "",
+        "s per\nstudent": lambda row: f"{row['seconds_per_student']:,.1f}",
+    }
+    for name in ("labels", "network"):
+        if len({columns[name](row) for row in rows}) == 1:
+            del columns[name]
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("mode", "images", "labels", "network") else "right")
     for row in rows:
-        table.add_row(
-            row["mode"],
-            f"{row['ipc']:,}" if row["ipc"] else "",
-            printable(row["subject"]),
-            row["labels"],
-            network_name(row["arch"], row["width"]),
-            f"{row['steps']:,}",
-            f"{row['distinct_images']:,}",
-            format_bytes(row["data_bytes"]),
-            f"{row['bits_per_class']:,}" if row["bits_per_class"] else "",
-            f"{row['seconds_per_student']:,.1f}",
-        )
+        table.add_row(*(write(row) for write in columns.values()))
     return table
 
 
@@ -171,15 +179,19 @@ def class_table(rows: Sequence[Row], classes: Sequence[str]) -> "Table":
         rows: as `aggregate` returns them, of one dataset; those without accuracies by class are left out.
         classes: their names.
     """
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     shown = [row for row in rows if len(row["class_accuracies"]) == len(classes)]
-    table = Table(title="Accuracy on the test images of every class, %")
+    title = "Accuracy on the test images of every class, %"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("class")
+    alike = len({(row["mode"], row["ipc"]) for row in shown}) == 1
     for row in shown:
         size = f", {row['ipc']}" if row["ipc"] else ""
-        table.add_column(Text(printable(f"{row['subject']}, {row['mode']}{size}")), justify="right")
+        heading = printable(row["subject"] if alike else f"{row['subject']}, {row['mode']}{size}")
+        table.add_column(Text(heading.replace(", ", ",\n").replace(" + ", "\n+ ")), justify="right")
     for number, name in enumerate(classes):
         table.add_row(Text(printable(name)), *(f"{row['class_accuracies'][number]:.1f}" for row in shown))
     return table
