@@ -73,7 +73,11 @@ def test_the_library_gets_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written: list[str] = []
+
     def interrupt(*arguments: Any, **options: Any) -> Any:
+        for name in written:
+            (run / name).write_text("")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dim.distillation.distill.distill", interrupt)
@@ -88,9 +92,8 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "checkpoints/stage2-00001200.json": "What was done up to the last checkpoint (stage 2, step 1,200) is kept in "
         f"{run}: add --resume to go on.",
     }.items():
-        if file:
-            (run / file).write_text("")
-        ran = dim("distill", "--data", "digits", "--out", run)
+        written += [file] * bool(file)
+        ran = dim("distill", "--data", "digits", "--out", run, *["--resume"] * (run / "config.json").exists())
         assert (ran.code, ran.out) == (130, "")
         assert ran.err.splitlines()[-2:] == [kept, "Interrupted."]
 
