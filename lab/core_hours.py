@@ -122,8 +122,10 @@ def _estimate_students(options: dict[str, str], measured: Speeds) -> float:
     }
     epochs, seeds = int(options.get("--epochs", EPOCHS)), int(options.get("--seeds", 3))
     sizes, archs = (options.get(name, "").split(",") for name in ("--ipc", "--arch"))
+    percents = len(options["--with-real"].split(",")) if "--with-real" in options else 0
+    per_mode["stream"] += percents * (1 + generated)
     total = 0.0
-    for arch in archs:
+    for arch in archs if seeds else ():
         seconds = measured["students"].get(arch, measured["students"]["resnet18"])
         for number, size in enumerate(sizes):
             shown = epochs * int(size) * measured["classes"]

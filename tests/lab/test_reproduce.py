@@ -68,7 +68,16 @@ def test_the_most_valuable_cells_come_first(tmp_path: Path) -> None:
 def test_the_plan_for_a_cpu_goes_from_bundles_to_ever_dearer_rows(tmp_path: Path) -> None:
     names = [stage.name for stage in stages_of(tmp_path, "mnist", "cifar10", plan="rows")]
     assert names[:5] == ["mnist", "mnist-bundle", "mnist-convnet3-10", "mnist-convnet3-1", "mnist-convnet3-50"]
-    later = ["cifar10-convnet3-50", "mnist-published", "cifar10-published", "mnist-resnet18-10", "cifar10-resnet18-50"]
+    later = [
+        "cifar10-convnet3-50",
+        "mnist-images",
+        "mnist-few",
+        "mnist-published",
+        "mnist-reference",
+        "cifar10-published",
+        "mnist-resnet18-10",
+        "cifar10-resnet18-50",
+    ]
     later += ["cifar10-networks", "cifar10-paper", "cifar10-against-cifar10-stage1", "cifar10-convnet3-500"]
     assert [names.index(name) for name in later] == sorted(names.index(name) for name in later)
     assert not {"mnist-networks", "mnist-paper", "mnist-convnet3-500", "cifar10-paper-loss"} & set(names)
@@ -88,6 +97,10 @@ def test_core_hours_are_those_of_every_image_and_step(tmp_path: Path) -> None:
     chosen = 9 * 2 * 3 * 10_000 * 0.001
     assert hours["mnist-convnet3-10"] == pytest.approx((students + drawn + chosen) / 3600)
     assert hours["mnist-convnet3-50"] == pytest.approx(5 * (students + drawn) / 3600)
+    # One and the same stream for the bundle and for all three parts of real images, which are also shown alone.
+    assert hours["mnist-few"] == pytest.approx(3 * 10_000 * (7 * 0.001 + 0.01) / 3600)
+    assert hours["mnist-images"] == 0
+    assert hours["mnist-reference"] == pytest.approx(10_000 * (2 * 0.001 + 0.01) / 3600)
     assert hours["mnist-resnet18-50"] == pytest.approx(50_000 * (2 * 0.02 + 0.01) / 3600)
     stages = stages_of(tmp_path, "mnist", plan="rows")
     (tmp_path / "done").mkdir()
