@@ -320,7 +320,8 @@ def _print_evaluation(
         print_line(f"Caution: {warning}")
     for caution in cautions:
         print_line(f"Caution about the data: {caution}.")
-    files = ["results.json", *["accuracy.png"] * bool(rows), "report.html"]
+    files = ["results.json", *["accuracy.png"] * bool(rows), *["nearest-pairs.png"] * ("privacy" in found)]
+    files.append("report.html")
     seconds = sum(row["seconds_per_student"] * len(row["seeds"]) for row in rows)
     trained = f"; students trained for {format_duration(seconds)} in all" if rows else ""
     more = "" if show_all else "; --all shows more"

@@ -209,7 +209,14 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
     from rich.text import Text
 
     described = f"{quality['images']:,} images against as many of the test split, in {quality['compared_by']}."
-    table = Table(title="Quality of the images", caption=Text(printable(described)), caption_justify="left", box=SIMPLE)
+    table = Table(
+        title="Quality of the images",
+        caption=Text(printable(described)),
+        caption_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     _fill(table, QUALITY_COLUMNS, list_quality(quality, by_class=by_class))
     return table
 
@@ -227,7 +234,14 @@ def copies_table(privacy: Mapping[str, Any]) -> "Table":
         "Near duplicates: generated images closer to a training image than 99 % of held-out images; AUC: of a "
         "membership test; distance: median to the closest training image, of generated and of held-out images."
     )
-    table = Table(title="Copies of training images", caption=caption, caption_justify="left", box=SIMPLE)
+    table = Table(
+        title="Copies of training images",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     _fill(table, COPIES_COLUMNS, list_copies(privacy))
     return table
 

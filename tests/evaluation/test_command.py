@@ -123,7 +123,8 @@ def test_quality_and_privacy_need_no_students_and_are_recorded(
     assert shown["rows"] == [] and shown["quality"] == found["quality"] and shown["privacy"] == found["privacy"]
     kept = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert kept["finished"] is True and kept["quality"] == found["quality"]
-    assert f"In {tmp_path / 'eval'}: results.json, report.html; --all shows more.\n" in run_command(*words).out
+    named = f"In {tmp_path / 'eval'}: results.json, nearest-pairs.png, report.html; --all shows more.\n"
+    assert named in run_command(*words).out
     assert "Copies of training images" in run_command(*words, "--all").out
     assert "Copies of training images" not in run_command(*words).out
 
