@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Draw accuracy over bytes: bundles, fixed sets, archives of real images, and what other methods quote.
 
-    python -m lab.frontier --data cifar10 --results lab/results/cifar10-jpeg.json --out lab/results/frontier-cifar10.png
+    python -m lab.frontier --data cifar10 --results lab/results/cifar10-jpeg.json lab/results/cifar10-archive.json \\
+        --width 64 --out lab/results/frontier-cifar10.png
+    python -m lab.frontier --data mnist --results lab/results/mnist.json --recipe onecycle-0.12-smooth-0.1 \\
+        --out lab/results/frontier-mnist.png
 
 Results are `results.json` files of `dim eval`; quotes and earlier measurements stand in `lab/quotes.json` with their
 protocols and sources. Students differ from method to method, so points are no ranking by themselves.
@@ -166,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="cifar10", help="the dataset's name in lab/quotes.json")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="results.json files of dim eval")
     parser.add_argument("--arch", default="convnet3")
-    parser.add_argument("--width", type=int, help="of the network; the published one if left out")
+    parser.add_argument("--width", type=int, action="append", default=[], help="draw students of this width as well")
     parser.add_argument("--recipe", default="condensation")
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--ipc", type=int, default=10, help="images per class and epoch of streams")
@@ -178,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"lab/quotes.json knows {', '.join(quotes)}, not {options.data}")
     described = quotes[options.data]
     settings = {"arch": options.arch, "recipe": options.recipe, "epochs": options.epochs, "ipc": options.ipc}
-    curves = read_measured(options.results, **settings, width=options.width)
+    curves = [
+        curve for width in (None, *options.width) for curve in read_measured(options.results, **settings, width=width)
+    ]
     curves += read_quotes(described)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(options.out.parent, options.out.name, draw_frontier(curves, described["title"]))

@@ -16,6 +16,7 @@ from dim.evaluation.results import Row
 from dim.evaluation.table import PUBLISHED_EPOCHS, format_accuracy, format_bytes, network_name
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.storage.below import replace_file
+from dim.students.recipes import CONDENSATION
 from lab.pages.evaluation import TITLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,13 +159,9 @@ def _unbroken(row: Row) -> str:
     return format_accuracy(row).replace(" ", _NO_BREAK)
 
 
-def _choose_quick(rows: Sequence[Row]) -> list[Row]:
-    """Choose the rows of MNIST by the preset `quick`, at ten images per class."""
-    quick = PROTOCOLS["quick"]
-    wanted = {
-        "data": "mnist", "recipe": quick.recipe, "epochs": quick.epochs, "width": quick.width, "ipc": 10,
-        "mode": "stream", "labels": "hard", "precision": "bf16",
-    }  # fmt: skip
+def _choose(rows: Sequence[Row], **wanted: object) -> list[Row]:
+    """Choose the streams of ten images per class, hard labels, students in bf16, with these fields."""
+    wanted |= {"ipc": 10, "mode": "stream", "labels": "hard", "precision": "bf16"}
     return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
 
 
@@ -174,10 +171,14 @@ def write_summaries(page: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: the page lacks a mark.
     """
-    quick = _choose_quick(rows)
+    quick = PROTOCOLS["quick"]
+    digits = _choose(rows, data="mnist", recipe=quick.recipe, epochs=quick.epochs, width=quick.width)
+    colours = _choose(rows, data="cifar10", recipe=CONDENSATION.name, epochs=PUBLISHED_EPOCHS, width=64)
+    mnist, cifar10 = (load_manifest(ROOT / summary.bundle).content_id for summary in SUMMARIES[:2])
     tables = {summary.name: render_table(summary, rows) for summary in SUMMARIES}
-    tables["mnist-archives"] = render_archives(quick, load_manifest(ROOT / SUMMARIES[0].bundle).content_id)
-    tables["mnist-few"] = render_few(quick)
+    tables["mnist-archives"] = render_archives(digits, mnist)
+    tables["cifar10-archives"] = render_archives(colours, cifar10)
+    tables["mnist-few"] = render_few(digits)
     tables["reference"] = render_reference(rows)
     for name, table in tables.items():
         begin, end = f"<!-- {name} begins -->", f"<!-- {name} ends -->"
