@@ -3,7 +3,7 @@
 
     python -m lab.frontier --data cifar10 --results lab/results/cifar10-jpeg.json lab/results/cifar10-archive.json \\
         --width 64 --out lab/results/frontier-cifar10.png
-    python -m lab.frontier --data mnist --results lab/results/mnist.json --recipe onecycle-0.12-smooth-0.1 \\
+    python -m lab.frontier --data mnist --results lab/results/mnist-width.json --recipe onecycle-0.12-smooth-0.1 \\
         --out lab/results/frontier-mnist.png
 
 Results are `results.json` files of `dim eval`; quotes and earlier measurements stand in `lab/quotes.json` with their
