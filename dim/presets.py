@@ -147,7 +147,7 @@ def _best(data: DataShape) -> DistillConfig:
         name="",
         preset="best",
         generator=GeneratorConfig(latent_dim=128, width=64, max_width=256, mirrored=_survives_flip(data)),
-        discriminator=DiscriminatorConfig(width=64, max_width=256),
+        discriminator=DiscriminatorConfig(width=64, max_width=256, patch_px=2),
         stage1=StageConfig(steps=30_000, batch_size=128, adversarial=adversarial),
         pool=PoolConfig(ages=(100, 400, 1600, 6400), augment=matched),
         stage2=StageConfig(steps=8000, batch_size=128, adversarial=replace(adversarial, final_lr_fraction=0.05)),

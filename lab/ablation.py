@@ -111,6 +111,8 @@ def list_variants(
         ),
         "conditioning": ("class conditioning in every batch norm too", {"generator.conditioning": "norm"}),
         "unconditioned": ("class conditioning at the input alone", {"generator.conditioning": "input"}),
+        "pixels": ("the discriminator sees pixels, not patches of four", {"discriminator.patch_px": 1}),
+        "patches": ("the discriminator sees patches of four pixels", {"discriminator.patch_px": 2}),
         "group": ("no deviation over groups in the discriminator", {"discriminator.group_size": 1}),
         "r1": ("no R1 penalty", both("r1_gamma", 0.0)),
         "r1-light": ("R1 penalty a tenth as heavy", both("r1_gamma", game.r1_gamma / 10)),
@@ -132,6 +134,7 @@ def list_variants(
             "published critic and losses: WGAN-GP with class heads",
             {
                 "discriminator.kind": "paper",
+                "discriminator.patch_px": 1,
                 "discriminator.width": discriminator,
                 "discriminator.max_width": discriminator,
             }

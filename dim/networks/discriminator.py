@@ -30,16 +30,26 @@ class ProjectionDiscriminator(nn.Module):
         width: channels at full resolution, doubled at every halving.
         max_width: upper bound on the channels.
         group_size: consecutive images of one class that share a standard deviation; must divide N.
+        patch_px: 2 begins at half the resolution, with patches of 2x2 pixels as channels.
     """
 
     def __init__(
-        self, *, num_classes: int, image_px: int, channels: int, width: int, max_width: int, group_size: int
+        self,
+        *,
+        num_classes: int,
+        image_px: int,
+        channels: int,
+        width: int,
+        max_width: int,
+        group_size: int,
+        patch_px: int = 1,
     ) -> None:
         super().__init__()
         self.group_size = group_size
         sizes = resolutions(image_px)[::-1]
         widths = [min(width * 2**i, max_width) for i in range(len(sizes))]
-        self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
+        sizes, widths = sizes[patch_px - 1 :], widths[patch_px - 1 :]
+        self.first = _PatchConv(channels, widths[0], patch_px)
         self.blocks = nn.ModuleList(
             _Block(before, after, px) for before, after, px in zip(widths[:-1], widths[1:], sizes[1:], strict=True)
         )
@@ -89,6 +99,21 @@ def _leaky(hidden: Tensor) -> Tensor:
     return F.leaky_relu(hidden, LEAKY_SLOPE, inplace=True)
 
 
+class _PatchConv(nn.Conv2d):
+    """A 3x3 convolution of patches, whose pixels are channels; a last half patch is filled up with zeros."""
+
+    def __init__(self, inputs: int, outputs: int, patch_px: int) -> None:
+        super().__init__(inputs * patch_px**2, outputs, 3, padding=1)
+        self.patch_px = patch_px
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        if self.patch_px > 1:
+            height, width = images_NCHW.shape[2:]
+            images_NCHW = F.pad(images_NCHW, (0, -width % self.patch_px, 0, -height % self.patch_px))
+            images_NCHW = F.pixel_unshuffle(images_NCHW, self.patch_px)
+        return super().forward(images_NCHW)
+
+
 class _Block(nn.Module):
     """Two convolutions and a shrinking average, added to a 1x1 convolution of the shrunk input."""
 
@@ -116,5 +141,9 @@ def build_discriminator(config: DiscriminatorConfig, *, num_classes: int, image_
     if config.kind == "paper":
         return PaperDiscriminator(**shape, width=config.width)
     return ProjectionDiscriminator(
-        **shape, width=config.width, max_width=config.max_width, group_size=config.group_size
+        **shape,
+        width=config.width,
+        max_width=config.max_width,
+        group_size=config.group_size,
+        patch_px=config.patch_px,
     )

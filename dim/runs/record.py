@@ -110,6 +110,8 @@ class RunRecord:
             del values["filter"]
         if not self.config.matching.cross_entropy:
             del values["matching"]["cross_entropy"]
+        if self.config.discriminator.patch_px == 1:
+            del values["discriminator"]["patch_px"]
         values |= {"format_version": FORMAT_VERSION, "dim_version": self.dim_version, "data": data}
         return values
 

@@ -71,6 +71,7 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
     assert best["rates"][1]["stage1.adversarial.generator_lr"] == 2.5e-4
     assert not {"unconditioned", "neither", "two-steps", "four-ages", "paper-narrow"} & set(best)
+    assert best["pixels"][1] == {"discriminator.patch_px": 1} and "patches" in small and "patches" not in best
     assert best["unfiltered"][1] == {"filter.candidates": 0}
     assert not any(
         "unfiltered" in rows_of(bench, "best", name, full=full) for name, full in (("cifar10", False), ("mnist", True))

@@ -28,9 +28,10 @@ def test_every_size_comes_out(image_px: int, conditioning: str, channels: int) -
     images = generator(torch.randn(8, 12), labels)
     assert images.shape == (8, channels, image_px, image_px)
     assert float(images.detach().abs().max()) <= 1.0
-    config = DiscriminatorConfig(width=4, max_width=8, group_size=2)
-    logits = build_discriminator(config, **shape)(images, labels)
-    assert logits.shape == (8,) and logits.dtype == torch.float32
+    for patch_px in (1, 2):
+        config = DiscriminatorConfig(width=4, max_width=8, group_size=2, patch_px=patch_px)
+        logits = build_discriminator(config, **shape)(images, labels)
+        assert logits.shape == (8,) and logits.dtype == torch.float32
 
 
 def test_resolutions_start_small_and_end_at_the_image() -> None:
@@ -113,6 +114,22 @@ def test_the_last_latent_mirrors_and_the_others_learn_through_it() -> None:
 def test_the_published_generator_mirrors_nothing() -> None:
     with pytest.raises(BadValueError, match=r"^generator.mirrored is for the kind resize; the published generator"):
         GeneratorConfig(kind="paper", latent_dim=100, mirrored=True)
+
+
+def test_a_discriminator_on_patches_sees_every_pixel_and_has_a_block_fewer() -> None:
+    torch.manual_seed(0)
+    shape = {"num_classes": 2, "image_px": 9, "channels": 3}
+    pixels, patches = (
+        build_discriminator(DiscriminatorConfig(width=4, max_width=16, group_size=1, patch_px=px), **shape)
+        for px in (1, 2)
+    )
+    assert len(patches.blocks) == len(pixels.blocks) - 1 == 0
+    assert patches.first.weight.shape == (8, 12, 3, 3) and patches.head.in_features == pixels.head.in_features
+    images = torch.randn(2, 3, 9, 9, requires_grad=True)
+    (gradient,) = torch.autograd.grad(patches(images, torch.tensor([0, 1])).sum(), images)
+    assert (gradient != 0).all()
+    with pytest.raises(BadValueError, match=r"^discriminator.patch_px is for the kind projection; the published"):
+        DiscriminatorConfig(kind="paper", patch_px=2)
 
 
 def test_the_discriminator_sees_variety_within_a_group() -> None:

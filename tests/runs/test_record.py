@@ -28,3 +28,11 @@ def test_options_that_are_not_the_usual_ones_are_recorded(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(record.to_dict()))
     assert read_run_record(tmp_path) == record
     assert record.fingerprint() == plain.fingerprint()  # the images decide the weights, not how they were read
+
+
+def test_a_discriminator_of_pixels_is_recorded_as_before_there_were_patches(tmp_path: Path) -> None:
+    pixels, patches = (describe_run(quick(**{"discriminator.patch_px": px}), make_images()) for px in (1, 2))
+    assert "patch_px" not in pixels.to_dict()["discriminator"]
+    (tmp_path / "config.json").write_text(json.dumps(patches.to_dict()))
+    assert read_run_record(tmp_path) == patches
+    assert pixels.fingerprint() != patches.fingerprint()

@@ -68,7 +68,11 @@ def run_config(generator: dict[str, Any], **changes: Any) -> dict[str, Any]:
     channels = generator["channels"]
     stage = StageConfig(steps=1, batch_size=4)
     config = to_dict(DistillConfig(name="little", preset="tiny", stage1=stage, stage2=stage))
-    del config["filter"], config["matching"]["cross_entropy"]  # as runs without them write it
+    del (
+        config["filter"],
+        config["matching"]["cross_entropy"],
+        config["discriminator"]["patch_px"],
+    )  # as runs without them write it
     return {
         **config,
         "format_version": 1,
