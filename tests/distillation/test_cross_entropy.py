@@ -62,5 +62,5 @@ def test_runs_without_it_are_recorded_as_before(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(describe_run(surer, data).to_dict()))
     assert read_run_record(tmp_path).config.matching.cross_entropy == 0.5
     assert describe_run(plain, data).fingerprint() != describe_run(surer, data).fingerprint()
-    with pytest.raises(BadValueError, match="cross_entropy belongs to the loss distribution, not to 'none'"):
+    with pytest.raises(BadValueError, match="cross_entropy is 1.0; it must be 0 with the loss 'none'"):
         MatchingConfig(loss="none", cross_entropy=1.0)
