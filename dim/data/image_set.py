@@ -136,6 +136,8 @@ class Source:
     path: Path
     name: str
     """Of the set."""
+    table: str = ""
+    """The file in the folder that alone says the labels, where one was named; else empty."""
     identity: str = ""
     """What the source holds, such as a commit of the Hub; empty where its files tell."""
     options: DataOptions = DataOptions()

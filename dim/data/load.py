@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dim.data.cautions import find_cautions
+from dim.data.classes.table_rows import TABLE_EXTENSIONS
 from dim.data.files.archive import iterate_entries
 from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
 from dim.data.files.official_files import download_archive, name_archive
@@ -86,7 +87,9 @@ _NO_SOURCE = {
         (".h5", ".hdf5", ".mat", ".tfrecord", ".tfrecords", ".beton", ".mdb"),
         f"this format is not read; save arrays by {_SAVE_NPZ}, or images in class folders",
     ),
-    **dict.fromkeys((".csv", ".tsv", ".json", ".jsonl"), "a table; name the folder that holds it and the images"),
+    **dict.fromkeys(
+        (".csv", ".tsv", ".json", ".jsonl"), "a table without images beside it; name the folder that holds both"
+    ),
     ".npy": "an array alone; put labels.npy beside images.npy and name their folder",
     ".arrow": "name the folder that save_to_disk wrote, not a file in it",
     ".rar": "RAR is not read; pack the images as zip or tar",
@@ -200,6 +203,8 @@ def _read_place(place: str, wish: Source, data_dir: Path | None) -> RawSet:
                 source.heed(frozenset())
                 return read_known(known, data_dir, wish.say, wish.progress)
             raise DataError(_describe_missing(place))
+    if _is_table_of_images(path):
+        return read_class_folders(replace(source, path=path.parent, table=path.name))
     if path.is_file() and (sentence := _NO_SOURCE.get(extension_of(path.name))):
         raise DataError(f"{path}: {sentence}.")
     if not path.is_file() and not path.is_dir():
@@ -241,7 +246,13 @@ def _name_place(place: str) -> str:
     path = Path(place).expanduser()
     if not place or not path.exists():
         return find_known(place) or "data"
-    return _clean_name(_strip_suffix(path.resolve().name))
+    path = path.resolve()
+    return _clean_name(_strip_suffix(path.parent.name if _is_table_of_images(path) else path.name))
+
+
+def _is_table_of_images(path: Path) -> bool:
+    """Whether a path is a table with images beside it."""
+    return extension_of(path.name) in TABLE_EXTENSIONS and path.is_file() and _has_image_files(path.parent)
 
 
 def _strip_revision(address: str) -> str:

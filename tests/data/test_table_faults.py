@@ -191,12 +191,19 @@ def test_a_table_that_contradicts_class_folders_is_asked_about(tmp_path: Path, n
         "0.csv": "\n".join([",,file", *(f"0,1,{row[0]}" for row in rows)]).encode(),
     }
     files["all.csv"] = "\n".join(["file,label", *(f"{path},{path[:4].strip('/')}" for path, _ in rows)]).encode()
+    declared = name == "metadata.csv"
+    answer = "--label-column label" if declared else f"--data {tmp_path / 'set' / name}"
     assert _refusal(tmp_path / "set", files) == (
         f"3 of 12 images have another class in {name} than their folder says (chat/000.png is 'été', chat/002.png is "
-        "'été', été/001.png is 'chat'): say --label-column label to take that of the table, or --layout classes to "
+        f"'été', été/001.png is 'chat'): say {answer} to take that of the table, or --layout classes to "
         "take that of the folder."
     )
-    by_table = load_data(tmp_path / "set", DataOptions(label_column="label"))
+    if declared:
+        by_table = load_data(tmp_path / "set", DataOptions(label_column="label"))
+    else:
+        by_table = load_data(tmp_path / "set" / name)
+        refused = _refusal(tmp_path / "set", files, label_column="label")
+        assert refused.startswith(f"both {name} and all.csv have labels for 12 images, 3 with another label (chat/000")
     by_folder = load_data(tmp_path / "set", DataOptions(layout="classes"))
     assert by_table.classes == by_folder.classes == ("chat", "été")
     assert by_table.fingerprint() != by_folder.fingerprint()

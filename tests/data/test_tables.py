@@ -250,7 +250,7 @@ def test_a_tar_of_class_folders_with_text_files_is_none(tmp_path: Path) -> None:
         ("x.pt", "a pickle runs code"),
         ("x.h5", "this format is not read; save arrays by numpy.savez"),
         ("x.npy", "an array alone; put labels.npy beside images.npy and name their folder"),
-        ("x.csv", "a table; name the folder that holds it and the images"),
+        ("x.csv", "a table without images beside it; name the folder that holds both"),
         ("x.png", "one image; name the folder that holds the class folders"),
         ("x.arrow", "name the folder that save_to_disk wrote, not a file in it"),
     ],

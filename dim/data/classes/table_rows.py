@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from dim.data.files.names import extension_of
@@ -101,6 +102,15 @@ def _read_csv(text: str, where: str) -> list[Row]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=partial(_join_pairs, where))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON that can be read ({str(error)[:80]}); mend or remove it.") from error
+
+
+def _join_pairs(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, which keeps the last of two values of one key; those that differ are refused."""
+    found = dict(pairs)
+    for key, value in pairs if len(found) < len(pairs) else ():
+        if value != found[key]:
+            raise DataError(f"{where}: '{key}' stands there twice, with {value!r} and {found[key]!r}; leave one out.")
+    return found

@@ -6,22 +6,27 @@ Declared tables are read whatever the folders are called: `metadata.csv`, `.tsv`
 named like splits do.
 """
 
+import re
 import shlex
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dim.data.classes.columns import COLUMN_OPTIONS, LABEL_COLUMNS, choose_column, name_other_columns
+from dim.data.classes.image_index import ImageIndex
 from dim.data.classes.labelled import Labelled, arrange_labelled, name_split, read_numbers
 from dim.data.classes.layout import Fault, Layout, list_first, split_role
+from dim.data.classes.split_column import SplitColumn, find_split_column
 from dim.data.classes.table_rows import Row, parse_json, read_rows
 from dim.data.image_set import Source
 from dim.runtime.errors import DataError
 
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_path", "img", "image_id", "image_name", "id")
 _DECLARED = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+_LABEL_WORDS = frozenset(("label", "labels", "annotation", "annotations", "metadata", "meta", "classes", "gt"))
+"""What names of tables say beside the split."""
 _TABLES_TRIED = 16
+_NOTHING = frozenset(("NaN", "nan", "NAN", "NULL", "null", "None", "<NA>"))
 _ROWS_LOOKED_AT = 1000  # for names of columns
 
 
@@ -38,7 +43,7 @@ def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], s
                 )
             if isinstance(labels, list) and labels:
                 rows = _stylegan_rows(labels, f"{source.path}: {path}")
-                layout = _arrange_rows({path: rows}, images, ("file_name", "label"), source)
+                layout = arrange_by_tables([_declare(path, rows, "label")], images, source)
                 return replace(layout, heeds=frozenset(("split",)))  # its columns have no names
     declared = {path: data for path, data in tables.items() if path.rpartition("/")[2].casefold() in _DECLARED}
     by_table = {path: read_rows(path, data, f"{source.path}: {path}") for path, data in declared.items()}
@@ -46,21 +51,21 @@ def arrange_by_declared_tables(tables: Mapping[str, bytes], images: list[str], s
     if not by_table:
         return None
     path, rows = next(iter(by_table.items()))
-    where, columns = f"{source.path}: {path}", list(rows[0])
-    if "file_name" not in columns:
+    if "file_name" not in rows[0]:
         return None
+    first, asked = _declare(path, rows), source.options
+    others = [name for name in first.columns if name != "file_name"]
+    if asked.label_column is None:
+        others = [name for name in others if not first.says_split(name, asked.split)]
     try:
-        label = choose_column(
-            [c for c in columns if c != "file_name"], source.options.label_column, LABEL_COLUMNS, "label", where
-        )
+        label = choose_column(others, asked.label_column, LABEL_COLUMNS, "label", f"{source.path}: {path}")
     except DataError:
-        others = [column for column in columns if column not in ("file_name", "split")]
-        if source.options.label_column is not None:
+        if asked.label_column is not None:
             raise
         if len(others) != 1 or not all("/" not in file for file in images):
             return None  # captions and the like: folders may name the classes
         label = others[0]
-    return _arrange_rows(by_table, images, ("file_name", label), source)
+    return arrange_by_tables([_declare(path, rows, label) for path, rows in by_table.items()], images, source)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,33 @@ class FoundTable:
     """Empty where none was found."""
     one_hot: bool = False
     """Whether labels were made of columns of zeros and ones."""
+    split: str = ""
+    """The split that its name or its folder's says."""
+
+    @property
+    def folder(self) -> str:
+        """The folder that it lies in, "" for the top."""
+        return self.path.rpartition("/")[0]
+
+    def find_split_column(self, asked: str | None, where: str) -> SplitColumn | None:
+        """Find the column of splits; see `dim.data.classes.split_column`."""
+        others = [name for name in self.columns if name not in (self.file_column, self.label_column)]
+        return find_split_column(others, lambda name: (row.get(name) for row in self.rows), asked, where)
+
+    def has_other_columns(self, asked: str | None) -> bool:
+        """Whether it says more than the split."""
+        return any(name != self.file_column and not self.says_split(name, asked) for name in self.columns)
+
+    def says_split(self, column: str, asked: str | None) -> bool:
+        """Whether a column says the split, or is called so."""
+        if column.strip().casefold() == "split":
+            return True
+        found = find_split_column([column], lambda name: (row.get(name) for row in self.rows), asked, self.path)
+        return found is not None
+
+
+def _declare(path: str, rows: list[Row], label_column: str = "") -> FoundTable:
+    return FoundTable(path, rows, list(rows[0]), "file_name", len(rows), label_column)
 
 
 def find_tables(
@@ -90,7 +122,7 @@ def find_tables(
     """
     if not tables:
         return [], ()
-    index = _Index(images)
+    index = ImageIndex(images)
     found: list[FoundTable] = []
     problems: list[str] = []
     for path, data in sorted(tables.items(), key=lambda item: -len(item[1]))[:_TABLES_TRIED]:
@@ -103,7 +135,7 @@ def find_tables(
     return sorted(found, key=lambda table: (not table.label_column, -table.num_found)), tuple(problems)
 
 
-def _look_at_table(path: str, data: bytes, index: "_Index", source: Source) -> FoundTable:
+def _look_at_table(path: str, data: bytes, index: ImageIndex, source: Source) -> FoundTable:
     rows = read_rows(path, data, path)
     if not rows:
         raise DataError(f"{path}: no rows of file and label.")
@@ -114,18 +146,32 @@ def _look_at_table(path: str, data: bytes, index: "_Index", source: Source) -> F
             f"{path}: its first line names no columns ({', '.join(columns)}); put a line such as  file,label  above it."
         )
     column = choose_column(columns, asked, _FILE_COLUMNS, "image", path)
-    num_found = sum(index.find(row.get(column), folder) is not None for row in rows)
+    split = _find_split_of_name(path, source.options.split)
+    num_found = sum(index.find(row.get(column), folder, split) is not None for row in rows)
     if not num_found:
+        if called := sorted(index.list_called(rows[0].get(column))):
+            raise DataError(
+                f"{path}: '{rows[0].get(column)}' is the name of {len(called)} images ({list_first(called)}); write "
+                f"paths into its column '{column}', such as {called[0]}."
+            )
         first = list_first(str(row.get(column)) for row in rows)
         raise DataError(
             f"{path}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'."
         )
-    return FoundTable(path, rows, columns, column, num_found)
+    return FoundTable(path, rows, columns, column, num_found, split=split)
+
+
+def _find_split_of_name(path: str, asked: str | None) -> str:
+    """Return the split of a table called as `train.csv`, `test_labels.csv` or `train/labels.csv`, else ""."""
+    *folders, name = path.split("/")
+    words = [word for word in re.split(r"[\s_.-]+", name.rpartition(".")[0]) if word.casefold() not in _LABEL_WORDS]
+    return name_split((" ".join(words), *words[:1], *reversed(folders)), asked)
 
 
 def _choose_labels(table: FoundTable, source: Source) -> FoundTable:
     asked = source.options.label_column
-    others = [name for name in table.columns if name != table.file_column and (asked or name != "split")]
+    others = [name for name in table.columns if name != table.file_column]
+    others = others if asked else [name for name in others if not table.says_split(name, source.options.split)]
     if not others:
         raise DataError(f"{table.path}: no column of labels beside '{table.file_column}'; add one.")
     if asked is None and len(others) == 1:
@@ -150,16 +196,6 @@ def _find_one_hot(rows: list[Row], columns: list[str]) -> list[str]:
     return found if len(found) > 1 and all(sum(float(row[name]) for name in found) == 1 for row in rows) else []
 
 
-def arrange_by_table(table: FoundTable, images: list[str], source: Source) -> Layout:
-    """Take the labels of a table that has some.
-
-    Raises:
-        DataError: a label is missing, or as `arrange_labelled`.
-    """
-    columns = (table.file_column, table.label_column)
-    return _arrange_rows({table.path: table.rows}, images, columns, source, table.label_column if table.one_hot else "")
-
-
 def compare_classes(folders: Layout, table: Layout, where: str, *, same_names: bool) -> bool:
     """Say whether class folders and a table agree on every image that both know.
 
@@ -179,7 +215,9 @@ def compare_classes(folders: Layout, table: Layout, where: str, *, same_names: b
     odd = [f"{file} is '{label}'" for file, name, label in both if name != label]
     pairs = {(name, label) for _, name, label in both}
     names, labels = {name for name, _ in pairs}, {label for _, label in pairs}
-    if len(pairs) not in (len(names), len(labels)) and (names & labels or not same_names):
+    divided = len(pairs) not in (len(names), len(labels)) and (names & labels or not same_names)
+    swapped = any(name != label and label in names and (label, label) not in pairs for name, label in pairs)
+    if divided or swapped:
         by_column = f"{table.answer} to take that of the table, or " if table.answer else ""
         raise DataError(
             f"{where}: {len(odd)} of {len(both)} images have another class in {table.origin} than their folder says "
@@ -188,73 +226,84 @@ def compare_classes(folders: Layout, table: Layout, where: str, *, same_names: b
     return not odd
 
 
-class _Index:
-    """Finds images by what a table calls them: a path from the table's folder or the top, with or without extension."""
+def arrange_by_tables(tables: Sequence[FoundTable], images: list[str], source: Source) -> Layout:
+    """Take the labels of a table that has some, or of several that name one set together.
 
-    def __init__(self, images: list[str]) -> None:
-        self._paths = set(images)
-        names = Counter(path.rpartition("/")[2] for path in images)
-        stems = Counter(path.rpartition(".")[0].rpartition("/")[2] for path in images)
-        self._by_stem_path = {path.rpartition(".")[0]: path for path in images}
-        self._by_name = {path.rpartition("/")[2]: path for path in images if names[path.rpartition("/")[2]] == 1}
-        self._by_stem = {
-            stem: path for path in images if stems[stem := path.rpartition(".")[0].rpartition("/")[2]] == 1
-        }
-
-    def find(self, value: Any, folder: str) -> str | None:
-        """Return an image's path, or None; `folder` is that of the table."""
-        text = str(value).strip().replace("\\", "/").removeprefix("./")
-        below = f"{folder}/{text}" if folder else text
-        for path in (below, text):
-            if path in self._paths:
-                return path
-            if path in self._by_stem_path:
-                return self._by_stem_path[path]
-        name = text.rpartition("/")[2]
-        return self._by_name.get(name) or self._by_stem.get(name)
-
-
-def _arrange_rows(
-    tables: Mapping[str, list[Row]], images: list[str], columns: tuple[str, str], source: Source, said: str = ""
-) -> Layout:
-    file_column, label_column = columns
+    Raises:
+        DataError: a label is missing, a column `split` has no usual values, or as `arrange_labelled`.
+    """
     asked = source.options.split
     found: dict[str, Labelled] = {}
     missing: list[str] = []
     doubled: list[str] = []
-    index = _Index(images)
-    for path, rows in tables.items():
-        for row in rows:
-            key = index.find(row.get(file_column), path.rpartition("/")[0])
-            label = row.get(label_column)
+    said_splits: list[str] = []
+    blank = 0
+    index = ImageIndex(images)
+    are_splits = len(tables) > 1 and all(table.split for table in tables)
+    for table in tables:
+        path, column = f"{source.path}: {table.path}", table.label_column
+        splits = table.find_split_column(asked, path)
+        if splits and splits.name != "split":
+            said_splits.append(f"splits are those of {table.path}, column '{splits.name}'")
+        _refuse_words_for_nothing(table, path)
+        for row in table.rows:
+            called = row.get(table.file_column)
+            key = index.find(called, table.folder, table.split)
+            label = row.get(column)
             label = label.strip() if isinstance(label, str) else label
             if label is None:
-                raise DataError(f"{source.path}: {path}: '{row.get(file_column)}' has no '{label_column}'; fill it in.")
+                raise DataError(f"{path}: '{called}' has no '{column}'; fill it in.")
             if key is None:
-                missing.append(str(row.get(file_column)))
+                missing.append(str(called))
             elif key in found and found[key].label != label:
                 doubled.append(key)
             else:
-                split = str(row["split"]).strip() if "split" in row else name_split(key.split("/")[:-1], asked)
+                split = table.split if are_splits else name_split(key.split("/")[:-1], asked)
+                split = splits.read(row.get(splits.name)) if splits else split
+                blank += bool(splits and not split)
                 found[key] = Labelled(key, label, split)
-    table = list_first(tables)
-    where = f"{source.path}: {table}"
+    shown = list_first(table.path for table in tables)
+    where = f"{source.path}: {shown}"
     faults = []
     if missing:
-        faults.append(Fault(f"{table} names '{missing[0]}', which is not there", tuple(missing[1:])))
+        faults.append(Fault(f"{shown} names '{missing[0]}', which is not there", tuple(missing[1:])))
     if doubled:
-        faults.append(Fault(f"{table} gives '{doubled[0]}' two labels", tuple(doubled[1:])))
-    there = next(iter(tables.values()))[0]
-    others = name_other_columns(there, label_column, source.options.label_column, LABEL_COLUMNS, "label")
-    remarks = [f"labels are those of {table}, " + (said or f"column '{label_column}'{others}")]
-    if rest := [file for file in images if file not in found]:
-        remarks.append(f"{len(rest)} images that it does not name were passed over ({rest[0]})")
+        faults.append(Fault(f"{shown} gives '{doubled[0]}' two labels", tuple(doubled[1:])))
+    label_column, said = tables[0].label_column, tables[0].label_column if tables[0].one_hot else ""
+    others = name_other_columns(tables[0].columns, label_column, source.options.label_column, LABEL_COLUMNS, "label")
+    remarks = [f"labels are those of {shown}, " + (said or f"column '{label_column}'{others}")]
+    remarks += said_splits
+    remarks += _describe_rest([file for file in images if file not in found])
+    if blank and asked is None:
+        remarks.append(f"{blank} images whose split is empty count as training images")
     labelled = read_numbers(sorted(found.values(), key=lambda image: image.key))
     if not labelled:
         raise DataError(f"{where}: none of the {len(missing)} files that it names is there ({list_first(missing)}).")
     layout = arrange_labelled(labelled, None, where, remarks, asked)
     answer = "" if said else f"--label-column {shlex.quote(label_column)}"
-    return replace(layout, faults=tuple(faults), heeds=COLUMN_OPTIONS, origin=table, answer=answer)
+    return replace(layout, faults=tuple(faults), heeds=COLUMN_OPTIONS, origin=shown, answer=answer)
+
+
+def _describe_rest(rest: list[str]) -> list[str]:
+    """Say which images no table names; a whole test split may be published without labels."""
+    if not rest:
+        return []
+    folders = {folder for file in rest for folder in file.split("/")[:-1] if split_role(folder)}
+    if len(folders) == 1 and all(folders & set(file.split("/")[:-1]) for file in rest):
+        return [f"the {len(rest)} images of '{folders.pop()}' have no labels and were passed over ({rest[0]})"]
+    return [f"{len(rest)} images that it does not name were passed over ({rest[0]})"]
+
+
+def _refuse_words_for_nothing(table: FoundTable, where: str) -> None:
+    """Refuse what programs write for a missing value, beside labels."""
+    labels = [str(row.get(table.label_column)).strip() for row in table.rows if row.get(table.label_column) is not None]
+    if not set(labels) - _NOTHING:
+        return
+    if bad := [number for number, label in enumerate(labels, start=1) if label in _NOTHING]:
+        raise DataError(
+            f"{where}: row {bad[0]} has the label '{labels[bad[0] - 1]}', a word for a missing value "
+            f"({len(bad)} rows in all); fill it in, leave the row out, or write another word where it is a class."
+        )
 
 
 def _stylegan_rows(labels: list[Any], where: str) -> list[Row]:

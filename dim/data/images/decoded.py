@@ -73,7 +73,7 @@ def find_key(source: Source) -> str | None:
     from PIL import __version__ as pillow
 
     options = vars(replace(source.options, sha256=None, seed=0))  # the split is cut later
-    where = source.identity or str(source.path.resolve())
+    where = source.identity or str(source.path.resolve() / source.table)
     digest = hashlib.sha256(json.dumps([_VERSION, pillow, where, options]).encode())
     if source.identity:
         return digest.hexdigest()[:32]

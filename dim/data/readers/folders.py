@@ -12,11 +12,13 @@ from dataclasses import replace
 
 from dim.data.classes.columns import LABEL_COLUMNS
 from dim.data.classes.layout import Layout, find_layout, find_only_class, list_first
+from dim.data.classes.table_choice import arrange_by_chosen_tables
 from dim.data.classes.table_rows import TABLE_EXTENSIONS
+from dim.data.classes.table_splits import split_by_tables
 from dim.data.classes.tables import (
     FoundTable,
     arrange_by_declared_tables,
-    arrange_by_table,
+    arrange_by_tables,
     compare_classes,
     find_tables,
 )
@@ -57,10 +59,14 @@ class _Tree:
             extension = extension_of(entry.path)
             if extension in EXTENSIONS:
                 yield entry.path, entry.read(MAX_FILE_BYTES)
-            elif extension in TABLE_EXTENSIONS and entry.path not in self._tables:
+            elif extension in TABLE_EXTENSIONS and entry.path not in self._tables and self._may_count(entry.path):
                 with suppress(DataError):  # a larger one is no table of ours
                     self._tables[entry.path] = data = entry.read(MAX_TABLE_BYTES - self._table_bytes)
                     self._table_bytes += len(data)
+
+    def _may_count(self, table: str) -> bool:
+        """Whether a table is the one asked for, where one is."""
+        return self._source.table in ("", table)
 
     def arrange(self) -> Layout:
         layout = self._arrange()
@@ -85,7 +91,7 @@ class _Tree:
         files, folders, source = list(self._files), list(self._folders), self._source
         options, name = source.options, str(source.path)
         images = [file for file in files if extension_of(file) in EXTENSIONS]
-        by_columns = options.label_column is not None or options.image_column is not None
+        by_columns = options.label_column is not None or options.image_column is not None or bool(source.table)
         if options.image_column is None and (by_columns or options.layout == AUTO):
             declared = arrange_by_declared_tables(self._tables, images, source)
             if declared is not None:
@@ -95,14 +101,17 @@ class _Tree:
         tables, problems = find_tables(self._tables, images, source)
         labels = tables[0] if tables and tables[0].label_column else None
         if by_columns and labels is not None:
-            return arrange_by_table(labels, images, source)
+            return arrange_by_chosen_tables(tables, images, source)
         if by_columns:
             self._refuse_tables(problems)
         try:
             layout = find_layout(files, folders, name, options.layout, options.split)
         except DataError:
             if labels is not None:
-                return arrange_by_table(labels, images, source)
+                return arrange_by_chosen_tables(tables, images, source)
+            if options.layout == AUTO and options.split is not None and tables:
+                with suppress(DataError):  # a table may say the splits of class folders
+                    return split_by_tables(find_layout(files, folders, name), tables, images, source)
             if not any("/" in image for image in images):
                 self._refuse_tables(problems)
                 self._refuse_unread_table(_SPREADSHEETS | {".txt"})
@@ -114,30 +123,34 @@ class _Tree:
                 return only
             raise
         if labels is not None and options.layout == AUTO and _are_parts(layout) and 2 * labels.num_found > len(images):
-            return arrange_by_table(labels, images, source)
+            return arrange_by_chosen_tables(tables, images, source)
         num_labelled = sum(len(files) for split in (layout.train, layout.test) for files in split.values())
-        if options.split is None and 2 * num_labelled < len(images):
+        if not num_labelled or (options.split is None and 2 * num_labelled < len(images)):
             if labels is not None:
-                return arrange_by_table(labels, images, source)
+                return arrange_by_chosen_tables(tables, images, source)
             if not num_labelled:
                 self._refuse_tables(problems)
         if options.layout == AUTO and options.split is None:
             layout = replace(layout, remarks=(*layout.remarks, *self._compare(layout, tables, images)))
+            layout = split_by_tables(layout, tables, images, source)
         return layout
 
     def _compare(self, layout: Layout, tables: list[FoundTable], images: list[str]) -> list[str]:
         """Refuse tables that contradict the class folders; say which one with other labels was passed over."""
         others = []
+        have_labels = [table.path for table in tables if table.label_column]
         for table in tables:
             agrees = False
             if table.label_column:
                 try:
-                    by_table = arrange_by_table(table, images, self._source)
+                    by_table = arrange_by_tables([table], images, self._source)
                 except DataError:  # a label is missing, say
                     continue
+                if len(have_labels) > 1 and self._source.path.is_dir():
+                    by_table = replace(by_table, answer=f"--data {self._source.path / table.path}")
                 usual = table.one_hot or table.label_column.casefold().strip() in LABEL_COLUMNS
                 agrees = compare_classes(layout, by_table, str(self._source.path), same_names=not usual)
-            if not agrees and 2 * table.num_found > len(images):
+            if not agrees and 2 * table.num_found > len(images) and table.has_other_columns(self._source.options.split):
                 others.append(table.path)
         return [f"classes are those of the folders; --label-column NAME reads those of {path}" for path in others[:1]]
 
