@@ -75,6 +75,8 @@ def evaluate(
     subjects = read_subjects(bundles, data)
     if "soft" in protocol.labels and not subjects:
         raise BadValueError("Soft labels come from a bundle's teacher, so they need a bundle.")
+    if "soft" in protocol.labels:
+        subjects[0].teacher_sha256  # noqa: B018  # refuses a bundle without one now, not after the archive's students
     if (protocol.quality or protocol.privacy) and not subjects:
         raise BadValueError("Quality and privacy are those of a bundle's images, so they need a bundle.")
     if protocol.features:
