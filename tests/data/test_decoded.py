@@ -87,6 +87,42 @@ def test_a_changed_source_or_another_wish_is_decoded_again(tmp_path: Path, load:
     assert decoded and (changed.train_images[0] == changed.train_images[3]).all()
 
 
+@pytest.mark.parametrize("what", ["folders", "contents"])
+def test_files_that_change_places_are_decoded_again(tmp_path: Path, load: Load, what: str) -> None:
+    images = random_images(10, 8, 3)  # of equal sizes as BMP
+    files = {name: image_file(image, "BMP") for name, image in zip(class_folders(), images, strict=True)}
+    path = write_folder(tmp_path / "set", files)
+    for name in files:
+        os.utime(path / name, (1, 1))
+    before = load(path)[0]
+    cat, dog = path / "train" / "cat", path / "train" / "dog"
+    if what == "folders":
+        cat.rename(path / "aside")
+        dog.rename(cat)
+        (path / "aside").rename(dog)
+    else:
+        (cat / "0000.png").write_bytes((dog / "0000.png").read_bytes())
+        os.utime(cat / "0000.png", (1, 1))
+    after, _, decoded = load(path)
+    assert decoded and after.fingerprint() != before.fingerprint()
+
+
+def test_an_entry_that_was_written_to_is_decoded_again(tmp_path: Path, load: Load) -> None:
+    path = write_folder(tmp_path / "set", class_folders())
+    first = load(path)[0].fingerprint()
+    images = _entries(tmp_path)[0] / "images.npy"
+    status = images.stat()
+    with open(images, "r+b") as file:
+        file.seek(status.st_size // 2)
+        file.write(b"\xaa" * 40)
+    os.utime(images, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again, said, decoded = load(path)
+    assert decoded and again.fingerprint() == first and not load(path)[2]
+    assert said[0] == (
+        f"{again.name}: {images.parent} was written to after it was finished, so its set is decoded again"
+    )
+
+
 def test_a_set_without_a_test_split_is_cut_alike(tmp_path: Path, load: Load) -> None:
     path = write_folder(
         tmp_path / "set", {k.removeprefix("train/"): v for k, v in class_folders(train=9, test=0).items()}

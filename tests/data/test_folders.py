@@ -1,7 +1,9 @@
 """Class folders on disk and in archives, and the image files in them."""
 
 import io
+import struct
 import threading
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -354,6 +356,47 @@ def test_sixteen_bit_images_use_the_bits_that_hold_their_largest_value(
     assert np.array_equal(data.train_images[0, ..., 0], ramp)
     sentence = f"data: 12 images of 16 bits were read as using {bits} of them (their largest value is {largest})"
     assert without_cautions(said) == ([] if bits == 16 else [sentence])
+
+
+def _deep_png(values: NDArray[np.uint16], kind: int, *chunks: bytes) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow writes only in grey. Kind 2 is RGB, 4 grey and alpha, 6 RGBA."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), *(chunk(data[:4], data[4:]) for data in chunks))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(255, 8), (1023, 10), (4095, 12), (65535, 16)])
+@pytest.mark.parametrize(("kind", "colours", "alpha"), [(2, 3, 0), (6, 3, 1), (4, 1, 1)])
+def test_colour_of_sixteen_bits_uses_the_bits_that_hold_its_largest_value(
+    tmp_path: Path, largest: int, bits: int, kind: int, colours: int, alpha: int
+) -> None:
+    values = np.linspace(0, largest, 64 * colours).astype(np.uint16).reshape(8, 8, colours)
+    image = _deep_png(np.dstack([values, np.full((8, 8, alpha), 0xFFFF, np.uint16)]), kind)
+    said: list[str] = []
+    files = {f"{split}/{name}/{number}.png": image for split in ("train", "test") for name in "ab" for number in "01"}
+    data = _load(tmp_path, files, say=said.append)
+    assert (data.train_images == (values >> (bits - 8)).astype(np.uint8)).all()
+    sentence = f"data: 8 images of 16 bits were read as using {bits} of them (their largest value is {largest})"
+    assert (sentence in said) == (bits < 16)
+    assert load_data(str(tmp_path / "data"), DataOptions(bits=16)).train_images.max() == largest >> 8
+
+
+def test_colour_of_twelve_bits_keeps_its_transparency_and_orientation() -> None:
+    values = np.arange(64 * 3, dtype=np.uint16).reshape(8, 8, 3) * 20
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = _deep_png(values, 2, b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0"))
+    form = {"size": 8, "channels": 3, "bits": 12}
+    expected = (values >> 4).astype(np.uint8)
+    assert np.array_equal(decode_image(turned, "f", **form), np.rot90(expected, -1))
+    expected[0, 0] = 255
+    clear = _deep_png(values, 2, b"tRNS" + values[0, 0].astype(">u2").tobytes())
+    assert np.array_equal(decode_image(clear, "f", **form), expected)
 
 
 def test_both_splits_share_their_bits_and_the_user_may_say_them(tmp_path: Path) -> None:

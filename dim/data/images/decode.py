@@ -93,7 +93,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
                 is_grey=_is_grey(picture),
                 has_alpha=_has_alpha(picture),
                 is_animated=bool(getattr(picture, "is_animated", False)),
-                bits=WORD_BITS if picture.mode.startswith("I") else BYTE_BITS,
+                bits=WORD_BITS if picture.mode.startswith("I") or _is_deep_colour(picture) else BYTE_BITS,
             )
     except DataError:
         raise
@@ -122,7 +122,10 @@ def find_largest_value(data: bytes, name: str) -> int:
     """Return the largest value of a 16-bit image; arguments and errors as `decode_image`."""
     try:
         with _open(data, name) as picture, _large_image if _is_large(picture) else nullcontext():
-            return int(_read_sixteen(picture).max())
+            if not _is_deep_colour(picture):
+                return int(_read_sixteen(picture).max())
+            values = _read_deep_colour(picture, data)
+            return int(values[..., : _count_colours(values)].max())  # without alpha, which uses all bits
     except DataError:
         raise
     except Exception as error:  # as above
@@ -147,6 +150,8 @@ def decode_image(data: bytes, name: str, *, size: int, channels: int, bits: int 
     """
     try:
         with _open(data, name) as picture, _large_image if _is_large(picture) else nullcontext():
+            if bits < WORD_BITS and _is_deep_colour(picture):
+                _narrow_colour(picture, data, bits)
             return _decode(picture, size, channels, bits)
     except DataError:
         raise
@@ -280,6 +285,45 @@ def _to_bytes(picture: "Picture", bits: int) -> "Picture":
     if not isinstance(clear, int):
         return grey
     return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+
+
+def _is_deep_colour(picture: "Picture") -> bool:
+    """Whether it is a PNG with 16 bits a channel in colour or with alpha, of which Pillow gives the upper eight."""
+    tiles = getattr(picture, "tile", ())
+    return picture.format == "PNG" and picture.mode[0] != "I" and any("16B" in str(tile[3]) for tile in tiles)
+
+
+def _read_deep_colour(picture: "Picture", data: bytes) -> NDArray[Any]:
+    """Read all 16 bits of such a PNG: `[H, W, C]`, C 2, 3 or 4."""
+    from PIL import PngImagePlugin
+
+    low = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    is_grey = "LA;16B" in str(low.tile)
+    other = "RGBA" if is_grey else f"{low.mode};16L"  # the low byte, where the file's order is big-endian
+    low.tile = [tile._replace(args=other) for tile in low.tile]
+    values = np.asarray(low).astype(np.uint16)
+    if is_grey:  # all bytes of its two channels
+        return values[..., ::2] * np.uint16(256) + values[..., 1::2]
+    values += np.multiply(np.asarray(picture), 256, dtype=np.uint16)
+    return values
+
+
+def _narrow_colour(picture: "Picture", data: bytes, bits: int) -> None:
+    """Give such a PNG the upper eight of the bits that it uses; alpha uses all 16."""
+    from PIL import Image
+
+    values = _read_deep_colour(picture, data)
+    count = _count_colours(values)
+    colours = (values[..., :count] >> (bits - BYTE_BITS)).clip(0, 255)
+    colours = np.repeat(colours, 3, axis=2) if count == 1 else colours
+    picture.paste(Image.fromarray(np.dstack([colours, values[..., count:] >> BYTE_BITS]).astype(np.uint8)))
+    if isinstance(clear := picture.info.get("transparency"), tuple):
+        picture.info["transparency"] = tuple(min(value >> (bits - BYTE_BITS), 255) for value in clear)
+
+
+def _count_colours(values: NDArray[Any]) -> int:
+    """Count the channels that are no alpha."""
+    return 1 if values.shape[2] == 2 else 3
 
 
 def _read_sixteen(picture: "Picture") -> NDArray[Any]:

@@ -1,7 +1,9 @@
 """Large sets are decoded once: their images stay in the cache as a memory-mapped file, and the next command opens it.
 
-An entry is known by what the source holds (paths, sizes and times of change of its files, or the commit of a dataset of
-the Hub), by the options that it was read with and by the version of Pillow, so a changed source is decoded again.
+An entry is known by what the source holds (paths, inodes, sizes and times of change of all its files, those with
+labels too, or the commit of a dataset of the Hub), by the options that it was read with and by the version of Pillow.
+So a changed source is decoded again, also where files were moved or their times were set back. So is one whose entry
+was written to after it was finished; what is written while a process reads it goes unnoticed.
 Entries lie in `decoded` beside the downloads and may be deleted at any time. One that was interrupted keeps what is
 decoded, and the next command goes on. While one process decodes a set, others wait for it.
 
@@ -40,7 +42,7 @@ SAVE_EVERY_S = 5.0
 NO_ROOM = ", or let the cache of decoded sets have more room ($DIM_DECODED_GB, and space on its disk)"
 """What to do about a set that is too large for memory and was not kept."""
 
-_VERSION = 2
+_VERSION = 3
 _IMAGES, _LABELS, _FACTS, _DONE = "images.npy", "labels.npy", "set.json", "done.npy"
 _UNFINISHED = ".part"
 _HOLE = -1
@@ -101,7 +103,13 @@ def _list_files(path: Path) -> Iterator[bytes]:
 
 
 def _describe(name: str, status: os.stat_result) -> bytes:
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+    """Describe a file so that no other, and no later state of it, is described alike."""
+    times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
+    return f"{name}\0{status.st_ino}\0{status.st_size}\0{times}\n".encode("utf-8", "surrogateescape")
+
+
+def _describe_arrays(folder: Path) -> list[str]:
+    return [_describe(name, (folder / name).stat()).decode() for name in (_IMAGES, _LABELS)]
 
 
 def open_decoded(key: str, source: Source, *, again: bool = True) -> RawSet | None:
@@ -115,6 +123,10 @@ def open_decoded(key: str, source: Source, *, again: bool = True) -> RawSet | No
     folder = decoded_folder() / key
     try:
         facts = json.loads((folder / _FACTS).read_text())
+        if facts["arrays"] != _describe_arrays(folder):
+            if again:
+                source.say(f"{source.name}: {folder} was written to after it was finished, so its set is decoded again")
+            return None
         images = np.load(folder / _IMAGES, mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / _LABELS, allow_pickle=False)
         num_train, classes, notes = int(facts["num_train"]), tuple(facts["classes"]), tuple(facts["notes"])
@@ -185,13 +197,14 @@ class NewEntry:
         """
         labels = np.full(len(decoded), _HOLE, dtype=np.int64)
         labels[decoded] = np.concatenate([part for part in (raw.train_labels, raw.test_labels) if part is not None])
-        facts = {"num_train": num_train, "classes": raw.classes, "notes": raw.notes, "said": said}
+        facts: dict[str, Any] = {"num_train": num_train, "classes": raw.classes, "notes": raw.notes, "said": said}
         facts["heeds"] = sorted(heeds)
         final = self.folder.with_name(self.folder.name.removeprefix(".").removesuffix(_UNFINISHED))
         try:
             np.save(self.folder / _LABELS, labels)
             _sync(self.folder / _IMAGES)
             (self.folder / _DONE).unlink(missing_ok=True)
+            facts["arrays"] = _describe_arrays(self.folder)
             replace_file(self.folder, _FACTS, json.dumps(facts).encode())
             shutil.rmtree(final, ignore_errors=True)  # damaged
             self.folder.rename(final)
