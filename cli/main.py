@@ -188,7 +188,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError):
         what = os.strerror(error.errno) if error.errno else str(error)
         return f"{error.filename}: {what}." if error.filename else f"{what}."
-    return f"An error of dim itself, {type(error).__name__}: {error}  Run it again with --traceback to see where."
+    said = str(error).rstrip(" .")
+    return f"An error of dim itself, {type(error).__name__}: {said}. Run it again with --traceback to see where."
 
 
 def _fail_to_print(error: OSError) -> NoReturn:

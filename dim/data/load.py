@@ -24,6 +24,7 @@ from dim.data.options import AUTO, DataOptions
 from dim.data.prepare import make_image_set
 from dim.data.readers.folders import read_class_folders
 from dim.data.readers.hugging_face import HUB, is_saved_dataset, read_hub, read_saved_dataset
+from dim.data.readers.idx import is_idx_folder, read_idx_folder
 from dim.data.readers.known import KNOWN, find_known, name_jpeg_copy, read_known, suggest_known
 from dim.data.readers.memory import read_memory
 from dim.data.readers.npz import is_npy_folder, is_npz, read_npy_folder, read_npz
@@ -54,6 +55,7 @@ _READERS: tuple[tuple[Callable[[Path], bool], _Reader], ...] = (
     (is_bundle, read_bundle),
     (is_saved_dataset, read_saved_dataset),
     (_has_image_files, lambda source: name_jpeg_copy(read_class_folders(source))),
+    (is_idx_folder, read_idx_folder),
     (is_npz, read_npz),
     (is_npy_folder, read_npy_folder),
     (lambda path: bool(list_parquet(path)), read_parquet),

@@ -111,7 +111,8 @@ def test_traceback_shows_where_it_came_from(tmp_path: Path, place: str) -> None:
         (PermissionError(errno.EACCES, "x", "some/file"), "some/file: Permission denied."),
         (MemoryError(), "There is not enough memory for this: ask for less at once, or use a machine with more."),
         (BundleError("a \x1b[2J b\x07"), "a ?[2J b?"),
-        (KeyError("x"), "An error of dim itself, KeyError: 'x' Run it again with --traceback to see where."),
+        (KeyError("x"), "An error of dim itself, KeyError: 'x'. Run it again with --traceback to see where."),
+        (ValueError("bad."), "An error of dim itself, ValueError: bad. Run it again with --traceback to see where."),
     ],
 )
 def test_every_kind_of_error_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:

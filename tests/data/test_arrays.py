@@ -1,5 +1,6 @@
 """Arrays by the names and in the forms that people use, in files and in memory."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,23 @@ def test_a_test_split_by_the_names_that_people_use(tmp_path: Path, names: str) -
     (tmp_path / "x.npz").write_bytes(npz(x_train=IMAGES, y_train=LABELS, **{x: IMAGES[:8], y: LABELS[:8]}))
     data = load_data(str(tmp_path / "x.npz"))
     assert np.array_equal(data.train_images, IMAGES) and np.array_equal(data.test_images, IMAGES[:8])
+
+
+def test_arrays_by_the_names_that_the_user_gives(tmp_path: Path) -> None:
+    other = LABELS[::-1].copy()
+    arrays = {"pixels": IMAGES, "fine": LABELS, "coarse": other, "test_pixels": IMAGES[:8], "test_coarse": other[:8]}
+    path = tmp_path / "x.npz"
+    path.write_bytes(npz(**arrays))
+    data = load_data(path, DataOptions(image_column="pixels", label_column="coarse"))
+    assert np.array_equal(data.train_labels, other) and np.array_equal(data.train_images, IMAGES)
+    assert np.array_equal(data.test_labels, other[:8]) and np.array_equal(data.test_images, IMAGES[:8])
+    found = "no column 'x' (found: pixels, fine, coarse, test_pixels, test_coarse); say another --label-column"
+    for label, split, message in (("x", None, found), ("fine", "train", "--split and names of arrays do not go")):
+        with pytest.raises(DataError, match=f": {re.escape(message)}"):
+            load_data(path, DataOptions(image_column="pixels", label_column=label, split=split))
+    path.write_bytes(npz(images=IMAGES, labels=LABELS, coarse=other))
+    by_one = load_data(path, DataOptions(label_column="coarse"))
+    assert by_one.fingerprint() == load_data((IMAGES, other)).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,16 @@ def test_what_lies_beside_the_images(tmp_path: Path) -> None:
     [
         ({}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
         (
-            {"train-images-idx3-ubyte.gz": b"x"},
-            "these look like official files: write --data mnist, say, and --data-dir",
+            {"MNIST/raw/train-images-idx3-ubyte.gz": b"x"},
+            "IDX files such as MNIST/raw/train-images-idx3-ubyte.gz are read where --data names the unpacked folder",
+        ),
+        (
+            {"data_batch_1.bin": b"x"},
+            "data_batch_1.bin is of CIFAR's official files: write --data cifar10, and --data-dir for the folder that",
+        ),
+        (
+            {"X.npy": b"x", "y.npy": b"x"},
+            "arrays such as X.npy are read as images.npy and labels.npy in one folder, or in one file by numpy.savez",
         ),
         ({"a.png": PNG}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
         ({"train/a.png": PNG, **FILES}, "P: train/a.png: an image outside of any class folder; move it into its class"),

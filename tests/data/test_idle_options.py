@@ -101,7 +101,7 @@ def _make(kind: str, folder: Path) -> Any:
     return "mnist" if kind == "known" else (IMAGES, LABELS)
 
 
-ARRAYS = {"split"}
+ARRAYS = {"split", "image_column", "label_column"}
 COLUMNS = {"image_column", "label_column", "split", "skip_unreadable"}
 HEEDED = {
     "classes": {"layout", "split", "skip_unreadable", "follow_links"},
@@ -134,6 +134,8 @@ def test_every_reader_declares_the_options_that_it_heeds(
     name = "data" if kind in ("memory", "datasets") else name
     for option, value in VALUES.items():
         value = "splits/classes" if option == "layout" else value
+        if kind in ("npz", "deep npz") and option.endswith("_column"):
+            value = f"train_{option.removesuffix('_column')}s"
         if option in HEEDED[kind]:
             load_data(source, DataOptions(**{option: value}))
             continue

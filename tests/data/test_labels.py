@@ -60,6 +60,12 @@ def test_both_splits_count_together() -> None:
         (["a", " "], None, None, "1 images have an empty label; fill it in"),
         ([[1, 1], [0, 1]], None, None, r"labels are int64 \[2, 2\] and not one-hot: each row needs one 1 and else"),
         ([0.5], None, None, r"labels are float64 \[1\], expected whole numbers or text \[N\], or one-hot rows"),
+        (
+            np.array([2**63 + 1], np.uint64),
+            None,
+            None,
+            "a label is 9223372036854775809, more than",
+        ),
         ([float("nan")], None, None, r"labels are float64 \[1\], expected whole numbers"),
         ([0, 1], ["a", "b"], None, "labels are text in one split and numbers in the other; write both alike"),
     ],

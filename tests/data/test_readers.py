@@ -328,3 +328,42 @@ def test_the_pickle_of_python_2_is_read_as_python_reads_it(monkeypatch: pytest.M
         assert list(mine) == [key.decode() for key in reference] == list(value)
         assert np.array_equal(mine.pop("data"), reference.pop(b"data")) and np.array_equal(rows, value["data"])
         assert list(mine.values()) == list(reference.values())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("form", ["{}-images-idx3-ubyte", "letters-{}-images.idx3-ubyte"])
+def test_any_folder_of_idx_files_is_read(tmp_path: Path, packed: bool, form: str) -> None:
+    images = random_images(12, 8, 1)
+    labels = np.arange(12, dtype=np.uint8) % 3 + 1
+    for split, part in (("train", slice(0, 9)), ("test" if packed else "t10k", slice(9, 12))):
+        name = form.format(split) + ".gz" * packed
+        for path, array in ((name, images[part, ..., 0]), (_labels_name(name), labels[part])):
+            (tmp_path / path).write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+    data = load_data(tmp_path)
+    assert data.classes == ("1", "2", "3") and data.note.startswith(f"IDX files of {tmp_path.name}; labels run from 1")
+    assert np.array_equal(data.train_images, images[:9]) and np.array_equal(data.train_labels, np.arange(9) % 3)
+    assert np.array_equal(data.test_images, images[9:]) and np.array_equal(data.test_labels, np.arange(3))
+    (tmp_path / "classes.json").write_text('["one", "two", "three"]')
+    assert load_data(tmp_path).classes == ("one", "two", "three")
+
+
+def _labels_name(name: str) -> str:
+    return name.replace("images", "labels").replace("idx3", "idx1")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a-train-images-idx3-ubyte", "b-train-labels-idx1-ubyte"], "which begin with 'a-', 'b-'; keep one set"),
+        (["train-images-idx3-ubyte"], "IDX files without the training labels; put train-images-idx3-ubyte and its"),
+        (
+            ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"],
+            "IDX files without the test images; put",
+        ),
+    ],
+)
+def test_idx_files_that_make_no_set(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(idx(IMAGES))
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)

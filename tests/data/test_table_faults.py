@@ -16,6 +16,7 @@ PNGS = [image_file(image) for image in random_images(12, 8, 3)]
 LABELS = ["chat", "été"] * 6
 ROWS = [f"{number:03d}.png,{label}" for number, label in enumerate(LABELS)]
 CSV = "\n".join(["file,label", *ROWS])
+MEND = "write one label for each image."
 
 
 def _flat(folder: str = "") -> dict[str, bytes]:
@@ -255,9 +256,13 @@ def test_a_second_column_of_labels_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([[1], [2], [3, 4]], "labels are lists of different lengths; write one label for each image."),
-        ([{"a": 1}] * 3, "labels are object [3], expected whole numbers or text [N], or one-hot rows [N, K]."),
-        ([0.5, 0.5, 1], "labels are float64 [3], expected whole numbers or text [N], or one-hot rows [N, K]."),
+        ([[1], [2], [3, 4]], f"labels are lists of different lengths, or lists beside single labels; {MEND}"),
+        ([1, [2], 3], f"labels are lists of different lengths, or lists beside single labels; {MEND}"),
+        ([{"a": 1}] * 3, f"the label of 000.png is {{'a': 1}}, expected text or a whole number of 64 bits; {MEND}"),
+        ([1, 0.5, 1], f"the label of 001.png is 0.5, expected text or a whole number of 64 bits; {MEND}"),
+        ([1, float("inf")], f"the label of 001.png is inf, expected text or a whole number of 64 bits; {MEND}"),
+        ([1, float("nan")], f"the label of 001.png is nan, expected text or a whole number of 64 bits; {MEND}"),
+        ([10**20, 1], f"the label of 000.png is {10**20}, expected text or a whole number of 64 bits; {MEND}"),
         ([1, 2, None], "'002.png' has no 'label'; fill it in."),
     ],
 )

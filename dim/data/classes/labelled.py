@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from dim.data.classes.labels import name_labels
 from dim.data.classes.layout import Layout, find_asked_splits, split_role
 from dim.runtime.errors import DataError
 
+_MAX_NUMBER = 2**63
 _TEST_ROLES = ("test", "validation")
 
 
@@ -17,7 +19,8 @@ class Labelled:
     """One image and what is said of it."""
 
     key: str
-    label: int | str
+    label: Any
+    """A number, text or a list of numbers; anything else is refused."""
     split: str = ""
     """Its name, or "" where nothing says."""
 
@@ -42,6 +45,10 @@ def arrange_labelled(
         DataError: no such split, or as `name_labels`.
     """
     images = list(images)
+    for image in images:
+        if not _is_label(image.label):
+            shown = f"{str(image.label)[:60]}, expected text or a whole number of 64 bits"
+            raise DataError(f"{where}: the label of {image.key} is {shown}; write one label for each image.")
     _check_kinds(images, where)
     if asked is None:
         train, test, more = _choose_by_role(images)
@@ -54,7 +61,10 @@ def arrange_labelled(
     try:
         numbers = [np.array([image.label for image in part]) if part else None for part in (train, test)]
     except ValueError as error:
-        raise DataError(f"{where}: labels are lists of different lengths; write one label for each image.") from error
+        raise DataError(
+            f"{where}: labels are lists of different lengths, or lists beside single labels; write one label for each "
+            "image."
+        ) from error
     if numbers[0] is None:
         raise DataError(f"{where}: no labelled image found.")
     names, train_labels, test_labels, renamed = name_labels(numbers[0], numbers[1], classes, where)
@@ -63,6 +73,15 @@ def arrange_labelled(
         for image, label in zip(part, [] if labels is None else labels.tolist(), strict=True):
             split[names[label]].append(image.key)
     return Layout(splits[0], splits[1] if test else {}, (*remarks, *renamed))
+
+
+def _is_label(label: Any) -> bool:
+    """Whether a label is text, a list, or a whole number, possibly as a float; not infinity, a date or an object."""
+    if isinstance(label, float):
+        return label.is_integer() and abs(label) < _MAX_NUMBER
+    if isinstance(label, int):
+        return abs(label) < _MAX_NUMBER
+    return isinstance(label, str | bytes | list | tuple | np.generic | np.ndarray)
 
 
 def _check_kinds(images: list[Labelled], where: str) -> None:

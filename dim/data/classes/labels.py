@@ -65,6 +65,8 @@ def _flatten(labels: NDArray[Any], where: str) -> NDArray[Any]:
             raise DataError(f"{where}: a label is not text in UTF-8 ({error}); save labels as text.") from error
     if labels.ndim == 1 and labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == labels.round()).all():
         return labels.astype(np.int64)
+    if labels.ndim == 1 and labels.dtype.kind == "u" and labels.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{where}: a label is {labels.max()}, more than a 64-bit integer holds; number them from 0.")
     if labels.ndim != 1 or labels.dtype.kind not in "biuU":
         raise DataError(f"{where}: labels are {shown}, expected whole numbers or text [N], or one-hot rows [N, K].")
     return labels.astype(np.int64) if labels.dtype.kind == "b" else labels

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over
+from dim.data.files.names import EXTENSIONS, extension_of, is_passed_over, suggest_format
 from dim.data.options import AUTO, CLASSES, GROUPS, SPLITS, SPLITS_BELOW
 from dim.runtime.errors import DataError
 
@@ -142,11 +142,9 @@ def find_layout(
     findings = _Findings(asked=() if split is None else tuple(name.strip() for name in split.split(",")))
     top = _look_through(_build_tree(files, folders), layout, findings)
     if not top.folders:
-        official = any("-ubyte" in file for file in files)
-        hint = "; these look like official files: write --data mnist, say, and --data-dir for this folder"
         raise DataError(
             f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>"
-            f"{hint if official else ''}."
+            f"{suggest_format(files)}."
         )
     if split is not None:
         if layout == AUTO:

@@ -1,5 +1,7 @@
 """What the names of files and folders say: which are images, and which nobody meant to be there."""
 
+from collections.abc import Iterable
+
 EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm") + (".tif", ".tiff")
 )
@@ -9,6 +11,11 @@ _PASSED_OVER = frozenset(
     ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "$recycle.bin")
     + ("lost+found", "system volume information")
 )
+
+_CIFAR = {
+    **dict.fromkeys(("data_batch_1", "data_batch_1.bin", "test_batch", "test_batch.bin"), "cifar10"),
+    **dict.fromkeys(("fine_label_names.txt", "meta"), "cifar100"),
+}
 
 
 def extension_of(path: str) -> str:
@@ -20,3 +27,22 @@ def extension_of(path: str) -> str:
 def is_passed_over(path: str) -> bool:
     """Whether a path is hidden, or what a file manager or a storage device left behind."""
     return any(part.startswith(".") or part.casefold() in _PASSED_OVER for part in path.split("/"))
+
+
+def suggest_format(files: Iterable[str]) -> str:
+    """Say how the first known files that are no images are read, as the end of a sentence; "" where none is known."""
+    for file in files:
+        name = file.rpartition("/")[2].casefold()
+        if "-ubyte" in name:
+            return f"; IDX files such as {file} are read where --data names the unpacked folder that holds them"
+        if name in _CIFAR:
+            return (
+                f"; {file} is of CIFAR's official files: write --data {_CIFAR[name]}, and --data-dir for the folder "
+                "that holds their archive, or its folder under the name that unpacking gave it"
+            )
+        if name.endswith(".npy"):
+            return (
+                f"; arrays such as {file} are read as images.npy and labels.npy in one folder, or in one file by "
+                "numpy.savez(FILE, images=..., labels=...)"
+            )
+    return ""

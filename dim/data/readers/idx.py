@@ -7,18 +7,58 @@ dimension as a big-endian uint32, then the values.
 import gzip
 import io
 import math
+import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dim.data.classes.class_names import read_class_names
+from dim.data.classes.layout import list_first
 from dim.data.files.entries import named_failure
+from dim.data.image_set import RawSet, Source
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_LABELS, MAX_SET_BYTES
+from dim.data.readers.npz import make_raw_set
 from dim.runtime.errors import DataError
 
 _CHUNK_BYTES = 2**24
+_NAME = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test)[-_.](?P<what>images|labels)[-_.]idx[13][-_.]ubyte([.]gz)?", re.IGNORECASE
+)
+
+
+def is_idx_folder(path: Path) -> bool:
+    """Whether a path is a folder with IDX files by the names of MNIST, such as `train-images-idx3-ubyte`."""
+    return path.is_dir() and any(_NAME.fullmatch(file.name) for file in path.iterdir())
+
+
+def read_idx_folder(source: Source) -> RawSet:
+    """Read the IDX files of one set in a folder: images and labels for training, and for test where they are there.
+
+    Raises:
+        DataError: files of several sets, a file missing, or as `read_idx` and `make_raw_set`.
+    """
+    where, found, sets = str(source.path), dict[str, Path](), set[str]()
+    for path in sorted(source.path.iterdir(), reverse=True):  # a plain file wins over a gzipped one
+        if match := _NAME.fullmatch(path.name):
+            is_train = match["split"].lower() == "train"
+            found[("" if is_train else "test_") + match["what"].lower()] = path
+            sets.add(match["set"])
+    if len(sets) > 1:
+        begins = list_first(f"'{name}'" for name in sorted(sets))
+        raise DataError(f"{where}: IDX files of several sets, which begin with {begins}; keep one set in the folder.")
+    wanted = ("images", "labels", *(("test_images", "test_labels") if any("test" in key for key in found) else ()))
+    if missing := next((key for key in wanted if key not in found), None):
+        what = f"{'test' if 'test' in missing else 'training'} {missing.removeprefix('test_')}"
+        raise DataError(f"{where}: IDX files without the {what}; put train-images-idx3-ubyte and its like beside them.")
+    arrays: dict[str, NDArray[Any]] = {
+        key: read_idx(found[key], num_dims=3 if key.endswith("images") else 1) for key in wanted
+    }
+    if any(name.casefold().startswith("emnist") for name in sets):
+        source.say(f"{source.name}: EMNIST's files hold every image transposed; the images are taken as they are")
+    return make_raw_set(arrays, source, f"IDX files of {source.path.name}", read_class_names(source.path))
 
 
 def read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:

@@ -1,9 +1,9 @@
 """Arrays in NumPy's files, NPZ and NPY, read without pickle and without trusting their headers.
 
 An `.npz` holds images and labels by the names that people give them (`images` and `labels`, `x_train` and `y_train`,
-`data` and `target`, ...), a test split beside, and `classes`, text `[K]`. What both may be stands in
-`dim.data.images.arrays` and `dim.data.classes.labels`. The header of each array is matched against the one form that
-NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are refused.
+`data` and `target`, ...) or by those that the user names, a test split beside, and `classes`, text `[K]`. What both may
+be stands in `dim.data.images.arrays` and `dim.data.classes.labels`. The header of each array is matched against the one
+form that NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are refused.
 """
 
 import math
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.data.classes.class_names import read_class_names
+from dim.data.classes.columns import COLUMN_OPTIONS, choose_column
 from dim.data.classes.labels import name_labels
 from dim.data.classes.layout import find_asked_splits
 from dim.data.files.entries import named_failure
@@ -25,6 +26,7 @@ from dim.data.files.zip import open_zip, open_zip_member
 from dim.data.image_set import RawSet, Source
 from dim.data.images.arrays import find_form, has_wide_values, read_pixels
 from dim.data.limits import MAX_ARRAY_DIMS, MAX_CLASS_NAME_BYTES, MAX_LABELS, MAX_SET_BYTES
+from dim.data.options import DataOptions
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
 
@@ -80,14 +82,14 @@ def read_npz(source: Source) -> RawSet:
         DataError: damaged, truncated, an array missing, of the wrong type or shape, or beyond the limits.
     """
     paths = _list_npz(source.path) or [source.path]
-    found = [_read_arrays(path, source.options.split) for path in paths]
+    found = [_read_arrays(path, source.options) for path in paths]
     parts = [arrays for arrays, _ in found]
     for remark in found[0][1]:
         source.say(f"{source.name}: {remark}")
     if any(part.keys() != parts[0].keys() for part in parts):
         raise DataError(f"{source.path}: its .npz files hold different arrays; name one of them, or make them alike.")
     arrays = {key: _join([part[key] for part in parts], key, paths, source.path) for key in parts[0]}
-    return make_raw_set(arrays, source, f"arrays of {source.path.name}", heeds=frozenset(("split",)))
+    return make_raw_set(arrays, source, f"arrays of {source.path.name}", heeds=COLUMN_OPTIONS)
 
 
 def is_npy_folder(path: Path) -> bool:
@@ -170,11 +172,11 @@ def _join(parts: list[NDArray[Any]], key: str, paths: list[Path], where: Path) -
         raise DataError(f"{where}: the parts of '{key}' do not fit together ({error}).") from error
 
 
-def _read_arrays(path: Path, split: str | None) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def _read_arrays(path: Path, options: DataOptions) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Read the arrays of one file by the names that people give them, under ours; and remarks."""
     with named_failure(path), open(path, "rb") as file, open_zip(file, str(path)) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        chosen, remarks = _choose_members(members, path, split)
+        chosen, remarks = _choose_members(members, path, options)
         arrays = {}
         for key, info in chosen.items():
             with open_zip_member(archive, info, str(path)) as member:
@@ -182,21 +184,47 @@ def _read_arrays(path: Path, split: str | None) -> tuple[dict[str, NDArray[Any]]
     return arrays, remarks
 
 
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "_")
+
+
+def _name_test(train: str, split: str) -> str:
+    """Return what an array of another split is called, by the name of the training array."""
+    return train.replace("train", split) if "train" in train else f"{split}_{train}"
+
+
+def _choose_named(names: Iterable[str], path: Path, options: DataOptions) -> tuple[str, str]:
+    """Choose images and labels where the user named either or both."""
+    images, labels = (tuple(pair[place] for pair in _PAIRS) for place in (0, 1))
+    return (
+        choose_column(names, options.image_column, images, "image", str(path)),
+        choose_column(names, options.label_column, labels, "label", str(path)),
+    )
+
+
 _Pair = tuple[zipfile.ZipInfo, zipfile.ZipInfo]
 
 
 def _choose_members(
-    members: Mapping[str, zipfile.ZipInfo], path: Path, split: str | None
+    members: Mapping[str, zipfile.ZipInfo], path: Path, options: DataOptions
 ) -> tuple[dict[str, zipfile.ZipInfo], list[str]]:
     """Return the members to read under our names, and remarks on what else the choice meant."""
-    by_name = {name.casefold().replace("-", "_"): info for name, info in members.items()}
+    by_name = {_plain(name): info for name, info in members.items()}
     found = ", ".join(sorted(members)[:8]) or "nothing"
 
     def pair(names: Iterable[tuple[str, str]]) -> _Pair | None:
         return next(((by_name[x], by_name[y]) for x, y in names if x in by_name and y in by_name), None)
 
+    split, named = options.split, (options.image_column, options.label_column) != (None, None)
     train, test = pair(_PAIRS), pair(_TEST_PAIRS)
-    if split is not None:
+    if named:
+        if split is not None:
+            raise DataError(f"{path}: --split and names of arrays do not go together; leave out one of them.")
+        chosen_names = _choose_named(members, path, options)
+        train = members[chosen_names[0]], members[chosen_names[1]]
+        plain = [_plain(name) for name in chosen_names]
+        test = pair((_name_test(plain[0], part), _name_test(plain[1], part)) for part in _SPLITS[1:])
+    elif split is not None:
         by_split = {name: both for name in _SPLITS if (both := pair(_name_pairs(name)))}
         asked = find_asked_splits(by_split, split, str(path))
         train, test = by_split[asked[0]], by_split[asked[1]] if len(asked) > 1 else None
@@ -205,7 +233,7 @@ def _choose_members(
             f"{path}: no images with labels beside them (found: {found}); name two arrays images and labels."
         )
     lonely = [name for pairs in _TEST_PAIRS for name in pairs if name in by_name]
-    if test is None and lonely and split is None:
+    if test is None and lonely and split is None and not named:
         raise DataError(f"{path}: '{lonely[0]}' is there and what belongs to it is not (found: {found}).")
     chosen = {"images": train[0], "labels": train[1]}
     if test is not None:
