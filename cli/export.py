@@ -40,7 +40,9 @@ def export(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name; the run's if left out.")] = None,
     licence: Annotated[str | None, typer.Option(help="The bundle's licence; the source dataset's if left out.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a bundle at --out; RUN/NAME.dim is replaced without it.")
+    ] = False,
     batch: Annotated[
         str, typer.Option(help="Least, usual and most images per call.", rich_help_panel=_COMPILE)
     ] = "1:256:4096",

@@ -12,6 +12,7 @@ import typer
 from dim.cli.options import JsonOption, Sha256Option, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table
 from dim.runtime.bundle_format.locate import list_names
+from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.inspection.accuracy_summary import summarise_accuracy
 from dim.runtime.inspection.quality_summary import (
     COPIES_COLUMNS,
@@ -54,12 +55,17 @@ def inspect(
     from dim.runtime.inspection.labelled_grid import draw_labelled_grid
     from dim.runtime.inspection.preview import can_show_pictures, make_grid, render_ansi, write_png
 
+    if png is not None:
+        _check_png(png)
     path = choose_bundle(bundle, sha256)
     facts = inspect_bundle(path)
     in_terminal = not as_json and not no_preview and can_show_pictures(sys.stdout)
     images = _draw(path) if png is not None or in_terminal else None
     if png is not None and images is not None:
-        write_png(png, draw_labelled_grid(images, facts.classes[: len(images)]))
+        try:
+            write_png(png, draw_labelled_grid(images, facts.classes[: len(images)]))
+        except OSError as error:
+            raise OutputError(f"{png} cannot be written: {error.strerror}; name a file elsewhere.") from error
     if as_json:
         print_json(to_plain(facts))
     else:
@@ -69,6 +75,17 @@ def inspect(
     if in_terminal and images is not None:
         letters = shutil.get_terminal_size().columns
         print(render_ansi(make_grid(images[:, : columns_that_fit(letters, images.shape[3])]), max_columns=letters))
+
+
+def _check_png(png: Path) -> None:
+    """Refuse a preview that cannot become a file, before anything is drawn."""
+    if png.is_dir():
+        raise BadValueError(f"--png got {png}, a folder: name a file, as in  {png / 'preview.png'}")
+    if png.exists() and not png.is_file():
+        raise BadValueError(f"--png got {png}, which is no plain file: name another.")
+    if not png.parent.is_dir():
+        found = "is a file" if png.parent.exists() else "does not exist"
+        raise BadValueError(f"--png got {png}, but the folder {png.parent} {found}: make it, or name another file.")
 
 
 def _print_facts(facts: "BundleFacts") -> None:

@@ -13,7 +13,7 @@ from dim.export.graph.half import to_half
 from dim.export.publish import check_precisions, complete_bundle, stage_bundle
 from dim.export.record import Agreement, ExportRecord, read_record
 from dim.export.reuse import select_valid_findings, select_valid_rows
-from dim.runtime.bundle_format.files import copy_bundle, load_manifest, read_checked_file, update_bundle
+from dim.runtime.bundle_format.files import check_writable, copy_bundle, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, PRECISIONS
@@ -57,6 +57,7 @@ def add_precisions(
     path = Path(bundle)
     check_precisions(precisions)
     manifest = load_manifest(path)
+    check_writable(path)
     wanted = [precision for precision in PRECISIONS if precision in precisions and precision != "fp32"]
     if not wanted:
         return path

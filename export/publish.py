@@ -10,7 +10,7 @@ from pathlib import Path
 from dim.export.card import render_card
 from dim.export.record import RECORD_NAME, ExportRecord
 from dim.runtime.bundle import Bundle
-from dim.runtime.bundle_format.files import update_bundle
+from dim.runtime.bundle_format.files import check_writable, update_bundle
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import MANIFEST_NAME, PRECISIONS, PREVIEW
 from dim.runtime.engines.base import EngineOptions
@@ -40,8 +40,9 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
         overwrite: whether a bundle that is there may be replaced.
 
     Raises:
-        OutputError: something else than a bundle is there, or a bundle that may not be replaced.
+        OutputError: something else than a bundle is there, a bundle that may not be replaced, or a read-only folder.
     """
+    check_writable(destination)
     if destination.is_symlink():
         raise OutputError(f"{destination} is a link, so it is not replaced: choose another --out.")
     if not destination.exists():

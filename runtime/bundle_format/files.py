@@ -78,6 +78,26 @@ def load_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path}: {error}") from None
 
 
+def check_writable(path: Path) -> None:
+    """Check that a bundle may be written or replaced, before long work for it.
+
+    Args:
+        path: the bundle's folder, there or not.
+
+    Raises:
+        OutputError: it, or the folder that it lies in, is read-only.
+    """
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    for folder in (path, parent) if path.is_dir() else (parent,):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{path} cannot be written, because {folder} is read-only: make it writable, or work "
+                "on a copy elsewhere."
+            )
+
+
 def read_checked_file(bundle_path: Path, manifest: Manifest, name: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Read a file of a bundle once and return its bytes if they have the recorded size and hash.
 

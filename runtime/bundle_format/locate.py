@@ -1,6 +1,7 @@
 """Which bundle is meant: by a path, a URL or a name, and when nobody names one."""
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,5 +84,18 @@ def _is_path(wanted: str) -> bool:
 def _existing(path: Path, reason: str) -> tuple[Path, str]:
     if not (path / MANIFEST_NAME).is_file():
         found = "has no " + MANIFEST_NAME if path.is_dir() else "is a file" if path.exists() else "does not exist"
-        raise BundleError(f"There is no bundle at {path} ({reason}): it {found}.")
+        raise BundleError(f"There is no bundle at {path} ({reason}): it {found}{_suggest_command(path)}.")
     return path, reason
+
+
+def _suggest_command(path: Path) -> str:
+    """Say what a folder without a manifest is, where its files tell, and which command reads it."""
+    quoted = shlex.quote(str(path))
+    if (path / "dataset.json").is_file():
+        return f"; it is a training set, which  dim verify {quoted}  checks and --data reads"
+    if (path / "config.json").is_file():
+        return f"; it is a run, of which  dim export {quoted}  makes a bundle"
+    if path.is_dir() and (bundles := sorted(path.glob(f"*.dim/{MANIFEST_NAME}"))):
+        return f"; a bundle lies in it: {bundles[0].parent}"
+    holds_folders = path.is_dir() and any(child.is_dir() for child in path.iterdir())
+    return "; folders of images are read by  dim distill --data" if holds_folders else ""

@@ -131,7 +131,9 @@ class Manifest(BundleDescription):
         check_sha256("manifest_sha256", self.manifest_sha256)
         check_sha256("content_id", self.content_id)
         if self.content_id != compute_content_id(self.classes, self.sampling, self.files):
-            raise BundleError("The manifest's content_id does not match its classes, sampling block and files.")
+            raise BundleError(
+                "The manifest's content_id does not match its classes, sampling block and files; fetch it again."
+            )
 
     @property
     def description(self) -> BundleDescription:
@@ -301,7 +303,9 @@ def parse_manifest(data: bytes) -> Manifest:
     manifest = _read_block(block)
     del block["manifest_sha256"]
     if _hash_block(block) != manifest.manifest_sha256:
-        raise BundleError("The manifest was altered: its contents do not match its manifest_sha256.")
+        raise BundleError(
+            "The manifest was altered: its contents do not match its manifest_sha256; fetch the bundle again."
+        )
     return manifest
 
 

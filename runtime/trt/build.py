@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dim.runtime.bundle_format.files import load_manifest, read_checked_file, update_bundle
+from dim.runtime.bundle_format.files import check_writable, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.bundle_format.names import PRECISIONS
@@ -91,6 +91,8 @@ def build_engines(
                 f"The bundle {path} has no {onnx_name(precision)}; it has {', '.join(manifest.precisions)}: export the "
                 f"run again with  --precision {precision}"
             )
+    if into == "bundle":
+        check_writable(path)
     library, driver = load_library(format), find_driver()
     built = []
     with show_progress(progress) as report:

@@ -84,14 +84,25 @@ def test_a_path_has_a_slash_or_ends_in_dim_or_begins_with_a_dot(
 def test_a_named_bundle_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file.dim").write_text("x")
     Path("empty.dim").mkdir()
+    for folder, file in (("set", "dataset.json"), ("run", "config.json"), ("above/x.dim", "manifest.json")):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / file).write_text("{}")
+    Path("photos/cat").mkdir(parents=True)
     for named, found in (
         ("none.dim", "it does not exist"),
         ("file.dim", "it is a file"),
         ("empty.dim", "it has no manifest.json"),
+        (
+            "./set",
+            "it has no manifest.json; it is a training set, which  dim verify set  checks and --data reads",
+        ),
+        ("./run", "it has no manifest.json; it is a run, of which  dim export run  makes a bundle"),
+        ("above/", "it has no manifest.json; a bundle lies in it: above/x.dim"),
+        ("./photos", "it has no manifest.json; folders of images are read by  dim distill --data"),
     ):
         with pytest.raises(BundleError) as refused:
             find_bundle(named)
-        assert str(refused.value) == f"There is no bundle at {named} (as named): {found}."
+        assert str(refused.value) == f"There is no bundle at {Path(named)} (as named): {found}."
     monkeypatch.setenv("DIM_BUNDLE", "gone.dim")
     with pytest.raises(BundleError, match=r"There is no bundle at gone.dim \(from \$DIM_BUNDLE\): it does not exist"):
         find_bundle()

@@ -189,7 +189,9 @@ def test_newer_format_says_so() -> None:
 
 def test_an_altered_value_is_noticed() -> None:
     data = make().to_json().replace(b'"seed": 1', b'"seed": 2')
-    with pytest.raises(BundleError, match="was altered: its contents do not match its manifest_sha256"):
+    with pytest.raises(
+        BundleError, match="was altered: its contents do not match its manifest_sha256; fetch the bundle again"
+    ):
         parse_manifest(data)
 
 

@@ -1,5 +1,6 @@
 """`dim inspect` and `dim verify` on a tiny bundle."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -44,6 +45,41 @@ def test_inspect_draws_only_in_a_terminal_and_as_a_file_when_asked(tiny_bundle: 
     with Image.open(tmp_path / "grid.png") as picture:
         width, height = picture.size
     assert (width, height) == (595, 3 * (40 + 5) + 5)  # three rows of 8 pixels, enlarged five times
+
+
+@pytest.mark.parametrize(
+    ("png", "sentence"),
+    [
+        ("", "--png got ., a folder: name a file, as in preview.png"),
+        ("{}", "--png got {0}, a folder: name a file, as in {0}/preview.png"),
+        (
+            "{}/none/x.png",
+            "--png got {0}/none/x.png, but the folder {0}/none does not exist: make it, or name another file.",
+        ),
+        (
+            "{}/file/x.png",
+            "--png got {0}/file/x.png, but the folder {0}/file is a file: make it, or name another file.",
+        ),
+        ("/dev/null", "--png got /dev/null, which is no plain file: name another."),
+    ],
+)
+def test_a_preview_that_cannot_be_written_is_told_first(
+    tiny_bundle: Path, tmp_path: Path, png: str, sentence: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    ran = dim("inspect", tiny_bundle, "--png", png.format(tmp_path))
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"Error: {sentence.format(tmp_path)}\n"
+
+
+def test_a_full_disk_names_the_preview(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "temporary")
+
+    monkeypatch.setattr("dim.runtime.inspection.preview.write_png", refuse)
+    ran = dim("inspect", tiny_bundle, "--png", tmp_path / "x.png")
+    expected = f"Error: {tmp_path}/x.png cannot be written: No space left on device; name a file elsewhere.\n"
+    assert ran.code == 1 and ran.err.endswith(expected)
 
 
 def test_inspect_json_draws_nothing_but_the_facts(tiny_bundle: Path) -> None:

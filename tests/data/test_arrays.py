@@ -74,6 +74,8 @@ def test_arrays_by_the_names_that_the_user_gives(tmp_path: Path) -> None:
             "rows of 64 values were taken for grey images of 8 x 8 pixels",
         ),
         (IMAGES / np.float32(255), IMAGES, "floats from 0 to 1 became 0 to 255"),
+        (IMAGES / 255 * 1.0005 - 0.0002, IMAGES, "floats from 0 to 1 became 0 to 255"),
+        (IMAGES / 127.5 * 1.0005 - 1.0003, IMAGES, "floats from -1 to 1 became 0 to 255"),
         ((IMAGES / 127.5 - 1), IMAGES, "floats from -1 to 1 became 0 to 255"),
         (IMAGES.astype(np.float32), IMAGES, "float32 values from 0 to 255 were taken as they are"),
         (IMAGES.astype(np.int64), IMAGES, "int64 values from 0 to 255 were taken as they are"),

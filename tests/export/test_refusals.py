@@ -17,6 +17,7 @@ from export_runs import CLASSES, canonical_onnx, export_each_network_once, files
 
 from dim.export import agreement, publish, run_int8
 from dim.export import export_run as module
+from dim.export.add_precisions import add_precisions
 from dim.export.agreement import check_diversity
 from dim.export.drawing import draw_samples, draw_with_onnx
 from dim.export.export_run import export_run
@@ -24,11 +25,31 @@ from dim.export.record_accuracy import record_accuracy
 from dim.runs.tensors import read_tensors, write_tensors
 from dim.runtime.engines.onnx_session import open_cpu_session
 from dim.runtime.errors import BadValueError, DimError, OutputError, ParityError, RunError
+from dim.runtime.trt.build import build_engines
 
 
 @pytest.fixture(autouse=True)
 def quick_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     export_each_network_once(monkeypatch)
+
+
+@pytest.mark.parametrize("which", ["bundle", "folder around it"])
+def test_a_read_only_bundle_is_told_before_anything_is_built(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    bundle = next(finished.glob("*.dim"))
+    closed = bundle if which == "bundle" else bundle.parent
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)  # root may write everywhere
+    monkeypatch.setattr(module, "generator_to_onnx", None)  # nothing is built
+    for write in (
+        lambda: export_run(finished),
+        lambda: add_precisions(bundle, ("fp16",)),
+        lambda: build_engines(bundle, format="rtx"),
+    ):
+        with pytest.raises(
+            OutputError, match=f"^{bundle} cannot be written, because {closed} is read-only: make it wri"
+        ):
+            write()
 
 
 @pytest.fixture(scope="module")

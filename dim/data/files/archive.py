@@ -60,6 +60,8 @@ def _iterate_folder(folder: Path, root: Path | None, prefix: str, depth: int) ->
     for child in children:
         path = Path(child.path)
         relative = prefix + child.name
+        if child.is_symlink():
+            _check_link(path)
         if root is not None and child.is_symlink() and not path.resolve().is_relative_to(root):
             raise DataError(f"{path}: a link that leaves {root}; copy what it leads to, or say --follow-links.")
         with named_failure(path):
@@ -71,6 +73,15 @@ def _iterate_folder(folder: Path, root: Path | None, prefix: str, depth: int) ->
             yield Entry(relative, False, _file_reader(path))
         else:
             raise DataError(f"{path}: neither a file nor a folder; remove it.")
+
+
+def _check_link(path: Path) -> None:
+    """Refuse a link that leads nowhere, or back to a folder it lies in."""
+    target = os.readlink(path)
+    if not path.exists():
+        raise DataError(f"{path}: a link to {target}, where nothing can be read; remove the link or mend it.")
+    if path.is_dir() and path.parent.resolve().is_relative_to(path.resolve()):
+        raise DataError(f"{path}: a link to {target}, a folder that it lies in itself; remove the link.")
 
 
 def _file_reader(path: Path) -> Callable[[int], bytes]:

@@ -27,6 +27,10 @@ _REFUSED = {
     tarfile.BLKTYPE: "is a device",
     tarfile.FIFOTYPE: "is a pipe",
 }
+_WITHOUT_LINKS = {
+    tarfile.LNKTYPE: ": pack them again with  tar --hard-dereference",
+    tarfile.SYMTYPE: ": pack them again with  tar -h",
+}
 
 
 class _XzReader(io.RawIOBase):
@@ -151,7 +155,8 @@ def _entry(info: tarfile.TarInfo, stream: _BoundedStream, name: str) -> Entry:
         raise DataError(f"{name}: the member {info.name[:80]!r} has a path that is not UTF-8; rename it.") from error
     shown = repr(info.name[:80])
     if info.type in _REFUSED:
-        raise DataError(f"{name}: the member {shown} {_REFUSED[info.type]}; only files and folders are read.")
+        advice = _WITHOUT_LINKS.get(info.type, "")
+        raise DataError(f"{name}: the member {shown} {_REFUSED[info.type]}; only files and folders are read{advice}.")
     if (
         info.issparse()
         or info.type == tarfile.GNUTYPE_SPARSE

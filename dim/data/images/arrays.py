@@ -11,6 +11,8 @@ from dim.data.images.decode import BYTE_BITS, choose_bits
 from dim.runtime.errors import DataError
 
 _STEP = 4096
+_ROUNDING = 1e-3
+"""How far floats may leave their range, as rounding makes them; they are clipped."""
 _UNIT, _SIGNED, _TRUTH, _BYTES, _WIDE = "0 to 1", "-1 to 1", "true or false", "0 to 255", "above 255"
 """The forms of pixels."""
 
@@ -123,8 +125,8 @@ def _form_of(array: NDArray[Any], low: float, high: float, whole: bool, is_wide:
         raise DataError(f"{where}: images are {array.dtype}, expected uint8, whole numbers or floats.")
     if not np.isfinite([low, high]).all():
         raise DataError(f"{where}: images hold values that are no numbers (nan or infinity); mend them first.")
-    if kind == "f" and -1 <= low and high <= 1:
-        return _UNIT if low >= 0 else _SIGNED
+    if kind == "f" and -1 - _ROUNDING <= low and high <= 1 + _ROUNDING:
+        return _UNIT if low >= -_ROUNDING else _SIGNED
     if whole and low >= 0 and high <= 255 and not is_wide:
         return _BYTES
     if is_wide and low >= 0 and high < 2**16:
