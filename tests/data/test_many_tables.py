@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
-from data_samples import image_file, random_images, write_folder, zipped
+from data_samples import image_file, random_images, tarred, write_folder, zipped
 
 from dim.data.image_set import ImageSet
 from dim.data.load import load_data
@@ -229,3 +232,116 @@ def test_words_for_missing_values_are_no_labels(tmp_path: Path, word: str) -> No
         f"labels.csv: row 5 has the label '{word}', a word for a missing value (1 rows in all); fill it in, leave the "
         "row out, or write another word where it is a class."
     )
+
+
+@pytest.mark.parametrize("names", [["dog", "cat"], {"0": "dog", "1": "cat"}, {"cat": 1, "dog": 0}])
+@pytest.mark.parametrize("kind", ["csv", "json", "folders"])
+def test_numbers_are_named_by_classes_json(tmp_path: Path, names: Any, kind: str) -> None:
+    numbers = ["1" if label == "cat" else "0" for label in LABELS]
+    files = {f"{numbers[n]}/{n}.png" if kind == "folders" else f"{n}.png": PNGS[n] for n in range(16)}
+    files["classes.json"] = json.dumps(names).encode()
+    if kind == "csv":
+        files["labels.csv"] = _table(range(16), labels=numbers)
+    elif kind == "json":
+        files["labels.json"] = json.dumps({f"{n}.png": int(numbers[n]) for n in range(16)}).encode()
+    data = load_data(write_folder(tmp_path / "set", files))
+    assert data.classes == ("dog", "cat")
+    assert _numbers(data.train_images[data.train_labels == 1]) <= set(range(0, 16, 2))
+    assert _numbers(data.train_images[data.train_labels == 0]) <= set(range(1, 16, 2))
+
+
+def test_classes_json_that_does_not_fit(tmp_path: Path) -> None:
+    files = {f"{n % 3}/{n}.png": PNGS[n] for n in range(15)} | {"classes.json": b'["a", "b"]'}
+    assert _refusal(write_folder(tmp_path / "few", files)).startswith("labels run from 0 to 2, expected 0 to 1 for 2 ")
+    files["classes.json"] = b'["a", "b", "a"]'
+    assert _refusal(write_folder(tmp_path / "two", files)) == (
+        "two classes are called 'a'; give each a name of its own."
+    )
+    files = {f"{LABELS[n]}/{n}.png": PNGS[n] for n in range(16)} | {"classes.json": b'{"cat": "Katze"}'}
+    assert load_data(write_folder(tmp_path / "text", files)).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("twin", ["00", "0.0"])
+def test_one_number_written_in_two_ways_gets_a_caution(tmp_path: Path, twin: str) -> None:
+    labels = ["0", twin] * 8
+    said: list[str] = []
+    files = _files("", "") | {"labels.csv": _table(range(16), labels=labels)}
+    assert load_data(write_folder(tmp_path / "set", files), say=said.append).classes == ("0", twin)
+    sentence = f"caution: '0' and '{twin}' are one number written in two ways, and two classes; write them alike"
+    assert f"set: {sentence}" in said
+
+
+def test_folders_in_class_folders_are_said(tmp_path: Path) -> None:
+    files = {f"{'plant' if n < 8 else ('animal/cat', 'animal/dog')[n % 2]}/{n}.png": PNGS[n] for n in range(16)}
+    said: list[str] = []
+    assert load_data(write_folder(tmp_path / "set", files), say=said.append).classes == ("animal", "plant")
+    assert "set: 2 folders in class folders were read as part of their class (animal/cat, animal/dog)" in said
+
+
+def test_a_second_folder_beside_train_is_answered_by_split(tmp_path: Path) -> None:
+    files = {f"{'holdout' if n in TEST else 'train'}/{LABELS[n]}/{n}.png": PNGS[n] for n in range(16)}
+    folder = write_folder(tmp_path / "set", files)
+    assert _refusal(folder).endswith("or --split train,holdout where 'holdout' is the test split.")
+    _check_splits(load_data(folder, DataOptions(split="train,holdout")))
+
+
+def _shard(numbers: Any, json_label: Any = None) -> bytes:
+    files: dict[str, bytes] = {}
+    for n in numbers:
+        files |= {f"{n:02d}.png": PNGS[n], f"{n:02d}.cls": b"%d" % (n % 2)}
+        if json_label is not None:
+            files[f"{n:02d}.json"] = json.dumps({"label": json_label(n)}).encode()
+    return tarred(files)
+
+
+def test_two_labels_of_one_sample_of_a_webdataset(tmp_path: Path) -> None:
+    (tmp_path / "set.tar").write_bytes(_shard(range(16), lambda n: 1 - n % 2))
+    assert _refusal(tmp_path / "set.tar") == ("00.json: the label is '1', and that in .cls is '0'; mend or remove one.")
+    for label in (lambda n: n % 2, lambda n: LABELS[n]):  # the same, or the name of the number
+        (tmp_path / "set.tar").write_bytes(_shard(range(16), label))
+        assert load_data(tmp_path / "set.tar").classes == ("0", "1")
+
+
+def test_missing_shards_of_a_webdataset_are_said(tmp_path: Path) -> None:
+    files = {"train-00000-of-00003.tar": _shard(range(8)), "train-00002-of-00003.tar": _shard(range(8, 16))}
+    said: list[str] = []
+    load_data(write_folder(tmp_path / "set", files), say=said.append)
+    assert "set: 1 files of the set are missing (train-00001-of-00003.tar)" in said
+
+
+@pytest.mark.parametrize("form", ["parquet", "train.parquet", "memory", "named"])
+@pytest.mark.parametrize("column", ["split", "Set"])
+def test_columns_of_splits_in_datasets(tmp_path: Path, form: str, column: str) -> None:
+    splits = ["test" if n in TEST else "train" for n in range(16)]
+    rows = {"image": [{"bytes": png, "path": None} for png in PNGS], "label": LABELS, column: splits}
+    found = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    if form == "named":
+        found = found.cast_column(column, datasets.ClassLabel(names=["test", "train"]))
+    place: Any = found
+    if form.endswith("parquet"):
+        place = tmp_path / ("set.parquet" if form == "parquet" else form)
+        found.to_parquet(str(place))
+    _check_splits(load_data(place))
+    _check_splits(load_data(place, DataOptions(split="train,test")))
+    swapped = load_data(place, DataOptions(split="test,train"))
+    assert _numbers(swapped.train_images) == set(TEST)
+
+
+def test_parquet_files_whose_column_contradicts_their_names(tmp_path: Path) -> None:
+    for name, value in (("train", "train"), ("test", "train")):
+        rows = pyarrow.table({"image": PNGS, "label": LABELS, "split": [value] * 16})
+        pyarrow.parquet.write_table(rows, tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'test.parquet'}: its column 'split' says 'train' and its name 'test'; rename the file where the "
+        "column is right, else the column."
+    )
+
+
+def test_parquet_says_which_of_two_columns_of_labels_it_took(tmp_path: Path) -> None:
+    rows = pyarrow.table({"image": PNGS, "label": LABELS, "coarse_label": ["animal"] * 16})
+    pyarrow.parquet.write_table(rows, tmp_path / "set.parquet")
+    said: list[str] = []
+    assert load_data(tmp_path / "set.parquet", say=said.append).classes == ("cat", "dog")
+    assert "set: labels are those of the column 'label'; --label-column takes others (coarse_label)" in said

@@ -16,6 +16,7 @@ LABEL_COLUMNS = (
     "target",
     "y",
     "fine_label",
+    "coarse_label",
     "dx",
     "diagnosis",
 )

@@ -1,5 +1,6 @@
 """Images whose label and split are told one by one, in a table or beside each, to a layout."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dim.data.classes.labels import name_labels
-from dim.data.classes.layout import Layout, find_asked_splits, split_role
+from dim.data.classes.layout import Layout, find_asked_splits, list_first, split_role
 from dim.runtime.errors import DataError
 
 _MAX_NUMBER = 2**63
@@ -72,7 +73,19 @@ def arrange_labelled(
     for split, part, labels in zip(splits, (train, test), (train_labels, test_labels), strict=True):
         for image, label in zip(part, [] if labels is None else labels.tolist(), strict=True):
             split[names[label]].append(image.key)
-    return Layout(splits[0], splits[1] if test else {}, (*remarks, *renamed))
+    return Layout(splits[0], splits[1] if test else {}, (*remarks, *renamed, *_doubt_numbers(names)))
+
+
+def _doubt_numbers(names: Iterable[str]) -> tuple[str, ...]:
+    """Return a caution where classes are one number, written in two ways as 7 and 007, or 0 and 0.0."""
+    first: dict[float, str] = {}
+    twice = []
+    for name in names:
+        if re.fullmatch(r"[0-9]{1,15}([.][0-9]{1,15})?", name) and first.setdefault(float(name), name) != name:
+            twice.append(f"'{first[float(name)]}' and '{name}'")
+    if not twice:
+        return ()
+    return (f"caution: {list_first(twice)} are one number written in two ways, and two classes; write them alike",)
 
 
 def _is_label(label: Any) -> bool:

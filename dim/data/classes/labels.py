@@ -11,6 +11,7 @@ from dim.data.image_set import Labels
 from dim.runtime.bundle_format.schema import MAX_CLASSES
 from dim.runtime.errors import DataError
 
+NAMED_BY_LABELS = "classes are named by their labels"
 Named = tuple[tuple[str, ...], Labels, Labels | None, tuple[str, ...]]
 """Class names, labels of the training and of the test split, and remarks."""
 
@@ -104,7 +105,7 @@ def _names_of_numbers(
             return names, ()
         gaps = sorted(set(range(found[0], min(found[-1], found[0] + 2 * MAX_CLASSES))) - set(found))
         how = f"leave out {list_first(map(str, gaps))}" if gaps else f"count from {found[0]}"
-        return names, (f"labels run from {found[0]} to {found[-1]} and {how}: classes are named by their labels",)
+        return names, (f"labels run from {found[0]} to {found[-1]} and {how}: {NAMED_BY_LABELS}",)
     if found[-1] == len(classes) and found[0] >= 1:
         return dict(enumerate(classes, start=1)), (f"labels count from 1 to {len(classes)}: 1 is '{classes[0]}'",)
     if found[-1] >= len(classes):

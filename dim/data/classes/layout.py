@@ -83,6 +83,8 @@ class _Findings:
     sidecars: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
+    """Folders in class folders whose images were joined with others of the class."""
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -157,6 +159,10 @@ def find_layout(
         layout = _guess_layout(top, source, findings)
     read = {CLASSES: _read_classes, SPLITS: _read_splits, SPLITS_BELOW: _read_splits_below, GROUPS: _read_groups}
     train, test = read[layout](top, source, findings)
+    if joined := list(dict.fromkeys(findings.joined)):
+        findings.remarks.append(
+            f"{len(joined)} folders in class folders were read as part of their class ({list_first(joined)})"
+        )
     if findings.sidecars:
         count, first = len(findings.sidecars), findings.sidecars[0]
         findings.remarks.insert(0, f"{count} text files beside images were passed over ({first})")
@@ -248,9 +254,12 @@ def _guess_layout(top: _Folder, source: str, findings: _Findings) -> str:
     if not tests and not nested:
         findings.remarks.append(f"the folder '{trains[0]}' lies beside '{others[0]}' and is read as a class")
         return CLASSES
+    both = ""
+    if trains and not tests and top.folders[others[0]].list_filled():
+        both = f", or --split {trains[0]},{others[0]} where '{others[0]}' is the test split"
     raise DataError(
         f"{source}: '{(*trains, *tests)[0]}' is named like a split and lies beside '{others[0]}': say --layout "
-        f"{CLASSES} where every top folder is a class, or --layout {SPLITS} where the classes lie in the splits."
+        f"{CLASSES} where every top folder is a class, or --layout {SPLITS} where the classes lie in the splits{both}."
     )
 
 
@@ -387,6 +396,10 @@ def _read_split(folder: _Folder, findings: _Findings) -> _Split:
     findings.strays += folder.list_images()
     classes = {name: _pick_files(folder.folders[name], findings) for name in sorted(folder.folders)}
     findings.empty += [name for name, files in classes.items() if not files]
+    for name in classes:
+        inner = _look_into(folder.folders[name])
+        if len(below := inner.list_filled()) > 1 or (below and inner.list_images()):
+            findings.joined += [f"{name}/{sub}" for sub in below]
     return classes
 
 

@@ -1,6 +1,8 @@
 """What the names of files and folders say: which are images, and which nobody meant to be there."""
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 EXTENSIONS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm") + (".tif", ".tiff")
@@ -18,10 +20,26 @@ _CIFAR = {
 }
 
 
+_SHARD = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})([.].+)")
+_MAX_SHARDS = 100_000
+
+
 def extension_of(path: str) -> str:
     """Return a file's extension in small letters with its dot, "" where it has none."""
     stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
     return "." + suffix.lower() if dot and stem else ""
+
+
+def list_missing_shards(files: Iterable[Path]) -> list[str]:
+    """List the names of files that are not there, of sets whose files are named as 00000-of-00002."""
+    found = [(file.parent, match) for file in files if (match := _SHARD.fullmatch(file.name))]
+    there = {(folder, match[1], int(match[2]), int(match[3]), match[4]) for folder, match in found}
+    return [
+        f"{stem}{number:05d}-of-{count:05d}{suffix}"
+        for folder, stem, count, suffix in sorted({(item[0], item[1], item[3], item[4]) for item in there})
+        for number in range(min(count, _MAX_SHARDS))
+        if (folder, stem, number, count, suffix) not in there
+    ]
 
 
 def is_passed_over(path: str) -> bool:

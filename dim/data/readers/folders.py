@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
+from dim.data.classes.class_names import are_numbered, list_class_names, name_numbered
 from dim.data.classes.columns import LABEL_COLUMNS
 from dim.data.classes.layout import Layout, find_layout, find_only_class, list_first
 from dim.data.classes.table_choice import arrange_by_chosen_tables
-from dim.data.classes.table_rows import TABLE_EXTENSIONS
+from dim.data.classes.table_rows import TABLE_EXTENSIONS, parse_json
 from dim.data.classes.table_splits import split_by_tables
 from dim.data.classes.tables import (
     FoundTable,
@@ -65,11 +66,20 @@ class _Tree:
                     self._table_bytes += len(data)
 
     def _may_count(self, table: str) -> bool:
-        """Whether a table is the one asked for, where one is."""
-        return self._source.table in ("", table)
+        """Whether a table is the one asked for, where one is, or holds the names of classes."""
+        return self._source.table in ("", table) or _holds_names(table)
+
+    def _read_names(self) -> tuple[str, ...] | None:
+        found = [path for path in self._tables if _holds_names(path)]
+        if len(found) != 1:
+            return None
+        where = f"{self._source.path}: {found[0]}"
+        return list_class_names(parse_json(self._tables[found[0]], where), where)
 
     def arrange(self) -> Layout:
         layout = self._arrange()
+        if are_numbered(layout) and (names := self._read_names()):
+            layout = name_numbered(layout, names, str(self._source.path))
         follows = {"follow_links"} if self._source.path.is_dir() else set()
         return replace(layout, heeds=layout.heeds | follows, remarks=(*layout.remarks, *self._doubt_names(layout)))
 
@@ -98,7 +108,8 @@ class _Tree:
                 if not by_columns:
                     self._compare_declared(declared, files, folders)
                 return declared
-        tables, problems = find_tables(self._tables, images, source)
+        candidates = {path: data for path, data in self._tables.items() if not _holds_names(path)}
+        tables, problems = find_tables(candidates, images, source)
         labels = tables[0] if tables and tables[0].label_column else None
         if by_columns and labels is not None:
             return arrange_by_chosen_tables(tables, images, source)
@@ -176,6 +187,10 @@ class _Tree:
                     f"{self._source.path}: no folders name the classes, and {file} is not read as a table: save it as "
                     f"CSV there, its first line such as  file,label{more}."
                 )
+
+
+def _holds_names(path: str) -> bool:
+    return path.rpartition("/")[2] == "classes.json"
 
 
 def _are_parts(layout: Layout) -> bool:

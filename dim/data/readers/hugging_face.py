@@ -13,6 +13,7 @@ from typing import Any
 from dim.data.classes.columns import COLUMN_OPTIONS, LABEL_COLUMNS, choose_typed_column
 from dim.data.classes.labelled import Labelled, arrange_labelled
 from dim.data.classes.layout import Layout, list_first
+from dim.data.classes.split_column import find_split_column
 from dim.data.classes.splits import choose_splits
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
@@ -102,6 +103,23 @@ def _show_names(names: list[str] | None) -> str:
     return list_first(names) if names else "none"
 
 
+def _name_value(feature: Any, value: Any) -> Any:
+    """Return the name that a number of the feature ClassLabel stands for, or the value of another feature."""
+    names = getattr(feature, "names", None)
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _list_values(rows: Any, column: str) -> list[Any]:
+    """List the different values of a column of numbers, text or yes and no; none of another."""
+    feature = rows.features[column]
+    if type(feature).__name__ not in ("Value", "ClassLabel") or getattr(feature, "dtype", "") in (
+        "binary",
+        "large_binary",
+    ):
+        return []
+    return [_name_value(feature, value) for value in rows.unique(column)]
+
+
 class _Rows:
     """The rows of one or two splits."""
 
@@ -112,13 +130,23 @@ class _Rows:
         if isinstance(found, Mapping):
             train, test, remarks = choose_splits(found, source.options.split, where)
             splits = {"train": found[train]} | ({"test": found[test]} if test else {})
-        elif source.options.split is not None:
+        features, asked = splits["train"].features, source.options
+        self._split_column = None
+        if not isinstance(found, Mapping) or len(found) == 1:
+            others = [name for name in features if name not in (asked.image_column, asked.label_column)]
+            rows_of_one = splits["train"]
+            self._split_column = find_split_column(
+                others, lambda name: _list_values(rows_of_one, name), asked.split, where
+            )
+        if asked.split is not None and not isinstance(found, Mapping) and self._split_column is None:
             raise DataError(f"{where}: the dataset has no splits, so leave out --split.")
-        features = splits["train"].features
-        asked = source.options
+        told = self._split_column.name if self._split_column else ""
+        if told:
+            remarks = (*remarks, f"splits are those of the column '{told}'")
         typed: dict[str, list[str]] = {"Image": [], "ClassLabel": []}
         for name, feature in features.items():
-            typed.setdefault(type(feature).__name__, []).append(str(name))
+            if name != told:
+                typed.setdefault(type(feature).__name__, []).append(str(name))
         image, doubts = choose_typed_column(features, typed["Image"], asked.image_column, IMAGE_COLUMNS, "image", where)
         label, more = choose_typed_column(
             features, typed["ClassLabel"], asked.label_column, LABEL_COLUMNS, "label", where
@@ -140,17 +168,20 @@ class _Rows:
                 )
         decode_later = type(features[image])(decode=False)
         self._splits = {
-            split: rows.select_columns([image, label]).cast_column(image, decode_later)
+            split: rows.select_columns([image, label, *([told] if told else [])]).cast_column(image, decode_later)
             for split, rows in splits.items()
         }
         self._image, self._label, self._where = image, label, where
+        self._asked = asked.split
         self._remarks = [note, *remarks, *doubts, *more]
         self._labelled: dict[str, Labelled] = {}
 
     def give(self) -> Iterator[tuple[str, bytes]]:
-        for split, rows in self._splits.items():
+        column = self._split_column
+        for part, rows in self._splits.items():
             for number, row in enumerate(rows):
-                key = f"{split}, row {number}"
+                key = f"{part}, row {number}"
+                split = column.read(_name_value(rows.features[column.name], row[column.name])) if column else part
                 label = row[self._label]
                 if label is None:
                     raise DataError(f"{self._where}: {key}: the label is empty; fill it in.")
@@ -173,5 +204,6 @@ class _Rows:
         return data
 
     def arrange(self) -> Layout:
-        layout = arrange_labelled(self._labelled.values(), self._names, self._where, self._remarks)
+        asked = self._asked if self._split_column else None
+        layout = arrange_labelled(self._labelled.values(), self._names, self._where, self._remarks, asked)
         return replace(layout, heeds=COLUMN_OPTIONS)

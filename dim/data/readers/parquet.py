@@ -5,7 +5,6 @@ its name begins (`data/train-00000-of-00002.parquet`) or by its folder.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,9 @@ from dim.data.classes.class_names import read_class_names
 from dim.data.classes.columns import COLUMN_OPTIONS, LABEL_COLUMNS, choose_typed_column
 from dim.data.classes.labelled import Labelled, arrange_labelled
 from dim.data.classes.layout import Layout, list_first, split_role
+from dim.data.classes.split_column import SplitColumn, find_split_column
 from dim.data.classes.splits import choose_splits
+from dim.data.files.names import list_missing_shards
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("image", "images", "img", "picture", "pixels", "png", "jpg", "jpeg", "x")
 _ROWS = 256
-_SHARD = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})[.]parquet")
-_MAX_SHARDS = 100_000
 
 
 def list_parquet(path: Path) -> list[Path]:
@@ -55,31 +54,65 @@ class _Files:
         by_split: dict[str, list[Path]] = {}
         for file in files:
             by_split.setdefault(_split_of(file, self._root), []).append(file)
-        if "" in by_split and (len(by_split) > 1 or source.options.split is not None):
+        column = self._find_split_column(by_split)
+        if column is None and "" in by_split and (len(by_split) > 1 or source.options.split is not None):
             raise DataError(
                 f"{source.path}: {list_first(str(f.name) for f in by_split[''])} begins with the name of no split, as "
                 "train-00000.parquet would; rename it, or name the files of one split alone."
             )
-        train, test, self._remarks = choose_splits(by_split, source.options.split, str(source.path))
-        if source.path.is_dir():
-            self._remarks += _find_missing_shards(files)
-        self._files = [(file, "train") for file in by_split[train]]
-        self._files += [(file, "test") for file in (by_split[test] if test else [])]
+        self._split_column = column
+        if column is None:
+            train, test, self._remarks = choose_splits(by_split, source.options.split, str(source.path))
+            self._files = [(file, "train") for file in by_split[train]]
+            self._files += [(file, "test") for file in (by_split[test] if test else [])]
+        else:
+            self._remarks = (f"splits are those of the column '{column.name}'",)
+            self._files = [(file, "") for file in files]
+        if source.path.is_dir() and (absent := list_missing_shards(files)):
+            self._remarks += (f"{len(absent)} files of the set are missing ({list_first(absent)})",)
         self._labelled: dict[str, Labelled] = {}
         self._columns: _Columns | None = None
+
+    def _find_split_column(self, by_split: dict[str, list[Path]]) -> SplitColumn | None:
+        """Find a column of splits in files that are all of one split by their names, or of none."""
+        options, found = self._source.options, None
+        for split, files in by_split.items():
+            with _opened(files[0]) as file:
+                features = _features(file.schema_arrow)
+                names = [
+                    name for name in file.schema_arrow.names if name not in (options.image_column, options.label_column)
+                ]
+
+            def list_values(name: str, files: list[Path] = files, features: dict[str, Any] = features) -> list[Any]:
+                return [value for path in files for value in _list_values(path, name, features)]
+
+            found = find_split_column(names, list_values, options.split, str(self._source.path))
+            if found and len(by_split) > 1:
+                said = {found.read(value) for value in list_values(found.name)} - {""}
+                if other := sorted(value for value in said if split_role(value) != split_role(split)):
+                    raise DataError(
+                        f"{files[0]}: its column '{found.name}' says '{other[0]}' and its name '{split}'; rename the "
+                        "file where the column is right, else the column."
+                    )
+        return found if len(by_split) == 1 else None
 
     def give(self) -> Iterator[tuple[str, bytes]]:
         for path, split in self._files:
             with _opened(path) as file:
-                columns = _choose_columns(file.schema_arrow, self._source, str(path))
+                columns = _choose_columns(
+                    file.schema_arrow, self._source, str(path), self._split_column.name if self._split_column else ""
+                )
                 if self._columns is not None and columns != self._columns:
                     raise DataError(f"{path}: other columns or class names than the file before; make them alike.")
                 self._columns = columns
                 row = 0
-                wanted = [columns.image, columns.label]
+                splits = self._split_column
+                wanted = [columns.image, columns.label, *([splits.name] if splits else [])]
+                names = _names_of(_features(file.schema_arrow), splits.name) if splits else None
                 for batch in file.iter_batches(_ROWS, columns=wanted):
-                    images, labels = (batch.column(name).to_pylist() for name in wanted)
-                    for image, label in zip(images, labels, strict=True):
+                    images, labels, *cells = (batch.column(name).to_pylist() for name in wanted)
+                    told = [splits.read(_name(cell, names)) for cell in cells[0]] if splits else [split] * len(labels)
+                    for image, label, split in zip(images, labels, told, strict=True):
                         key = f"{path.relative_to(self._root)}, row {row}"
                         row += 1
                         data = _image_bytes(image, f"{self._source.path}: {key}", columns.image)
@@ -93,7 +126,8 @@ class _Files:
         names = (columns.names if columns else None) or read_class_names(self._root)
         remarks = [f"{len(self._labelled)} rows of {len(self._files)} Parquet files", *self._remarks]
         remarks += columns.remarks if columns else ()
-        layout = arrange_labelled(self._labelled.values(), names, str(self._source.path), remarks)
+        asked = self._source.options.split if self._split_column else None
+        layout = arrange_labelled(self._labelled.values(), names, str(self._source.path), remarks, asked)
         return replace(layout, heeds=COLUMN_OPTIONS)
 
 
@@ -105,19 +139,6 @@ def read_parquet(source: Source) -> RawSet:
         DataError: a file is damaged, a column or a split is not there, or as `read_pictures`.
     """
     return read_pictures(source, _Files(source, list_parquet(source.path)))
-
-
-def _find_missing_shards(files: list[Path]) -> tuple[str, ...]:
-    """Return a remark where files named as 00000-of-00002 are not all there."""
-    numbers = [(file, match) for file in files if (match := _SHARD.fullmatch(file.name))]
-    there = {(file.parent, match[1], int(match[2]), int(match[3])) for file, match in numbers}
-    absent = [
-        f"{stem}{number:05d}-of-{count:05d}.parquet"
-        for folder, stem, count in sorted({(folder, stem, count) for folder, stem, _, count in there})
-        for number in range(min(count, _MAX_SHARDS))
-        if (folder, stem, number, count) not in there
-    ]
-    return (f"{len(absent)} files of the set are missing ({list_first(absent)})",) if absent else ()
 
 
 def _split_of(file: Path, root: Path) -> str:
@@ -138,10 +159,10 @@ def _opened(path: Path) -> "pyarrow.parquet.ParquetFile":
         raise DataError(f"{path}: not a Parquet file that can be read ({describe_error(error)}).") from error
 
 
-def _choose_columns(schema: "pyarrow.Schema", source: Source, where: str) -> _Columns:
+def _choose_columns(schema: "pyarrow.Schema", source: Source, where: str, split: str) -> _Columns:
     features, asked = _features(schema), source.options
     typed = {
-        kind: [name for name in schema.names if features.get(name, {}).get("_type") == kind]
+        kind: [name for name in schema.names if features.get(name, {}).get("_type") == kind and name != split]
         for kind in ("Image", "ClassLabel")
     }
     image, doubts = choose_typed_column(schema.names, typed["Image"], asked.image_column, IMAGE_COLUMNS, "image", where)
@@ -159,6 +180,27 @@ def _features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     except (KeyError, ValueError, TypeError, RecursionError):
         return {}
     return {name: value for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
+
+
+def _names_of(features: dict[str, dict[str, Any]], column: str) -> list[str] | None:
+    names = features.get(column, {}).get("names")
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _name(value: Any, names: list[str] | None) -> Any:
+    """Return the name that a number stands for, where there are names."""
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _list_values(path: Path, column: str, features: dict[str, dict[str, Any]]) -> list[Any]:
+    """List the different values of a column of numbers, text or yes and no; none of another."""
+    with _opened(path) as file:
+        if column not in file.schema_arrow.names or file.schema_arrow.field(column).type.num_fields:
+            return []
+        if str(file.schema_arrow.field(column).type) in ("binary", "large_binary"):
+            return []
+        values = file.read(columns=[column]).column(0).unique().to_pylist()
+    return [_name(value, _names_of(features, column)) for value in values]
 
 
 def _image_bytes(value: Any, where: str, column: str) -> bytes:

@@ -16,7 +16,7 @@ from dim.data.classes.columns import LABEL_COLUMNS, choose_column, name_other_co
 from dim.data.classes.labelled import Labelled, arrange_labelled, is_whole, name_split, read_numbers
 from dim.data.classes.layout import Layout, list_first
 from dim.data.files.archive import iterate_entries
-from dim.data.files.names import EXTENSIONS
+from dim.data.files.names import EXTENSIONS, list_missing_shards
 from dim.data.image_set import RawSet, Source
 from dim.data.images.pictures import read_pictures
 from dim.data.limits import MAX_FILE_BYTES
@@ -65,6 +65,8 @@ class _Shards:
         self._source, self._shards = source, shards
         self._images: dict[str, str] = {}
         self._labels: dict[str, int | str] = {}
+        self._origins: dict[str, str] = {}
+        """The extension of the file that a label is from."""
         self._column, self._others = "", ""  # of the labels in JSON
 
     def give(self) -> Iterator[tuple[str, bytes]]:
@@ -78,8 +80,13 @@ class _Shards:
                     if self._images.setdefault(sample, sample + extension) != sample + extension:
                         raise DataError(f"{shard}: the key '{key}' has two images; leave one out.")
                     yield sample + extension, entry.read(MAX_FILE_BYTES)
-                elif extension in _LABELS and sample not in self._labels:
-                    self._note_label(sample, extension, entry.read(_MAX_LABEL_BYTES), f"{shard}: {entry.path}")
+                elif extension in _LABELS:
+                    where, data = f"{shard}: {entry.path}", entry.read(_MAX_LABEL_BYTES)
+                    if sample not in self._labels:
+                        self._note_label(sample, extension, data, where)
+                        self._origins[sample] = extension
+                    elif {extension, self._origins[sample]} == {".cls", ".json"}:
+                        self._compare_label(sample, extension, data, where)
 
     def _note_label(self, sample: str, extension: str, data: bytes, where: str) -> None:
         try:
@@ -96,6 +103,22 @@ class _Shards:
                 self._labels[sample] = text
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: the label cannot be read ({str(error)[:80]}).") from error
+
+    def _compare_label(self, sample: str, extension: str, data: bytes, where: str) -> None:
+        """Refuse a second label that is of the kind of the first, and another."""
+        first, text = str(self._labels[sample]).strip(), data.decode(errors="replace").strip()
+        if extension == ".json":
+            try:
+                row = json.loads(text)
+                usual = (*LABEL_COLUMNS, "cls")
+                text = str(row[choose_column(row, self._source.options.label_column, usual, "label", where)]).strip()
+            except (DataError, ValueError, RecursionError, TypeError):
+                return  # no label
+        numbers = is_whole(first), is_whole(text)
+        if (int(first) != int(text)) if all(numbers) else (first != text and not any(numbers)):
+            raise DataError(
+                f"{where}: the label is '{text}', and that in {self._origins[sample]} is '{first}'; mend or remove one."
+            )
 
     def _choose_column(self, row: dict[str, Any], where: str) -> str:
         asked, usual = self._source.options.label_column, (*LABEL_COLUMNS, "cls")
@@ -129,6 +152,8 @@ class _Shards:
             )
         asked = self._source.options.split
         remarks = [f"{len(self._shards)} WebDataset shards"]
+        if self._source.path.is_dir() and (absent := list_missing_shards(self._shards)):
+            remarks.append(f"{len(absent)} files of the set are missing ({list_first(absent)})")
         if lonely := [sample for sample in self._labels if sample not in self._images]:
             remarks.append(f"{len(lonely)} labels have no image beside them ({lonely[0]}) and were passed over")
         if self._others:
