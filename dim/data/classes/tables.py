@@ -296,12 +296,12 @@ def _describe_rest(rest: list[str]) -> list[str]:
 
 def _refuse_words_for_nothing(table: FoundTable, where: str) -> None:
     """Refuse what programs write for a missing value, beside labels."""
-    labels = [str(row.get(table.label_column)).strip() for row in table.rows if row.get(table.label_column) is not None]
-    if not set(labels) - _NOTHING:
-        return
-    if bad := [number for number, label in enumerate(labels, start=1) if label in _NOTHING]:
+    labels = [row.get(table.label_column) for row in table.rows]
+    words = [label.strip() if isinstance(label, str) else "" for label in labels]
+    bad = [number for number, word in enumerate(words, start=1) if word in _NOTHING]
+    if bad and len(bad) < len(labels):
         raise DataError(
-            f"{where}: row {bad[0]} has the label '{labels[bad[0] - 1]}', a word for a missing value "
+            f"{where}: row {bad[0]} has the label '{words[bad[0] - 1]}', a word for a missing value "
             f"({len(bad)} rows in all); fill it in, leave the row out, or write another word where it is a class."
         )
 
