@@ -397,8 +397,7 @@ def _read_split(folder: _Folder, findings: _Findings) -> _Split:
     classes = {name: _pick_files(folder.folders[name], findings) for name in sorted(folder.folders)}
     findings.empty += [name for name, files in classes.items() if not files]
     for name in classes:
-        inner = _look_into(folder.folders[name])
-        if len(below := inner.list_filled()) > 1 or (below and inner.list_images()):
+        if len(below := _look_into(folder.folders[name]).list_filled()) > 1:
             findings.joined += [f"{name}/{sub}" for sub in below]
     return classes
 
