@@ -190,6 +190,9 @@ def test_a_table_of_splits_beside_class_folders(tmp_path: Path) -> None:
         "splits are those of split.csv, column 'split', which does not name 1 of 16 images (cat/0.png): name all "
         "there, or say --layout classes to do without it."
     )
+    assert _refusal(folder, split="train,test") == _refusal(folder)
+    (folder / "split.csv").write_text("\n".join(["file,note,more", *(f"{row},1" for row in rows)]))
+    assert "no split 'a' (found: cat, dog)" in _refusal(folder, split="a,b")
 
 
 def test_split_folders_and_a_table_that_says_other_splits(tmp_path: Path) -> None:

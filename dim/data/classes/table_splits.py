@@ -31,7 +31,7 @@ def split_by_tables(layout: Layout, tables: Iterable[FoundTable], images: list[s
                 split_of[key] = column.read(row.get(column.name))
         said = f"{table.path}, column '{column.name}'"
         break
-    if asked is None and not {"train", "test"} & set(map(split_role, split_of.values())):
+    if not split_of or (asked is None and not {"train", "test"} & set(map(split_role, split_of.values()))):
         return layout
     if layout.test:
         _compare(layout, split_of, said, where)

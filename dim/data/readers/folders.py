@@ -121,8 +121,11 @@ class _Tree:
             if labels is not None:
                 return arrange_by_chosen_tables(tables, images, source)
             if options.layout == AUTO and options.split is not None and tables:
-                with suppress(DataError):  # a table may say the splits of class folders
-                    return split_by_tables(find_layout(files, folders, name), tables, images, source)
+                plain = None
+                with suppress(DataError):
+                    plain = find_layout(files, folders, name)
+                if plain and (split := split_by_tables(plain, tables, images, source)) is not plain:
+                    return split  # a table says the splits of class folders
             if not any("/" in image for image in images):
                 self._refuse_tables(problems)
                 self._refuse_unread_table(_SPREADSHEETS | {".txt"})
