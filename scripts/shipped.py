@@ -1,10 +1,12 @@
-"""Write docs/reference/shipped.md: the bundles that come with the package, and those beside it, by their hashes.
+"""Write the cards of the repository's bundles anew, and docs/reference/shipped.md, which lists them by their hashes.
 
-Run it whenever a bundle under runtime/shipped/ or bundles/ is replaced:  python scripts/shipped.py
+Run it whenever a bundle under runtime/shipped/ or bundles/ is replaced, or a preset changes, because cards name every
+field in which their run differs from the preset:  python scripts/shipped.py
 """
 
 from pathlib import Path
 
+from dim.export.record_accuracy import record_accuracy
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.locate import SHIPPED
 
@@ -48,4 +50,6 @@ def render_page() -> str:
 
 
 if __name__ == "__main__":
+    for bundle in find_bundles():
+        record_accuracy(bundle, ())
     PAGE.write_text(render_page())

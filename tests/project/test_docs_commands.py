@@ -42,7 +42,7 @@ QUICKER = QUICK | {
 }
 SHORT_RUN = [f"--set={name}={json.dumps(value)}" for name, value in QUICKER.items() if not name.endswith(".steps")]
 SHORTER = {
-    "distill": (SHORT_RUN, ["--steps", "2", "--matching-steps", "1", "--threads", "1", "--replay-ipc", "20"]),
+    "distill": (SHORT_RUN, ["--steps", "2", "--matching-steps", "1", "--threads", "1"]),
     "eval": ([], ["--width", "8", "--epochs", "1", "--seeds", "1", "--ipc", "1", "--arch", "mlp", "--threads", "1"]),
     "bench": ([], ["--batch", "1", "--rounds", "1", "--seconds", "0.01", "--no-search", "--no-torch"]),
 }
@@ -57,7 +57,8 @@ def shorten(line: str) -> list[str]:
     """Turn a command into its words, with the options that shorten it."""
     _, command, *options = shlex.split(line)
     before, behind = SHORTER.get(command, ([], []))
-    return [command, *before, *options, *behind]
+    replay = ["--replay-ipc", "20"] if command == "distill" and ".dim" in " ".join(options) else []
+    return [command, *before, *options, *behind, *replay]
 
 
 def prepare(folder: Path, lines: list[str]) -> dict[str, str]:
