@@ -1,6 +1,7 @@
 """What every test shares: one thread, no display, a cache and data folder that die with the tests, a tiny bundle."""
 
 import os
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from tiny_bundle import build_tiny_bundle
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import ONNX Runtime before dim turns it off
 os.environ["MPLBACKEND"] = "Agg"
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in the background of a script; processes of tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine stalls at random, so no test may fail for being slow; the examples are the same in every run.
 settings.register_profile("dim", deadline=None, derandomize=True)

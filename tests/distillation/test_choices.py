@@ -517,15 +517,15 @@ def test_the_choices_are_optional_and_need_the_kept_pool(tmp_path: Path) -> None
     distill(make_images(), quick(**nothing), tmp_path / "run")
     assert not (tmp_path / "run" / "deployment.json").exists()
     assert not (tmp_path / "run" / "latents.npz").exists()
-    with pytest.raises(BadValueError, match="needs the kept pool"):
+    with pytest.raises(BadValueError, match="need the kept pool"):
         preset("tiny", data=make_images(), overrides={"pool.kind": "fresh"})
-    with pytest.raises(BadValueError, match="must lie between 0.1 and 10"):
+    with pytest.raises(BadValueError, match="must be numbers between 0.1 and 10"):
         DeploymentConfig(latent_stds=(0.0,))
-    with pytest.raises(BadValueError, match="fixed_latents is 9; it must lie between 0 and 6"):
+    with pytest.raises(BadValueError, match="fixed_latents is 9; it must be between 0 and 6"):
         DeploymentConfig(fixed_latents=9, candidates=6)
     with pytest.raises(BadValueError, match="refine_steps is -1"):
         DeploymentConfig(refine_steps=-1)
-    with pytest.raises(BadValueError, match="refine_draws is 3; it must lie between 1 and 2"):
+    with pytest.raises(BadValueError, match="refine_draws is 3; it must be between 1 and 2"):
         DeploymentConfig(refine_draws=3)
     with pytest.raises(BadValueError, match="refine_learners is -1"):
         DeploymentConfig(refine_learners=-1)

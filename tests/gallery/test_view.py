@@ -138,7 +138,10 @@ def test_the_command_serves_until_it_is_stopped(tiny_bundle: Path, number: signa
         with urllib.request.urlopen(f"{address}images.png?labels=0") as answer:
             assert answer.read(4) == b"\x89PNG"
         process.send_signal(number)
-        assert process.wait(30) == code
+        try:
+            assert process.wait(30) == code
+        finally:
+            process.kill()
 
 
 def test_a_bundle_that_is_none_is_one_sentence(tmp_path: Path) -> None:
