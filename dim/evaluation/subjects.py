@@ -9,6 +9,7 @@ from dim.data.image_set import ImageSet
 from dim.data.load import load_data, name_source
 from dim.data.options import DataOptions, read_options
 from dim.data.readers.known import KNOWN
+from dim.runs.record import select_fields_that_affect_weights
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.manifest import Manifest
 from dim.runtime.bundle_format.names import TEACHER_ONNX
@@ -80,7 +81,7 @@ def _list_folders(named: Mapping[str, str | Path | Sequence[str | Path]]) -> lis
 
 def _check_same_recipe(first: Subject, folder: Path, manifest: Manifest) -> None:
     """Refuse a generator that was distilled otherwise than another one by more than its seed and name."""
-    ours, theirs = first.manifest.distill_config, manifest.distill_config
+    ours, theirs = (select_fields_that_affect_weights(m.distill_config) for m in (first.manifest, manifest))
     keys = (ours.keys() | theirs.keys()) - {"seed", "name"}
     differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
     if differing:

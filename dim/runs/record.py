@@ -117,14 +117,19 @@ class RunRecord:
 
     def fields_that_affect_weights(self) -> dict[str, Any]:
         """The record without versions, notes, and how often the run reports: what decides its result."""
-        values = {k: v for k, v in self.to_dict().items() if k not in FIELDS_WITHOUT_EFFECT_ON_WEIGHTS}
-        data = values["data"].items()
-        values["data"] = {k: v for k, v in data if k not in DATA_FIELDS_WITHOUT_EFFECT_ON_WEIGHTS}
-        return values
+        return select_fields_that_affect_weights(self.to_dict())
 
     def fingerprint(self) -> str:
         """SHA-256 of `fields_that_affect_weights`, in hexadecimal; checkpoints carry it."""
         return hashlib.sha256(json.dumps(self.fields_that_affect_weights(), sort_keys=True).encode()).hexdigest()
+
+
+def select_fields_that_affect_weights(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Select what decides the result of a run from a `config.json` or a manifest's `distill_config`."""
+    chosen = {k: v for k, v in values.items() if k not in FIELDS_WITHOUT_EFFECT_ON_WEIGHTS}
+    if isinstance(data := values.get("data"), Mapping):
+        chosen["data"] = {k: v for k, v in data.items() if k not in DATA_FIELDS_WITHOUT_EFFECT_ON_WEIGHTS}
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
