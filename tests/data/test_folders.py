@@ -7,7 +7,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dim.data.classes.layout import find_layout
 from dim.data.image_set import RawSet, Say
-from dim.data.images.decode import decode_files, decode_image, read_header
+from dim.data.images.decode import decode_files, decode_image, find_largest_value, read_header
 from dim.data.load import ImageSet, load_data
 from dim.data.options import DataOptions
 from dim.data.readers.known import name_jpeg_copy
@@ -376,6 +376,39 @@ def _deep_png(values: NDArray[np.uint16], kind: int, *chunks: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
     parts = (chunk(b"IHDR", header), *(chunk(data[:4], data[4:]) for data in chunks))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def _deep_tiff(values: NDArray[np.uint16], order: Literal["<", ">"], *, deflate: bool) -> bytes:
+    """A TIFF of 16 bits a channel in colour, with alpha if it has four, which Pillow does not write."""
+    height, width, channels = values.shape
+    strip = values.astype(f"{order}u2").tobytes()
+    strip = zlib.compress(strip) if deflate else strip
+    entries = {256: (width,), 257: (height,), 258: (16,) * channels, 259: (8 if deflate else 1,), 262: (2,)}
+    entries |= {273: (8,), 277: (channels,), 278: (height,), 279: (len(strip),)}
+    entries |= {338: (2,)} if channels == 4 else {}
+    directory, after = struct.pack(f"{order}H", len(entries)), b""
+    for tag, numbers in entries.items():
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed = struct.pack(f"{order}I", 8 + len(strip) + 2 + 12 * len(entries) + 4)
+            after = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        directory += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + packed
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(strip))
+    return head + strip + directory + bytes(4) + after
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_tiff_in_colour_of_sixteen_bits_uses_the_bits_that_hold_its_largest_value(
+    alpha: int, order: Literal["<", ">"], deflate: bool
+) -> None:
+    values = np.linspace(0, 1023, 192).astype(np.uint16).reshape(8, 8, 3)
+    image = _deep_tiff(np.dstack([values, np.full((8, 8, alpha), 0xFFFF, np.uint16)]), order, deflate=deflate)
+    assert read_header(image, "f").bits == 16
+    assert find_largest_value(image, "f") == 1023
+    assert np.array_equal(decode_image(image, "f", size=8, channels=3, bits=10), values >> 2)
+    assert np.array_equal(decode_image(image, "f", size=8, channels=3), values >> 8)
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(255, 8), (1023, 10), (4095, 12), (65535, 16)])

@@ -7,6 +7,7 @@ formats below are opened: no PostScript.
 """
 
 import io
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -288,28 +289,48 @@ def _to_bytes(picture: "Picture", bits: int) -> "Picture":
 
 
 def _is_deep_colour(picture: "Picture") -> bool:
-    """Whether it is a PNG with 16 bits a channel in colour or with alpha, of which Pillow gives the upper eight."""
+    """Whether it is a PNG or TIFF with 16 bits a channel in colour or with alpha; Pillow gives the upper eight."""
     tiles = getattr(picture, "tile", ())
-    return picture.format == "PNG" and picture.mode[0] != "I" and any("16B" in str(tile[3]) for tile in tiles)
+    return picture.format in ("PNG", "TIFF") and any(_raw_mode(tile) in _LOW_BYTES for tile in tiles)
+
+
+_SWAPPED = "B" if sys.byteorder == "little" else "L"
+_LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGB;16N": f"RGB;16{_SWAPPED}",  # of compressed TIFFs, in this machine's order
+    "RGBA;16N": f"RGBA;16{_SWAPPED}",
+    "LA;16B": "RGBA",  # all bytes of its two channels
+}
+"""Pillow's raw modes with 16 bits a channel, and those that read the low bytes of the same file."""
+
+
+def _raw_mode(tile: Any) -> str:
+    """The raw mode of a tile: all of its arguments in a PNG, the first of them in a TIFF."""
+    return str(tile.args if isinstance(tile.args, str) else tile.args[0])
 
 
 def _read_deep_colour(picture: "Picture", data: bytes) -> NDArray[Any]:
-    """Read all 16 bits of such a PNG: `[H, W, C]`, C 2, 3 or 4."""
-    from PIL import PngImagePlugin
+    """Read all 16 bits of such an image: `[H, W, C]`, C 2, 3 or 4."""
+    from PIL import Image
 
-    low = PngImagePlugin.PngImageFile(io.BytesIO(data))
-    is_grey = "LA;16B" in str(low.tile)
-    other = "RGBA" if is_grey else f"{low.mode};16L"  # the low byte, where the file's order is big-endian
-    low.tile = [tile._replace(args=other) for tile in low.tile]
+    is_grey = any(_raw_mode(tile) == "LA;16B" for tile in picture.tile)  # type: ignore[attr-defined]
+    low: Any = Image.open(io.BytesIO(data), formats=[str(picture.format)])
+    for number, tile in enumerate(low.tile):
+        mode = _LOW_BYTES[_raw_mode(tile)]
+        args = mode if isinstance(tile.args, str) else (mode, *tile.args[1:])
+        low.tile[number] = tile._replace(args=args)
     values = np.asarray(low).astype(np.uint16)
-    if is_grey:  # all bytes of its two channels
+    if is_grey:
         return values[..., ::2] * np.uint16(256) + values[..., 1::2]
     values += np.multiply(np.asarray(picture), 256, dtype=np.uint16)
     return values
 
 
 def _narrow_colour(picture: "Picture", data: bytes, bits: int) -> None:
-    """Give such a PNG the upper eight of the bits that it uses; alpha uses all 16."""
+    """Give such an image the upper eight of the bits that it uses; alpha uses all 16."""
     from PIL import Image
 
     values = _read_deep_colour(picture, data)
