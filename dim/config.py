@@ -343,9 +343,9 @@ class DistillConfig:
     """`torch.compile` for the classifiers that gain by it, ConvNet-3: `on`, `off`, or `auto`: on a CPU with a C++
     compiler, for pools that are wide and old enough."""
     graphs: str = "auto"
-    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`. Steps of stage 1 with networks as wide as
-    those of `best` and one discriminator step took 28.5 ms without them and 9.1 with them on average (H100, 32x32
-    colour, batch 128, bf16)."""
+    """CUDA graphs of the steps: `auto`, on a GPU in one process, or `off`. Steps of stage 1 with networks of 64 to 256
+    channels and one discriminator step took 28.5 ms without them and 9.1 with them on average (H100, 32x32 colour,
+    batch 128, bf16)."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The generator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

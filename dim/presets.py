@@ -129,28 +129,30 @@ def _small(data: DataShape) -> DistillConfig:
 
 
 def _best(data: DataShape) -> DistillConfig:
-    """The largest networks and longest stages that pay for a bundle of a few megabytes; a GPU preset."""
+    """Natural images: hours of a CPU core or minutes of a GPU, for a bundle of a few megabytes."""
     matched = default_policy(data.name)
-    # On a GPU two discriminator steps gave students 9 points more than one did, and half the generator's rate another
-    # 3 (docs/concepts/how-it-works.md).
-    adversarial = AdversarialConfig(
+    # On a GPU two discriminator steps gave students 9 points more than one did (docs/concepts/how-it-works.md). Twice
+    # the final rates in stage 1 were worth a third more steps (lab/LOG.md).
+    slow = AdversarialConfig(
         # With colour and cutout too the discriminator stayed at chance.
         augment=_discriminator_augment(data, "crop" if _survives_flip(data) else "crop=0.07"),
         ema_halflife_kimg=20.0,
         discriminator_steps=2,
         generator_lr=1e-4,
         discriminator_lr=2.5e-4,
+        final_lr_fraction=0.05,
         r1_gamma=0.05,
         r1_every=16,
     )
+    fast = replace(slow, generator_lr=2e-4, discriminator_lr=5e-4, final_lr_fraction=0.5)
     return DistillConfig(
         name="",
         preset="best",
-        generator=GeneratorConfig(latent_dim=128, width=64, max_width=256, mirrored=_survives_flip(data)),
-        discriminator=DiscriminatorConfig(width=64, max_width=256, patch_px=2),
-        stage1=StageConfig(steps=30_000, batch_size=128, adversarial=adversarial),
-        pool=PoolConfig(ages=(100, 400, 1600, 6400), augment=matched),
-        stage2=StageConfig(steps=8000, batch_size=128, adversarial=replace(adversarial, final_lr_fraction=0.05)),
+        generator=GeneratorConfig(latent_dim=128, width=48, max_width=192, mirrored=_survives_flip(data)),
+        discriminator=DiscriminatorConfig(width=48, max_width=192, patch_px=2),
+        stage1=StageConfig(steps=20_000, batch_size=64, adversarial=fast),
+        pool=PoolConfig(architectures=("convnet3", "resnet10"), ages=(100, 400, 1600, 6400), augment=matched),
+        stage2=StageConfig(steps=5000, batch_size=64, adversarial=slow),
         matching=MatchingConfig(augment=matched),
         deployment=_with_refinement(
             data, DeploymentConfig(latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000)

@@ -6,8 +6,8 @@
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary filtered filter.candidates=8192
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary surer matching.cross_entropy=0.1
 
-Every generator gets as many steps as fit into a time of the processor: networks half as wide as those of the preset
-`best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps
+Every generator gets as many steps as fit into a time of the processor: networks two thirds as wide as those of the
+preset `best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps
 are timed beside those of the unchanged recipe in turns, so that a busy machine slows both. What is measured on the
 hold-out: students by two recipes, on a stream of ten images per class and epoch, and `lab/image_measures.py`. A row
 that trains stage 1 as `base` does, in as many steps, begins with that of `base` of the same seed.
@@ -43,8 +43,6 @@ PROVING: dict[str, Any] = {
     "generator.max_width": 128,
     "discriminator.width": 32,
     "discriminator.max_width": 128,
-    "stage1.batch_size": 64,
-    "stage2.batch_size": 64,
     "stage1.adversarial.ema_halflife_kimg": 5.0,
     "stage2.adversarial.ema_halflife_kimg": 5.0,
     "pool.architectures": ("convnet3",),
