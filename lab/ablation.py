@@ -94,11 +94,12 @@ def list_variants(
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     """List what a row says, and what it changes; rows that would change nothing of this preset are left out."""
     plain = preset(options.preset, data=data, overrides=common)
-    # The published networks with as many channels as published only where the others are as large.
-    wide = plain.generator.max_width >= PAPER_WIDTH
+    # The published networks with as many channels as published only where the others are about as large.
+    wide = plain.generator.max_width >= 0.9 * PAPER_WIDTH
     generator, discriminator = (PAPER_WIDTH, PAPER_WIDTH) if wide else (64, 32)
     youngest, oldest = plain.pool.ages[0], plain.pool.ages[-1]
-    game = plain.stage1.adversarial
+    games = {"stage1": plain.stage1.adversarial, "stage2": plain.stage2.adversarial}
+    game = games["stage1"]
     shifts = "crop" if "flip" in game.augment else "crop=0.07"
     listed: dict[str, tuple[str, dict[str, Any]]] = {
         "base": (f"everything (the preset `{options.preset}`{'' if options.full else ', shortened'})", {}),
@@ -125,7 +126,15 @@ def list_variants(
         ),
         "rates": (
             "generator's learning rate as high as the discriminator's",
-            both("generator_lr", game.discriminator_lr),
+            {f"{stage}.adversarial.generator_lr": adversarial.discriminator_lr for stage, adversarial in games.items()},
+        ),
+        "slow": (
+            "stage 1 at the learning rates of stage 2, without decay",
+            {
+                "stage1.adversarial.generator_lr": games["stage2"].generator_lr,
+                "stage1.adversarial.discriminator_lr": games["stage2"].discriminator_lr,
+                "stage1.adversarial.final_lr_fraction": 1.0,
+            },
         ),
         "one-step": ("one discriminator step per generator step", both("discriminator_steps", 1)),
         "two-steps": ("two discriminator steps per generator step", both("discriminator_steps", 2)),

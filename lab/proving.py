@@ -2,15 +2,15 @@
 
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base --seeds 4    # the noise
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --only base,r1
-    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary wide generator.width=48
+    python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary wide generator.width=64
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary filtered filter.candidates=8192
     python -m lab.ablation --data cifar10 --seconds 750 --out runs/proving --vary surer matching.cross_entropy=0.1
 
 Every generator gets as many steps as fit into a time of the processor: networks two thirds as wide as those of the
-preset `best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them: its steps
-are timed beside those of the unchanged recipe in turns, so that a busy machine slows both. What is measured on the
-hold-out: students by two recipes, on a stream of ten images per class and epoch, and `lab/image_measures.py`. A row
-that trains stage 1 as `base` does, in as many steps, begins with that of `base` of the same seed.
+preset `best`, all classes, nine tenths of the training split. A change that makes steps dearer gets fewer of them:
+its steps are timed beside those of the unchanged recipe in turns, so that a busy machine slows both. What is measured
+on the hold-out: students by two recipes, on a stream of ten images per class and epoch, and `lab/image_measures.py`.
+A row that trains stage 1 as `base` does, in as many steps, begins with that of `base` of the same seed.
 
 Stop it at any time: the same command goes on from the newest checkpoint.
 """

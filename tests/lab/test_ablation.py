@@ -69,7 +69,8 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert {"conditioning", "shown-color", "shown-crop", "one-step", "ages", "generator"} <= set(best)
     assert best["base"][0] == "everything (the preset `best`)"
     assert best["ages"][1] == {"pool.ages": (6400,)} and best["generator"][1]["generator.width"] == 196
-    assert best["rates"][1]["stage1.adversarial.generator_lr"] == 2.5e-4
+    assert best["rates"][1] == {"stage1.adversarial.generator_lr": 5e-4, "stage2.adversarial.generator_lr": 2.5e-4}
+    assert best["slow"][1]["stage1.adversarial.generator_lr"] == 1e-4 and "slow" not in small
     assert not {"unconditioned", "neither", "two-steps", "four-ages", "paper-narrow"} & set(best)
     assert best["pixels"][1] == {"discriminator.patch_px": 1} and "patches" in small and "patches" not in best
     assert best["unfiltered"][1] == {"filter.candidates": 0}

@@ -62,7 +62,7 @@ def test_what_changes_weights_or_the_choice_alone_is_not_timed() -> None:
             {"matching.cross_entropy": 0.5},
             {"matching.weight": 2.0, "filter.candidates": 8},
             {"matching.classes_per_step": 2},
-            {"generator.width": 48},
+            {"generator.width": 40},
         )
     )
     assert [proving.costs_the_same(other, plain) for other in others] == [True, True, False, False]
