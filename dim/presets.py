@@ -32,7 +32,7 @@ classes of CIFAR-10 shifts made the position of objects unobservable."""
 
 CANDIDATES, MAX_CLASSES_FILTERED = 16_384, 32
 """Candidates per class that `best` judges; 70 % of them are more than 1,000 epochs of ten images take. Those of ten
-classes take 41 minutes of a core (AVX-512 BF16) and 20 kB. With more classes than `MAX_CLASSES_FILTERED` none are."""
+classes take 20 kB in the bundle. With more classes than `MAX_CLASSES_FILTERED` none are."""
 
 
 class DataShape(Protocol):
