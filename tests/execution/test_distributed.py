@@ -127,7 +127,7 @@ def test_groups_are_chosen_by_the_batch_of_all_processes(tmp_path: Path) -> None
     check_config(replace(config, matching=replace(config.matching, classes_per_step=8)), images, World(size=8))
 
 
-@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("best", 32), ("paper", 1)])
+@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("best", 16), ("paper", 1)])
 def test_groups_of_the_presets_stay_as_they_were(name: str, size: int) -> None:
     assert matching_group_size(preset(name, data=make_images())) == size
 
