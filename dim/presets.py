@@ -129,7 +129,7 @@ def _small(data: DataShape) -> DistillConfig:
 
 
 def _best(data: DataShape) -> DistillConfig:
-    """Natural images: hours of a CPU core or minutes of a GPU, for a bundle of a few megabytes."""
+    """Natural images, for a bundle of a few megabytes: hours of a CPU core."""
     matched = default_policy(data.name)
     # On a GPU two discriminator steps gave students 9 points more than one did (docs/concepts/how-it-works.md). Twice
     # the final rates in stage 1 were worth a third more steps (lab/LOG.md).
