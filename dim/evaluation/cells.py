@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dim.evaluation.archive import Archive
+from dim.evaluation.files import write_json
 from dim.runtime.errors import BundleError, DataError, OutputError
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.below import read_file, replace_file
+from dim.runtime.storage.below import read_file
 from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
 from dim.students.recipes import Recipe
 
@@ -151,12 +152,7 @@ def write_result(result: CellResult, out: Path) -> None:
         OutputError: the disk refused.
     """
     path = result.cell.path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        described = {"format_version": FORMAT_VERSION, **to_plain(result)}
-        replace_file(path.parent, path.name, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"The result {path} cannot be written: {error.strerror}.") from error
+    write_json(path, {"format_version": FORMAT_VERSION, **to_plain(result)}, f"The result {path}")
 
 
 def read_result(cell: Cell, out: Path) -> CellResult | None:

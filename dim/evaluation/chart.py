@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dim.chart_style import INK, Label, choose_colour, label_ends, make_figure, name_axes, to_png
+from dim.evaluation.files import write_file
 from dim.evaluation.results import Row
 from dim.evaluation.table import APART, list_columns, network_name
-from dim.runtime.errors import OutputError
-from dim.runtime.storage.below import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CHART_NAME = "accuracy.png"
 _BAR_INCHES = 0.19
@@ -49,7 +47,7 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     for axes, panel in zip(grid, panels, strict=True):
         _draw_panel(axes, [row for row in drawn if (row["arch"], row["width"], row["mode"]) == panel], panel)
     figure.suptitle(drawn[0]["data"], color=INK, fontsize=11)
-    _save(figure, path)
+    write_file(path, to_png(figure), f"The chart {path}")
 
 
 def _draw_panel(axes: "Axes", rows: Sequence[Row], panel: tuple[str, int | None, str]) -> None:
@@ -110,12 +108,4 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
         axes.grid(visible=False, axis="y")
         name_axes(axes, f"{mode}, {ipc:,} images per class", "test accuracy, %", "")
     figure.suptitle(rows[0]["data"], color=INK, fontsize=11)
-    _save(figure, path)
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.parent, path.name, to_png(figure))
-    except OSError as error:
-        raise OutputError(f"The chart {path} cannot be written: {error.strerror}.") from error
+    write_file(path, to_png(figure), f"The chart {path}")

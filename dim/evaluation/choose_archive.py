@@ -1,6 +1,5 @@
 """Choosing the best archive of real images that fits into a generator's bytes, on a hold-out of the training split."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,15 +7,16 @@ from pathlib import Path
 from dim.data.image_set import ImageSet
 from dim.evaluation.archive import LOSSLESS, Archive, find_candidates
 from dim.evaluation.choose_recipe import TimeOverError, split_holdout
+from dim.evaluation.files import write_json
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.plan import bundle_bytes
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.subjects import Subject
 from dim.evaluation.table import format_bytes
-from dim.runtime.errors import BundleError, OutputError
+from dim.runtime.errors import BundleError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.below import read_file, replace_file
+from dim.runtime.storage.below import read_file
 from dim.runtime.storage.records import from_plain, to_plain
 from dim.students.recipes import resolve_recipe
 
@@ -90,7 +90,7 @@ def choose_archive(
         if not found.finished:
             raise TimeOverError(found)
         chosen, rows = _take_best(candidates, found, say), found.rows
-    _write_choice(path, {"chosen": asdict(chosen), "asked": asked, "rows": rows})
+    write_json(path, {"chosen": asdict(chosen), "asked": asked, "rows": rows}, f"The choice {path}")
     say(f"The archive of real images: {chosen}.")
     return chosen
 
@@ -133,11 +133,3 @@ def _read_choice(path: Path, asked: dict[str, object]) -> Archive | None:
         return from_plain(Archive, described["chosen"], str(path))
     except (OSError, BundleError, TypeError, KeyError):
         return None
-
-
-def _write_choice(path: Path, described: dict[str, object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.parent, path.name, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"The choice {path} cannot be written: {error.strerror}.") from error

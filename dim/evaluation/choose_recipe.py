@@ -4,19 +4,18 @@ The candidates are compared on real images alone, so the choice can favour the c
 has seen the hold-out while it was distilled, and could not be judged on it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from dim.data.holdout import holdout_mask
 from dim.data.image_set import ImageSet
+from dim.evaluation.files import write_json
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.execution.large_images import select_images
-from dim.runtime.errors import BadValueError, DataError, DimError, OutputError
+from dim.runtime.errors import BadValueError, DataError, DimError
 from dim.runtime.progress.show import Progress, ignore_progress
-from dim.runtime.storage.below import replace_file
 from dim.students.recipes import CHOICE_NAME, Recipe, resolve_recipe
 
 
@@ -134,9 +133,6 @@ def choose_recipe(
     best = max(range(len(recipes)), key=lambda index: float(rows[index]["mean"]))  # type: ignore[arg-type]
     chosen = recipes[best]
     described = {"chosen": asdict(chosen), "on": holdout.note, "candidates": rows}
-    try:
-        replace_file(out, CHOICE_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"The choice in {out} cannot be written: {error.strerror}.") from error
+    write_json(out / CHOICE_NAME, described, f"The choice in {out}")
     say(f"Chosen on the hold-out: the recipe {chosen.name}.")
     return chosen

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.archive import Archive, decode_archive, pack_archive
+from dim.evaluation.files import write_file
 from dim.evaluation.images import Score
 from dim.evaluation.protocol import Execution
 from dim.execution.device_data import DeviceImages
@@ -21,9 +22,8 @@ from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.bundle_format.names import TEACHER_ONNX
 from dim.runtime.cores import processor_name, usable_cores
-from dim.runtime.errors import DataError, OutputError
+from dim.runtime.errors import DataError
 from dim.runtime.sets.soft_labels import open_teacher
-from dim.runtime.storage.below import replace_file
 from dim.torch_engine.engine import TorchEngine
 
 _TEACHER_ROWS = 512
@@ -139,11 +139,7 @@ def read_or_pack(data: ImageSet, archive: Archive, seed: int, folder: Path) -> b
         return packed
     except (OSError, DataError):
         packed = pack_archive(data, archive, seed)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path.parent, path.name, packed)
-    except OSError as error:
-        raise OutputError(f"The archive {path} cannot be written: {error.strerror}.") from error
+    write_file(path, packed, f"The archive {path}")
     return packed
 
 

@@ -1,6 +1,5 @@
 """Results of an evaluation: rows of mean and deviation over seeds, and `results.json`."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -9,8 +8,7 @@ from typing import Any, TypedDict
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.cells import FORMAT_VERSION, PROTOCOL, CellResult
-from dim.runtime.errors import OutputError
-from dim.runtime.storage.below import replace_file
+from dim.evaluation.files import write_json
 from dim.version import __version__
 
 RESULTS_NAME = "results.json"
@@ -191,9 +189,5 @@ def write_results(
         "rows": rows,
         **(found or {}),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(out, RESULTS_NAME, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"The results in {out} cannot be written: {error.strerror}.") from error
+    write_json(out / RESULTS_NAME, described, f"The results in {out}")
     return rows

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dim.data.image_set import ImageSet
+from dim.evaluation.files import write_json
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.quality.copying import MIN_IMAGES, measure_copying, write_verdict
 from dim.evaluation.quality.distances import Rows, flatten_pixels
@@ -22,10 +23,9 @@ from dim.evaluation.quality.pairs import draw_pairs
 from dim.evaluation.subjects import Subject
 from dim.execution.device_data import seed_of
 from dim.runtime.bundle import Bundle
-from dim.runtime.errors import DataError, OutputError
+from dim.runtime.errors import DataError
 from dim.runtime.progress.show import Progress
 from dim.runtime.storage import strict_json
-from dim.runtime.storage.below import replace_file
 from dim.torch_engine.engine import TorchEngine
 from dim.version import __version__
 
@@ -111,7 +111,7 @@ def assess(
                     "seconds": round(time.perf_counter() - began, 1),
                     "dim_version": __version__,
                 }
-        _write(path, {"asked": asked, **found})
+        write_json(path, {"asked": asked, **found}, f"The file {path}")
     return {part: found[part] for part in ("quality", "privacy") if getattr(protocol, part)}
 
 
@@ -129,14 +129,6 @@ def _read(path: Path) -> Found:
     except (OSError, ValueError):
         return {}
     return {part: found[part] for part in ("quality", "privacy") if isinstance(found, dict) and part in found}
-
-
-def _write(path: Path, described: Found) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.parent, path.name, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"The file {path} cannot be written: {error.strerror}.") from error
 
 
 def draw_images(bundle: Bundle, counts: Sequence[int], seed: int = DRAW_SEED) -> NDArray[np.uint8]:

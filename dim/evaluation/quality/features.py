@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from dim.data.holdout import holdout_mask
 from dim.data.image_set import ImageSet
+from dim.evaluation.files import write_file
 from dim.evaluation.images import fixed_images
 from dim.execution.device_data import seed_of
 from dim.networks.classifiers import Classifier, build_classifier
-from dim.runtime.errors import BadValueError, OutputError
-from dim.runtime.storage.below import replace_file
+from dim.runtime.errors import BadValueError
 from dim.students.recipes import resolve_recipe
 from dim.students.train import (
     TEST_BATCH_PIXELS,
@@ -98,7 +100,8 @@ def train_extractor(
         network, _ = train_student(
             spec, images.batches, steps, seed=0, device=device, progress=lambda step: progress(step, steps)
         )
-        _write_weights(path, network)
+        weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+        write_file(path, save(weights), f"The classifier {path}")
     network = network.to(device)
     normalize = Normalizer(data.mean, data.std, device)
     accuracy = measure_accuracy(network, data.test_images, data.test_labels, normalize, device)
@@ -114,29 +117,12 @@ def train_extractor(
 
 def _read_weights(path: Path, spec: StudentSpec) -> Classifier | None:
     """Return the classifier in a file; None where there is none, or only what a crash left."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     network = build_classifier(spec.arch, spec.num_classes, spec.channels, spec.image_px, spec.width)
     try:
         network.load_state_dict(load(path.read_bytes()))
     except (OSError, SafetensorError, RuntimeError):
         return None
     return network.eval()
-
-
-def _write_weights(path: Path, network: Classifier) -> None:
-    from safetensors.torch import save
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(
-            path.parent,
-            path.name,
-            save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}),
-        )
-    except OSError as error:
-        raise OutputError(f"The classifier {path} cannot be written: {error.strerror}.") from error
 
 
 @torch.no_grad()

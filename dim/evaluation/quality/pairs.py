@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.errors import OutputError
+from dim.evaluation.files import write_file
 from dim.runtime.inspection.preview import encode_png, make_grid
-from dim.runtime.storage.below import replace_file
 
 PAIRS = 12
 PICTURE_PX = 900
@@ -28,8 +27,4 @@ def draw_pairs(
     """
     assert (np.diff(distances) >= 0).all()
     grid = make_grid(np.stack([generated[:PAIRS], training[:PAIRS]]))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.parent, path.name, encode_png(grid, max(1, PICTURE_PX // grid.shape[1])))
-    except OSError as error:
-        raise OutputError(f"The picture {path} cannot be written: {error.strerror}.") from error
+    write_file(path, encode_png(grid, max(1, PICTURE_PX // grid.shape[1])), f"The picture {path}")
