@@ -53,8 +53,6 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
         rows: as `aggregate` returns them, of one dataset.
         caption: whether the steps have a column, every line names its network, and the protocol stands below.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
     from rich.text import Text
 
     columns = list_columns(rows)
@@ -66,20 +64,13 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
     )
     seeds = sorted({len(row["seeds"]) for row in rows})
     averaged = "One seed" if seeds == [1] else f"Mean ± deviation over {' or '.join(map(str, seeds))} seeds"
-    table = Table(
-        title=Text(printable(f"Accuracy on the test split of {rows[0]['data']}, %" if rows else "Accuracy, %")),
-        caption=Text(
-            f"{averaged}; {described}; {PROTOCOL}. "
-            "real: as many random real images (fixed), real images for as many steps (stream). archive: the best "
-            "compressed archive of real images in the generator's bytes. gap: generated minus real."
-        )
-        if rows and caption
-        else None,
-        caption_justify="left",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
+    below = Text(
+        f"{averaged}; {described}; {PROTOCOL}. "
+        "real: as many random real images (fixed), real images for as many steps (stream). archive: the best "
+        "compressed archive of real images in the generator's bytes. gap: generated minus real."
     )
+    title = f"Accuracy on the test split of {rows[0]['data']}, %" if rows else "Accuracy, %"
+    table = _begin_table(Text(printable(title)), below if rows and caption else None)
     heads = ("network", "mode", "IPC", *["steps"] * caption)
     for name in heads:
         table.add_column(name, justify="left" if name in ("network", "mode") else "right")
@@ -91,16 +82,16 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
     has_gap = ours is not None and ("hard", "real") in columns
     if has_gap:
         table.add_column("gap", justify="right")
-    lines: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
+    lines: dict[tuple[str, int, str, int, int], dict[tuple[str, str], Row]] = {}
     for row in rows:
         if row["source"] not in APART:
-            key = (row["arch"], row["width"], row["mode"], row["ipc"], row["steps"])
+            key = (row["arch"], row["width"] or 0, row["mode"], row["ipc"], row["steps"])
             lines.setdefault(key, {})[row["labels"], row["subject"]] = row
     shown = ""
-    for (arch, width, mode, ipc, steps), cells in sorted(lines.items(), key=lambda item: _sort_key(item[0])):
-        network = _on_lines(arch, width)
+    for (arch, width, mode, ipc, steps), cells in sorted(lines.items(), key=lambda item: item[0]):
+        network = _on_lines(arch, width or None)
         named, shown = network if caption or network != shown else "", network
-        texts: list[str | Text] = [named, mode, f"{ipc:,}", f"{steps:,}"][: len(heads)]
+        texts: list[str | Text] = [named, mode, f"{ipc:,}", *[f"{steps:,}"] * caption]
         texts += [format_accuracy(cells[column]) if column in cells else "" for column in columns]
         if has_gap:
             pair = [cells.get(column) for column in (ours, ("hard", "real")) if column is not None]
@@ -114,15 +105,19 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
     return table
 
 
+def _begin_table(title: "str | Text", caption: "str | Text | None" = None) -> "Table":
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    return Table(
+        title=title, caption=caption, caption_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True
+    )
+
+
 def _is_generated(column: tuple[str, str]) -> bool:
     """Whether it shows hard labels of the bundle under evaluation, in whatever precision its images are drawn."""
     labels, subject = column
     return labels == "hard" and subject.split(", ")[0] == "generated"
-
-
-def _sort_key(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    arch, width, mode, ipc, steps = key
-    return arch, width or 0, mode, ipc, steps
 
 
 def network_name(arch: str, width: int | None) -> str:
@@ -146,10 +141,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
 
     Labels and networks have a column where there are several.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(title="What the students saw", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = _begin_table("What the students saw")
     columns: dict[str, Callable[[Row], str]] = {
         "mode": lambda row: row["mode"],
         "IPC": lambda row: f"{row['ipc']:,}" if row["ipc"] else "",
@@ -179,13 +171,10 @@ def class_table(rows: Sequence[Row], classes: Sequence[str]) -> "Table":
         rows: as `aggregate` returns them, of one dataset; those without accuracies by class are left out.
         classes: their names.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
     from rich.text import Text
 
     shown = [row for row in rows if len(row["class_accuracies"]) == len(classes)]
-    title = "Accuracy on the test images of every class, %"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table = _begin_table("Accuracy on the test images of every class, %")
     table.add_column("class")
     alike = len({(row["mode"], row["ipc"]) for row in shown}) == 1
     for row in shown:
@@ -204,19 +193,10 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
         quality: as `dim.evaluation.quality.assess` finds it.
         by_class: whether every class has a line.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
     from rich.text import Text
 
     described = f"{quality['images']:,} images against as many of the test split, in {quality['compared_by']}."
-    table = Table(
-        title="Quality of the images",
-        caption=Text(printable(described)),
-        caption_justify="left",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = _begin_table("Quality of the images", Text(printable(described)))
     _fill(table, QUALITY_COLUMNS, list_quality(quality, by_class=by_class))
     return table
 
@@ -227,21 +207,11 @@ def copies_table(privacy: Mapping[str, Any]) -> "Table":
     Args:
         privacy: as `dim.evaluation.quality.assess` finds it.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     caption = (
         "Near duplicates: generated images closer to a training image than 99 % of held-out images; AUC: of a "
         "membership test; distance: median to the closest training image, of generated and of held-out images."
     )
-    table = Table(
-        title="Copies of training images",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = _begin_table("Copies of training images", caption)
     _fill(table, COPIES_COLUMNS, list_copies(privacy))
     return table
 
@@ -262,16 +232,9 @@ def mixed_table(rows: Sequence[Row]) -> "Table":
     Args:
         rows: as `aggregate` returns them, of one dataset.
     """
-    from rich.box import SIMPLE
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title="Few real images, alone and with generated ones in every batch, %",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = _begin_table("Few real images, alone and with generated ones in every batch, %")
     for name in ("network", "IPC", "real\nimages", "alone", "with", "both", "gain"):
         table.add_column(name, justify="left" if name in ("network", "with") else "right")
     keys = ("ipc", "arch", "width", "labels", "real_percent")
