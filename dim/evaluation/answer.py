@@ -15,6 +15,8 @@ NETWORK_NAMES = {
     "densenet": "DenseNet",
     "mlp": "MLP",
 }
+KIND = ("mode", "ipc", "arch", "width", "labels", "recipe", "epochs")
+"""Fields of rows that may be compared."""
 CONFIDENCE = 1.96
 """Standard errors on both sides of a difference that chance stays within 95 times of 100."""
 
@@ -54,8 +56,8 @@ def answer_in_words(rows: Sequence[Row]) -> list[str]:
 def _answer_few(rows: Sequence[Row], main: Row) -> list[str]:
     """Say what few real images are worth alone and with generated ones; nothing where that was not measured."""
     pairs = []
-    for alone in (row for row in rows if row["source"] == "few" and _stands_beside(main, row, part=False)):
-        both = next((row for row in rows if row["source"] == "mixed" and _stands_beside(row, alone)), None)
+    for alone in (row for row in rows if row["source"] == "few" and _is_like(row, main, KIND)):
+        both = find_control(rows, alone, "mixed", (*KIND, "real_percent"))
         pairs += [(alone, both)] if both else []
     if not pairs:
         return []
@@ -69,11 +71,6 @@ def _answer_few(rows: Sequence[Row], main: Row) -> list[str]:
 
 def _list(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])
-
-
-def _stands_beside(row: Row, few: Row, *, part: bool = True) -> bool:
-    keys = ("mode", "ipc", "arch", "width", "labels", "recipe", "epochs", *(["real_percent"] if part else []))
-    return all(row.get(key) == few.get(key) for key in keys)
 
 
 def list_warnings(rows: Sequence[Row]) -> list[str]:
@@ -115,15 +112,20 @@ def find_main_row(rows: Sequence[Row]) -> Row | None:
     """Find the row that answers best: of the first bundle, streamed, hard labels, ten images per class if measured."""
     generated = [row for row in rows if row["source"] == "bundle"]
     order = {"stream": 0, "fixed": 1}
-    best = sorted(generated, key=lambda row: (row["labels"] != "hard", order.get(row["mode"], 2), row["ipc"] != 10))
-    return best[0] if best else None
+    return min(
+        generated,
+        key=lambda row: (row["labels"] != "hard", order.get(row["mode"], 2), row["ipc"] != 10),
+        default=None,
+    )
 
 
-def find_control(rows: Sequence[Row], main: Row, source: str) -> Row | None:
-    """Find the row of real images that stands beside a row of generated ones."""
-    keys = ("mode", "ipc", "arch", "width", "labels", "recipe", "epochs", "precision")
-    found = [row for row in rows if row["source"] == source and all(row.get(key) == main.get(key) for key in keys)]
-    return found[0] if found else None
+def find_control(rows: Sequence[Row], main: Row, source: str, keys: Sequence[str] = (*KIND, "precision")) -> Row | None:
+    """Find the first row of a source whose students are trained as those of another row."""
+    return next((row for row in rows if row["source"] == source and _is_like(row, main, keys)), None)
+
+
+def _is_like(row: Row, other: Row, keys: Sequence[str]) -> bool:
+    return all(row.get(key) == other.get(key) for key in keys)
 
 
 def _compare(row: Row, other: Row) -> str:
