@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class DrawnStream:
         try:
             with open(self.path, "a+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                self._extend(file.fileno(), int(indices_N.max()) + 1)
+                self._extend(file, int(indices_N.max()) + 1)
             shape = (-1, *self._image_shape)
             kept = np.memmap(self.path, np.uint8, mode="r").reshape(shape)
             images: NDArray[np.uint8] = kept[indices_N * len(self.bundle.classes) + labels_N]
@@ -92,19 +93,13 @@ class DrawnStream:
         manifest = self.bundle.manifest
         return manifest.height, manifest.width, manifest.channels
 
-    def _extend(self, file: int, indices: int) -> None:
+    def _extend(self, file: BinaryIO, indices: int) -> None:
         """Draw all classes' images up to that number of indices."""
         num_classes, image_bytes = len(self.bundle.classes), int(np.prod(self._image_shape))
-        wanted, done = indices * num_classes, os.fstat(file).st_size // image_bytes
-        os.ftruncate(file, done * image_bytes)  # a job that was ended may have left a part of an image
+        wanted, done = indices * num_classes, file.seek(0, os.SEEK_END) // image_bytes
+        file.truncate(done * image_bytes)  # a job that was ended may have left a part of an image
         while done < wanted:
             rows = np.arange(done, min(wanted, done + _ROWS), dtype=np.int64)
             images = self.bundle.sample(rows % num_classes, rows // num_classes, self.seed, use="stream")
-            _write_all(file, images.tobytes())
+            file.write(images.tobytes())
             done += len(rows)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left) :]
