@@ -8,7 +8,6 @@ difference.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from dim.data.image_set import ImageSet
 from dim.evaluation.drawn import DrawnStream
-from dim.execution.device_data import DeviceImages, seed_of
+from dim.execution.device_data import DeviceImages, move_images, seed_of
 from dim.runtime.bundle import Bundle
 from dim.runtime.sampling.stream import StreamPlan
 from dim.students.train import Batch
@@ -46,12 +45,7 @@ class TrainingImages:
     """What must be kept to have them again."""
 
 
-def as_nchw(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Move images uint8 `[N, H, W, C]` to the device and view them as `[N, C, H, W]`."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
-
-
-def draw_in_chunks(pairs: Pairs, draw: Draw, score: Score | None, rows: int, device: torch.device) -> Iterator[Batch]:
+def draw_in_chunks(pairs: Pairs, draw: Draw, score: Score | None, rows: int) -> Iterator[Batch]:
     """Turn labels and indices into batches, drawing the images of many batches at once.
 
     Args:
@@ -59,25 +53,23 @@ def draw_in_chunks(pairs: Pairs, draw: Draw, score: Score | None, rows: int, dev
         draw: draws images.
         score: a teacher that labels them, or None.
         rows: images to draw at once, at least; whole batches only.
-        device: where the batches go.
     """
     waiting: list[tuple[Labels, Labels]] = []
     for pair in pairs:
         waiting.append(pair)
         if sum(len(labels) for labels, _ in waiting) >= rows:
-            yield from _draw_chunk(waiting, draw, score, device)
+            yield from _draw_chunk(waiting, draw, score)
             waiting = []
     if waiting:
-        yield from _draw_chunk(waiting, draw, score, device)
+        yield from _draw_chunk(waiting, draw, score)
 
 
-def _draw_chunk(
-    waiting: list[tuple[Labels, Labels]], draw: Draw, score: Score | None, device: torch.device
-) -> Iterator[Batch]:
+def _draw_chunk(waiting: list[tuple[Labels, Labels]], draw: Draw, score: Score | None) -> Iterator[Batch]:
     labels = np.concatenate([labels for labels, _ in waiting])
     images = draw(labels, np.concatenate([indices for _, indices in waiting]))
-    labels_N = torch.from_numpy(labels).to(device)
-    logits = None if score is None else torch.from_numpy(score(images.permute(0, 2, 3, 1).cpu().numpy())).to(device)
+    labels_N, logits = torch.from_numpy(labels).to(images.device), None
+    if score is not None:
+        logits = torch.from_numpy(score(images.permute(0, 2, 3, 1).cpu().numpy())).to(images.device)
     start = 0
     for batch_labels, _ in waiting:
         part = slice(start, start + len(batch_labels))
@@ -151,30 +143,23 @@ def generated_stream(
 
     def draw(labels: Labels, indices: Labels) -> Tensor:
         images = bundle.sample(labels, indices, seed, use="stream") if stream is None else stream.draw(labels, indices)
-        return as_nchw(images, device)
+        return move_images(images, device)
 
     rows = CHUNK_PIXELS // (manifest.height * manifest.width)
-    return draw_in_chunks(plan.batches(), draw, score, rows, device)
+    return draw_in_chunks(plan.batches(), draw, score, rows)
 
 
-def shuffled_rows_by_class(data: ImageSet, seed: int, limit: int = 0) -> list[Labels]:
-    """List the rows of every class of the training split in an order of the seed, so that smaller sets are prefixes.
-
-    Args:
-        data: the dataset.
-        seed: of the order.
-        limit: most rows per class; 0 for all.
-    """
+def shuffled_rows_by_class(data: ImageSet, seed: int) -> list[Labels]:
+    """List the rows of every class of the training split in an order of the seed, so that smaller sets are prefixes."""
     rng = np.random.default_rng(seed_of("real images", seed))
     order = rng.permutation(len(data.train_labels))
     by_class = order[np.argsort(data.train_labels[order], kind="stable")]
-    classes = np.split(by_class, np.cumsum(data.class_counts)[:-1])
-    return [rows[:limit] if limit else rows for rows in classes]
+    return np.split(by_class, np.cumsum(data.class_counts)[:-1])
 
 
 def real_set(data: ImageSet, ipc: int, seed: int) -> tuple[NDArray[np.uint8], Labels]:
     """Pick `ipc` random real images per class, or all of a class that has fewer."""
-    rows = np.concatenate(shuffled_rows_by_class(data, seed, ipc))
+    rows = np.concatenate([rows[:ipc] for rows in shuffled_rows_by_class(data, seed)])
     return data.train_images[rows], data.train_labels[rows]
 
 
@@ -185,19 +170,17 @@ def real_stream(
     batch_size: int,
     epochs: int,
     seed: int,
-    device: torch.device,
     score: Score | None,
 ) -> TrainingImages:
     """Show `ipc` real images per class in every epoch, none twice before all of its class were shown.
 
     Args:
         data: the dataset.
-        images: its training images.
+        images: its training images, on the device where the batches go.
         ipc: images per class and epoch.
         batch_size: images per step; the last short batch of an epoch is kept.
         epochs: how many will be used; decides `distinct_images`.
         seed: of the order.
-        device: where the images are.
         score: a teacher, or None.
     """
     classes = shuffled_rows_by_class(data, seed)
@@ -210,7 +193,7 @@ def real_stream(
 
     def pairs() -> Pairs:
         decks = [endless(rows) for rows in classes]
-        for _ in count():
+        while True:
             epoch = np.array([next(deck) for deck in decks for _ in range(ipc)], dtype=np.int64)
             epoch = rng.permutation(epoch)
             for start in range(0, len(epoch), batch_size):
@@ -218,14 +201,14 @@ def real_stream(
                 yield data.train_labels[rows], rows
 
     def draw(labels: Labels, rows: Labels) -> Tensor:
-        return images.gather(torch.from_numpy(rows).to(device))
+        return images.gather(torch.from_numpy(rows).to(images.device))
 
     image_bytes = int(np.prod(data.train_images.shape[1:]))
     distinct = sum(min(len(rows), ipc * epochs) for rows in classes)
     chunk = CHUNK_PIXELS // (data.height * data.width)
     soft_bytes = 0 if score is None else 2 * len(data.classes)
     return TrainingImages(
-        batches=draw_in_chunks(pairs(), draw, score, chunk, device),
+        batches=draw_in_chunks(pairs(), draw, score, chunk),
         distinct_images=distinct,
         data_bytes=distinct * (image_bytes + soft_bytes),
     )

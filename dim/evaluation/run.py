@@ -101,13 +101,13 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
     if cell.source == "real" and cell.mode == "fixed":
         return fixed_images(*real_set(data, cell.ipc, seed), batch_size, seed, device, score)
     if cell.source == "real":
-        return real_stream(data, context.train_images, cell.ipc, batch_size, cell.epochs, seed, device, score)
+        return real_stream(data, context.train_images, cell.ipc, batch_size, cell.epochs, seed, score)
     if cell.source == "few":
         return _few_images(context, cell, score)
     if cell.archive is not None:
         kept, size_bytes = context.open_archive(cell.archive, seed)
         shown = DeviceImages(kept.train_images, device)
-        images = real_stream(kept, shown, cell.ipc, batch_size, cell.epochs, seed, device, score)
+        images = real_stream(kept, shown, cell.ipc, batch_size, cell.epochs, seed, score)
         return replace(images, data_bytes=size_bytes + context.count_teacher_bytes(cell.teacher))
     bundle = context.open_bundle(cell.content_id, cell.engine_precision)
     if cell.mode == "fixed":
@@ -129,9 +129,9 @@ def training_images(context: EvalContext, cell: Cell) -> TrainingImages:
 
 def _few_images(context: EvalContext, cell: Cell, score: Score | None) -> TrainingImages:
     """A part of the real images, again and again."""
-    few, device = keep_percent(context.data, cell.real_percent, cell.seed), torch.device(context.device)
-    shown = DeviceImages(few.train_images, device)
-    return real_stream(few, shown, cell.ipc, cell.recipe.batch_size, cell.epochs, cell.seed, device, score)
+    few = keep_percent(context.data, cell.real_percent, cell.seed)
+    shown = DeviceImages(few.train_images, torch.device(context.device))
+    return real_stream(few, shown, cell.ipc, cell.recipe.batch_size, cell.epochs, cell.seed, score)
 
 
 def _share_by_class(right: NDArray[np.bool_], labels: NDArray[np.int64], num_classes: int) -> tuple[float, ...]:

@@ -35,6 +35,12 @@ def to_signed(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+def move_images(images_NHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Move images to the device, uint8 NCHW in channels_last memory."""
+    # NHWC memory seen as NCHW is channels_last, so a gather of rows keeps the fast layout.
+    return torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(device).permute(0, 3, 1, 2)
+
+
 class DeviceImages:
     """Images that live on the device; or, where they are larger than memory, on disk, from where each batch is read.
 
@@ -46,18 +52,14 @@ class DeviceImages:
     def __init__(self, images_NHWC: NDArray[np.uint8], device: torch.device) -> None:
         self.device = device
         self._on_disk = images_NHWC if _must_stay_on_disk(images_NHWC, device) else None
-        # NHWC memory seen as NCHW is channels_last, so a gather of rows keeps the fast layout.
-        self._on_device = None if self._on_disk is not None else self._move(images_NHWC)
+        self._on_device = None if self._on_disk is not None else move_images(images_NHWC, device)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return images of int64 rows, uint8 NCHW in channels_last memory."""
         if self._on_disk is None:
             assert self._on_device is not None
             return self._on_device[rows]
-        return self._move(self._on_disk[rows.cpu().numpy()])
-
-    def _move(self, images_NHWC: NDArray[np.uint8]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(self.device).permute(0, 3, 1, 2)
+        return move_images(self._on_disk[rows.cpu().numpy()], self.device)
 
 
 def _must_stay_on_disk(images: NDArray[np.uint8], device: torch.device) -> bool:

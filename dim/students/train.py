@@ -18,7 +18,7 @@ from torch import Tensor
 from dim.augment import augment
 from dim.execution.compiled import run_compiled
 from dim.execution.cuda_graphs import GraphedSteps, capturable_lr, set_lr, use_own_stream
-from dim.execution.device_data import seed_of
+from dim.execution.device_data import move_images, seed_of
 from dim.networks.classifiers import GAIN_BY_COMPILING, Classifier, build_classifier
 from dim.runtime.errors import BadValueError
 from dim.students.recipes import Recipe
@@ -196,6 +196,16 @@ def measure_accuracy(
     return 100.0 * int((predicted == labels).sum()) / len(images)
 
 
+def split_test_images(
+    images: NDArray[np.uint8], normalize: Normalizer, device: torch.device, layout: torch.memory_format
+) -> Iterator[Tensor]:
+    """Give images uint8 `[M, H, W, C]` part by part as normalised float32 `[N, C, H, W]` on the device."""
+    rows = max(1, TEST_BATCH_PIXELS // (images.shape[1] * images.shape[2]))
+    for start in range(0, len(images), rows):
+        batch = move_images(images[start : start + rows], device)
+        yield normalize(batch.float() / 255).contiguous(memory_format=layout)
+
+
 @torch.no_grad()
 def predict_classes(
     classifier: Classifier,
@@ -217,11 +227,8 @@ def predict_classes(
     assert not classifier.training
     layout = torch.channels_last if compiled else classifier.memory_format
     classifier.to(memory_format=layout)  # type: ignore[call-overload]
-    rows = max(1, TEST_BATCH_PIXELS // (images.shape[1] * images.shape[2]))
     predicted = []
-    for start in range(0, len(images), rows):
-        batch = torch.from_numpy(images[start : start + rows]).to(device).permute(0, 3, 1, 2)
-        inputs = normalize(batch.float() / 255).contiguous(memory_format=layout)
+    for inputs in split_test_images(images, normalize, device, layout):
         logits = run_compiled(classifier, inputs)[1] if compiled else classifier(inputs)
         predicted.append(logits.argmax(dim=1).cpu().numpy())
     classifier.to(memory_format=classifier.memory_format)  # type: ignore[call-overload]

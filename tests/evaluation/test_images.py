@@ -93,7 +93,7 @@ def test_chunks_change_nothing_but_the_number_of_draws() -> None:
         drawn.append(len(labels))
         return torch.from_numpy(indices).view(-1, 1, 1, 1)
 
-    batches = list(draw_in_chunks(iter(pairs), draw, None, 8, CPU))
+    batches = list(draw_in_chunks(iter(pairs), draw, None, 8))
     assert drawn == [8, 7]
     assert [images.flatten().tolist() for images, _, _ in batches] == [list(range(n)) for n in (3, 5, 1, 2, 4)]
 
@@ -116,7 +116,7 @@ def test_real_sets_are_balanced_prefixes_of_larger_ones(data: ImageSet) -> None:
 
 def test_a_real_stream_shows_every_image_once_before_any_twice(data: ImageSet) -> None:
     images = DeviceImages(np.arange(90, dtype=np.uint8).reshape(-1, 1, 1, 1), CPU)
-    training = real_stream(data, images, 10, 16, 6, 0, CPU, None)
+    training = real_stream(data, images, 10, 16, 6, 0, None)
     seen = [next(training.batches) for _ in range(12)]  # six epochs of thirty images: 16 and 14
     assert [len(labels) for _, labels, _ in seen] == [16, 14] * 6
     rows = torch.cat([batch.flatten() for batch, _, _ in seen]).tolist()
@@ -125,7 +125,7 @@ def test_a_real_stream_shows_every_image_once_before_any_twice(data: ImageSet) -
         labels = torch.cat([seen[2 * epoch][1], seen[2 * epoch + 1][1]])
         assert torch.bincount(labels).tolist() == [10, 10, 10]
     assert training.distinct_images == 90
-    assert real_stream(data, images, 1, 16, 6, 0, CPU, None).distinct_images == 18
+    assert real_stream(data, images, 1, 16, 6, 0, None).distinct_images == 18
     few = keep_percent(data, 10, 0)
     assert np.bincount(few.train_labels).tolist() == [3, 3, 3]
     assert np.array_equal(few.train_images, real_set(data, 3, 0)[0])

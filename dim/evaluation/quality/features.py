@@ -27,11 +27,11 @@ from dim.networks.classifiers import Classifier, build_classifier
 from dim.runtime.errors import BadValueError
 from dim.students.recipes import resolve_recipe
 from dim.students.train import (
-    TEST_BATCH_PIXELS,
     Normalizer,
     StudentSpec,
     choose_precision,
     measure_accuracy,
+    split_test_images,
     train_student,
 )
 
@@ -127,13 +127,8 @@ def _read_weights(path: Path, spec: StudentSpec) -> Classifier | None:
 
 @torch.no_grad()
 def _extract(network: Classifier, images: Images, normalize: Normalizer, device: torch.device) -> Features:
-    rows = max(1, TEST_BATCH_PIXELS // (images.shape[1] * images.shape[2]))
-    parts = []
-    for start in range(0, len(images), rows):
-        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + rows])).to(device).permute(0, 3, 1, 2)
-        inputs = normalize(batch.float() / 255).contiguous(memory_format=network.memory_format)
-        parts.append(network.features(inputs).float().cpu().numpy())
-    return np.concatenate(parts)
+    parts = split_test_images(images, normalize, device, network.memory_format)
+    return np.concatenate([network.features(inputs).float().cpu().numpy() for inputs in parts])
 
 
 def load_extractor(name: str) -> Extractor:
