@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from dim.runtime.errors import BadValueError
 from dim.runtime.sampling.latents import draw_latents, index_major_order, order_slice, permutation
-from dim.runtime.sampling.philox import CHUNK, stream_words
+from dim.runtime.sampling.philox import CHUNK
+from tests.support.philox_words import stream_words
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sampling.json").read_text())["1"]
 seeds = st.integers(0, 2**64 - 1)

@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dim.runtime.errors import BadValueError
-from dim.runtime.sampling.philox import (
-    CHUNK,
-    STREAM_FREE,
-    STREAM_LATENTS,
-    STREAM_ORDER,
-    philox4x32,
-    split_seed,
-    stream_words,
-)
+from dim.runtime.sampling.philox import CHUNK, STREAM_LATENTS, STREAM_ORDER, STREAM_PLACES, split_seed
+from tests.support.philox_words import philox4x32, stream_words
 
 words = st.integers(0, 2**32 - 1)
 
@@ -43,15 +36,15 @@ def test_chunks_do_not_show() -> None:
 
 
 def test_stream_words_place_the_counter_words() -> None:
-    rows = stream_words(2**32 * 7 + 5, STREAM_FREE, [3, 4], 9, 6)
+    rows = stream_words(2**32 * 7 + 5, 2, [3, 4], 9, 6)
     assert rows.shape == (2, 6) and rows.dtype == np.uint32
     for row, class_index in zip(rows.tolist(), (3, 4), strict=True):
-        blocks = [philox_reference((5, 7), (block, STREAM_FREE, class_index, 9)) for block in (0, 1)]
+        blocks = [philox_reference((5, 7), (block, 2, class_index, 9)) for block in (0, 1)]
         assert row == [*blocks[0], *blocks[1][:2]]
 
 
 def test_streams_are_distinct() -> None:
-    assert (STREAM_LATENTS, STREAM_ORDER, STREAM_FREE) == (0, 1, 2)
+    assert (STREAM_LATENTS, STREAM_ORDER, STREAM_PLACES) == (0, 1, 32)
 
 
 def test_seed_splits_into_low_and_high() -> None:

@@ -17,9 +17,10 @@ from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
 from dim.runtime.sampling.accepted import permute_places
 from dim.runtime.sampling.counts import resolve_counts
 from dim.runtime.sampling.latents import _box_muller, draw_latents, order_slice, permutation
-from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING, philox4x32
+from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING
 from dim.runtime.sampling.stream import StreamPlan
 from tests.sampling.test_counts import Info, Source
+from tests.support.philox_words import philox4x32
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "concepts" / "sampling.md").read_text()
