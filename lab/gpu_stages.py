@@ -271,16 +271,14 @@ def _list_engine_steps() -> list[Step]:
 
 def measure(context: Context, batches: tuple[int, ...], compiled: bool = False, published: bool = False) -> Any:
     """Engines that work here and torch in turns, with the share of the floor that each reaches."""
+    from benchmarks.engines import check_promises, export_untrained
     from dim.runtime.benchmark.benchmark import benchmark
     from dim.runtime.benchmark.options import BenchOptions
-    from dim.runtime.benchmark.report import check_promises
     from dim.runtime.bundle_format.files import load_manifest
 
     on_gpu = context.device == "gpu"
     bundle = bundle_of(context)
     if published:
-        from dim.export.untrained import export_untrained
-
         bundle = export_untrained("tiny" if context.tiny else "paper", context.work / "engines", ("fp32", "fp16"))
     try:
         engines = context.works() if on_gpu else ["onnxruntime-cpu"]

@@ -62,10 +62,10 @@ class Context:
         Raises:
             NotRunHereError: there is none.
         """
-        from dim.runtime.benchmark.report import GPU_ENGINES
+        from dim.runtime.engines.names import ENGINES
 
         rows = self.rows("machine")
-        names = [name for name in GPU_ENGINES if rows.get(f"{name} accepts this GPU", {}).get("status") == "ok"]
+        names = [name for name in ENGINES if rows.get(f"{name} accepts this GPU", {}).get("status") == "ok"]
         if not names:
             raise NotRunHereError("no GPU engine works here")
         return names

@@ -1,25 +1,13 @@
 """benchmarks/engines.py check_promisess the promised ratios, and says what was not measured."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from dim.export.untrained import export_untrained
-from dim.runtime.benchmark.report import BenchReport, NotRun, Ratio, Result, check_promises
+from benchmarks.engines import check_promises, export_untrained, print_report
+from dim.runtime.benchmark.report import BenchReport, NotRun, Ratio, Result
 from dim.runtime.bundle_format.files import load_manifest
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "engines.py"
-    spec = importlib.util.spec_from_file_location("bench_engines", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def ratio(engine: str, precision: str, against: str, against_precision: str, value: float) -> Ratio:
@@ -77,7 +65,7 @@ def test_the_promises_of_openvino() -> None:
     ]
 
 
-def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_promises_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     row = Result(
         engine="tensorrt-rtx",
         precision="fp16",
@@ -97,7 +85,7 @@ def test_the_promises_of_a_gpu(script: ModuleType, capsys: pytest.CaptureFixture
     assert claims["fp16 tensorrt-rtx against torch.compile fp16"]["holds"] is True
     floor = claims["tensorrt-rtx against 500 TFLOP/s of arithmetic"]
     assert floor["found"] == pytest.approx(0.6) and floor["holds"] is True
-    script.print_report(gpu)
+    print_report(gpu)
     shown = capsys.readouterr().out
     assert "600,000*" in shown and "not run: tensorrt fp32: no GPU" in shown
 

@@ -45,7 +45,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         "benchmark",
         lambda path, options, **others: real(path, replace(options, **short), **others),
     )
-    monkeypatch.setattr("dim.export.untrained.export_untrained", lambda preset, folder, precisions: machine.path)
+    monkeypatch.setattr("benchmarks.engines.export_untrained", lambda preset, folder, precisions: machine.path)
     shutil.copytree(machine.path, tmp_path / "work" / "cifar10" / "tiny.dim")
     yield machine
     trt_library.load_library.cache_clear()
