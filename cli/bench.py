@@ -1,6 +1,7 @@
 """`dim bench`: images per second of every engine that works here, against PyTorch where it is installed."""
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,7 @@ from dim.runtime.units import format_count
 if TYPE_CHECKING:
     from dim.runtime.benchmark.report import BenchReport
 
-_MEASURE = "Measurement"
+_measure_option = partial(typer.Option, rich_help_panel="Measurement")
 
 
 def bench(
@@ -41,20 +42,13 @@ def bench(
     ] = None,
     device: DeviceOption = "auto",
     no_torch: Annotated[bool, typer.Option("--no-torch", help="Leave PyTorch out of the comparison.")] = False,
-    batches: Annotated[
-        str, typer.Option("--batch", help="Images per call, joined by commas.", rich_help_panel=_MEASURE)
-    ] = "256,1",
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.", rich_help_panel=_MEASURE)] = 3,
-    seconds: Annotated[float, typer.Option(help="Least time of a turn, in seconds.", rich_help_panel=_MEASURE)] = 0.25,
-    no_search: Annotated[
-        bool, typer.Option("--no-search", help="Do not look for the best batch.", rich_help_panel=_MEASURE)
-    ] = False,
+    batches: Annotated[str, _measure_option("--batch", help="Images per call, joined by commas.")] = "256,1",
+    rounds: Annotated[int, _measure_option(help="Turns of each contender.")] = 3,
+    seconds: Annotated[float, _measure_option(help="Least time of a turn, in seconds.")] = 0.25,
+    no_search: Annotated[bool, _measure_option("--no-search", help="Do not look for the best batch.")] = False,
     time_limit: Annotated[
         str,
-        typer.Option(
-            help="Open nothing more after this time, 45s or 10m; the first batch size is always measured.",
-            rich_help_panel=_MEASURE,
-        ),
+        _measure_option(help="Open nothing more after this time, 45s or 10m; the first batch size is always measured."),
     ] = "45s",
     threads: ThreadsOption = None,
     trust: TrustOption = None,

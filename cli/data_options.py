@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,6 @@ from dim.runtime.errors import BadValueError
 if TYPE_CHECKING:
     from dim.data.options import DataOptions
 
-DATA_PANEL = "Reading the data"
 DATA_HELP = (
     "A known set (digits, mnist, fashion-mnist, svhn, cifar10, cifar100), a folder, archive or file, a set that dim "
     "generate wrote, a bundle, hf://USER/NAME, or the https:// address of an archive; repeat it to unite several."
@@ -22,52 +22,52 @@ _LAYOUTS = ("auto", "classes", "splits/classes", "classes/splits", "groups/class
 _READING, _PREFIX = "reading", "reading_"
 Command = Callable[..., None]
 
-
-def _option(flag: str, help_text: str, **more: Any) -> Any:
-    return typer.Option(flag, help=help_text, rich_help_panel=DATA_PANEL, **more)
-
+DataDirOption = Annotated[
+    Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
+]
+_option = partial(typer.Option, rich_help_panel="Reading the data")
+_sha256_option = partial(_option, help="Of the archive behind an https:// address.", metavar="HASH")
 
 _FLAGS = {
-    "skip_unreadable": Annotated[bool | None, _option("--skip-unreadable", "Leave out images that cannot be read.")],
+    "skip_unreadable": Annotated[
+        bool | None, _option("--skip-unreadable", help="Leave out images that cannot be read.")
+    ],
     "layout": Annotated[
         str | None,
         _option(
             "--layout",
-            "Where classes lie in a tree of images: classes, splits/classes, classes/splits, or groups/classes "
+            help="Where classes lie in a tree of images: classes, splits/classes, classes/splits, or groups/classes "
             "(folders of one name in every top folder are one class); auto, which finds out, if left out.",
             autocompletion=complete_from(*_LAYOUTS),
         ),
     ],
-    "bits": Annotated[int | None, _option("--bits", "Bits that 16-bit images use, 8 to 16; found if left out.")],
-    "follow_links": Annotated[bool | None, _option("--follow-links", "Follow symbolic links that leave the folder.")],
+    "bits": Annotated[int | None, _option("--bits", help="Bits that 16-bit images use, 8 to 16; found if left out.")],
+    "follow_links": Annotated[
+        bool | None, _option("--follow-links", help="Follow symbolic links that leave the folder.")
+    ],
     "image_column": Annotated[
         str | None,
         _option(
             "--image-column",
-            "Column of the images or file names in a table or Hugging Face dataset.",
+            help="Column of the images or file names in a table or Hugging Face dataset.",
             metavar="NAME",
         ),
     ],
-    "label_column": Annotated[str | None, _option("--label-column", "Column of the labels.", metavar="NAME")],
+    "label_column": Annotated[str | None, _option("--label-column", help="Column of the labels.", metavar="NAME")],
     "split": Annotated[
         str | None,
         _option(
             "--split",
-            "Splits to read, where the source names splits; those called train and test if left out.",
+            help="Splits to read, where the source names splits; those called train and test if left out.",
             metavar="TRAIN[,TEST]",
         ),
     ],
-    "sha256": Annotated[str | None, _option("--sha256", "Of the archive behind an https:// address.", metavar="HASH")],
+    "sha256": Annotated[str | None, _sha256_option("--sha256")],
     "replay_ipc": Annotated[
-        int | None, _option("--replay-ipc", "Images per class to draw from a bundle; 1000 if left out.")
+        int | None, _option("--replay-ipc", help="Images per class to draw from a bundle; 1000 if left out.")
     ],
 }
 """Options by the fields of `dim.data.options.DataOptions`; None where one is not given."""
-_RENAMED = {
-    "sha256": Annotated[
-        str | None, _option("--data-sha256", "Of the archive behind an https:// address.", metavar="HASH")
-    ]
-}
 
 
 def make_data_options(**given: Any) -> "DataOptions":
@@ -91,12 +91,13 @@ def takes_data_options(command: Command) -> Command:
     Where a command has a `--sha256` of its own, that of the data is `--data-sha256`.
     """
     own = inspect.signature(command).parameters
+    flags = _FLAGS | ({"sha256": Annotated[str | None, _sha256_option("--data-sha256")]} if "sha256" in own else {})
     parameters: list[inspect.Parameter] = []
     for name, parameter in own.items():
         if name == _READING:
             parameters += [
                 inspect.Parameter(_PREFIX + field, parameter.kind, default=None, annotation=hint)
-                for field, hint in (_FLAGS | (_RENAMED if "sha256" in own else {})).items()
+                for field, hint in flags.items()
             ]
         else:
             parameters.append(parameter)

@@ -3,14 +3,15 @@
 import json
 import os
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.data_options import DATA_HELP, make_data_options, takes_data_options
-from dim.cli.options import ReportOption, complete_from, open_report
+from dim.cli.data_options import DATA_HELP, DataDirOption, make_data_options, takes_data_options
+from dim.cli.options import JsonOption, ReportOption, complete_from, open_report, output_option
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.cores import check_threads
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from dim.data.image_set import ImageSet
     from dim.distillation.estimate import Estimate
 
-_RECIPE, _MACHINE, _OUTPUT = "Recipe", "Machine", "Output"
+_recipe_option = partial(typer.Option, rich_help_panel="Recipe")
+_machine_option = partial(typer.Option, rich_help_panel="Machine")
 _OPTIONS = {
     "seed": "--seed",
     "stage1.steps": "--steps",
@@ -48,61 +50,46 @@ def distill(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels, 8 to 128.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
-    ] = None,
+    data_dir: DataDirOption = None,
     *,
     reading: dict[str, Any],
-    seed: Annotated[int, typer.Option(help="Fixes everything that is random.", rich_help_panel=_RECIPE)] = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, the GAN.", rich_help_panel=_RECIPE)] = None,
+    seed: Annotated[int, _recipe_option(help="Fixes everything that is random.")] = 0,
+    steps: Annotated[int | None, _recipe_option(help="Steps of stage 1, the GAN.")] = None,
     matching_steps: Annotated[
-        int | None, typer.Option(help="Steps of stage 2, the matching; 0 leaves it out.", rich_help_panel=_RECIPE)
+        int | None, _recipe_option(help="Steps of stage 2, the matching; 0 leaves it out.")
     ] = None,
     matching_loss: Annotated[
-        str | None,
-        typer.Option(
-            help="The loss of stage 2; `paper` is the published one, at its published weight.", rich_help_panel=_RECIPE
-        ),
+        str | None, _recipe_option(help="The loss of stage 2; `paper` is the published one, at its published weight.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
+        _recipe_option(
             "--set",
             metavar="FIELD=VALUE",
             help="Any field of the configuration, as in generator.width=48; may be repeated.",
-            rich_help_panel=_RECIPE,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(callback=read_device, help="auto, cpu or gpu.", rich_help_panel=_MACHINE)
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; every core it may use if left out.", rich_help_panel=_MACHINE)
-    ] = None,
+    device: Annotated[str, _machine_option(callback=read_device, help="auto, cpu or gpu.")] = "auto",
+    threads: Annotated[int | None, _machine_option(help="CPU threads; every core it may use if left out.")] = None,
     time_limit: Annotated[
-        str | None,
-        typer.Option(help="Stop at the first checkpoint after this time: 9m, 1h30m.", rich_help_panel=_MACHINE),
+        str | None, _machine_option(help="Stop at the first checkpoint after this time: 9m, 1h30m.")
     ] = None,
     log: Annotated[
         str,
-        typer.Option(
+        output_option(
             help="jsonl for metrics.jsonl alone, tensorboard for event files too.",
-            rich_help_panel=_OUTPUT,
             autocompletion=complete_from("jsonl", "tensorboard"),
         ),
     ] = "jsonl",
     report: ReportOption = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        output_option(
             "--dry-run",
             help="Read the data, time a few steps of each part, say what a run would take, and keep nothing.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_OUTPUT)
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn a labelled image dataset into a generator.
 

@@ -1,20 +1,21 @@
 """`dim eval`: what classifiers learn from a bundle's images, measured on real ones."""
 
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.data_options import DATA_HELP, takes_data_options
+from dim.cli.data_options import DATA_HELP, DataDirOption, takes_data_options
 from dim.cli.options import (
-    ENGINE_PANEL,
     JsonOption,
     ReportOption,
     Sha256Option,
     choose_bundle,
     complete_from,
+    engine_option,
     open_report,
 )
 from dim.cli.parsing import expand_home, parse_duration, parse_names, parse_numbers, parse_percents, read_device
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 GENERATED = "generated"
 """What tables call the bundle itself, beside those to compare."""
-_PROTOCOL, _IMAGES, _MACHINE = "Protocol", "Images themselves", "Machine"
+_protocol_option = partial(typer.Option, rich_help_panel="Protocol")
+_images_option = partial(typer.Option, rich_help_panel="Images themselves")
+_machine_option = partial(typer.Option, rich_help_panel="Machine")
 
 
 @takes_data_options
@@ -50,9 +53,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(callback=expand_home, help="Folder of the results; eval/NAME if left out.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
-    ] = None,
+    data_dir: DataDirOption = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,131 +70,98 @@ def evaluate(
     ] = False,
     preset: Annotated[
         str,
-        typer.Option(
+        _protocol_option(
             help="quick (a tenth of the epochs, a narrow ConvNet-3), full (the published protocol), or reference (that "
-            "of the DiM code: 4,000 steps of 25 at ten images per class).",
-            rich_help_panel=_PROTOCOL,
+            "of the DiM code: 4,000 steps of 25 at ten images per class)."
         ),
     ] = "quick",
-    modes: Annotated[
-        str | None, typer.Option("--mode", help="fixed, stream or both, as in fixed,stream.", rich_help_panel=_PROTOCOL)
-    ] = None,
+    modes: Annotated[str | None, _protocol_option("--mode", help="fixed, stream or both, as in fixed,stream.")] = None,
     ipcs: Annotated[
-        str | None,
-        typer.Option("--ipc", help="Images per class, in the order to run: 10,50,1.", rich_help_panel=_PROTOCOL),
+        str | None, _protocol_option("--ipc", help="Images per class, in the order to run: 10,50,1.")
     ] = None,
-    archs: Annotated[
-        str | None, typer.Option("--arch", help="Classifiers: convnet3,resnet18.", rich_help_panel=_PROTOCOL)
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Width of every classifier, for quick looks.", rich_help_panel=_PROTOCOL)
-    ] = None,
+    archs: Annotated[str | None, _protocol_option("--arch", help="Classifiers: convnet3,resnet18.")] = None,
+    width: Annotated[int | None, _protocol_option(help="Width of every classifier, for quick looks.")] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(
-            help="Students per row, with seeds 0, 1, 2, ...; 0 for --quality and --privacy alone.",
-            rich_help_panel=_PROTOCOL,
-        ),
+        _protocol_option(help="Students per row, with seeds 0, 1, 2, ...; 0 for --quality and --privacy alone."),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Published: 1000; scales both modes alike.", rich_help_panel=_PROTOCOL)
-    ] = None,
+    epochs: Annotated[int | None, _protocol_option(help="Published: 1000; scales both modes alike.")] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
+        _protocol_option(
             help="default; published, or reference (the same in the batches of the DiM code); condensation (the "
             "student of DSA and DM), or condensation-all (with every augmentation at once). Or holdout, the best of "
-            "nine on real images held out of the training split; or the recipe.json of such a choice.",
-            rich_help_panel=_PROTOCOL,
+            "nine on real images held out of the training split; or the recipe.json of such a choice."
         ),
     ] = None,
     controls: Annotated[
         str,
-        typer.Option(
+        _protocol_option(
             help="What stands beside the bundle: real (as many real images, or steps), archive (the best compressed "
-            "archive of real images in as many bytes), both, or none.",
-            rich_help_panel=_PROTOCOL,
+            "archive of real images in as many bytes), both, or none."
         ),
     ] = "real,archive",
     soft: Annotated[
-        bool,
-        typer.Option(
-            "--soft", help="Add rows with the soft labels of the bundle's teacher.", rich_help_panel=_PROTOCOL
-        ),
+        bool, _protocol_option("--soft", help="Add rows with the soft labels of the bundle's teacher.")
     ] = False,
     real_percents: Annotated[
         str | None,
-        typer.Option(
+        _protocol_option(
             "--with-real",
             metavar="PERCENT",
             help="Add rows: 1,5,10 % of the real images alone, and with generated ones in every batch.",
-            rich_help_panel=_PROTOCOL,
         ),
     ] = None,
-    whole_epochs: Annotated[
-        int, typer.Option(help="Add a row: so many epochs over the whole training split.", rich_help_panel=_PROTOCOL)
-    ] = 0,
-    device: Annotated[
-        str, typer.Option(callback=read_device, help="auto, cpu or gpu, for the students.", rich_help_panel=_MACHINE)
-    ] = "auto",
+    whole_epochs: Annotated[int, _protocol_option(help="Add a row: so many epochs over the whole training split.")] = 0,
+    device: Annotated[str, _machine_option(callback=read_device, help="auto, cpu or gpu, for the students.")] = "auto",
     jobs: Annotated[
-        int | None,
-        typer.Option(help="Students trained side by side; as many as pay if left out.", rich_help_panel=_MACHINE),
+        int | None, _machine_option(help="Students trained side by side; as many as pay if left out.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads in all.", rich_help_panel=_MACHINE)] = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(help="Start no student after this time, as 9m or 1h30m.", rich_help_panel=_MACHINE),
-    ] = None,
+    threads: Annotated[int | None, _machine_option(help="CPU threads in all.")] = None,
+    time_limit: Annotated[str | None, _machine_option(help="Start no student after this time, as 9m or 1h30m.")] = None,
     no_graphs: Annotated[
-        bool, typer.Option("--no-graphs", help="On a GPU, no CUDA graphs for the students.", rich_help_panel=_MACHINE)
+        bool, _machine_option("--no-graphs", help="On a GPU, no CUDA graphs for the students.")
     ] = False,
     no_compile: Annotated[
-        bool,
-        typer.Option("--no-compile", help="On a CPU, no torch.compile for the students.", rich_help_panel=_MACHINE),
+        bool, _machine_option("--no-compile", help="On a CPU, no torch.compile for the students.")
     ] = False,
     engine: Annotated[
         str,
-        typer.Option(
+        engine_option(
             "--engine",
             help="What draws the images: auto, a name that dim doctor lists, or torch, on the students' device.",
-            rich_help_panel=ENGINE_PANEL,
             autocompletion=complete_from("auto", *OFFERED_ENGINES, "torch"),
         ),
     ] = "auto",
     precision: Annotated[
         str,
-        typer.Option(
+        engine_option(
             "--precision",
             help="Of the images: auto (bf16 where this processor multiplies it and OpenVINO is installed, else fp32), "
             "fp32, bf16, fp16 or int8.",
-            rich_help_panel=ENGINE_PANEL,
             autocompletion=complete_from("auto", "fp32", "bf16", "fp16", "int8"),
         ),
     ] = "auto",
     report: ReportOption = False,
     quality: Annotated[
         bool,
-        typer.Option(
+        _images_option(
             "--quality",
             help="Compare the bundle's images with real ones: FD, KID, precision, recall, density, coverage.",
-            rich_help_panel=_IMAGES,
         ),
     ] = False,
     privacy: Annotated[
         bool,
-        typer.Option(
+        _images_option(
             "--privacy",
             help="Look for copies of training images among the bundle's; nearest-pairs.png shows the nearest.",
-            rich_help_panel=_IMAGES,
         ),
     ] = False,
     features: Annotated[
         str | None,
-        typer.Option(
+        _images_option(
             metavar="MODULE:FUNCTION",
             help="What both compare by, from uint8 images to numbers; a classifier trained on real images if left out.",
-            rich_help_panel=_IMAGES,
         ),
     ] = None,
     show_all: Annotated[

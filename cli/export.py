@@ -1,5 +1,6 @@
 """`dim export`: a run becomes a bundle, a bundle gets further precisions and compiled engines."""
 
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -13,7 +14,7 @@ from dim.runtime.errors import BadValueError, RunError
 from dim.runtime.units import format_units
 
 FORMATS = ("onnx", "trt", "rtx")
-_COMPILE = "Compile engines"
+_compile_option = partial(typer.Option, rich_help_panel="Compile engines")
 
 
 def export(
@@ -43,25 +44,18 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle at --out; RUN/NAME.dim is replaced without it.")
     ] = False,
-    batch: Annotated[
-        str, typer.Option(help="Least, usual and most images per call.", rich_help_panel=_COMPILE)
-    ] = "1:256:4096",
+    batch: Annotated[str, _compile_option(help="Least, usual and most images per call.")] = "1:256:4096",
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            help="rtx: a compute capability to build for, as sm89; may be repeated; else every GPU from 8.0 on.",
-            rich_help_panel=_COMPILE,
+        _compile_option(
+            help="rtx: a compute capability to build for, as sm89; may be repeated; else every GPU from 8.0 on."
         ),
     ] = None,
     hardware_compatible: Annotated[
-        bool,
-        typer.Option("--hardware-compatible", help="trt: for other GPUs from Ampere on too.", rich_help_panel=_COMPILE),
+        bool, _compile_option("--hardware-compatible", help="trt: for other GPUs from Ampere on too.")
     ] = False,
     version_compatible: Annotated[
-        bool,
-        typer.Option(
-            "--version-compatible", help="trt: for newer releases of the major version too.", rich_help_panel=_COMPILE
-        ),
+        bool, _compile_option("--version-compatible", help="trt: for newer releases of the major version too.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

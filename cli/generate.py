@@ -1,12 +1,12 @@
 """`dim generate`: a bundle becomes a training set."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dim.cli.options import (
-    OUTPUT_PANEL,
     BundleOption,
     DeviceOption,
     EngineOption,
@@ -17,6 +17,7 @@ from dim.cli.options import (
     TrustOption,
     choose_bundle,
     complete_from,
+    output_option,
 )
 from dim.cli.parsing import parse_bytes, parse_classes, parse_per_class, parse_shard
 from dim.cli.terminal import print_json, print_line, say
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from dim.runtime.sets.dry_run import SetEstimate
     from dim.runtime.sets.generate import GenerateSummary
 
-_SIZE, _SCALE = "Size (one of the first four)", "Scale out"
+_size_option = partial(typer.Option, rich_help_panel="Size (one of the first four)")
+_scale_option = partial(typer.Option, rich_help_panel="Scale out")
 
 
 def generate(
@@ -35,34 +37,25 @@ def generate(
         str,
         typer.Option(help="Where the set goes: a folder, s3://bucket/set, gs://bucket/set or hf://datasets/USER/SET."),
     ],
-    ipc: Annotated[int | None, typer.Option(help="Images per class.", rich_help_panel=_SIZE)] = None,
+    ipc: Annotated[int | None, _size_option(help="Images per class.")] = None,
     ratio: Annotated[
-        float | None,
-        typer.Option(help="Part of the source set, keeping its balance of classes: 0.02.", rich_help_panel=_SIZE),
+        float | None, _size_option(help="Part of the source set, keeping its balance of classes: 0.02.")
     ] = None,
-    total: Annotated[
-        int | None, typer.Option(help="Images in all, keeping the source's balance.", rich_help_panel=_SIZE)
-    ] = None,
+    total: Annotated[int | None, _size_option(help="Images in all, keeping the source's balance.")] = None,
     per_class: Annotated[
-        str | None,
-        typer.Option(
-            help='Images by class: cat=100,dog=20; with a comma in a name: "cat, black"=5.', rich_help_panel=_SIZE
-        ),
+        str | None, _size_option(help='Images by class: cat=100,dog=20; with a comma in a name: "cat, black"=5.')
     ] = None,
     classes: Annotated[
-        str | None,
-        typer.Option(help="Only these classes: cat,dog; a name with a comma in double quotes.", rich_help_panel=_SIZE),
+        str | None, _size_option(help="Only these classes: cat,dog; a name with a comma in double quotes.")
     ] = None,
     one_class: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Only this class, as it is written; may be repeated.", rich_help_panel=_SIZE),
+        list[str] | None, _size_option("--class", help="Only this class, as it is written; may be repeated.")
     ] = None,
     start: Annotated[
         int,
-        typer.Option(
+        _size_option(
             help="First index of every class. The largest class count of another set continues it without overlap; "
-            "its smaller classes then skip some indices.",
-            rich_help_panel=_SIZE,
+            "its smaller classes then skip some indices."
         ),
     ] = 0,
     seed: Annotated[
@@ -83,38 +76,21 @@ def generate(
     ] = False,
     format: Annotated[
         str,
-        typer.Option(
+        output_option(
             help="imagefolder, npz, npy, parquet or webdataset.",
-            rich_help_panel=OUTPUT_PANEL,
             autocompletion=complete_from("imagefolder", "npz", "npy", "parquet", "webdataset"),
         ),
     ] = "imagefolder",
-    shard_images: Annotated[
-        int | None, typer.Option(help="Images per file of a sharded format.", rich_help_panel=OUTPUT_PANEL)
-    ] = None,
-    shard_size: Annotated[
-        str | None, typer.Option(help="Largest file instead: 64MB, 1GiB.", rich_help_panel=OUTPUT_PANEL)
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another set in --out.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    shard_images: Annotated[int | None, output_option(help="Images per file of a sharded format.")] = None,
+    shard_size: Annotated[str | None, output_option(help="Largest file instead: 64MB, 1GiB.")] = None,
+    overwrite: Annotated[bool, output_option("--overwrite", help="Replace another set in --out.")] = False,
     check: Annotated[
-        bool,
-        typer.Option(
-            "--check",
-            help="Hash every finished file again; else only the newest parts.",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
+        bool, output_option("--check", help="Hash every finished file again; else only the newest parts.")
     ] = False,
     soft_labels: Annotated[
-        bool,
-        typer.Option(
-            "--soft-labels", help="Write the logits of the bundle's teacher too.", rich_help_panel=OUTPUT_PANEL
-        ),
+        bool, output_option("--soft-labels", help="Write the logits of the bundle's teacher too.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan: images, bytes, time.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    dry_run: Annotated[bool, output_option("--dry-run", help="Print the plan: images, bytes, time.")] = False,
     as_json: JsonOption = False,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
@@ -123,20 +99,15 @@ def generate(
     trust: TrustOption = None,
     encoders: Annotated[
         int | None,
-        typer.Option(
+        _scale_option(
             help="PNG files made at once, by processes of 15 MiB each; else one per core but one, at most 2. More help "
-            "a GPU.",
-            rich_help_panel=_SCALE,
+            "a GPU."
         ),
     ] = None,
-    shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Make only part I of N, counted from 0.", rich_help_panel=_SCALE)
-    ] = "0/1",
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Draw on Ray, here or on the cluster of $RAY_ADDRESS.", rich_help_panel=_SCALE)
-    ] = False,
+    shard: Annotated[str, _scale_option(metavar="I/N", help="Make only part I of N, counted from 0.")] = "0/1",
+    ray: Annotated[bool, _scale_option("--ray", help="Draw on Ray, here or on the cluster of $RAY_ADDRESS.")] = False,
     num_workers: Annotated[
-        int | None, typer.Option(help="Workers of --ray; else one per GPU or per two cores.", rich_help_panel=_SCALE)
+        int | None, _scale_option(help="Workers of --ray; else one per GPU or per two cores.")
     ] = None,
 ) -> None:
     """Write a training set of any size from a bundle.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dim.cli.options import JsonOption, Sha256Option, choose_bundle
+from dim.cli.options import BundleArgument, JsonOption, Sha256Option, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table
 from dim.runtime.bundle_format.locate import list_names
 from dim.runtime.errors import BadValueError, OutputError
@@ -36,9 +36,7 @@ _MAX_ROWS = 2048
 
 
 def inspect(
-    bundle: Annotated[
-        str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
-    ] = None,
+    bundle: BundleArgument = None,
     sha256: Sha256Option = None,
     png: Annotated[Path | None, typer.Option(help="Write the preview as a PNG file as well.")] = None,
     no_preview: Annotated[bool, typer.Option("--no-preview", help="Do not draw in the terminal.")] = False,

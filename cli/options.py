@@ -1,6 +1,7 @@
 """Options that several commands share, spelled and explained once."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,8 @@ def complete_from(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
-ENGINE_PANEL, OUTPUT_PANEL = "Engine", "Output"
+engine_option = partial(typer.Option, rich_help_panel="Engine")
+output_option = partial(typer.Option, rich_help_panel="Output")
 
 BundleOption = Annotated[
     str | None,
@@ -30,58 +32,53 @@ BundleOption = Annotated[
         "comes with dim.",
     ),
 ]
+BundleArgument = Annotated[
+    str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
+]
 Sha256Option = Annotated[
     str | None,
     typer.Option("--sha256", metavar="HASH", help="The manifest_sha256 that the bundle must have; pins a download."),
 ]
 EngineOption = Annotated[
     str,
-    typer.Option(
+    engine_option(
         "--engine",
         help="auto, or a name that dim doctor lists.",
-        rich_help_panel=ENGINE_PANEL,
         autocompletion=complete_from("auto", *OFFERED_ENGINES),
     ),
 ]
 
 DeviceOption = Annotated[
     str,
-    typer.Option(
+    engine_option(
         "--device",
         callback=read_device,
         help="auto, cpu or gpu, also called cuda; it fails where there is none.",
-        rich_help_panel=ENGINE_PANEL,
         autocompletion=complete_from("auto", "cpu", "gpu"),
     ),
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option(
+    engine_option(
         "--precision",
         help="fp32 (the default), bf16, fp16 or int8; dim doctor says which pays.",
-        rich_help_panel=ENGINE_PANEL,
         autocompletion=complete_from("fp32", "bf16", "fp16", "int8"),
     ),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", help="Threads of a CPU engine; else one per core.", rich_help_panel=ENGINE_PANEL),
+    engine_option("--threads", help="Threads of a CPU engine; else one per core."),
 ]
 TrustOption = Annotated[
     list[str] | None,
-    typer.Option(
+    engine_option(
         "--trust",
         metavar="sha256:HASH",
         help="Load this compiled engine though it was built elsewhere; may be repeated.",
-        rich_help_panel=ENGINE_PANEL,
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT_PANEL)
-]
-ReportOption = Annotated[
-    bool, typer.Option("--report", help="Open report.html in the browser at the end.", rich_help_panel=OUTPUT_PANEL)
-]
+JsonOption = Annotated[bool, output_option("--json", help="Print one JSON object on stdout.")]
+ReportOption = Annotated[bool, output_option("--report", help="Open report.html in the browser at the end.")]
 
 
 def open_report(folder: Path) -> None:

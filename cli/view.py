@@ -1,12 +1,12 @@
 """`dim view`: a bundle in the browser."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dim.cli.data_options import DATA_HELP, takes_data_options
+from dim.cli.data_options import DATA_HELP, DataDirOption, takes_data_options
 from dim.cli.options import (
+    BundleArgument,
     DeviceOption,
     EngineOption,
     PrecisionOption,
@@ -20,17 +20,13 @@ from dim.cli.terminal import require_training_extra, say
 
 @takes_data_options
 def view(
-    bundle: Annotated[
-        str | None, typer.Argument(help="The bundle; else the one that dim generate would use.", metavar="[BUNDLE]")
-    ] = None,
+    bundle: BundleArgument = None,
     sha256: Sha256Option = None,
     data: Annotated[
         list[str] | None,
         typer.Option(help="Show the source's real images beside the generated ones, and the nearest. " + DATA_HELP),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(envvar="DIM_DATA", help="Where the official files are, or go when downloaded.")
-    ] = None,
+    data_dir: DataDirOption = None,
     port: Annotated[int, typer.Option(help="On 127.0.0.1; any that is free if left out.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open no browser.")] = False,
     engine: EngineOption = "auto",
