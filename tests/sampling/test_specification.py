@@ -48,7 +48,7 @@ def floats(words: list[str]) -> list[float]:
 
 
 def test_the_page_is_of_these_versions_and_explains_every_part() -> None:
-    assert (PLAIN_SAMPLING, FILTERED_SAMPLING) == (1, 2) and "This page is versions 1 and 2." in PAGE
+    assert (PLAIN_SAMPLING, FILTERED_SAMPLING) == (1, 2) and "This page defines versions 1 and 2." in PAGE
     before, after = PAGE.split("## Test vectors")
     for text, vectors in ((after, VECTORS), (before.split("## Accepted candidates: version 2")[1], FILTERED)):
         assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(vectors)
