@@ -1,4 +1,4 @@
-"""How a dataset is read: the options that `dim distill` and `dim eval` share, spelled and explained once."""
+"""Options for reading a dataset, shared by `dim distill` and `dim eval`."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`dim doctor`: which engines and devices really work here, and the one line worth typing."""
+"""`dim doctor`: which engines and devices work here, and the command to use."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""`dim inspect`: what a bundle holds, and a look at what it draws."""
+"""`dim inspect`: what a bundle holds, and a picture of what it draws."""
 
 import shlex
 import shutil

@@ -1,4 +1,4 @@
-"""Options that several commands share, spelled and explained once."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What users write on the command line: lists with commas, times, sizes in bytes, shards."""
+"""Parses values on the command line: lists with commas, times, sizes in bytes, shards."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""What every command shares: results go to stdout, everything else to stderr, and bars vanish off a terminal."""
+"""Output of all commands: results go to stdout, everything else to stderr; bars appear only on a terminal."""
 
 import io
 import json

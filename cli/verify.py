@@ -1,4 +1,4 @@
-"""`dim verify`: is this bundle whole, and does it draw what it promises? Is this set as it was written?"""
+"""`dim verify`: checks that a bundle is complete and draws the right images, or that a set is unchanged."""
 
 from dataclasses import asdict
 from typing import Annotated

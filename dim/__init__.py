@@ -8,9 +8,8 @@ path = dim.export_run(result.run_dir)                                           
 with dim.open_bundle(path) as bundle:                                               # NumPy and one engine, no PyTorch
     X, y = bundle.arrays(ipc=50)
 
-This is the front door: every name below is loaded on first use, so `import dim` costs next to nothing, and
-`import dim.runtime`, which runs this file first, never loads PyTorch. `dim.export` is a package; the function is
-`dim.export_run`.
+Every name below is loaded on first use. So `import dim` is fast, and `import dim.runtime`, which runs this file first,
+never loads PyTorch. `dim.export` is a package; the function is `dim.export_run`.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""Batched augmentation on the device, differentiable with respect to the images, without any per-image host work.
+"""Augmentation of whole batches on the device, differentiable with respect to the images.
 
 A policy is a list of steps joined by underscores and applied in that order, as in DiffAugment (Zhao et al., 2020) and
-the dataset condensation code; a step may carry its strength: "color_crop", "flip_crop=0.0625_cutout". Of several such
-lists joined by bars every batch gets one, drawn evenly: "color|crop_flip", as the students of the Dataset Condensation
-code do. Students and the matching pool use it on normalised images, the GAN on images in [-1, 1].
+the dataset condensation code; a step may have a strength: "color_crop", "flip_crop=0.0625_cutout". Several lists are
+joined by bars, "color|crop_flip": every batch gets one of them, drawn uniformly, as in the Dataset Condensation code.
+Students and the matching pool use it on normalised images, the GAN on images in [-1, 1].
 
 | step | per image, strength s | default s |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""One look for every chart: a colour for generated and one for real, names at the lines, readable on light and dark."""
+"""The style of every chart: one colour for generated, one for real, labels at the lines, for light and dark."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`dim view` from Python: a bundle's page, with the source's real images beside where they are given."""
+"""`dim view` from Python: a bundle's page, with real images if a source is given."""
 
 from collections.abc import Callable
 from pathlib import Path

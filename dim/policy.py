@@ -1,7 +1,7 @@
-"""Augmentation policies: how they are written, and which one a known dataset gets. `dim.augment` carries them out.
+"""Augmentation policies: their syntax, and the policy of each known dataset. `dim.augment` applies them.
 
-A policy is a list of steps joined by underscores and applied in that order; a step may carry its strength. Of several
-such lists joined by bars every batch gets one: "color|crop_flip=0.5".
+A policy is a list of steps joined by underscores and applied in that order; a step may have a strength. Several lists
+are joined by bars, and every batch gets one of them: "color|crop_flip=0.5".
 """
 
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Named starting points: what to distil with when nothing else is said."""
+"""The presets: named default configurations."""
 
 from __future__ import annotations
 

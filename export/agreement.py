@@ -1,4 +1,4 @@
-"""What an export must show before it is called done: its files draw what the network draws, and that is worth drawing.
+"""Checks an export: its files draw the same images as the network, and the images are neither blank nor collapsed.
 
 Shapes: N batch, Z latent dimension, K classes, C channels, H height, W width.
 """

@@ -1,4 +1,4 @@
-"""A run directory becomes a bundle: exported, compared with torch, verified, and only then given its name."""
+"""Turns a run directory into a bundle: exported, compared with torch, verified, and only then given its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export measured, kept in the bundle as `export.json`."""
+"""The measurements of an export, kept in the bundle as `export.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured accuracy goes into a bundle: its manifest and its card."""
+"""Writes measured accuracy into a bundle's manifest and card."""
 
 from __future__ import annotations
 

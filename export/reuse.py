@@ -1,4 +1,4 @@
-"""What a new export takes over from the bundle that it replaces."""
+"""Takes over parts of the bundle that a new export replaces."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Everything that deployment needs: read a bundle, sample, run engines, write training sets. Never imports PyTorch.
+"""Deployment: read a bundle, draw samples, run engines, write training sets. Never imports PyTorch.
 
-Names are loaded on first use, so that `import dim.runtime` costs next to nothing.
+Names are loaded on first use, so `import dim.runtime` is fast.
 """
 
 from importlib import import_module

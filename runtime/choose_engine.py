@@ -1,8 +1,8 @@
-"""How an engine is chosen.
+"""Chooses the engine.
 
 `auto` takes the first that works of TensorRT, TensorRT for RTX, ONNX Runtime on CUDA, ONNX Runtime on the CPU, OpenVINO
-on the CPU, and never changes the precision; bf16 has OpenVINO alone. Nothing falls back in silence: every engine that
-was passed over is named with its reason, and `device="gpu"` fails before it runs on the CPU.
+on the CPU, and never changes the precision; only OpenVINO draws bf16. There is no silent fallback: every skipped engine
+is named with its reason, and `device="gpu"` never runs on the CPU.
 """
 
 from collections.abc import Callable

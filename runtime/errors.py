@@ -1,4 +1,4 @@
-"""The errors that users can meet.
+"""The errors that users can see.
 
 DimError                    anything the command line reports in one line with exit code 1
 ├── BadValueError           an argument that parses and cannot be right; also a ValueError

@@ -1,1 +1,1 @@
-"""Labelled images in: every layout that is read, and the checks on it."""
+"""Reading labelled images from every supported layout, and checking them."""

@@ -1,4 +1,4 @@
-"""What is doubtful about a source that can be read: said before training, and again below an evaluation's table."""
+"""Warnings about a source that can be read: printed before training, and again below an evaluation's table."""
 
 from dim.data.classes.layout import list_first
 from dim.data.image_set import ImageSet, count_labels

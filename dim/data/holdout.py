@@ -1,4 +1,4 @@
-"""The part of a training split that is kept from training, so that choices can be made on it."""
+"""Holds out a part of the training split, on which choices are made."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Source datasets by name or by place, as uint8 arrays: everything behind `--data`.
+"""Loads source datasets, by name or path, as uint8 arrays: the values of `--data`.
 
 Names: `digits` (scikit-learn's real 8x8 digits), `mnist`, `fashion-mnist`, `svhn`, `cifar10`, `cifar100` (the official
 files, from a folder or downloaded with a checksum). Places: what `_READERS` lists, datasets of the Hub, archives on the

@@ -1,4 +1,4 @@
-"""How a source is read: every wish that a user may have, in one object."""
+"""The options for reading a source, in one object."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""From what a reader found to an `ImageSet`: checks, the test split, channels and size."""
+"""Turns a reader's result into an `ImageSet`: checks, the test split, channels and size."""
 
 import unicodedata
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Several sets as one: classes of equal names become one class."""
+"""Joins several sets: classes with the same name become one class."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

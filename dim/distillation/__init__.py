@@ -1,1 +1,1 @@
-"""The two distillation stages and what is chosen after them."""
+"""The two distillation stages and the choices after them."""

@@ -1,7 +1,7 @@
-"""Which of the bundle's candidates are drawn: those whose label classifiers are surest of (`accepted.bin`).
+"""Chooses the candidates that a bundle draws: those classified with the highest confidence (`accepted.bin`).
 
-Every candidate's image is judged once, at the end of a distillation, by classifiers that learned from the training
-images alone. The surest part of each class is accepted; `dim.runtime.sampling.accepted` draws from it.
+At the end of a distillation, classifiers that were trained only on the training images classify every candidate's
+image. Those with the highest confidence in each class are accepted; `dim.runtime.sampling.accepted` draws from them.
 
 Shapes: K classes, M candidates per class, Z latent dimension.
 """

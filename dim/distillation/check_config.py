@@ -1,4 +1,4 @@
-"""Checks of a configuration against its data and the number of processes, before anything is made."""
+"""Checks a configuration against its data and the number of processes, before a run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is chosen after training, from training images alone: the latent std, and the latents of fixed sets.
+"""Choices after training, made on training images only: the latent std and the latents of fixed sets.
 
 `latent_std` compares candidates on held-out images, `herding` picks the latents of fixed sets, and `refinement` moves
 the first ones of every class. The results are the run's `deployment.json` and `latents.npz`.

@@ -1,4 +1,4 @@
-"""What a distillation will take on this machine, from a few steps of each part of it."""
+"""Estimates time and memory of a distillation on this machine, from a few steps of each part."""
 
 from __future__ import annotations
 

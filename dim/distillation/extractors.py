@@ -1,4 +1,4 @@
-"""Classifiers of the kept pool as feature extractors, by which generated images are compared with real ones.
+"""Classifiers of the kept pool as feature extractors, to compare generated images with real ones.
 
 Shapes: N images, K classes, Z latent dimension, D features and logits together.
 """

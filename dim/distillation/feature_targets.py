@@ -1,7 +1,7 @@
 """Distribution matching in the features of one classifier (Zhao and Bilen, arXiv 2110.04181), per class.
 
-Of sets with more than one image per class the mean squares of the features are matched beside the means: without them
-a set of ten did not gain.
+For sets with more than one image per class, the mean squares of the features are matched as well as the means. Without
+them a set of ten did not gain accuracy.
 
 Shapes: k classes, m images per class, N images, D features, C channels, H, W.
 """

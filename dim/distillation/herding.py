@@ -1,4 +1,4 @@
-"""Which latents a fixed set uses: a greedy choice whose every prefix resembles the whole class.
+"""Chooses the latents of a fixed set greedily, so that every prefix resembles the whole class.
 
 Kernel herding (Chen, Welling and Smola 2010) with the energy distance's kernel, on training images. `--ipc 10` is the
 first ten of `--ipc 50`.

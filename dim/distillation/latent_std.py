@@ -1,7 +1,7 @@
-"""Which standard deviation the deployed latents get (GaFi, arXiv 2305.10118).
+"""Chooses the standard deviation of the deployed latents (GaFi, arXiv 2305.10118).
 
-It is the one whose images have the least energy distance to held-out training images, as the oldest snapshot of every
-architecture of the pool sees them. No accuracy is consulted and no test image is read.
+It is the one whose images have the least energy distance to held-out training images, in the features of the oldest
+snapshot of every architecture in the pool. It uses no accuracy and reads no test image.
 
 Shapes: K classes.
 """

@@ -1,4 +1,4 @@
-"""Training a classifier of a run in pieces: a time limit stops it at a checkpoint of its own, and resuming goes on."""
+"""Trains a classifier of a run in pieces: a time limit stops it at its own checkpoint, and resuming continues."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""The first latents of every class, moved by gradient until few images stand for the class.
+"""Optimises the first latents of every class by gradient, so that few images represent the class.
 
-Herding chose latents that are each an image like a real one; what a set of one or ten images per class is worth lies in
-all of them together. So the latents of every prefix are moved, through the frozen generator, to where a few classifiers
-see the features of the class's real images (`feature_targets`). Extractors are the pool's ConvNet-3 and ResNet-10 of
-every age and a few ConvNets that were never trained. Those that were trained may add their cross-entropy, as in
-improved distribution matching (Zhao et al., arXiv 2307.09742). Some learn from the set that is moved (`set_learners`),
-so that it is corrected where networks that saw nothing else tell it from real images; not for sets of one image, which
-lost by it. Training images alone are consulted.
+Herding chooses latents whose images each look real, but the value of a small set lies in all its images together. So
+the latents of every prefix are moved, through the frozen generator, until the set has the features of the class's real
+images (`feature_targets`). The extractors are the pool's ConvNet-3 and ResNet-10 of every age, and a few untrained
+ConvNets. The trained ones may add their cross-entropy, as in improved distribution matching (Zhao et al., arXiv
+2307.09742). Some extractors are trained on the set itself (`set_learners`), to correct it where they tell it from real
+images. Sets of one image do not use these, because they lost accuracy by it. Only training images are used.
 
 Shapes: K classes, k those of a step, M latents per class, m those of a prefix, n images of a step, Z latent dimension,
 C channels, H, W, D features.

@@ -1,4 +1,4 @@
-"""Classifiers that learn from a set while it is refined, as the networks of gradient matching do (arXiv 2006.05929)."""
+"""Classifiers trained on a set while it is refined, as in gradient matching (arXiv 2006.05929)."""
 
 from __future__ import annotations
 

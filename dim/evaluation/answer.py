@@ -1,4 +1,4 @@
-"""What an evaluation found, in words, and what its test set and its students cannot carry."""
+"""The conclusion of an evaluation in words, and its limits from the test set and the number of students."""
 
 import math
 from collections.abc import Sequence

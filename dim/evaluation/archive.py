@@ -1,4 +1,4 @@
-"""Archives of real images: what a compressed file of few bytes could hold instead of a generator.
+"""Compressed archives of real images: the alternative to a generator in as many bytes.
 
 An archive is a stored zip of mosaics in class order and the number of images of every class. Mosaics share the headers
 that every single image would have.

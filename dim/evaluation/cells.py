@@ -1,4 +1,4 @@
-"""Cells of the evaluation: one trained student each, one JSON file each, written whole or not at all."""
+"""Cells of the evaluation: each is one trained student and one JSON file, written atomically."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Choosing the best archive of real images that fits into a generator's bytes, on a hold-out of the training split."""
+"""Chooses the best archive of real images in a generator's bytes, on a hold-out of the training split."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace

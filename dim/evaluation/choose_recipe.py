@@ -1,7 +1,7 @@
-"""Choosing the student's recipe on a hold-out cut from the training split, never on the test split.
+"""Chooses the student's recipe on a hold-out of the training split, never on the test split.
 
-The candidates are compared on real images alone, so the choice can favour the controls and never the bundle; a bundle
-has seen the hold-out while it was distilled, and could not be judged on it.
+Recipes are compared on real images only, so the choice can favour the controls, but not the bundle. A bundle was
+distilled from the hold-out too, so it cannot be compared there.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What all cells of an evaluation share: the dataset on the device, and opened bundles and teachers."""
+"""Shared by all cells of an evaluation: the dataset on the device, open bundles and teachers."""
 
 import hashlib
 import json

@@ -1,10 +1,9 @@
-"""Evaluation that can be trusted: fresh classifiers trained on generated images, tested once on real ones.
+"""Evaluates bundles: fresh classifiers are trained on generated images and tested once on real ones.
 
-Every generated row stands beside its controls, trained in the same run by the same recipe with the same seeds: random
-real images at equal images per class, real images at equal steps (the ceiling of `stream`), the best compressed archive
-of real images that takes no more bytes than the generator, and other bundles to compare with. One file per trained
-student, so a run that ends early loses one student and goes on where it ended; a table can be made from what there is
-at any time.
+Every generated row has controls, trained in the same run by the same recipe with the same seeds: random real images at
+equal images per class, real images at equal steps (the upper limit of `stream`), the best compressed archive of real
+images in at most the generator's bytes, and other bundles. Every student has its own file. So an interruption loses at
+most one student, and a table can be made at any time.
 """
 
 import time

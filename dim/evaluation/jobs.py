@@ -1,4 +1,4 @@
-"""Running cells one after another in this process, or side by side in others.
+"""Runs cells one after another in this process, or in parallel in others.
 
 Small students do not fill two cores, let alone a GPU, so several are trained at once on shares of the threads.
 """

@@ -1,4 +1,4 @@
-"""Training and testing every student of a protocol, those that earlier runs finished excepted."""
+"""Trains and tests every student of a protocol that earlier runs did not finish."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing

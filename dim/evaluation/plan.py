@@ -1,4 +1,4 @@
-"""Which students an evaluation trains, and in which order."""
+"""Lists the students that an evaluation trains, in order."""
 
 from collections.abc import Sequence
 from itertools import product

@@ -1,4 +1,4 @@
-"""What an evaluation measures, `EvalProtocol`, and by what means, `Execution`; both are checked without PyTorch."""
+"""What an evaluation measures (`EvalProtocol`) and how it runs (`Execution`); both are checked without PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running one cell of the evaluation: draw the images, train the student, test it once."""
+"""Runs one cell of the evaluation: draw the images, train the student, test it once."""
 
 import math
 import time

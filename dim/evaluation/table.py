@@ -1,4 +1,4 @@
-"""An evaluation's rows as text: accuracies of generated and real images side by side, and what they cost."""
+"""An evaluation's rows as text: accuracies of generated and real images side by side, with steps and bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -4,8 +4,8 @@ A step of small networks is a thousand kernels of a few microseconds each, and a
 starts them. A graph starts them all at once. Its random numbers are those of the step itself: a replay reads the seed
 of the generator at that moment.
 
-Recorded is what a step launches, not what it computes on the host: whatever differs from step to step must be a tensor
-among its inputs, a learning rate in a tensor, the generator's seed, or part of the step's kind.
+A graph records what a step launches, not what it computes on the host. So whatever differs between steps must be a
+tensor among its inputs, a learning rate in a tensor, the generator's seed, or part of the step's kind.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where torch computes, and in which precision."""
+"""Chooses the device and the precision of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of a set larger than memory: they stay in a mapped file, and what is asked for is read from it.
+"""Images of a set larger than memory: they stay in a memory-mapped file, and batches are read from it.
 
 Shapes: N images, H = W pixels, C channels.
 """

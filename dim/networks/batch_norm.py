@@ -1,7 +1,7 @@
 """Batch normalisation whose statistics span all processes, on any device.
 
-`torch.nn.SyncBatchNorm` refuses CPU tensors, so that data-parallel runs could not be tested without GPUs; this layer
-gathers its sums by `all_reduce`, and in one process it is `torch.nn.functional.batch_norm`.
+`torch.nn.SyncBatchNorm` refuses CPU tensors, so data-parallel runs could not be tested without GPUs. This layer gathers
+its sums by `all_reduce`; in one process it is `torch.nn.functional.batch_norm`.
 """
 
 from __future__ import annotations

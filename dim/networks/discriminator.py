@@ -1,8 +1,8 @@
 """The discriminator of both stages.
 
 With a flattened head instead of a mean-pooled one, the standard deviation over groups of one class as a feature, and
-the logistic loss with R1, the classes of MNIST no longer collapse to one or two digits (lab/LOG.md: 96.7 % against
-67.9 % for a classifier trained on fifty images per class, all of it changed at once).
+the logistic loss with R1, the classes of MNIST do not collapse to one or two digits. A classifier trained on fifty
+images per class then reaches 96.7 %, against 67.9 % without these three changes (lab/LOG.md).
 
 Shapes: N batch, G group, K classes, C channels, H = W image_px.
 """

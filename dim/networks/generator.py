@@ -1,7 +1,7 @@
 """The generator: latents and labels in, images out.
 
-Resize + convolution instead of transposed convolution, because int8 gains little on the latter and checkerboards are
-one thing less to worry about (Odena et al. 2016).
+Resize and convolution instead of transposed convolution: int8 gains little on the latter, and the former makes no
+checkerboard patterns (Odena et al. 2016).
 
 Shapes: N batch, Z latent dimension, K classes, C channels, H = W image_px.
 """

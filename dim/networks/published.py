@@ -1,7 +1,7 @@
 """The published pair of networks (DiM, arXiv 2303.04707; reference code vimar-gu/DiM), for any number of classes.
 
-Nothing is modernised, because these are the baseline. At 32x32 and 3 channels, with the published 196 channels inside,
-the generator has 3,559,363 parameters and the discriminator 3,137,971 with ten classes.
+They are unchanged, because they are the baseline. At 32x32 and 3 channels, with the published 196 channels inside, the
+generator has 3,559,363 parameters and the discriminator 3,137,971 with ten classes.
 
 Shapes: N batch, Z latent dimension, K classes, C channels, H = W image_px.
 """

@@ -1,1 +1,1 @@
-"""A run directory: checkpoints, curves, what a run may take over from another."""
+"""A run directory: checkpoints, curves, and taking over stage 1 of another run."""

@@ -1,4 +1,4 @@
-"""`deployment.json` of a run: the standard deviation of the latents that a bundle of it gets, and how it was chosen."""
+"""`deployment.json` of a run: the standard deviation of its bundle's latents, and how it was chosen."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files of a run, by their paths below its folder: whole or not at all, and never through a link.
+"""Files of a run, by their paths below its folder: written atomically, and never through a link.
 
 The folder itself may be a link. Nothing here imports torch.
 """

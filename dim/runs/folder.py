@@ -1,4 +1,4 @@
-"""A run's folder: made or checked, locked by one process while it is written, errors of the disk in a sentence."""
+"""A run's folder: made or checked, locked while it is written, with errors of the disk as messages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`metrics.jsonl` of a run: what its steps measured, one JSON object a line with `stage`, `step` and numbers.
+"""`metrics.jsonl` of a run: the metrics of its steps, one JSON object per line with `stage`, `step` and numbers.
 
-Nothing is trained by it, so a line that is damaged is passed over.
+Training does not depend on it, so damaged lines are skipped.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a run is made from: configuration and data, as objects and as the run's `config.json`."""
+"""The inputs of a run, configuration and data, as objects and as the run's `config.json`."""
 
 from __future__ import annotations
 

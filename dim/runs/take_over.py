@@ -1,7 +1,7 @@
-"""Begin a run with the finished stage 1 of another, and with its pool where that is the same.
+"""Starts a run from the finished stage 1 of another, and from its pool if the pool's settings are the same.
 
-What stage 2 matches and what is chosen at the end decide nothing about stage 1, so runs that differ there alone need
-not train it twice: on the CPU the result is that of a run from scratch, bit for bit.
+Stage 1 does not depend on the settings of stage 2 and of the choices after it. So runs that differ only there can share
+it: on the CPU the result equals a run from scratch, bit for bit.
 """
 
 from __future__ import annotations

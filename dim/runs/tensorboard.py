@@ -1,4 +1,4 @@
-"""Where the values of a run's steps are written, and TensorBoard's event files."""
+"""Writes the metrics of a run to TensorBoard's event files, and checks the value of `--log`."""
 
 from __future__ import annotations
 

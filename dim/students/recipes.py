@@ -1,4 +1,4 @@
-"""Recipes of students: everything about their training but the images, so that generated and real images get the same.
+"""Recipes of students: everything about their training except the images, the same for generated and real ones.
 
 A recipe is named, read from a `recipe.json`, or chosen on images held out of the training split.
 """

@@ -1,4 +1,4 @@
-"""A bundle in PyTorch's data loaders: fresh images at every pass, or one set that stays.
+"""Datasets of a bundle for PyTorch's data loaders: new images at every pass, or one fixed set.
 
     from torch.utils.data import DataLoader
 

@@ -1,9 +1,9 @@
 """Counts the passes over a dataset, in memory that all loader workers share.
 
-A worker learns of a new pass only by being asked for an iterator, and nothing in the loader's own process hears of it.
-So every worker has a word of its own: how many passes it has begun, and which loader it served. The workers of one
-loader that have begun a pass tell the later ones which it is. Each word has one writer and 64 bits, so no lock is
-needed, and a worker that was stopped before it began leaves the others right.
+A worker learns of a new pass only when it is asked for an iterator; the loader's own process is not told. So every
+worker has its own 64-bit word, with the number of passes that it has begun and the loader that it served. A worker that
+begins a pass reads its number from the words of the workers that began it before. Each word has one writer, so no lock
+is needed, and a worker that was stopped before it began does not disturb the others.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What the two datasets share: the bundle, its teacher, and how a drawn image becomes a tensor."""
+"""Shared by both datasets: the bundle, its teacher, and the conversion of a drawn image to a tensor."""
 
 import os
 from collections.abc import Callable

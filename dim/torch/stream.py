@@ -1,4 +1,4 @@
-"""A stream of a bundle as a PyTorch dataset: every pass has new images, whoever shares it."""
+"""A stream of a bundle as a PyTorch dataset: every pass has new images, divided among workers and ranks."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

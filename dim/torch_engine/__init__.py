@@ -1,1 +1,1 @@
-"""The generator in PyTorch, as a rival for `dim bench`."""
+"""The generator in PyTorch, as an engine and for comparison in `dim bench`."""

@@ -1,6 +1,6 @@
-"""A bundle's ONNX file run by PyTorch, so that an evaluation on a GPU draws its images there without another library.
+"""Runs a bundle's ONNX file in PyTorch, so that an evaluation on a GPU needs no other engine.
 
-It knows the operators that our exporter writes. The deployment has faster engines and never comes here.
+It supports the operators that `dim.export` writes. Deployment does not use it, because other engines are faster.
 
 Shapes: N batch, Z latent dimension, C channels, H, W.
 """

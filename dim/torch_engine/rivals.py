@@ -1,4 +1,4 @@
-"""PyTorch as contenders of `dim bench`: the bundle's own generator, run eagerly, in channels_last and compiled.
+"""PyTorch in `dim bench`: the bundle's generator, run eagerly, in channels_last and compiled.
 
 A bundle holds no PyTorch weights, and speed does not depend on them: the generator is built from the configuration in
 the manifest, with random weights, and ends in the same uint8 NHWC images in host memory as every engine's.

@@ -1,4 +1,4 @@
-"""Edit ONNX graphs: find what makes a value and what reads it, change constants, write a file without chance."""
+"""Edits ONNX graphs: finds producers and readers of a value, changes constants, writes reproducible files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour resizes written so that int8 engines on a CPU are quick at them.
+"""Nearest-neighbour resizes in a form that is fast on int8 engines on a CPU.
 
 Shapes: N batch, C channels, h, w before and H, W after a resize.
 """

@@ -1,7 +1,7 @@
 """`dim bench`: images per second and latency of every engine that works here, ratios from interleaved runs.
 
-Machines are noisy and clocks drift, so contenders take turns: in every round each draws for a moment, and a ratio is
-the median over the rounds of two neighbours in time. `dim.torch_engine.rivals` adds PyTorch as contenders where it is
+Machines are noisy and clocks drift, so engines take turns: in every round each draws for a moment. A ratio is the
+median over the rounds of two neighbours in time. `dim.torch_engine.rivals` adds PyTorch as contenders where it is
 installed; this module imports no torch.
 """
 

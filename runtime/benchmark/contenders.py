@@ -1,4 +1,4 @@
-"""What can be measured by the benchmark: engines here, PyTorch in `dim.torch_engine.rivals`."""
+"""The engines that the benchmark measures; PyTorch is in `dim.torch_engine.rivals`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How much arithmetic one image of a generator is."""
+"""Counts the arithmetic operations of one generated image."""
 
 import math
 from typing import Any

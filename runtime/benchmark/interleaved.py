@@ -1,4 +1,4 @@
-"""Measuring contenders in turns at one batch size after another, so that their ratios come from neighbours in time."""
+"""Measures engines in turns, batch size by batch size, so that ratios compare neighbours in time."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What `benchmark` measures, and for how long."""
+"""The options of `benchmark`: what it measures, and for how long."""
 
 import math
 from collections.abc import Sequence

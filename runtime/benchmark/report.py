@@ -1,4 +1,4 @@
-"""What `dim bench` found out: the rows of its table, its JSON and its chart."""
+"""The results of `dim bench`: its table, its JSON and its chart."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

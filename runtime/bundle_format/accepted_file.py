@@ -1,4 +1,4 @@
-"""`accepted.bin`: which candidates are a bundle's samples (`dim.runtime.sampling.accepted`).
+"""`accepted.bin`: the candidates that a bundle draws (`dim.runtime.sampling.accepted`).
 
 The candidates' key (8 bytes), the number of classes K and of candidates per class M (4 bytes each), all unsigned and
 little-endian; then M / 8 bytes for each class, candidate 8i + j in bit j of byte i, lowest bit first; 1 is accepted.

@@ -1,4 +1,4 @@
-"""Measured accuracy as a manifest holds it: what all rows say is written once, the rest as a table."""
+"""Measured accuracy in a manifest: fields that are equal in all rows are written once, the others as a table."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A bundle in one line of text and in a notebook; what strangers wrote is made harmless."""
+"""Describes a bundle in one line of text and in a notebook; foreign text is cleaned."""
 
 import base64
 from html import escape

@@ -1,4 +1,4 @@
-"""Read one object of a URL: few schemes, at every hop; bounded in size and in time; no secret in a message."""
+"""Reads one object of a URL: few schemes, also after redirects; limited in size and time; no secret in a message."""
 
 import contextlib
 import http.client

@@ -1,4 +1,4 @@
-"""Which class names can be the names of folders on every system."""
+"""Checks which class names can be names of folders on every system."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
-"""The graph contract: which ONNX files an engine is ever shown.
+"""The graph contract: the ONNX files that an engine may load.
 
-Generator: inputs `latents` float32 [N, latent_dim] and `labels` int64 [N], output `images` uint8 [N, H, W, C], made
-by a last Cast. Teacher: input `images` uint8 [N, H, W, C], output `logits` float32 [N, K]. N is symbolic and the same
-name everywhere. The rules behind it are in `graph_rules`.
+Generator: inputs `latents` float32 [N, latent_dim] and `labels` int64 [N], output `images` uint8 [N, H, W, C], made by
+a last Cast. Teacher: input `images` uint8 [N, H, W, C], output `logits` float32 [N, K]. N is symbolic and the same name
+everywhere. The rules behind it are in `graph_rules`.
 """
 
 import hashlib

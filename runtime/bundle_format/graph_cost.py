@@ -1,4 +1,4 @@
-"""How long one image takes on one core, estimated from a graph's shapes, so that no bundle runs for hours.
+"""Estimates from a graph's shapes how long one image takes on one core, so that no bundle runs for hours.
 
 The numbers are nanoseconds of one core of an AMD EPYC under ONNX Runtime, taken from the slowest form found of each
 operator and rounded up.

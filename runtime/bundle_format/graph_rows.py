@@ -1,8 +1,8 @@
-"""Every image depends on its own row alone: no node mixes the rows of a batch, counts them, or knows a row's place.
+"""Checks that every image depends only on its own row: no node mixes or counts rows, or uses a row's position.
 
 A value either has one axis that grows with the batch, in which row n stands at place n, or it is the same for every
-batch. Each operator keeps that under a condition of its own, which is checked here. So a sample is the same at every
-batch size, which no number of trial runs could show.
+batch. Each operator preserves this under its own condition, which is checked here. So a sample is the same at every
+batch size, which test runs alone could not prove.
 """
 
 import math

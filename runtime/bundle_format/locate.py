@@ -1,4 +1,4 @@
-"""Which bundle is meant: by a path, a URL or a name, and when nobody names one."""
+"""Finds the bundle: by a path, a URL or a name, or the default."""
 
 import os
 import shlex

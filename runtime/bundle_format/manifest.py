@@ -1,4 +1,4 @@
-"""The bundle's manifest, `manifest.json`, format version 1: what it holds, how it is written, how it is checked.
+"""The bundle's manifest, `manifest.json`, format version 1: its fields, how it is written and checked.
 
 Two hashes live in it. `manifest_sha256` covers the canonical form of everything else in the file. `content_id` covers
 only what decides which images are drawn: the canonical ONNX file, the classes, the sampling block, `latents.npz` and

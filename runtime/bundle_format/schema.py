@@ -1,4 +1,4 @@
-"""What a manifest may say: the format's limits, and the checks of single fields.
+"""The format's limits, and the checks of a manifest's fields.
 
 The limits bound the memory that a hostile bundle can make a reader spend; a file beyond them is refused first.
 """

@@ -1,1 +1,1 @@
-"""What an engine is, and the engines over ONNX Runtime."""
+"""The engine protocol, and the engines of ONNX Runtime and OpenVINO."""

@@ -1,4 +1,4 @@
-"""What an engine is, what a caller may ask of one, and what an opener gets to work with."""
+"""The protocol of an engine, a caller's options, and the inputs of the function that opens one."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Any number of images from an engine, in runs of bounded memory."""
+"""Draws any number of images from an engine, in calls of bounded memory."""
 
 from collections.abc import Callable
 

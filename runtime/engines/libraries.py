@@ -1,4 +1,4 @@
-"""The one place where an engine's library is imported, with its usage data off.
+"""Imports the engines' libraries, with their usage data turned off; no other module imports them.
 
 ONNX Runtime from 1.29 on writes a device id and a queue of events under the user's cache; OpenVINO's converter reports
 to its maker. Both decide when they are imported.

@@ -1,4 +1,4 @@
-"""ONNX Runtime on all cores: few images share the cores within every operator, many are spread over them.
+"""ONNX Runtime on all cores: for few images, operators are parallel; for many images, each core draws its own.
 
 Operators that share the cores wait for the slower one each time, and some of them run on one core alone. From some
 dozens of images on, every core therefore draws its own pieces, taken from a queue; ONNX Runtime's CPU kernels give the

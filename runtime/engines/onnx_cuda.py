@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA, with every way of falling back in silence shut.
+"""ONNX Runtime on CUDA, without any silent fallback to the CPU.
 
 Measured: ONNX Runtime claims CUDA where there is none and then runs on the CPU, even with `enable_fallback=0`; only
 listing CUDA alone with `session.disable_cpu_ep_fallback` raises. So the driver is asked first, exactly one provider is

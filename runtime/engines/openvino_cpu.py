@@ -1,8 +1,8 @@
-"""OpenVINO on all cores, in fp32 or in bf16: the canonical file, in pieces of as many images each.
+"""OpenVINO on all cores, in fp32 or in bf16: it draws the canonical file in pieces of equal size.
 
-A piece is drawn by one thread, and every piece has as many rows, the last one padded. So neither the number of threads
-nor the batch size shows in the pixels, and OpenVINO compiles for one shape, which made it 1.2 to 1.4 times as fast as
-for any.
+One thread draws each piece, and every piece has the same number of rows; the last one is padded. So pixels depend
+neither on the number of threads nor on the batch size. OpenVINO compiles for this one shape, which made it 1.2 to 1.4
+times as fast as a free one.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""One engine for all threads of a process, and another one in a process that was forked."""
+"""Shares one engine among all threads of a process; a forked process opens its own."""
 
 import os
 import threading

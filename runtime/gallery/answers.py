@@ -1,4 +1,4 @@
-"""What the gallery answers: facts, pictures, and the one thing that it writes, a set."""
+"""The answers of the gallery's server: facts, pictures, and writing a set."""
 
 import shlex
 import threading

@@ -1,4 +1,4 @@
-"""What a page asks for, read from the text of a query and checked."""
+"""Reads and checks the query of a page's request."""
 
 import math
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Which NVIDIA driver and GPUs this machine has, asked of the driver itself through ctypes: no package is needed.
+"""Finds this machine's NVIDIA driver and GPUs, through the driver itself by ctypes; no package is needed.
 
-Every GPU engine asks here first: without a driver the engine libraries answer with errors that say nothing
-(TensorRT for RTX calls good, truncated and flipped plans all invalid), so the driver is looked at before any of them.
+Every GPU engine asks here first: without a driver the engine libraries answer with errors that say nothing (TensorRT
+for RTX calls good, truncated and flipped plans all invalid), so the driver is looked at before any of them.
 """
 
 import ctypes

@@ -1,1 +1,1 @@
-"""Looking at what is there: inspect, verify, doctor, previews, the self test."""
+"""Inspection of bundles and of this machine: inspect, verify, doctor, previews, the self test."""

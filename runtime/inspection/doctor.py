@@ -1,4 +1,4 @@
-"""`dim doctor`: which engines really work here, what was found, what is needed, and the line that mends it."""
+"""`dim doctor`: which engines work here, what was found, what is needed, and the command that fixes it."""
 
 import platform
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What was found about a bundle's images besides what they teach: close to real ones, varied, copied?"""
+"""A summary of the measured properties of a bundle's images: close to real ones, varied, copied."""
 
 from __future__ import annotations
 

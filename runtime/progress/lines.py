@@ -1,4 +1,4 @@
-"""Progress where no bar can be drawn: a line on stderr whenever nothing was printed there for 30 seconds."""
+"""Progress without bars: a line on stderr after every 30 seconds without output."""
 
 import threading
 import time

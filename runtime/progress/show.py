@@ -1,4 +1,4 @@
-"""The protocol of progress, and the choice of who is told.
+"""The protocol of progress, and the choice of what shows it.
 
 Every call that may take long has an argument `progress`:
 

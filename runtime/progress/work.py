@@ -1,4 +1,4 @@
-"""What was last reported of one step of long work, and how people read it."""
+"""The last report of one step of long work, and its text."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,19 +1,20 @@
-"""The sampling contract, version 2: samples are candidates that a classifier was surest of, chosen once for all.
+"""The sampling contract, version 2: samples are the accepted candidates of a bundle.
 
-A bundle has a key of its own. Candidate number a of class c has the latents that version 1 gives sample a of that class
-under this key. Which candidates were accepted is part of the bundle. Sample i of a seed is one of the n accepted ones:
+A bundle has its own key. Candidate number a of class c has the latents that version 1 gives sample a of that class
+under this key. The bundle lists the accepted candidates: those that classifiers recognised with the highest confidence.
+Sample i of a seed is one of the n accepted ones:
 
 - i = round * n + position; the places 0..n-1 are permuted anew in every round, as a function of (seed, class, round);
 - in round 0 it has the candidate's latents; in later rounds they are turned towards the latents that version 1 gives
   sample i of the seed: 24/25 of the candidate's and 7/25 of the fresh ones, which keeps their variance.
 
-So prefixes, shards, batches and machines change nothing, as before; nothing is tried and rejected when drawing.
+So prefixes, shards, batches and machines change nothing, as in version 1, and drawing rejects no sample.
 
 The permutation is a Feistel network of six rounds on pairs (Black and Rogaway, "Ciphers with arbitrary finite domains",
-CT-RSA 2002). With a the least integer whose square is at least n, and b = ceil(n / a), a place is the pair
-(left, right) = (place // b, place % b). Rounds 0, 2 and 4 add word 0 of the counter (right, STREAM_PLACES + round of
-the network, class, round) to left, modulo a; rounds 1, 3 and 5 add that of (left, ...) to right, modulo b. A result of
-n or more goes through all six rounds again.
+CT-RSA 2002). With a the least integer whose square is at least n, and b = ceil(n / a), a place is the pair (left,
+right) = (place // b, place % b). Rounds 0, 2 and 4 add word 0 of the counter (right, STREAM_PLACES + round of the
+network, class, round) to left, modulo a; rounds 1, 3 and 5 add that of (left, ...) to right, modulo b. A result of n or
+more goes through all six rounds again.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How many images of each class a set holds: from images per class, a ratio, a total or a list by class."""
+"""Counts the images of each class in a set, from images per class, a ratio, a total or a list by class."""
 
 import math
 from collections.abc import Mapping, Sequence

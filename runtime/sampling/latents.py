@@ -1,13 +1,13 @@
-"""The sampling contract, version 1: which latents, in which order, for which (seed, class, index).
+"""The sampling contract, version 1: the latents of (seed, class, index), and the order of a set.
 
 A sample is a pure function of (bundle, seed, class, index), so a smaller set is a prefix of a larger one, and batch
 size, worker count, shards and interruptions change nothing.
 
-Latents: Philox block b of the counter (b, STREAM_LATENTS, class, index) gives latents 4b to 4b+3 by Box-Muller:
-u = (word + 0.5) / 2^32; the pairs (w0, w1) and (w2, w3) give r cos(2 pi u1) and r sin(2 pi u1) with
-r = sqrt(-2 ln u0), in float64, times `latent_std`, rounded once to float32. Processors and libraries may differ in the
-last bit of a float64 logarithm: NumPy's AVX-512 code and its plain code do, yet none of 128,000,000 latents differed.
-Order: index-major, so that every prefix of a set is balanced.
+Latents: Philox block b of the counter (b, STREAM_LATENTS, class, index) gives latents 4b to 4b+3 by Box-Muller: u =
+(word + 0.5) / 2^32; the pairs (w0, w1) and (w2, w3) give r cos(2 pi u1) and r sin(2 pi u1) with r = sqrt(-2 ln u0), in
+float64, times `latent_std`, rounded once to float32. Processors and libraries may differ in the last bit of a float64
+logarithm: NumPy's AVX-512 code and its plain code do, yet none of 128,000,000 latents differed. Order: index-major, so
+that every prefix of a set is balanced.
 """
 
 import math

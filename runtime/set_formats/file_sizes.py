@@ -1,4 +1,4 @@
-"""How large the files of a part can get, so that a shard keeps below the bytes that were asked for."""
+"""Bounds the size of a part's files, so that a shard stays below the requested bytes."""
 
 import json
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""What every writer of a part has in common: the batch it takes, the record it leaves, its files' names."""
+"""Shared by the writers of parts: the batch they take, the record they leave, the names of files."""
 
 import contextlib
 import hashlib

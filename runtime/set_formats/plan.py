@@ -1,4 +1,4 @@
-"""The plan of a training set: everything that decides its bytes, fixed before the first image is drawn.
+"""The plan of a training set: everything that determines its bytes, fixed before the first image is drawn.
 
 A set is cut into parts of `part_images` images in the set's order. A part is the unit of work, of resuming and of
 `--shard i/n` (part p belongs to shard p mod n), so which worker makes it changes nothing.

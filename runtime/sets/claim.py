@@ -1,4 +1,4 @@
-"""How a set is claimed in its place: resumed, begun, or begun instead of another one, while nobody else does so."""
+"""Claims the place of a set under a lock: resumes it, begins it, or begins it instead of another one."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What lies in the place of a set: the one asked for, another one, foreign files; what is in the way of a new one."""
+"""Lists the contents of a set's place: the requested set, another one, foreign files, and what blocks a new one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

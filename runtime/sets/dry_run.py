@@ -1,4 +1,4 @@
-"""What `generate` would do, told without writing anything: images, bytes, time, and what it would refuse."""
+"""Says what `generate` would do without writing anything: images, bytes, time, and what it would refuse."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

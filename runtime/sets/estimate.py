@@ -1,4 +1,4 @@
-"""What a set will take, told before it is made from a few images that are drawn and encoded."""
+"""Estimates the bytes and the time of a set from a few images that are drawn and encoded."""
 
 import math
 import time

@@ -1,7 +1,7 @@
-"""Which parts of a set are finished: the record fits the plan, the files are there and, where asked, fit their hash.
+"""Finds the finished parts of a set: the record fits the plan, the files exist and, if asked, match their hashes.
 
-In a folder the sizes of every part are looked at, which costs nothing. Hashes are for the newest parts of a set that is
-resumed, the ones that a power cut may have reached, and for all of them where the caller asks.
+In a folder the sizes of all parts are checked, which is cheap. When a set is resumed, the newest parts are hashed,
+because a power cut may have damaged them; all parts are hashed if the caller asks.
 """
 
 from collections.abc import Iterable, Iterator

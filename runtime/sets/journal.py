@@ -1,4 +1,4 @@
-"""`dataset.json` and the journal: what a set is to hold, and what of it is there.
+"""`dataset.json` and the journal: the plan of a set, and its finished parts.
 
 `dataset.json` holds the plan from the start and, once every part is done, what was written, with hashes. Until then
 `.dim/parts/` holds one record per finished part, so that workers share nothing; whoever finds the last part done

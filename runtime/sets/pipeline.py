@@ -1,8 +1,8 @@
-"""Engine, encoders and disk at work at the same time, with a bounded number of images on the way.
+"""Runs engine, encoders and disk at the same time, with a bounded number of images in memory.
 
 One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. A fixed number of
-batches is on the way, so memory does not grow with the set; the first error stops all three. Of a set of
-more than a few images the threads have the PNG files made by processes, and write what comes back in the meantime.
+batches is on the way, so memory does not grow with the set; the first error stops all three. Of a set of more than a
+few images the threads have the PNG files made by processes, and write what comes back in the meantime.
 
 Parts of many small files need the disk to hold them before they get their final names. One flush then serves all parts
 that were written since the last one, and the next comes no sooner than after ten times the time that it took.

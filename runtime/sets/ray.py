@@ -1,4 +1,4 @@
-"""`generate` on Ray: one task per shard, wherever Ray puts it, each as `generate(shard=(i, n))` anywhere else.
+"""`generate` on Ray: one task per shard, each the same as `generate(shard=(i, n))`.
 
 The tasks share a plan, a journal and nothing else. One whose process dies is started again by Ray and finds in the
 journal what is finished.

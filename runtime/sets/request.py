@@ -1,4 +1,4 @@
-"""What a caller wants of a set, and how it becomes a plan once bundle and engine are known."""
+"""A caller's request for a set, and the plan made from it once bundle and engine are known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

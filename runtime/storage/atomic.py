@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Writes files and folders atomically: they appear whole or not at all."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""Files and folders below a folder, opened without following a link: what a stranger left there leads nowhere else.
+"""Opens files and folders below a folder without following links, so that they cannot lead elsewhere.
 
 The folder itself is the caller's choice and may be a link; names below it are walked with `openat` and `O_NOFOLLOW`.
 Every call that finds a link raises OutputError, and OSError as the system's own call would.

@@ -1,4 +1,4 @@
-"""What a user reads when the place of a set is full, gone or refuses to be written."""
+"""Error messages for a set's place that is full, missing or not writable."""
 
 import errno
 import os

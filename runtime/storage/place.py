@@ -1,4 +1,4 @@
-"""Opens the place of a set, a local folder or a URL, and asks what a `Store` does not say: room, rights, errors."""
+"""Opens the place of a set, a local folder or a URL, and finds its free space, rights and errors."""
 
 import contextlib
 import errno

@@ -1,7 +1,7 @@
 """This user's private cache: engines built here, and what was already checked.
 
-Whatever lies in it is trusted, so it must belong to this user and be closed to everybody else. One in which others
-could write is not used, because what lies there now may be theirs.
+Its contents are trusted, so it must belong to this user and be closed to everybody else. If others could write to it,
+it is not used, because its files may be theirs.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Read JSON that a stranger wrote, and write JSON whose bytes depend on its meaning only."""
+"""Reads JSON from untrusted sources, and writes JSON whose bytes depend only on its content."""
 
 import json
 import math

@@ -1,8 +1,8 @@
-"""Does a compiled engine draw what the fp32 ONNX file draws, at its least, optimum and most images per call?
+"""Checks that a compiled engine draws the images of the fp32 ONNX file, at its least, optimum and most images per call.
 
-A few samples fill a batch of any size by repetition. So one run shows two things: the first copies are compared with
-ONNX, and all other copies must be equal to the first to the last bit (TensorRT 11.1 drew different images for
-identical rows of one batch, issue 4813).
+A few samples are repeated to fill a batch of any size. The first copies are compared with the ONNX file, and all other
+copies must equal the first bit for bit (TensorRT 11.1 drew different images for identical rows of one batch, issue
+4813).
 """
 
 from collections.abc import Callable

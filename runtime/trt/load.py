@@ -1,7 +1,7 @@
-"""Load a compiled plan, and say in one sentence why it does not load.
+"""Loads a compiled plan, or explains in one message why it does not load.
 
-TensorRT has no preflight: it returns nothing and logs. TensorRT for RTX judges a plan first, but only where there is
-a driver; the caller has looked for one before.
+TensorRT has no preflight: it returns nothing and logs. TensorRT for RTX judges a plan first, but only where there is a
+driver; the caller has looked for one before.
 """
 
 from typing import Any

@@ -1,1 +1,1 @@
-"""Which image is of which class and split: from folders, tables and labels."""
+"""Finds the class and the split of every image, from folders, tables and labels."""

@@ -1,4 +1,4 @@
-"""What stands beside the images in a set that `dim generate` wrote: the class names in order."""
+"""Reads the class names, in order, of a set that `dim generate` wrote."""
 
 import json
 from dataclasses import replace

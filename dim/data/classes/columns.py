@@ -1,4 +1,4 @@
-"""Which column of a table or dataset holds the images, and which the labels."""
+"""Finds the columns of images and labels in a table or dataset."""
 
 from collections.abc import Iterable
 

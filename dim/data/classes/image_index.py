@@ -1,4 +1,4 @@
-"""Finds images by what a table calls them."""
+"""Finds images by the names that a table gives them."""
 
 from collections import defaultdict
 from collections.abc import Iterable

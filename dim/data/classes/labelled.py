@@ -1,4 +1,4 @@
-"""Images whose label and split are told one by one, in a table or beside each, to a layout."""
+"""Makes a layout from images that each have a label and a split, in a table or in a file beside them."""
 
 import re
 from collections.abc import Iterable

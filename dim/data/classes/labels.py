@@ -1,4 +1,4 @@
-"""Labels as people write them, integers, text or one-hot rows, to int64 labels from 0 and class names."""
+"""Turns labels (integers, text or one-hot rows) into int64 labels from 0 and class names."""
 
 from collections.abc import Sequence
 from typing import Any

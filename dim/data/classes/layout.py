@@ -1,4 +1,4 @@
-"""Where the splits and the classes of a tree of image files lie.
+"""Finds the splits and the classes in a tree of image files.
 
 Read without a question: `train/<class>/*` beside `test/<class>/*`, and `<class>/*` alone. Split folders are known by
 their usual names in any case (`Train`, `TESTING`, `train_images`, `val`). A single top folder is looked through. Trees

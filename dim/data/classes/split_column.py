@@ -1,4 +1,4 @@
-"""Which column of a table or dataset says the split of every row."""
+"""Finds the column of splits in a table or dataset."""
 
 import re
 from collections.abc import Callable, Iterable

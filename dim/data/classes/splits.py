@@ -1,4 +1,4 @@
-"""Which splits of a source that names them become the training and the test split."""
+"""Chooses the training and the test split among the named splits of a source."""
 
 from collections.abc import Iterable
 

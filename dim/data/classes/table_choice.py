@@ -1,4 +1,4 @@
-"""Which tables the labels come from, where several name images: one alone, or several that are parts of one set."""
+"""Chooses the tables that labels come from if several name images: one, or several that are parts of one set."""
 
 import re
 from collections.abc import Iterable

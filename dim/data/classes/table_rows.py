@@ -1,4 +1,4 @@
-"""The rows of a table beside the images: CSV, TSV, JSON or JSON Lines, in UTF-8 or in what its byte-order mark says."""
+"""Reads the rows of a table: CSV, TSV, JSON or JSON Lines, in UTF-8 or the encoding of its byte-order mark."""
 
 import codecs
 import csv

@@ -1,4 +1,4 @@
-"""Splits that a table says of images whose classes are those of folders."""
+"""Splits from a table, for images whose classes come from folders."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Tables that say which image is of which class: CSV, TSV, JSON and JSON Lines beside the images.
+"""Tables of images and their classes: CSV, TSV, JSON and JSON Lines beside the images.
 
 Declared tables are read whatever the folders are called: `metadata.csv`, `.tsv` or `.jsonl` with a column `file_name`
 (Hugging Face), one in each split's folder or one for all, and `dataset.json` with `labels` (StyleGAN). Other tables

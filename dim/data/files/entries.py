@@ -1,4 +1,4 @@
-"""What the readers of folders and archives give: entries with checked paths."""
+"""Entries with checked paths, which the readers of folders and archives yield."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

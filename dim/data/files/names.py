@@ -1,4 +1,4 @@
-"""What the names of files and folders say: which are images, and which nobody meant to be there."""
+"""Recognises by name which files are images, and which a file manager or a storage device left behind."""
 
 import re
 from collections.abc import Iterable

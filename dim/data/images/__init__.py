@@ -1,1 +1,1 @@
-"""Pixels of any kind to uint8 images of one size, decoded once and kept."""
+"""Converts pixels of any kind to uint8 images of one size, and caches large decoded sets."""

@@ -1,4 +1,4 @@
-"""Arrays of pixels as people keep them, NHWC or NCHW, bytes, whole numbers or floats, to uint8 NHWC."""
+"""Converts arrays of pixels (NHWC or NCHW; bytes, integers or floats) to uint8 NHWC."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,8 +1,8 @@
-"""Encoded image files with labels, whatever they come from, to arrays: two passes over one sequence of files.
+"""Decodes labelled image files of any source to arrays, in two passes over the files.
 
 The first pass reads every header, so that size, channels and memory are known; the second decodes. Files of up to
-`MAX_KEPT_BYTES` together are kept between the two, which saves unpacking an archive twice. All that is wrong with a
-source is told at once.
+`MAX_KEPT_BYTES` together are kept between the two, which saves unpacking an archive twice. All faults of a source are
+reported at once.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The size and the channels of a set's images: how they are chosen, and how images reach them."""
+"""Chooses the size and the channels of a set's images, and converts images to them."""
 
 from collections import Counter
 

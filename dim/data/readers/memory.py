@@ -1,4 +1,4 @@
-"""Images that are in memory already: arrays, datasets of PyTorch, datasets of the library `datasets`."""
+"""Reads data that is already in memory: arrays, PyTorch datasets, Hugging Face datasets."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A bundle as a dataset: its stream, replayed at a chosen size, stands for images that are no longer there."""
+"""A bundle as a dataset: images drawn from its stream replace originals that are no longer available."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Does a generator copy its training images? Distances, near duplicates and a membership test.
 
-All compare with images that the generator has not seen. A generator that draws plain images is close to everything, to
-its training images and to others; only one that copies is closer to its training images.
+All compare with images that the generator has not seen. A generator that draws plain images is close to all real
+images; only one that copies is closer to its training images.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Features in which images are compared: those of a classifier trained here on real images, or of a given function.
 
-A tenth of the training split is kept from the classifier. A generator has seen that part and the classifier has not, as
-it has not seen the test split: in these features, training and test images differ by nothing but chance.
+A tenth of the training split is held out from the classifier and used as the training images of the comparison. The
+classifier has seen neither these nor the test split, so in its features the two differ only by chance.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """How close generated images are to real ones and how varied: FD, KID, precision, recall, density and coverage.
 
-All take features; what they mean depends on the extractor, so a number without its name means nothing.
+All take features. Their values depend on the feature extractor, so its name must be given with them.
 
 Shape legend: N, M images, D features.
 """
