@@ -1,7 +1,7 @@
 """Chooses the engine.
 
 `auto` takes the first that works of TensorRT, TensorRT for RTX, ONNX Runtime on CUDA, ONNX Runtime on the CPU, OpenVINO
-on the CPU, and never changes the precision; only OpenVINO draws bf16. There is no silent fallback: every skipped engine
+on the CPU. It never changes the precision; only OpenVINO draws bf16. There is no silent fallback: every skipped engine
 is named with its reason, and `device="gpu"` never runs on the CPU.
 """
 

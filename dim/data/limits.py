@@ -1,11 +1,11 @@
 """The limits under which source data is read; every reader of `dim.data` keeps them.
 
-A dataset may come from a stranger. These figures bound what one file can cost before it is refused. What `load_data`
-holds at once is bounded by: four times `MAX_SET_BYTES` (arrays as they are read, split, made grey and resized; a tree
-of image files is decoded straight to its final size and needs it twice), 24 bytes per pixel of `MAX_IMAGE_PIXELS`
+A dataset may come from a stranger. These figures limit what one file can cost before it is refused. The memory of
+`load_data` is at most the sum of: four times `MAX_SET_BYTES` (arrays as they are read, split, made grey and resized; a
+tree of image files is decoded straight to its final size and needs it twice), 24 bytes per pixel of `MAX_IMAGE_PIXELS`
 (large images are decoded one at a time), `MAX_KEPT_BYTES` and `MAX_QUEUED_BYTES` of files not yet decoded,
-`MAX_DECODER_BYTES`, and about 1 KB per member listed. Nothing is allocated because a header promises it: arrays grow
-with the bytes that really arrive, and a tree is allocated after its files' headers were read.
+`MAX_DECODER_BYTES`, and about 1 KB per member listed. No header alone causes an allocation: arrays grow with the bytes
+that arrive, and a tree is allocated after its files' headers were read.
 """
 
 MIN_IMAGE_PX = 8

@@ -1,8 +1,8 @@
 """Images of a bundle's stream, drawn once for all students of one seed.
 
-A stream of ten images per class is the beginning of one of fifty, and every network sees the same images. So what one
-student had drawn is kept in a file until the evaluation ends, and the next student draws on from there. Jobs share the
-file under its lock.
+A stream of ten images per class is the beginning of one of fifty, and every network sees the same images. So the images
+drawn for one student are kept in a file until the evaluation ends, and the next student continues from there. Jobs
+share the file under its lock.
 
 Shape legend: K classes, H = W image_px, C channels.
 """

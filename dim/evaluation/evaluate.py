@@ -1,9 +1,9 @@
 """Evaluates bundles: fresh classifiers are trained on generated images and tested once on real ones.
 
-Every generated row has controls, trained in the same run by the same recipe with the same seeds: random real images at
-equal images per class, real images at equal steps (the upper limit of `stream`), the best compressed archive of real
-images in at most the generator's bytes, and other bundles. Every student has its own file. So an interruption loses at
-most one student, and a table can be made at any time.
+Every generated row has controls, trained in the same run by the same recipe with the same seeds. They are random real
+images at equal images per class, real images at equal steps (the upper limit of `stream`), the best compressed archive
+of real images in at most the generator's bytes, and other bundles. Every student has its own file. So an interruption
+loses at most one student, and a table can be made at any time.
 """
 
 import time

@@ -1,9 +1,9 @@
 """Compiled classifiers: `torch.compile` on a CPU for the networks in which it pays, those with instance norm.
 
-One function is compiled for all of them: new students of the same network and size run the code of the first, and so
-do batches of any number of images. The code lies in the private cache, so another process need not make it again.
-Whether to compile is decided by a probe before anything is trained, and a later failure is an error: no network is ever
-trained partly by compiled and partly by plain code.
+One function is compiled for all of them: new students of the same network and size run the code of the first, and so do
+batches of any number of images. The private cache keeps the code for other processes. Whether to compile is decided by
+a probe before anything is trained, and a later failure is an error: no network is ever trained partly by compiled and
+partly by plain code.
 
 Generators and discriminators are not compiled: convolutions are nearly all of their steps, R1 differentiates twice,
 which compiled graphs do not support, and the rest of a step became slower (lab/LOG.md).

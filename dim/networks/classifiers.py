@@ -2,8 +2,9 @@
 
 Widths and depths follow the reference code of the field: ConvNet-3 of Dataset Condensation (Zhao et al., 2021), the
 CIFAR ResNets and average-pooled ResNets of IDC and DiM (`-half`: 32 base channels, 2.80 M parameters for ResNet-18)
-beside the standard ones (64 base channels, 11.17 M). As there, ConvNet-3 normalises every image and channel by itself
-and the others use BatchNorm: instance statistics of the 2x2 maps these reach on small images would erase the image.
+beside the standard ones (64 base channels, 11.17 M). As there, ConvNet-3 normalises every image and channel separately,
+and the others use BatchNorm: on small images their last maps have 2x2 pixels, and instance statistics of those would
+erase the image.
 
 Every network takes normalised float images and has `features(images_NCHW) -> features_ND` and `forward -> logits_NK`.
 

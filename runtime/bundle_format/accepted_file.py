@@ -1,7 +1,8 @@
 """`accepted.bin`: the candidates that a bundle draws (`dim.runtime.sampling.accepted`).
 
-The candidates' key (8 bytes), the number of classes K and of candidates per class M (4 bytes each), all unsigned and
-little-endian; then M / 8 bytes for each class, candidate 8i + j in bit j of byte i, lowest bit first; 1 is accepted.
+The file holds unsigned little-endian integers: the candidates' key (8 bytes), the number of classes K and of candidates
+per class M (4 bytes each). M / 8 bytes for each class follow. Candidate 8i + j is bit j of byte i, lowest bit first; 1
+is accepted.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """Read the files of a bundle without trusting them, and write a bundle so that it is never half-made.
 
-Reading: every folder on the way is opened without following links, the file must be a plain file of the recorded size,
-and its bytes are read once, hashed, and handed on; no engine opens a path itself, so nothing can change in between.
+Reading: every folder on the way is opened without following links, and the file must be a plain file of the recorded
+size. Its bytes are read once, hashed, and passed on. No engine opens a path itself, so nothing can change in between.
 Writing: a complete folder is built under a temporary name beside the destination and then takes its place.
 """
 

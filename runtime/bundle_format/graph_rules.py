@@ -1,8 +1,8 @@
 """The rules behind the graph contract, over parsed ONNX.
 
-Every value inside must have a shape that follows from the file alone and grows in step with the batch, so the memory
-and the time of one image are bounded before an engine runs anything. Sizes are checked node by node, and the check
-stops at the first that is too large, so the check is bounded as well.
+The file alone must determine the shape of every value, and shapes grow in proportion to the batch. So the memory and
+the time of one image are bounded before an engine runs anything. Sizes are checked node by node, and the check stops at
+the first that is too large, so the check is bounded as well.
 """
 
 import math

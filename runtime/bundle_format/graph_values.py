@@ -1,8 +1,8 @@
 """Finds the type of every value in a graph, its shape for two batch sizes, and its numbers where shapes need them.
 
-Values are followed node by node, and the size of each is checked before the next node is looked at, so a file of two
-kilobytes cannot make the check itself large. Only arrays of a few numbers are ever computed; they stay linear in the
-batch size, so two batch sizes tell what they are at any other.
+Values are computed node by node, and the size of each is checked before the next node. So a file of two kilobytes
+cannot make the check itself large. Only arrays of a few numbers are ever computed; they stay linear in the batch size,
+so two batch sizes tell what they are at any other.
 """
 
 import math

@@ -1,8 +1,8 @@
 """ONNX Runtime on all cores: for few images, operators are parallel; for many images, each core draws its own.
 
-Operators that share the cores wait for the slower one each time, and some of them run on one core alone. From some
-dozens of images on, every core therefore draws its own pieces, taken from a queue; ONNX Runtime's CPU kernels give the
-same pixels in pieces of any size and on any number of threads.
+Parallel operators wait for the slowest core each time, and some operators run on one core only. So with some dozens of
+images or more, every core draws its own pieces, taken from a queue. ONNX Runtime's CPU kernels give the same pixels in
+pieces of any size and on any number of threads.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """Finds this machine's NVIDIA driver and GPUs, through the driver itself by ctypes; no package is needed.
 
-Every GPU engine asks here first: without a driver the engine libraries answer with errors that say nothing (TensorRT
-for RTX calls good, truncated and flipped plans all invalid), so the driver is looked at before any of them.
+Every GPU engine checks the driver here first. Without a driver the engine libraries give misleading errors: TensorRT
+for RTX calls every plan invalid, good or damaged.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A grid of images with the class names beside its rows, large enough to see, on a transparent ground."""
+"""Draws an enlarged grid of images, with class names beside the rows, on a transparent background."""
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@ A bundle has its own key. Candidate number a of class c has the latents that ver
 under this key. The bundle lists the accepted candidates: those that classifiers recognised with the highest confidence.
 Sample i of a seed is one of the n accepted ones:
 
-- i = round * n + position; the places 0..n-1 are permuted anew in every round, as a function of (seed, class, round);
+- i = round * n + position; the places 0..n-1 are permuted in every round, as a function of (seed, class, round);
 - in round 0 it has the candidate's latents; in later rounds they are turned towards the latents that version 1 gives
   sample i of the seed: 24/25 of the candidate's and 7/25 of the fresh ones, which keeps their variance.
 

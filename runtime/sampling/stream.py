@@ -1,8 +1,8 @@
 """An endless or bounded sequence of fresh batches, drawn ahead in a background thread.
 
 Epoch e holds indices e*ipc to (e+1)*ipc-1 of every class. Its images in index-major order are shuffled by
-`permutation(seed, epoch, n)`; shard (i, n) takes the positions p of the shuffled epoch with p % n == i, in order, and
-cuts them into batches; the last, short one is kept. Nothing here depends on the batch size, the number of shards or the
+`permutation(seed, epoch, n)`. Shard (i, n) takes the positions p of the shuffled epoch with p % n == i, in order, and
+cuts them into batches. The last, short one is kept. Nothing here depends on the batch size, the number of shards or the
 time at which a batch is made.
 """
 

@@ -1,9 +1,9 @@
 """PNG encoders in processes of their own, each behind two pipes.
 
 Most of what Pillow does for a small image holds Python's lock, so encoding threads of one process wait for each other
-and for whoever writes files. A process for each encoder ends that. It runs `png_pixels.py`, not a copy of this program,
-so neither the engine nor a caller's main module is loaded twice, and it ends with its pipe when this process ends,
-however that ends. Where no process can be had, or one was killed, images are encoded here: the bytes are the same.
+and for whoever writes files. A process for each encoder avoids that. It runs `png_pixels.py`, not a copy of this
+program, so neither the engine nor a caller's main module is loaded twice. It ends when its pipe closes, also if this
+process is killed. If no process can be started, or one was killed, images are encoded here, with the same bytes.
 """
 
 import contextlib

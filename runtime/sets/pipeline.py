@@ -1,8 +1,8 @@
 """Runs engine, encoders and disk at the same time, with a bounded number of images in memory.
 
-One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. A fixed number of
-batches is on the way, so memory does not grow with the set; the first error stops all three. Of a set of more than a
-few images the threads have the PNG files made by processes, and write what comes back in the meantime.
+One thread draws batches, a pool of threads encodes them, the caller's thread writes them in order. The number of
+batches in memory is fixed, so memory does not grow with the set. The first error stops all three. For sets of more than
+a few images, the threads let separate processes encode PNG.
 
 Parts of many small files need the disk to hold them before they get their final names. One flush then serves all parts
 that were written since the last one, and the next comes no sooner than after ten times the time that it took.

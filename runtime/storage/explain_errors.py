@@ -1,4 +1,4 @@
-"""Error messages for a set's place that is full, missing or not writable."""
+"""Error messages for a folder or bucket of a set that is full, missing or not writable."""
 
 import errno
 import os

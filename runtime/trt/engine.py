@@ -1,9 +1,9 @@
 """Run a compiled TensorRT or TensorRT for RTX plan; no torch.
 
 A batch goes: pinned latents and labels -> device -> plan -> device images -> pinned images. Every batch is padded to
-one constant size, so shapes and addresses never change: they are set once, the launches of the plan are replayed from
-a CUDA graph, and slots of pinned memory let the copy of one batch overlap with the computing of the next. The host
-waits once per batch, for the pixels.
+one constant size, so shapes and addresses never change and are set once. A CUDA graph replays the launches of the plan.
+Slots of pinned memory let the copy of one batch overlap with the computing of the next. The host waits once per batch,
+for the pixels.
 """
 
 import threading

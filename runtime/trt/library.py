@@ -1,7 +1,7 @@
 """TensorRT and TensorRT for RTX behind one handle: the same API in two Python modules.
 
-Both keep one logger per process and ignore every later one, so one logger is made per module and lives for ever;
-whoever builds or loads an engine takes what was logged meanwhile with `TrtLibrary.take_messages`.
+Both keep the first logger of a process and ignore later ones. So one logger is made per module and kept. After building
+or loading an engine, `TrtLibrary.take_messages` returns what was logged.
 """
 
 import re

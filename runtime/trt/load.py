@@ -1,7 +1,7 @@
 """Loads a compiled plan, or explains in one message why it does not load.
 
-TensorRT has no preflight: it returns nothing and logs. TensorRT for RTX judges a plan first, but only where there is a
-driver; the caller has looked for one before.
+TensorRT cannot check a plan before loading: it returns nothing and logs. TensorRT for RTX can, but only with a driver;
+the caller has checked for one before.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Keep what TensorRT for RTX compiles on this GPU beside the engine, so that the next start is fast.
 
-The cache holds compiled code, so it lives in the user's private cache, never in a bundle; the library itself checks
+The cache holds compiled code, so it is kept in the user's private cache, never in a bundle. The library itself checks
 that it fits the version, the GPU and the driver, and refuses it otherwise.
 """
 

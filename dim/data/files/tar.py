@@ -1,7 +1,7 @@
 """Tar archives, plain, gzipped or xz-compressed, read forwards by `tarfile` under limits.
 
-`tarfile` sees the archive through `_BoundedStream`, which counts every byte and bounds the headers of each member, so
-that neither a header of any length nor any number of chained headers costs memory.
+`tarfile` sees the archive through `_BoundedStream`, which counts every byte and limits the headers of each member. So
+neither long nor chained headers cost memory.
 """
 
 import gzip

@@ -1,11 +1,11 @@
-"""Large sets are decoded once: their images stay in the cache as a memory-mapped file, and the next command opens it.
+"""Decodes large sets once: their images stay in the cache as a memory-mapped file, which the next command opens.
 
-An entry is known by what the source holds (paths, inodes, sizes and times of change of all its files, those with
-labels too, or the commit of a dataset of the Hub), by the options that it was read with and by the version of Pillow.
-So a changed source is decoded again, also where files were moved or their times were set back. So is one whose entry
-was written to after it was finished; what is written while a process reads it goes unnoticed.
-Entries lie in `decoded` beside the downloads and may be deleted at any time. One that was interrupted keeps what is
-decoded, and the next command goes on. While one process decodes a set, others wait for it.
+The key of an entry has three parts. They are the source's contents (paths, inodes, sizes and times of change of all its
+files, label files too, or the commit of a dataset of the Hub), the options that it was read with, and the version of
+Pillow. So a changed source is decoded again, also if files were moved or their times were set back. So is one whose
+entry was written to after it was finished. Writing to an entry while a process reads it is not detected. Entries lie in
+`decoded` beside the downloads and may be deleted at any time. One that was interrupted keeps what is decoded, and the
+next command goes on. While one process decodes a set, others wait for it.
 
 Entries that were not used for longest go first when all together would pass `limit_bytes`, or when the disk has no room
 for a new one. A set larger than the limit is not kept.

@@ -3,8 +3,8 @@
 Layout: www.cs.toronto.edu/~kriz/cifar.html. A row of 3,072 bytes is one 32x32 image, channel by channel. The binary
 version of CIFAR-100 puts the coarse label before the fine one; the fine one is used.
 
-The files of the Python version are pickles. One is loaded only where its MD5 sum is that of the official file, and by
-an unpickler that knows NumPy's array constructors and nothing else; any other pickle is refused unread.
+The files of the Python version are pickles. One is loaded only if its MD5 sum is that of the official file, and by an
+unpickler that knows only NumPy's array constructors. Any other pickle is refused unread.
 """
 
 import hashlib

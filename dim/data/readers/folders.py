@@ -1,8 +1,8 @@
 """Trees of image files, on disk or in an archive; `dim.data.classes` finds their classes by folders or tables.
 
 Class folders are sorted by name, images by path, whatever the order of the archive. Images may lie in folders below
-their class. Hidden files and what file managers leave behind are passed over; text files beside images are, too, and
-said; anything else in a class folder must be an image.
+their class. Hidden files and files left by file managers are skipped. Text files beside images are skipped with a
+message. Anything else in a class folder must be an image.
 """
 
 import re

@@ -1,9 +1,10 @@
 """Arrays in NumPy's files, NPZ and NPY, read without pickle and without trusting their headers.
 
-An `.npz` holds images and labels by the names that people give them (`images` and `labels`, `x_train` and `y_train`,
-`data` and `target`, ...) or by those that the user names, a test split beside, and `classes`, text `[K]`. What both may
-be stands in `dim.data.images.arrays` and `dim.data.classes.labels`. The header of each array is matched against the one
-form that NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are refused.
+An `.npz` holds images and labels under their usual names (`images` and `labels`, `x_train` and `y_train`, `data` and
+`target`, ...) or those that the user gives. It may hold a test split and `classes`, text `[K]`.
+`dim.data.images.arrays` and `dim.data.classes.labels` describe the allowed arrays. The header of each array is matched
+against the one form that NumPy writes (numpy.lib.format, versions 1 to 3); objects, which would need pickle, are
+refused.
 """
 
 import math
