@@ -7,58 +7,39 @@ is named with its reason, and `device="gpu"` never runs on the CPU.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from dim.runtime.bundle_format.manifest import Manifest, onnx_name
 from dim.runtime.cores import find_bf16_instructions
 from dim.runtime.engines.base import Engine, EngineOptions, EngineRequest
-from dim.runtime.engines.names import ENGINES, draws_in
+from dim.runtime.engines.names import ENGINES, OFFERED_ENGINES, draws_in
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, EngineError, MissingExtraError, ParityError
 from dim.runtime.gpu.driver import Driver, find_driver, has_nvidia_hardware, require_gpu
 from dim.runtime.messages import say_to_log
 
 
-def _open_plan(format: str, request: EngineRequest) -> Engine:
+def _open(name: str, request: EngineRequest) -> Engine:
+    """Open an engine by its name; its library is imported only now."""
+    if name == "onnxruntime-cuda":
+        from dim.runtime.engines.onnx_cuda import CudaEngine
+
+        return CudaEngine(request)
+    if name == "onnxruntime-cpu":
+        from dim.runtime.engines.onnx_cpu import OnnxEngine
+
+        return OnnxEngine(request)
+    if name == "openvino-cpu":
+        from dim.runtime.engines.openvino_cpu import OpenVinoEngine
+
+        return OpenVinoEngine(request)
+    if name == "fake":
+        from dim.runtime.engines.fake import FakeEngine
+
+        return FakeEngine(request.manifest)
     from dim.runtime.trt.open import open_trt_engine
 
-    return open_trt_engine(request, format)
-
-
-def _open_onnx_cuda(request: EngineRequest) -> Engine:
-    from dim.runtime.engines.onnx_cuda import CudaEngine
-
-    return CudaEngine(request)
-
-
-def _open_onnx_cpu(request: EngineRequest) -> Engine:
-    from dim.runtime.engines.onnx_cpu import OnnxEngine
-
-    return OnnxEngine(request)
-
-
-def _open_openvino(request: EngineRequest) -> Engine:
-    from dim.runtime.engines.openvino_cpu import OpenVinoEngine
-
-    return OpenVinoEngine(request)
-
-
-def _open_fake(request: EngineRequest) -> Engine:
-    from dim.runtime.engines.fake import FakeEngine
-
-    return FakeEngine(request.manifest)
-
-
-# A new engine is a line here and one in `dim.runtime.engines.names`.
-_OPENERS: dict[str, Callable[[EngineRequest], Engine]] = {
-    "tensorrt": partial(_open_plan, "trt"),
-    "tensorrt-rtx": partial(_open_plan, "rtx"),
-    "onnxruntime-cuda": _open_onnx_cuda,
-    "onnxruntime-cpu": _open_onnx_cpu,
-    "openvino-cpu": _open_openvino,
-    "fake": _open_fake,
-}
+    return open_trt_engine(request, "trt" if name == "tensorrt" else "rtx")
 
 
 def open_engine(
@@ -104,7 +85,7 @@ def open_engine(
             f"The bundle {path} has no {onnx_name(request.precision)}; it has {', '.join(manifest.precisions)}."
         )
     if options.engine != "auto":
-        return _announce(_OPENERS[options.engine](request), "as asked", say)
+        return _announce(_open(options.engine, request), "as asked", say)
     return _open_first(request, options.device)
 
 
@@ -142,11 +123,11 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
         device = "cpu"
         if has_nvidia_hardware():
             passed_over.append(f"no GPU engine, because {request.driver.problem}")
-    for name, opener in _OPENERS.items():
-        if name == "fake" or device not in ("auto", ENGINES[name]) or not draws_in(name, request.precision):
+    for name in OFFERED_ENGINES:
+        if device not in ("auto", ENGINES[name]) or not draws_in(name, request.precision):
             continue
         try:
-            opened = opener(request)
+            opened = _open(name, request)
         except (EngineError, MissingExtraError, ParityError) as error:
             passed_over.append(f"{name}: {str(error).rstrip('.')}")
             errors[name] = error

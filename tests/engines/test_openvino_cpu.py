@@ -160,14 +160,16 @@ def test_signals_are_handled_after_engines_were_closed(tiny_bundle: Path, place:
 
 def test_auto_takes_it_for_bf16_alone(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened(tiny_bundle, device="cpu").name == "onnxruntime-cpu"
-    real = choose_engine._OPENERS["onnxruntime-cpu"]
+    real = choose_engine._open
 
-    def missing(request: Any) -> Engine:
-        raise MissingExtraError("onnxruntime", "cpu", "run ONNX files on the CPU")
+    def open_but_one(name: str, request: Any) -> Engine:
+        if name == "onnxruntime-cpu":
+            raise MissingExtraError("onnxruntime", "cpu", "run ONNX files on the CPU")
+        return real(name, request)
 
-    monkeypatch.setitem(choose_engine._OPENERS, "onnxruntime-cpu", missing)
-    assert opened(tiny_bundle, device="cpu").name == "openvino-cpu"
-    monkeypatch.setitem(choose_engine._OPENERS, "onnxruntime-cpu", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(choose_engine, "_open", open_but_one)
+        assert opened(tiny_bundle, device="cpu").name == "openvino-cpu"
     if find_bf16_instructions() is not None:
         engine = opened(tiny_bundle, precision="bf16")
         assert (engine.name, engine.precision) == ("openvino-cpu", "bf16")
