@@ -26,24 +26,13 @@ if TYPE_CHECKING:
     from dim.runtime.sets.generate import generate
     from dim.runtime.sets.request import SetRequest
 
+# Every other name is an error's.
 _HOMES = {
     "Bundle": "bundle",
     "open_bundle": "bundle",
     "EngineOptions": "engines.base",
     "generate": "sets.generate",
     "SetRequest": "sets.request",
-    "BadValueError": "errors",
-    "BundleError": "errors",
-    "DataError": "errors",
-    "DeviceError": "errors",
-    "DimError": "errors",
-    "DivergedError": "errors",
-    "EngineError": "errors",
-    "GraphError": "errors",
-    "MissingExtraError": "errors",
-    "OutputError": "errors",
-    "ParityError": "errors",
-    "RunError": "errors",
 }
 
 __all__ = [
@@ -70,9 +59,9 @@ __all__ = [
 if not TYPE_CHECKING:  # a checker that saw this would take any name for a public one
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:
