@@ -24,16 +24,13 @@ from dim.runtime.errors import BundleError, DeviceError, EngineError, GraphError
 from dim.runtime.gpu.driver import Driver, find_driver
 from dim.runtime.progress.show import Progress, ProgressOption, show_progress
 from dim.runtime.sampling.latents import draw_latents, order_slice
-from dim.runtime.sets.verify_set import is_set, verify_set
+from dim.runtime.sets.verify_set import AddRow, is_set, verify_set
 from dim.runtime.trt.build import reason_engine_cannot_run
 from dim.runtime.trt.check_engine import Samples, check_engine, draw_samples
 from dim.runtime.trt.library import load_library
 from dim.runtime.trt.store import EngineFile, find_onnx_sha256, list_bundle_engines
 from dim.runtime.trt.trust import reason_not_trusted
 from dim.runtime.units import format_count
-
-AddRow = Callable[[str, str, bool, str, str], None]
-"""Takes subject, check, whether it passed, what was found, what is allowed."""
 
 BATCHES = (1, 16, 64)
 """Rows that one run is asked for, besides as many as `dim generate` asks for at a time."""
@@ -236,29 +233,21 @@ class _Checks(_Rows):
         for batch in BATCHES[:-1]:
             rows = slice(0, _ONE_BY_ONE if batch == 1 else BATCHES[-1])
             again = _draw(engine, latents[rows], labels[rows], batch)
-            levels = image_checks.max_levels(again, images[rows])
-            self.add(
-                name,
-                f"batch {batch}",
-                levels <= image_checks.MAX_FP32_LEVELS,
-                format_count(levels, "level"),
-                "at most 1",
-            )
+            self._add_levels(name, f"batch {batch}", again, images[rows], image_checks.MAX_FP32_LEVELS)
         if (batch := choose_rows_per_run(self.manifest)) > BATCHES[-1]:
             rows_N = np.arange(batch) % len(labels)
             again = engine.run(latents[rows_N], labels[rows_N])
-            levels = image_checks.max_levels(again, images[rows_N])
-            self.add(
-                name,
-                f"batch {batch}",
-                levels <= image_checks.MAX_FP32_LEVELS,
-                format_count(levels, "level"),
-                "at most 1",
-            )
+            self._add_levels(name, f"batch {batch}", again, images[rows_N], image_checks.MAX_FP32_LEVELS)
         for batch in BATCHES[1:]:
             same = engine.run(latents[:1].repeat(batch, axis=0), labels[:1].repeat(batch))
-            levels = image_checks.max_levels(same, same[:1].repeat(batch, axis=0))
-            self.add(name, f"{batch} identical rows", levels == 0, format_count(levels, "level"), "0")
+            self._add_levels(name, f"{batch} identical rows", same, same[:1].repeat(batch, axis=0), 0)
+
+    def _add_levels(
+        self, name: str, check: str, images: NDArray[np.uint8], others: NDArray[np.uint8], most: int
+    ) -> None:
+        """Check that two sets of images are at most so many levels apart."""
+        levels = image_checks.max_levels(images, others)
+        self.add(name, check, levels <= most, format_count(levels, "level"), f"at most {most}" if most else "0")
 
     def _check_images(self, name: str, labels: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
         """Check that images are not blank (a broken network) and that no class has collapsed to one image."""
