@@ -5,12 +5,12 @@ Shapes: N batch, Z latent dimension, K classes, C channels, H height, W width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dim.runtime.engines.onnx_session import open_cpu_session
+from dim.runtime.engines.onnx_session import open_cpu_session, run_in_pieces
 from dim.runtime.errors import ParityError
 from dim.runtime.sampling.latents import draw_latents, order_slice
 
@@ -82,13 +82,4 @@ def draw_with_torch(generator: nn.Module, latents: Latents, labels: Labels) -> I
 
 def draw_with_onnx(model: bytes, latents: Latents, labels: Labels, batch: int = BATCHES[-1]) -> Images:
     """Draw with an ONNX file on ONNX Runtime's CPU provider, `batch` images per call; the rest as `draw_with_torch`."""
-    return draw_with_session(open_cpu_session(model), latents, labels, batch)
-
-
-def draw_with_session(session: Any, latents: Latents, labels: Labels, batch: int) -> Images:
-    """Draw with an opened session of ONNX Runtime; arguments as `draw_with_onnx`."""
-    parts = [
-        session.run(None, {"latents": latents[i : i + batch], "labels": labels[i : i + batch]})[0]
-        for i in range(0, len(labels), batch)
-    ]
-    return np.concatenate(parts)
+    return run_in_pieces(open_cpu_session(model), {"latents": latents, "labels": labels}, batch)

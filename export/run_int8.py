@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -48,11 +48,7 @@ def read_comparing_classifiers(run: Run) -> dict[str, Classifier]:
             f"int8 is judged by the run's classifiers, and {run.path} has none (pool.safetensors): export without "
             "int8, or distil with stage 2."
         )
-    return choose_oldest(classifiers)
-
-
-def choose_oldest(classifiers: Sequence[tuple[str, Classifier]]) -> dict[str, Classifier]:
-    """Choose the last snapshot of every architecture: a pool lists them by age, and the least trained err most."""
+    # A pool lists its classifiers by age, so the last of every architecture stays: the least trained err most.
     return dict(classifiers)
 
 

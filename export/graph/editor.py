@@ -46,7 +46,7 @@ class GraphEditor:
                 if name:
                     self._readers.setdefault(name, []).append(node)
         self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        self._outputs = {output.name for output in self.graph.output}
+        self.outputs = {output.name for output in self.graph.output}
 
     def producer(self, name: str) -> NodeProto | None:
         """Return the node that makes a value; None for constants and inputs."""
@@ -59,7 +59,7 @@ class GraphEditor:
     def read_once(self, name: str) -> bool:
         """Say whether one node reads the value at one place, and it is no output of the graph."""
         places = sum(list(node.input).count(name) for node in self.readers(name))
-        return places == 1 and name not in self._outputs
+        return places == 1 and name not in self.outputs
 
     def constant(self, name: str) -> Array | None:
         """Return the array of an initialiser, read-only; None for anything else."""
@@ -99,7 +99,7 @@ class GraphEditor:
 
     def remove_dead(self) -> None:
         """Remove nodes and constants that no output depends on."""
-        needed = set(self._outputs)
+        needed = set(self.outputs)
         for node in reversed(list(self.graph.node)):
             if needed.isdisjoint(node.output):
                 self.graph.node.remove(node)
@@ -109,6 +109,13 @@ class GraphEditor:
             if tensor.name not in needed:
                 self.graph.initializer.remove(tensor)
         self.reindex()
+
+
+def infer_shapes(model: ModelProto) -> dict[str, list[int]]:
+    """Infer the shape of every value; 0 for an unknown side."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in values}
 
 
 def get_attribute(node: NodeProto, name: str, default: Any) -> Any:

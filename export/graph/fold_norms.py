@@ -38,17 +38,13 @@ def fold_norms(editor: GraphEditor) -> None:
 def _read_affine(editor: GraphEditor, node: NodeProto) -> tuple[Array, Array] | None:
     """Return gain and shift of a BatchNorm, float64 [C]; None where it is not at evaluation."""
     constants = [editor.constant(name) for name in node.input[1:5]]
-    if get_attribute(node, "training_mode", 0) or len(node.output) > 1 or node.output[0] in _outputs(editor):
+    if get_attribute(node, "training_mode", 0) or len(node.output) > 1 or node.output[0] in editor.outputs:
         return None
     weight, bias, mean, variance = (None if c is None else c.astype(np.float64) for c in constants)
     if weight is None or bias is None or mean is None or variance is None:
         return None
     gain = weight / np.sqrt(variance + get_attribute(node, "epsilon", 1e-5))
     return gain, bias - gain * mean
-
-
-def _outputs(editor: GraphEditor) -> set[str]:
-    return {output.name for output in editor.graph.output}
 
 
 def _fold_forwards(editor: GraphEditor, node: NodeProto, gain: Array, shift: Array) -> bool:
@@ -96,7 +92,7 @@ def _fold_backwards(editor: GraphEditor, node: NodeProto, gain: Array, shift: Ar
     value = node.input[0]
     others = [reader for reader in editor.readers(value) if reader is not node]
     edits = _plan_fold(editor, value, gain, shift, top=True)
-    if edits is None or value in _outputs(editor):
+    if edits is None or value in editor.outputs:
         return False
     size = np.abs(gain)
     if others and size.max() > MAX_CONDITION * size.min():

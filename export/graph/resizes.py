@@ -6,10 +6,9 @@ Shapes: N batch, C channels, h, w before and H, W after a resize.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 from onnx import NodeProto, helper
 
-from dim.export.graph.editor import Array, GraphEditor, get_attribute
+from dim.export.graph.editor import Array, GraphEditor, get_attribute, infer_shapes
 from dim.export.graph.pixels import is_plain_3x3
 
 
@@ -27,9 +26,7 @@ def replace_resizes(editor: GraphEditor) -> set[str]:
     Returns:
         the names of the values that only rearrange others.
     """
-    inferred = onnx.shape_inference.infer_shapes(editor.model, data_prop=True)
-    known = [*inferred.graph.input, *inferred.graph.value_info]
-    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in known}
+    shapes = infer_shapes(editor.model)
     moved: set[str] = set()
     for node in [n for n in editor.graph.node if n.op_type == "Resize" and _is_nearest(n)]:
         before, after = shapes.get(node.input[0], []), shapes.get(node.output[0], [])

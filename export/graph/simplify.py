@@ -9,10 +9,9 @@ from __future__ import annotations
 from math import floor
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from dim.export.graph.editor import Array, GraphEditor, get_attribute
+from dim.export.graph.editor import Array, GraphEditor, get_attribute, infer_shapes
 from dim.export.graph.fold_norms import fold_norms
 
 SMALL_TABLE = 2**16
@@ -37,11 +36,7 @@ def simplify(model: ModelProto, num_classes: int) -> None:
 
 def _set_resize_scales(editor: GraphEditor) -> None:
     """Give resizes constant scales where torch computes their size from the shape of the batch."""
-    inferred = onnx.shape_inference.infer_shapes(editor.model, data_prop=True)
-    shapes = {
-        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in [*inferred.graph.value_info, *inferred.graph.output]
-    }
+    shapes = infer_shapes(editor.model)
     for node in editor.graph.node:
         if node.op_type != "Resize" or len(node.input) < 4:
             continue
@@ -191,9 +186,7 @@ def _split_dense(editor: GraphEditor, num_classes: int) -> None:
 
 def _list_concat_parts(editor: GraphEditor, joined: NodeProto) -> list[tuple[str, Array | None, int, int]]:
     """List the inputs of a concatenation: name, its table where it is a class row, first and last column."""
-    inferred = onnx.shape_inference.infer_shapes(editor.model, data_prop=True)
-    known = [*inferred.graph.input, *inferred.graph.value_info]
-    widths = {v.name: v.type.tensor_type.shape.dim[-1].dim_value for v in known if v.type.tensor_type.shape.dim}
+    widths = {name: shape[-1] for name, shape in infer_shapes(editor.model).items() if shape}
     parts: list[tuple[str, Array | None, int, int]] = []
     start = 0
     for name in joined.input:

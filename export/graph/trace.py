@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from onnx import ModelProto
@@ -47,8 +47,9 @@ def generator_to_onnx(generator: nn.Module) -> bytes:
     append_pixels(model, flip=flip)
     simplify(model, int(generator.num_classes))  # type: ignore[arg-type]
     tidy(model, "generator")
-    images = model.graph.output[0].type.tensor_type
-    _check_shape("images", [d.dim_value for d in images.shape.dim], [0, image_px, image_px, channels])
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    if shape != (expected := [0, image_px, image_px, channels]):
+        raise GraphError(f"The generator's images have the shape {shape}; its attributes say {expected}.")
     return serialise(model)
 
 
@@ -132,8 +133,3 @@ def _silence_exporter() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _check_shape(name: str, found: Sequence[int], expected: Sequence[int]) -> None:
-    if list(found) != list(expected):
-        raise GraphError(f"The generator's {name} have the shape {list(found)}; its attributes say {list(expected)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from dim.export.graph.int8 import find_best_scale, to_int8
 from dim.export.graph.resizes import replace_resizes
 from dim.export.graph.trace import generator_to_onnx
 from dim.export.run_classifiers import Classifier
-from dim.export.run_int8 import choose_oldest, compare_classes
+from dim.export.run_int8 import compare_classes, read_comparing_classifiers
 from dim.runtime.bundle_format.graph_contract import check_contract
 from dim.runtime.bundle_format.graph_rules import GraphContract
 from dim.runtime.engines.onnx_session import open_cpu_session
@@ -277,9 +278,11 @@ def test_int8_is_accepted_at_99_percent_and_not_below() -> None:
         compare_classes(classifiers, *pairs(11))
 
 
-def test_the_last_snapshot_of_an_architecture_compares() -> None:
+def test_the_last_snapshot_of_an_architecture_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     young, old = (Classifier(Brightness(t), [0.0], [1.0]) for t in (0.1, 0.9))
-    assert choose_oldest([("a", young), ("b", young), ("a", old)]) == {"a": old, "b": young}
+    pool = [("a", young), ("b", young), ("a", old)]
+    monkeypatch.setattr("dim.export.run_int8.read_classifiers", lambda path, kind: pool)
+    assert read_comparing_classifiers(SimpleNamespace(path="run")) == {"a": old, "b": young}  # type: ignore[arg-type]
 
 
 def test_a_classifier_normalises_pixels() -> None:
