@@ -83,14 +83,13 @@ def check_reach(step: Step) -> None:
 
 
 def _pads_within(step: Step) -> bool:
-    first, pads, axes = step.inputs[0], step.known(1), step.known(3)
+    first, pads = step.inputs[0], step.known(1)
     if first is None or pads is None or int(pads.min(initial=0)) < 0:
         return False
     if step.attribute("mode", b"constant") != b"reflect":
         return True
-    if axes is None and len(step.inputs) > 3 and step.inputs[3] is not None:
+    if (places := _list_axes(step, first, len(first.shape))) is None:
         return False
-    places = range(len(first.shape)) if axes is None else [int(axis) % len(first.shape) for axis in axes]
     most = pads.reshape(2, -1).max(axis=0).tolist()
     return all(pad < first.shape[place] for place, pad in zip(places, most, strict=True) if pad)
 
@@ -126,6 +125,14 @@ def _check_growth(step: Step, name: str, value: Value) -> None:
 def _axis(step: Step, value: Value, default: int) -> int:
     axis = int(step.attribute("axis", default))
     return axis + len(value.shape) if axis < 0 else axis
+
+
+def _list_axes(step: Step, first: Value, count: int) -> list[int] | None:
+    """List the axes that a Slice or a Pad names in its fourth input, else the first so many; None if not known."""
+    if len(step.inputs) < 4 or step.inputs[3] is None:
+        return list(range(count))
+    axes = step.known(3)
+    return None if axes is None else [int(axis) % len(first.shape) for axis in axes]
 
 
 def _others_fixed(step: Step) -> bool:
@@ -192,28 +199,19 @@ def _gather_elements(step: Step, first: Value) -> bool:
 
 
 def _slice(step: Step, first: Value) -> bool:
-    starts, axes = step.inputs[1], step.known(3)
+    starts = step.inputs[1]
     if starts is None or not _others_fixed(step):
         return False
-    if len(step.inputs) < 4 or step.inputs[3] is None:
-        places = list(range(starts.elements))
-    elif axes is None:
-        return False
-    else:
-        places = [int(axis) % len(first.shape) for axis in axes]
-    return first.batch_axis not in places
+    places = _list_axes(step, first, starts.elements)
+    return places is not None and first.batch_axis not in places
 
 
 def _pad(step: Step, first: Value) -> bool:
-    pads, axes = step.known(1), step.known(3)
+    pads = step.known(1)
     if pads is None or not _others_fixed(step):
         return False
-    if len(step.inputs) < 4 or step.inputs[3] is None:
-        places = list(range(len(first.shape)))
-    elif axes is None:
+    if (places := _list_axes(step, first, len(first.shape))) is None:
         return False
-    else:
-        places = [int(axis) % len(first.shape) for axis in axes]
     pairs = zip(places, pads[: len(places)].tolist(), pads[len(places) :].tolist(), strict=False)
     return all(before == after == 0 for place, before, after in pairs if place == first.batch_axis)
 
@@ -255,14 +253,6 @@ def _gemm(step: Step, first: Value) -> bool:
     return added is None or _spread_over(step.outputs[0], added)
 
 
-def _one_hot(step: Step, first: Value) -> bool:
-    return _others_fixed(step)
-
-
-def _never(step: Step, first: Value) -> bool:
-    return False
-
-
 _ELEMENTWISE = """
 Abs Add And Cast Ceil Cos Div Elu Equal Erf Exp Floor Greater GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu
 Less LessOrEqual Log Max Mean Min Mod Mul Neg Not Or Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Sqrt Sub
@@ -280,7 +270,9 @@ _RULES: dict[str, Callable[[Step, Value], bool]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "LpNormalization"), _along_axis(-1)),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _same_order),
-    **dict.fromkeys(("Constant", "ConstantOfShape", "ScatterElements", "ScatterND", "Shape"), _never),
+    **dict.fromkeys(
+        ("Constant", "ConstantOfShape", "ScatterElements", "ScatterND", "Shape"), lambda step, first: False
+    ),
     "Split": _along_axis(0),
     "LayerNormalization": _layer_normalization,
     "BatchNormalization": _batch_normalization,
@@ -292,5 +284,5 @@ _RULES: dict[str, Callable[[Step, Value], bool]] = {
     "Tile": _tile,
     "Resize": _resize,
     "Gemm": _gemm,
-    "OneHot": _one_hot,
+    "OneHot": lambda step, first: _others_fixed(step),
 }

@@ -43,15 +43,6 @@ OPERATORS = frozenset(
     DequantizeLinear QuantizeLinear
     """.split()
 )
-_TYPED_FIELDS = {
-    "FLOAT": "float_data",
-    "FLOAT16": "int32_data",
-    "INT64": "int64_data",
-    "INT32": "int32_data",
-    "INT8": "int32_data",
-    "UINT8": "int32_data",
-    "BOOL": "int32_data",
-}
 _CONSTANTS = frozenset({"value", "value_int", "value_ints", "value_float", "value_floats"})
 
 
@@ -171,6 +162,8 @@ def _attribute_tensors(attribute: Any) -> Iterator[Any]:
 
 def _check_tensor(tensor: Any) -> None:
     """A tensor's bytes must lie in the file, all of them and no more than its shape says."""
+    import onnx
+
     name, kind = tensor.name[:80], name_type(tensor.data_type)
     if tensor.data_location or tensor.external_data:
         raise GraphError(f"The tensor {name!r} of the ONNX file lies in another file.")
@@ -182,7 +175,7 @@ def _check_tensor(tensor: Any) -> None:
     if tensor.HasField("raw_data"):
         fits = len(tensor.raw_data) == count * BYTES_PER_ELEMENT[kind]
     else:
-        fits = len(getattr(tensor, _TYPED_FIELDS[kind])) == count
+        fits = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))) == count
     if not fits:
         raise GraphError(f"The tensor {name!r} of the ONNX file holds more or less than its shape {list(tensor.dims)}.")
 
