@@ -6,11 +6,11 @@ The plan itself stays raw, byte for byte what the library wrote, so that the ven
 
 import platform
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.bundle_format.schema import check_sha256
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Gpu
 from dim.runtime.storage import strict_json
@@ -25,7 +25,6 @@ MAX_TEXT_CHARS = 200
 HARDWARE_MODES = ("gpu", "same_compute_capability", "ampere_plus", "compute_capabilities")
 
 _NAME = re.compile(r"generator\.(fp32|fp16|int8)\.(trt|rtx)\.([a-z0-9]+(?:-[a-z0-9]+)*)\.engine")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +69,7 @@ class Sidecar:
             if getattr(self, name) not in known:
                 raise FieldError(name, getattr(self, name), f"one of {', '.join(known)}")
         for name in ("onnx_sha256", "engine_sha256"):
-            if not _SHA256.fullmatch(getattr(self, name)):
-                raise FieldError(name, getattr(self, name), "64 lower-case hexadecimal digits")
+            check_sha256(name, getattr(self, name))
         for name in ("library_version", "machine", "created_by", *(("gpu",) if self.gpu else ())):
             text = getattr(self, name)
             if not 0 < len(text) <= MAX_TEXT_CHARS or not text.isprintable():
@@ -86,21 +84,18 @@ class Sidecar:
     @property
     def file_name(self) -> str:
         """Name of the plan, `generator.<precision>.<trt|rtx>.<target>.engine`."""
-        return engine_name(self.precision, self.format, self.target)
+        return f"generator.{self.precision}.{self.format}.{self.target}.engine"
 
     @property
     def target(self) -> str:
         """The part of the file name that says which GPUs are meant: "sm89", "sm80plus", "sm86-sm89"."""
-        return target_name(self.hardware, self.compute_capabilities)
+        if self.hardware == "ampere_plus" or not self.compute_capabilities:
+            return "sm80plus"
+        return "-".join(f"sm{major}{minor}" for major, minor in sorted(self.compute_capabilities))
 
     def to_json(self) -> bytes:
         """Serialise as indented UTF-8 JSON with sorted keys and a newline at the end."""
         return strict_json.write_indented({"format_version": FORMAT_VERSION, **to_plain(self)})
-
-
-def engine_name(precision: str, format: str, target: str) -> str:
-    """Name of a plan inside a bundle."""
-    return f"generator.{precision}.{format}.{target}.engine"
 
 
 def parse_engine_name(name: str) -> tuple[str, str, str] | None:
@@ -112,13 +107,6 @@ def parse_engine_name(name: str) -> tuple[str, str, str] | None:
 def sidecar_name(engine: str) -> str:
     """Name of the JSON file beside a plan: the plan's own name with `.json` appended."""
     return f"{engine}.json"
-
-
-def target_name(hardware: str, compute_capabilities: Sequence[tuple[int, int]]) -> str:
-    """Name the GPUs that an engine covers, for file names."""
-    if hardware == "ampere_plus" or not compute_capabilities:
-        return "sm80plus"
-    return "-".join(f"sm{major}{minor}" for major, minor in sorted(compute_capabilities))
 
 
 def host_machine() -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dim.runtime.errors import EngineError
 from dim.runtime.gpu.driver import Gpu
 from dim.runtime.trt import sidecar as sidecar_module
-from dim.runtime.trt.sidecar import Sidecar, engine_name, parse_engine_name, parse_sidecar, reason_engine_does_not_fit
+from dim.runtime.trt.sidecar import Sidecar, parse_engine_name, parse_sidecar, reason_engine_does_not_fit
 
 ADA = Gpu(index=0, name="NVIDIA RTX 4090", compute_capability=(8, 9), memory_bytes=24 * 2**30)
 TURING = Gpu(index=0, name="NVIDIA T4", compute_capability=(7, 5), memory_bytes=16 * 2**30)
@@ -47,7 +47,7 @@ def test_names() -> None:
     assert replace(BUILT, hardware="ampere_plus").target == "sm80plus"
     rtx = replace(BUILT, format="rtx", hardware="compute_capabilities", compute_capabilities=((12, 0), (8, 6)))
     assert rtx.target == "sm86-sm120"
-    assert replace(rtx, compute_capabilities=()).file_name == engine_name("fp16", "rtx", "sm80plus")
+    assert replace(rtx, compute_capabilities=()).file_name == "generator.fp16.rtx.sm80plus.engine"
 
 
 @given(
