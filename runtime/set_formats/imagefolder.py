@@ -9,23 +9,21 @@ from dim.runtime.set_formats.part import (
     Batch,
     FileEntry,
     HashedFile,
+    PartFormat,
     PartRecord,
+    PartWriter,
     make_record,
     name_file,
 )
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.png import encoder_version
 from dim.runtime.storage.local_store import LocalStore, Store, make_altered_error
 
 # An image, the bytes written for it, and its temporary name where it still has one.
 Made = list[tuple[FileEntry, int, str | None]]
 
 
-class ImageFolder:
+class ImageFolder(PartFormat):
     """The format `imagefolder`."""
-
-    def encoder(self) -> str:
-        return encoder_version()
 
     def open(self, plan: Plan, store: Store, part: int) -> "ImageFolderPart":
         return ImageFolderPart(plan, store, part)
@@ -43,7 +41,7 @@ class ImageFolder:
         return [name for name, count in zip(plan.classes, plan.counts, strict=True) if count]
 
 
-class ImageFolderPart:
+class ImageFolderPart(PartWriter):
     """Writes its images under temporary names and renames them all once they were flushed."""
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:

@@ -19,7 +19,9 @@ from dim.runtime.set_formats.part import (
     LIST_STEP,
     Batch,
     HashedFile,
+    PartFormat,
     PartRecord,
+    PartWriter,
     Sink,
     make_record,
     name_file,
@@ -33,7 +35,7 @@ ZIP64_BYTES = 2**31 - 1
 """Members larger than this get sizes of 64 bits."""
 
 
-class Npz:
+class Npz(PartFormat):
     """The format `npz`."""
 
     def encoder(self) -> str:
@@ -47,11 +49,8 @@ class Npz:
         if plan.soft_labels:
             yield name_file("logits", plan, part, ".npy")
 
-    def folders(self, plan: Plan) -> list[str]:
-        return []
 
-
-class Npy:
+class Npy(PartFormat):
     """The format `npy`."""
 
     def encoder(self) -> str:
@@ -66,14 +65,9 @@ class Npy:
         if plan.soft_labels:
             yield name_file("logits", plan, part, ".npy")
 
-    def folders(self, plan: Plan) -> list[str]:
-        return []
 
-
-class RowsPart:
+class RowsPart(PartWriter):
     """What both formats share: arrays in the set's order, and a teacher's logits in a file of their own."""
-
-    unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int, names: list[str]) -> None:
         self.plan, self.part = plan, part

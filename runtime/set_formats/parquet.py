@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dim.runtime.errors import MissingExtraError
 from dim.runtime.set_formats.file_sizes import choose_row_group_images
-from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, Sink, make_record
+from dim.runtime.set_formats.part import Batch, HashedFile, PartFormat, PartRecord, PartWriter, Sink, make_record
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.png import encoder_version
 from dim.runtime.storage.local_store import Store
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Columns = tuple[list[Any], list[Any], list[Any], list[Any]]
 
 
-class Parquet:
+class Parquet(PartFormat):
     """The format `parquet`."""
 
     def encoder(self) -> str:
@@ -38,10 +38,8 @@ class Parquet:
         return ["data"]
 
 
-class ParquetPart:
+class ParquetPart(PartWriter):
     """Writes one Parquet file, a row group at a time."""
-
-    unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         import pyarrow.parquet

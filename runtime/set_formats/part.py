@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.png import encode_png
+from dim.runtime.set_formats.png import encode_png, encoder_version
 from dim.runtime.storage.atomic import write_all
 from dim.runtime.storage.local_store import Store
 from dim.runtime.storage.records import FieldError
@@ -76,7 +76,7 @@ def _is_inside(path: str) -> bool:
 class PartWriter(Protocol):
     """Writes one part. `encode` runs in several threads at once, the rest in one, in order."""
 
-    unflushed: bool
+    unflushed: bool = False
     """Whether the disk must hold what was written before `finish`, which flushes nothing itself."""
 
     def encode(self, batch: Batch) -> Any:
@@ -97,6 +97,7 @@ class PartFormat(Protocol):
 
     def encoder(self) -> str:
         """Name the library, with its version, that decides the bytes."""
+        return encoder_version()
 
     def open(self, plan: Plan, store: Store, part: int) -> PartWriter:
         """Begin a part."""
@@ -106,6 +107,7 @@ class PartFormat(Protocol):
 
     def folders(self, plan: Plan) -> list[str]:
         """List the folders that the files need."""
+        return []
 
 
 def make_record(part: int, images: int, files: Sequence[FileEntry], listed: bool = True) -> PartRecord:

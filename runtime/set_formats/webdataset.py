@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dim.runtime.set_formats.part import Batch, HashedFile, PartRecord, make_record
+from dim.runtime.set_formats.part import Batch, HashedFile, PartFormat, PartRecord, PartWriter, make_record
 from dim.runtime.set_formats.plan import Plan
-from dim.runtime.set_formats.png import encoder_version
 from dim.runtime.storage.local_store import Store
 
 BLOCK, RECORD = 512, 10_240
@@ -25,11 +24,8 @@ _AFTER_CHECKSUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 167)
 _CONSTANT_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) + _CHECKSUM * ord(" ")
 
 
-class WebDataset:
+class WebDataset(PartFormat):
     """The format `webdataset`."""
-
-    def encoder(self) -> str:
-        return encoder_version()
 
     def open(self, plan: Plan, store: Store, part: int) -> "WebDatasetPart":
         return WebDatasetPart(plan, store, part)
@@ -37,14 +33,9 @@ class WebDataset:
     def files(self, plan: Plan, part: int) -> Iterator[str]:
         yield f"train-{plan.identity}-{part:06d}.tar"
 
-    def folders(self, plan: Plan) -> list[str]:
-        return []
 
-
-class WebDatasetPart:
+class WebDatasetPart(PartWriter):
     """Writes one tar file."""
-
-    unflushed = False
 
     def __init__(self, plan: Plan, store: Store, part: int) -> None:
         self._part = part
