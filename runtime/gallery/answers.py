@@ -17,10 +17,10 @@ from dim.runtime.gallery.pictures import encode_sheet
 from dim.runtime.gallery.wish import Wish, read_whole, read_wish
 from dim.runtime.inspection.accuracy_summary import summarise_accuracy
 from dim.runtime.sampling.latents import MAX_INDEX
+from dim.runtime.set_formats.plan import FORMATS
 from dim.runtime.sets.generate import generate
 from dim.runtime.sets.request import SetRequest
 
-FORMATS = ("imagefolder", "npz", "npy", "parquet", "webdataset")
 MAX_STEPS = 64
 """Images from one sample to another."""
 NEIGHBOURS = 6
@@ -96,8 +96,8 @@ class Answers:
     def between(self, query: Mapping[str, str]) -> bytes:
         """A sheet of images from index `start` of a class to its index `end`, `steps` of them, as PNG."""
         wish = read_wish(query, self._bundle.manifest)
-        end = read_whole(query, "end", MAX_INDEX)
-        steps = read_whole(query, "steps", MAX_STEPS, least=2)
+        end = read_whole("end", query.get("end", ""), MAX_INDEX)
+        steps = read_whole("steps", query.get("steps", ""), MAX_STEPS, least=2)
         labels = np.full(steps, wish.labels[0], np.int64)
         ends = self._latents(wish, labels[:2], np.array([wish.start, end]))
         path = follow_arc(ends[0], ends[1], np.linspace(0.0, 1.0, steps))

@@ -46,34 +46,32 @@ def read_wish(query: Mapping[str, str], manifest: Manifest, *, for_set: bool = F
     """
     num_classes = manifest.num_classes
     chosen = query.get("labels", "")
-    labels = [_whole("labels", text, num_classes - 1) for text in chosen.split(",")] if chosen else range(num_classes)
+    labels = (
+        [read_whole("labels", text, num_classes - 1) for text in chosen.split(",")] if chosen else range(num_classes)
+    )
     pixels = manifest.height * manifest.width * manifest.channels
     limit = MAX_SET_IMAGES if for_set else max(1, min(MAX_IMAGES, MAX_ANSWER_BYTES // pixels))
     if len(labels) > limit:
         raise BadValueError(f"{len(labels):,} classes are more than one page takes; choose at most {limit:,}.")
     most = limit // len(labels)
-    count = _whole("count", query.get("count", "12"), most, 1)
-    start = _whole("start", query.get("start", "0"), MAX_INDEX - count)
+    count = read_whole("count", query.get("count", "12"), most, 1)
+    start = read_whole("start", query.get("start", "0"), MAX_INDEX - count)
     return Wish(
         labels=tuple(labels),
         count=count,
         start=start,
-        seed=_whole("seed", query.get("seed", "0"), 2**64 - 1),
+        seed=read_whole("seed", query.get("seed", "0"), 2**64 - 1),
         std=_read_std(query.get("std", ""), manifest.latent_std),
         fixed=query.get("fixed", "1") == "1",
     )
 
 
-def read_whole(query: Mapping[str, str], name: str, most: int, *, least: int = 0) -> int:
-    """Read one whole number of a query.
+def read_whole(name: str, text: str, most: int, least: int = 0) -> int:
+    """Read the whole number of a field of a query.
 
     Raises:
         BadValueError: it is missing, no number or out of range.
     """
-    return _whole(name, query.get(name, ""), most, least)
-
-
-def _whole(name: str, text: str, most: int, least: int = 0) -> int:
     words = {"start": "first index", "end": "last index", "count": "number of images per class", "labels": "class"}
     text = text.strip()
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most):
