@@ -22,7 +22,7 @@ from dim.runtime.inspection.quality_summary import (
     list_quality,
 )
 from dim.runtime.storage.records import to_plain
-from dim.runtime.units import format_units
+from dim.runtime.units import format_units, format_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,14 +147,10 @@ def _print_findings(evaluation: Mapping[str, Any]) -> None:
     if isinstance(quality, Mapping):
         rows = list_quality(quality, by_class=True)
         print_table("Quality of the images", QUALITY_COLUMNS, rows, numbers=QUALITY_COLUMNS[1:])
-        _print_rows({"compared by": f"{_count(quality.get('images'))} images, {quality.get('compared_by', '?')}"})
+        _print_rows({"compared by": f"{format_whole(quality.get('images'))} images, {quality.get('compared_by', '?')}"})
     if isinstance(privacy, Mapping):
         print_table("Copies of training images", COPIES_COLUMNS, list_copies(privacy), numbers=COPIES_COLUMNS[1:])
         _print_rows({"verdict": str(privacy.get("verdict", "?"))})
-
-
-def _count(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else "?"
 
 
 def _print_rows(rows: Mapping[str, str]) -> None:

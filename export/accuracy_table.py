@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dim.runtime.markdown import escape
-from dim.runtime.units import format_units
+from dim.runtime.units import format_units, format_whole
 
 Row = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ def _find_engine_precision(row: Row) -> str:
 
 def _render_cells(row: Row) -> list[str]:
     network = escape(row.get("arch", "?")) + (f" (width {escape(row['width'])})" if row.get("width") else "")
-    recipe = [row.get("recipe", "?"), _render_count(row.get("epochs"))]
+    recipe = [row.get("recipe", "?"), format_whole(row.get("epochs"))]
     recipe += [row["precision"]] if row.get("precision") else []
     return [
         escape(_name_subject(row)),
@@ -80,8 +80,8 @@ def _render_cells(row: Row) -> list[str]:
         escape(row.get("labels", "hard")),
         _render_accuracy(row),
         _render_seeds(row),
-        _render_count(row.get("steps")),
-        _render_count(row.get("distinct_images")),
+        format_whole(row.get("steps")),
+        format_whole(row.get("distinct_images")),
     ]
 
 
@@ -94,7 +94,7 @@ def _name_subject(row: Row) -> str:
     size = row.get("data_bytes")
     in_bytes = f", {format_units(size, 'B')}" if isinstance(size, int) else ""
     return (
-        f"{name}: {archive.get('codec')}{quality}, {_render_count(archive.get('images_per_class'))} per class{in_bytes}"
+        f"{name}: {archive.get('codec')}{quality}, {format_whole(archive.get('images_per_class'))} per class{in_bytes}"
     )
 
 
@@ -103,10 +103,6 @@ def _render_accuracy(row: Row) -> str:
     if not isinstance(mean, int | float):
         return "?"
     return f"{mean:.2f}" + (f" ± {deviation:.2f}" if isinstance(deviation, int | float) else "")
-
-
-def _render_count(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else "?"
 
 
 def _render_seeds(row: Row) -> str:

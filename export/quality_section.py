@@ -7,6 +7,7 @@ from typing import Any
 
 from dim.runtime.inspection.quality_summary import QUALITY_COLUMNS, list_quality
 from dim.runtime.markdown import escape
+from dim.runtime.units import format_whole
 
 
 def render_quality(evaluation: Mapping[str, Any]) -> str:
@@ -25,9 +26,8 @@ def _render_numbers(quality: Mapping[str, Any]) -> str:
         "|---" * len(QUALITY_COLUMNS) + "|",
     ]
     lines += [f"| {' | '.join(row)} |" for row in list_quality(quality, by_class=False)]
-    images = quality.get("images")
     head = (
-        f"## Quality\n\n{f'{images:,}' if isinstance(images, int) else '?'} images against as many test images, in "
+        f"## Quality\n\n{format_whole(quality.get('images'))} images against as many test images, in "
         f"{escape(quality.get('compared_by', '?'))}. Real training images show what "
         "equal distributions give."
     )

@@ -25,6 +25,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def format_whole(value: object) -> str:
+    """Write a whole number out of a stranger's JSON: "1,234", and "?" for anything else."""
+    return f"{value:,}" if isinstance(value, int) else "?"
+
+
 def format_count(count: int, noun: str) -> str:
     """Write a number and what is counted: "1 core", "12 cores"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
