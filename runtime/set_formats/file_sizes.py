@@ -43,8 +43,8 @@ def bound_file_bytes(
         return max(_NPY_HEAD + images * max(pixels, 8), logits)
     if format == "webdataset":
         if soft_labels:
-            image += _TAR_BLOCK + _round_up(_NPY_HEAD + scores, _TAR_BLOCK)
-        return _round_up(images * image + 2 * _TAR_BLOCK, _TAR_RECORD)
+            image += _TAR_BLOCK + round_up(_NPY_HEAD + scores, _TAR_BLOCK)
+        return round_up(images * image + 2 * _TAR_BLOCK, _TAR_RECORD)
     rows = choose_row_group_images(pixels)
     # Levels of the nested logits take 3 bits beside the 16 of a number. A row group has a dictionary of its labels, and
     # for each of its four columns page headers and an entry in the footer.
@@ -80,5 +80,6 @@ def _bound_footer_bytes(classes: Sequence[str]) -> int:
     return 4096 + 3 * names
 
 
-def _round_up(size: int, block: int) -> int:
+def round_up(size: int, block: int) -> int:
+    """Return the least multiple of `block` that is `size` or more."""
     return -(-size // block) * block

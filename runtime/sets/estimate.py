@@ -1,13 +1,12 @@
 """Estimates the bytes and the time of a set from a few images that are drawn and encoded."""
 
-import math
 import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dim.runtime.errors import OutputError
-from dim.runtime.set_formats.file_sizes import bound_image_bytes
+from dim.runtime.set_formats.file_sizes import bound_image_bytes, round_up
 from dim.runtime.set_formats.plan import SINGLE_FILE_FORMATS, Plan
 from dim.runtime.set_formats.png import encode_png
 from dim.runtime.sets.pipeline import Draw, choose_draw_images, choose_encoders
@@ -61,27 +60,23 @@ def bound_image_from_below(plan: Plan, block: int) -> float:
 def bound_image_from_above(plan: Plan, block: int) -> float:
     """Bound from above the bytes that an image takes on the disk."""
     bound = bound_image_bytes(plan.format, (plan.height, plan.width, plan.channels))
-    return _round_up(bound, block) if plan.format == "imagefolder" else bound + _count_score_bytes(plan)
+    return round_up(bound, block) if plan.format == "imagefolder" else bound + _count_score_bytes(plan)
 
 
 def _count_wrapped_bytes(plan: Plan, data: int, block: int) -> float:
     """Add to an image's bytes what its format and the file system wrap around it."""
     around = {
-        "imagefolder": _round_up(data, block),
+        "imagefolder": round_up(data, block),
         "npz": data + 8,
         "npy": data + 8,
         "parquet": data + 32,
-        "webdataset": _round_up(data, 512) + _TAR_BLOCKS,
+        "webdataset": round_up(data, 512) + _TAR_BLOCKS,
     }
     return around[plan.format] + _count_score_bytes(plan)
 
 
 def _count_score_bytes(plan: Plan) -> int:
     return 2 * len(plan.classes) if plan.soft_labels else 0
-
-
-def _round_up(size: int, block: int) -> int:
-    return math.ceil(size / block) * block
 
 
 def check_space(store: Store, plan: Plan, images: int, draw: Draw, freed: int = 0) -> None:

@@ -218,16 +218,19 @@ def remove_set(store: Store, found: SetFile) -> None:
     store.remove(DATASET)
 
 
+def is_image(plan: Plan, name: str, count: int) -> bool:
+    """Say whether an image of a class with so many images has that name."""
+    index = int(name[:-4]) if _IMAGE_NAME.fullmatch(name) else -1
+    return plan.start <= index < plan.start + count and name == f"{index:08d}.png"
+
+
 def list_files_there(store: Store, plan: Plan) -> Iterator[str]:
     """List the files of a plan that are there, in time that grows with the folder, not with what the plan says."""
     there = set(store.list())
     if plan.format == "imagefolder":
         for name, count in zip(plan.classes, plan.counts, strict=True):
             if count and name in there:
-                for file in store.list(name):
-                    index = int(file[:-4]) if _IMAGE_NAME.fullmatch(file) else -1
-                    if plan.start <= index < plan.start + count and file == f"{index:08d}.png":
-                        yield f"{name}/{file}"
+                yield from (f"{name}/{file}" for file in store.list(name) if is_image(plan, file, count))
         if plan.soft_labels:
             yield from (
                 name for part in range(plan.parts) if (name := name_file("logits", plan, part, ".npy")) in there

@@ -11,7 +11,7 @@ from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.croissant import PATTERN
 from dim.runtime.sets.finished import hash_image_files
-from dim.runtime.sets.journal import DATASET, SetFile, read_set
+from dim.runtime.sets.journal import DATASET, SetFile, is_image, read_set
 from dim.runtime.storage.local_store import STATE, Store
 from dim.runtime.storage.object_store import is_remote
 from dim.runtime.storage.place import find_folder, open_store
@@ -111,7 +111,7 @@ def _find_foreign_files(store: Store, found: SetFile, add: AddRow) -> None:
         beside: list[str] = []
         for name in store.list(folder):
             path = f"{folder}/{name}" if folder else name
-            if path in listed or (folder in counts and _is_image(plan, name, counts[folder])):
+            if path in listed or (folder in counts and is_image(plan, name, counts[folder])):
                 continue
             (wrong if folder or _is_read(store, name, PATTERN[plan.format]) else beside).append(printable(name))
         for names, check, ok, allowed in (
@@ -121,13 +121,6 @@ def _find_foreign_files(store: Store, found: SetFile, add: AddRow) -> None:
             if names:
                 more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
                 add(folder or ".", check, ok, ", ".join(names[:_SHOWN]) + more, allowed)
-
-
-def _is_image(plan: Plan, name: str, count: int) -> bool:
-    """Say whether an image of a class has that name."""
-    stem = name.removesuffix(".png")
-    index = int(stem) if stem.isascii() and stem.isdigit() and len(stem) <= 10 else -1
-    return name == f"{index:08d}.png" and plan.start <= index < plan.start + count
 
 
 def _is_read(store: Store, name: str, pattern: str) -> bool:
