@@ -168,8 +168,7 @@ class InterleavedRuns:
                     )
 
     def _open(self, contender: Contender, batch: int) -> Runner | None:
-        failed = next((row for row in self.not_run if _key_of(row) == contender.key and row.batch is None), None)
-        if failed is not None:
+        if any(_key_of(row) == contender.key and row.batch is None for row in self.not_run):
             return None
         if self._is_over:
             self._skip(contender, batch, f"the time limit of {self._limit_s:g} s was over")
@@ -214,28 +213,24 @@ class InterleavedRuns:
         """
         seconds = []
         for _ in range(3):
-            start = self._clock()
-            for _ in runner.run_ahead([inputs]):
-                pass
-            seconds.append(self._clock() - start)
+            seconds.append(self._time(runner, [inputs]))
             if len(seconds) == 2 and min(seconds) > MAX_RUN_S:
                 raise EngineError(f"one run takes {min(seconds):.0f} s")
         return max(1, round(self._turn_s / max(min(seconds), 1e-6)))
 
     def _take_turn(self, runner: Runner, inputs: Batch, runs: int) -> Turn:
-        start = self._clock()
-        for _ in runner.run_ahead([inputs] * runs):
-            pass
-        throughput_s = self._clock() - start
+        throughput_s = self._time(runner, [inputs] * runs)
         if runs == 1:
             return Turn(len(inputs[1]) / throughput_s, throughput_s)
-        singles = []
-        for _ in range(min(runs, 5)):
-            start = self._clock()
-            for _ in runner.run_ahead([inputs]):
-                pass
-            singles.append(self._clock() - start)
+        singles = [self._time(runner, [inputs]) for _ in range(min(runs, 5))]
         return Turn(runs * len(inputs[1]) / throughput_s, statistics.median(singles))
+
+    def _time(self, runner: Runner, batches: Sequence[Batch]) -> float:
+        """Draw batches, and return the seconds that it took."""
+        start = self._clock()
+        for _ in runner.run_ahead(batches):
+            pass
+        return self._clock() - start
 
 
 def _key_of(row: NotRun) -> ContenderKey:
