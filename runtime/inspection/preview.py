@@ -14,30 +14,25 @@ from dim.runtime.storage.below import replace_file
 
 _GAP_PX = 2
 _PAPER = 255
+_MAX_ROWS, _MAX_COLUMNS = 20, 12
 _RESET = "\x1b[0m"
 _MAX_BYTES = 2**27
 """Of the images in one picture: fewer columns are drawn of images that are too large."""
 
 
-def draw_rows(
-    bundle: Bundle, *, columns: int = 12, max_rows: int = 20, seed: int = 0, use: str = "fixed"
-) -> NDArray[np.uint8]:
-    """Draw the first images of the first classes, one row per class.
+def draw_rows(bundle: Bundle) -> NDArray[np.uint8]:
+    """Draw the first images of the first classes, one row per class; at most 12 of at most 20.
 
     Args:
         bundle: an opened bundle.
-        columns: images per class at most.
-        max_rows: classes at most.
-        seed: 0 to 2**64 - 1.
-        use: "fixed" or "stream".
 
     Returns:
         uint8 [rows, columns, H, W, C], ready for `make_grid`.
     """
-    rows, manifest = min(len(bundle.classes), max_rows), bundle.manifest
-    columns = max(1, min(columns, _MAX_BYTES // (rows * manifest.height * manifest.width * manifest.channels)))
+    rows, manifest = min(len(bundle.classes), _MAX_ROWS), bundle.manifest
+    columns = max(1, min(_MAX_COLUMNS, _MAX_BYTES // (rows * manifest.height * manifest.width * manifest.channels)))
     labels = np.repeat(np.arange(rows), columns)
-    images = bundle.sample(labels, np.tile(np.arange(columns), rows), seed, use)
+    images = bundle.sample(labels, np.tile(np.arange(columns), rows))
     return images.reshape(rows, columns, *images.shape[1:])
 
 
@@ -82,9 +77,9 @@ def encode_png(image: NDArray[np.uint8], scale: int = 1) -> bytes:
     return stream.getvalue()
 
 
-def write_png(path: Path, image: NDArray[np.uint8], scale: int = 1) -> None:
-    """Write an image as a PNG file that appears whole or not at all; arguments as `encode_png`."""
-    replace_file(path.parent, path.name, encode_png(image, scale))
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image, as `encode_png` takes it, as a PNG file that appears whole or not at all."""
+    replace_file(path.parent, path.name, encode_png(image))
 
 
 def can_show_pictures(stream: TextIO) -> bool:
