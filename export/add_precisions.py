@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from dim.export.agreement import check_precision
 from dim.export.drawing import PARITY_SEED, draw_samples, draw_with_onnx
 from dim.export.graph.half import to_half
-from dim.export.publish import check_precisions, complete_bundle, stage_bundle
+from dim.export.publish import complete_bundle, stage_bundle
 from dim.export.record import Agreement, ExportRecord, read_record
 from dim.export.reuse import select_valid_findings, select_valid_rows
 from dim.runtime.bundle_format.files import check_writable, copy_bundle, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
-from dim.runtime.bundle_format.manifest import Manifest, onnx_name
+from dim.runtime.bundle_format.manifest import Manifest, check_precisions, onnx_name
 from dim.runtime.bundle_format.names import CANONICAL_ONNX, PRECISIONS
 from dim.runtime.errors import MissingExtraError, RunError
 from dim.runtime.messages import say_to_log

@@ -10,7 +10,7 @@ from dim.export.agreement import check_diversity, check_precision
 from dim.export.drawing import PARITY_SEED, draw_samples, draw_with_torch
 from dim.export.graph.half import to_half
 from dim.export.graph.trace import generator_to_onnx
-from dim.export.publish import check_destination, check_precisions, complete_bundle, stage_bundle
+from dim.export.publish import check_destination, complete_bundle, stage_bundle
 from dim.export.record import Agreement, ExportRecord
 from dim.export.reuse import read_reusable
 from dim.export.run_classifiers import read_classifiers
@@ -24,6 +24,7 @@ from dim.runtime.bundle_format.manifest import (
     ImageShape,
     SamplingInfo,
     SourceInfo,
+    check_precisions,
     compute_content_id,
     onnx_name,
 )

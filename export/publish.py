@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,24 +12,13 @@ from dim.export.record import RECORD_NAME, ExportRecord
 from dim.runtime.bundle import Bundle
 from dim.runtime.bundle_format.files import check_writable, update_bundle
 from dim.runtime.bundle_format.manifest import Manifest
-from dim.runtime.bundle_format.names import MANIFEST_NAME, PRECISIONS, PREVIEW
+from dim.runtime.bundle_format.names import MANIFEST_NAME, PREVIEW
 from dim.runtime.engines.base import EngineOptions
-from dim.runtime.errors import BadValueError, OutputError, ParityError
+from dim.runtime.errors import OutputError, ParityError
 from dim.runtime.inspection.labelled_grid import draw_labelled_grid
 from dim.runtime.inspection.preview import draw_rows, encode_png
 from dim.runtime.inspection.verify import verify
 from dim.runtime.storage.atomic import name_temporary_sibling, replace_folder
-
-
-def check_precisions(precisions: Sequence[str]) -> None:
-    """Check that there are such precisions.
-
-    Raises:
-        BadValueError: an unknown one.
-    """
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ only what decides which images are drawn: the canonical ONNX file, the classes, 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from dim.runtime.bundle_format.schema import (
     check_sha256,
     check_text,
 )
-from dim.runtime.errors import BundleError
+from dim.runtime.errors import BadValueError, BundleError
 from dim.runtime.sampling.philox import FILTERED_SAMPLING, PLAIN_SAMPLING
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.records import FieldError, from_plain, parse_versioned, refuse_newer, to_plain
@@ -233,6 +233,17 @@ def _check_source(m: BundleDescription) -> None:
 def onnx_name(precision: str) -> str:
     """Name the ONNX file of a precision: `generator.<precision>.onnx`; bf16 is drawn from the canonical one."""
     return CANONICAL_ONNX if precision == "bf16" else f"generator.{precision}.onnx"
+
+
+def check_precisions(precisions: Sequence[str]) -> None:
+    """Check that there are such precisions.
+
+    Raises:
+        BadValueError: an unknown one.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
 
 
 def compute_content_id(classes: tuple[str, ...], sampling: SamplingInfo, files: Mapping[str, FileRecord]) -> str:

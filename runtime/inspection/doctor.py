@@ -15,7 +15,7 @@ from dim.runtime.engines.onnx_cuda import PROVIDER, read_cuda_major
 from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, find_driver, has_nvidia_hardware, reason_driver_too_old
 from dim.runtime.inspection.self_test import SelfTest
-from dim.runtime.trt.library import find_cuda_major, find_installed_version, load_library
+from dim.runtime.trt.library import find_cuda_major, load_library
 from dim.runtime.trt.sidecar import describe_gpu
 from dim.version import __version__
 
@@ -239,7 +239,7 @@ def _steps(name: str, driver: Driver, packages: dict[str, str | None]) -> list[s
             steps.append(f"update the NVIDIA driver to {oldest} or newer")
     if name == "onnxruntime-cuda" and (packages["onnxruntime-gpu"] is None or len(list_onnxruntime_wheels()) > 1):
         steps.append(_change_onnxruntime(extra))
-    elif name == "tensorrt" and find_installed_version("trt") is not None and not _loads(name):
+    elif name == "tensorrt" and packages["tensorrt"] is not None and not _loads(name):
         steps.append(f"{_reinstall(extra)}  (its libraries come from NVIDIA's own index: docs/install.md)")
     elif any(packages.get(package) is None for package in _NEEDED_PACKAGES[name]) or not _loads(name):
         steps.append(f"pip install 'dim-distill[{extra}]'")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from dim.runtime.bundle_format.files import check_writable, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
-from dim.runtime.bundle_format.manifest import Manifest, onnx_name
-from dim.runtime.bundle_format.names import PRECISIONS
+from dim.runtime.bundle_format.manifest import Manifest, check_precisions, onnx_name
 from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
 from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old
 from dim.runtime.messages import say_to_log
@@ -83,9 +82,8 @@ def build_engines(
     path = Path(bundle_path)
     manifest = load_manifest(path)
     chosen = tuple(precisions) if precisions is not None else manifest.precisions
+    check_precisions(chosen)
     for precision in chosen:
-        if precision not in PRECISIONS:
-            raise BadValueError(f"There is no precision {precision!r}: choose from {', '.join(PRECISIONS)}.")
         if onnx_name(precision) not in manifest.files:
             raise BundleError(
                 f"The bundle {path} has no {onnx_name(precision)}; it has {', '.join(manifest.precisions)}: export the "

@@ -97,16 +97,6 @@ def load_library(format: str) -> TrtLibrary:
     return TrtLibrary(format=format, module=module, version=version, logger=logger, messages=messages)
 
 
-def find_installed_version(format: str) -> str | None:
-    """Version of an engine library from its package's metadata, without importing it; None where it is absent."""
-    for package in (_MODULES[format], _MODULES[format].replace("_", "-")):
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def find_cuda_major(format: str) -> int | None:
     """Read the CUDA major version off the name of the library's package, `tensorrt_rtx_cu13_libs`; None if untold."""
     for major in (13, 12):

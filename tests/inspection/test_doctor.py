@@ -40,7 +40,6 @@ def patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Mo
 def install(patch: pytest.MonkeyPatch, packages: dict[str, str], wheels: list[str] | None = None) -> None:
     """Pretend that these packages, and no others of the doctor's list, are installed."""
     patch.setattr(doctor_module, "_version", lambda name: packages.get(name))
-    patch.setattr(doctor_module, "find_installed_version", lambda format: packages.get("tensorrt"))
     patch.setattr(doctor_module, "list_onnxruntime_wheels", lambda: wheels or [])
     for module, package in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
         if package not in packages:

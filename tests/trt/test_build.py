@@ -250,7 +250,6 @@ def test_unknown_names(library: TrtLibrary) -> None:
 
 def test_what_the_package_says_of_cuda() -> None:
     assert trt_library.find_cuda_major("rtx") == 13
-    assert trt_library.find_installed_version("rtx") == load_library("rtx").version
 
 
 def test_the_logger_of_a_module_lives_for_ever() -> None:
