@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES, read_accepted
-from dim.runtime.bundle_format.files import load_manifest, read_checked_file
-from dim.runtime.bundle_format.fixed_latents import MAX_LATENTS_BYTES, read_fixed_latents
+from dim.runtime.bundle_format.files import load_manifest
+from dim.runtime.bundle_format.latents import BundleLatents
 from dim.runtime.bundle_format.locate import find_bundle
 from dim.runtime.bundle_format.manifest import ImageShape, SourceInfo
-from dim.runtime.bundle_format.names import ACCEPTED, FIXED_LATENTS, FORMAT_VERSION, TEACHER_ONNX
+from dim.runtime.bundle_format.names import FORMAT_VERSION, TEACHER_ONNX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +92,8 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
     """
     path, _ = find_bundle(bundle)
     manifest = load_manifest(path)
-    optimised = 0
-    if FIXED_LATENTS in manifest.files:
-        data = read_checked_file(path, manifest, FIXED_LATENTS, max_bytes=MAX_LATENTS_BYTES)
-        optimised = read_fixed_latents(data, manifest).shape[1]
-    accepted = None
-    if ACCEPTED in manifest.files:
-        data = read_checked_file(path, manifest, ACCEPTED, max_bytes=MAX_ACCEPTED_BYTES)
-        accepted = read_accepted(data, manifest.num_classes)
+    latents = BundleLatents(path, manifest, use_fixed=True)
+    fixed_latents, accepted = latents.count_fixed(), latents.accepted
     files = sorted(manifest.files.items())
     return BundleFacts(
         path=str(path),
@@ -119,7 +112,7 @@ def inspect(bundle: str | Path | None = None) -> BundleFacts:
         precisions=manifest.precisions,
         engines=tuple(name for name, _ in files if name.endswith(".engine")),
         teacher=TEACHER_ONNX in manifest.files,
-        fixed_latents=optimised,
+        fixed_latents=fixed_latents,
         candidates=accepted.per_class if accepted else 0,
         accepted=accepted.num_accepted if accepted else 0,
         files=tuple(FileFacts(path=name, sha256=file.sha256, size_bytes=file.size_bytes) for name, file in files),
