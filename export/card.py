@@ -169,17 +169,14 @@ def _render_making(m: Manifest, record: ExportRecord) -> str:
 
 
 def _render_limits(m: Manifest) -> str:
+    copies = ' "Copies" says what was found.' if "privacy" in m.evaluation else ""
     return f"""
 ## Limits
 
 - It draws {len(m.classes)} classes at {m.height}x{m.width} and nothing else. What its source lacks or gets wrong, its
   images lack or get wrong too.
-- Images may resemble images of the source: a bundle made from private data is not safe to publish.{_name_copies(m)}
+- Images may resemble images of the source: a bundle made from private data is not safe to publish.{copies}
 - Labels, order and latents are the same everywhere. Pixels are the same for one engine, version, kind of device,
   precision and padded batch; between engines they agree within what `dim verify` checks.
 - The accuracies hold for the networks, sizes and steps in the table, and for no others.
 """
-
-
-def _name_copies(m: Manifest) -> str:
-    return ' "Copies" says what was found.' if "privacy" in m.evaluation else ""

@@ -50,7 +50,7 @@ def _write_command(config: Mapping[str, Any]) -> str:
         height=data["image_px"],
         channels=data["channels"],
     )
-    words = ["dim distill", f"--data {_quote(data['name'])}", f"--preset {config['preset']}"]
+    words = ["dim distill", f"--data {quote(str(data['name']))}", f"--preset {config['preset']}"]
     if NATIVE_SHAPES.get(data["name"]) != (data["image_px"], data["channels"]):
         words.append(f"--size {int(data['image_px'])} --channels {int(data['channels'])}")
     if config.get("seed"):
@@ -60,8 +60,8 @@ def _write_command(config: Mapping[str, Any]) -> str:
     found = _flatten(to_dict(defaults)) | _flatten(config)
     for field, value in _flatten(to_dict(preset(config["preset"], data=images))).items():
         if field not in FIELDS_LEFT_OUT and found[field] != value:
-            words.append("--set " + _quote(f"{field}={json.dumps(found[field])}"))
-    return " ".join([*words, f"--out runs/{_quote(config['name'])}"])
+            words.append("--set " + quote(f"{field}={json.dumps(found[field])}"))
+    return " ".join([*words, f"--out runs/{quote(str(config['name']))}"])
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -70,7 +70,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _quote(value: object) -> str:
-    return quote(str(value))

@@ -22,11 +22,6 @@ from dim.runtime.storage.private_cache import cache_folder, fill_cached_folder
 from dim.runtime.units import format_count
 
 
-def is_url(bundle: str) -> bool:
-    """Say whether a bundle is named by a URL rather than a path."""
-    return "://" in bundle
-
-
 def fetch_bundle(url: str, *, sha256: str | None = None, say: Callable[[str], None] = say_to_log) -> Path:
     """Fetch a bundle, or find it in the cache.
 

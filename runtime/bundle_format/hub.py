@@ -63,11 +63,9 @@ def upload_bundle(path: Path, url: str, *, overwrite: bool, say: Callable[[str],
     file_system, place = _resolve(url)
     below = f"{place.path_in_repo}/" if place.path_in_repo else ""
     try:
-        there = file_system.isfile(f"{place.unresolve()}/{MANIFEST_NAME}")
-        if (
-            there
-            and file_system.cat_file(f"{place.unresolve()}/{MANIFEST_NAME}") == (path / MANIFEST_NAME).read_bytes()
-        ):
+        address = f"{place.unresolve()}/{MANIFEST_NAME}"
+        there = file_system.isfile(address)
+        if there and file_system.cat_file(address) == (path / MANIFEST_NAME).read_bytes():
             say(f"{url} holds this bundle already.")
             return
         if there and not overwrite:

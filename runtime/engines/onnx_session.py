@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,22 +83,15 @@ def import_onnxruntime(extra: str) -> Any:
         raise MissingExtraError("onnxruntime", extra, f"run ONNX files on the {extra.upper()}") from None
 
 
-class CheckedOnnx(NamedTuple):
-    """An ONNX file that may be run."""
-
-    image_hwc: tuple[int, int, int]
-    model: bytes
-    rows: int
-    """The most that one run may be given."""
-
-
-def read_checked_onnx(request: EngineRequest) -> CheckedOnnx:
+def read_checked_onnx(request: EngineRequest) -> tuple[tuple[int, int, int], bytes, int]:
     """Read the ONNX file of a request and check its hash and its graph.
+
+    Returns:
+        height, width and channels of an image; the file; the most rows that one run may be given.
 
     Raises:
         BundleError, GraphError: it is missing, altered, or breaks the graph contract.
     """
     manifest = request.manifest
     model = read_checked_file(request.path, manifest, onnx_name(request.precision), max_bytes=MAX_ONNX_BYTES)
-    rows = check_graph(model, manifest)
-    return CheckedOnnx((manifest.height, manifest.width, manifest.channels), model, rows)
+    return (manifest.height, manifest.width, manifest.channels), model, check_graph(model, manifest)

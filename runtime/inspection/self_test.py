@@ -100,7 +100,7 @@ class SelfTest:
 
 def unpack_generator() -> bytes:
     """The ONNX file."""
-    return zlib.decompress(base64.b64decode("".join(_GENERATOR)))
+    return zlib.decompress(base64.b64decode(_GENERATOR))
 
 
 def read_expected_images() -> NDArray[np.uint8]:

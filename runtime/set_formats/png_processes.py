@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 from itertools import accumulate
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -149,8 +148,6 @@ class EncoderProcesses:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for process in self._all:
             process.close()
