@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def list_contenders(
             engine=name,
             precision=precision,
             device=ENGINES[name],
-            open=_opener(path, manifest, replace(common, engine=name, precision=precision), driver, say),
+            open=partial(_open, path, manifest, replace(common, engine=name, precision=precision), driver, say),
         )
         for name in (OFFERED_ENGINES if options.engines is None else options.engines)
         for precision in precisions
@@ -145,21 +146,18 @@ class _EngineRunner:
         self.engine.close()
 
 
-def _opener(
-    path: Path, manifest: Manifest, options: EngineOptions, driver: Driver, say: Callable[[str], None]
-) -> Callable[[int], Runner]:
-    def open_at(batch: int) -> Runner:
-        engine = open_engine(
-            path,
-            manifest,
-            options,
-            batch=batch if ENGINES[options.engine] == "gpu" else None,
-            driver=driver,
-            say=lambda message: None if message.startswith("Engine: ") else say(message),
-        )
-        return _EngineRunner(engine)
-
-    return open_at
+def _open(
+    path: Path, manifest: Manifest, options: EngineOptions, driver: Driver, say: Callable[[str], None], batch: int
+) -> Runner:
+    engine = open_engine(
+        path,
+        manifest,
+        options,
+        batch=batch if ENGINES[options.engine] == "gpu" else None,
+        driver=driver,
+        say=lambda message: None if message.startswith("Engine: ") else say(message),
+    )
+    return _EngineRunner(engine)
 
 
 def _settle_precisions(
