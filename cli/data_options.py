@@ -104,11 +104,9 @@ def takes_data_options(command: Command) -> Command:
 
     @wraps(command)
     def run(**given: Any) -> None:
-        asked = {name.removeprefix(_PREFIX): value for name, value in given.items() if name.startswith(_PREFIX)}
-        others = {name: value for name, value in given.items() if not name.startswith(_PREFIX)}
-        reading = {name: value for name, value in asked.items() if value is not None}
+        reading = {field: value for field in flags if (value := given.pop(_PREFIX + field, None)) is not None}
         make_data_options(**reading)  # told before anything is read
-        command(**others, **{_READING: reading})
+        command(**given, **{_READING: reading})
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
