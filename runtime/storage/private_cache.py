@@ -136,6 +136,20 @@ def read_cached(name: str) -> bytes:
     return read_file(cache_dir(), name)
 
 
+def read_if_cached(name: str) -> bytes:
+    """Read a file of the private cache; empty where it cannot be read."""
+    try:
+        return read_cached(name)
+    except (OSError, DimError):
+        return b""
+
+
+def write_if_possible(name: str, data: bytes) -> None:
+    """Write a file of the private cache as `write_cached`; silently does nothing where there is no usable cache."""
+    with contextlib.suppress(OSError, DimError):
+        write_cached(name, data)
+
+
 def remember(kind: str, key: str, note: str = "") -> None:
     """Note that something passed a check; silently does nothing where there is no usable cache.
 
@@ -144,10 +158,7 @@ def remember(kind: str, key: str, note: str = "") -> None:
         key: what passed, as hexadecimal digits.
         note: what the check found.
     """
-    try:
-        write_cached(f"{kind}/{key}", note.encode())
-    except (OSError, DimError):
-        return
+    write_if_possible(f"{kind}/{key}", note.encode())
 
 
 def recall(kind: str, key: str) -> str | None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from dim.runtime.bundle_format.files import check_writable, load_manifest, read_checked_file, update_bundle
 from dim.runtime.bundle_format.graph_contract import MAX_ONNX_BYTES, check_graph
 from dim.runtime.bundle_format.manifest import Manifest, check_precisions, onnx_name
-from dim.runtime.errors import BadValueError, BundleError, DeviceError, DimError
-from dim.runtime.gpu.driver import Driver, Gpu, find_driver, reason_driver_too_old
+from dim.runtime.errors import BadValueError, BundleError, DeviceError
+from dim.runtime.gpu.driver import Driver, find_driver, reason_driver_too_old
 from dim.runtime.messages import say_to_log
 from dim.runtime.progress.show import Progress, ProgressOption, ignore_progress, show_progress
-from dim.runtime.storage.private_cache import read_cached, write_cached
+from dim.runtime.storage.private_cache import read_if_cached, write_if_possible
 from dim.runtime.trt.check_engine import check_built_engine
 from dim.runtime.trt.compile import (
     DEFAULT_BATCH,
@@ -138,9 +138,12 @@ def build_engine(
     gpu = check_target(library, options, driver)
     model = read_checked_file(bundle_path, manifest, onnx_name(precision), max_bytes=MAX_ONNX_BYTES)
     check_graph(model, manifest)
-    timings = _read_timings(library, gpu)
+    # Kernel timings of an earlier build; without them it only takes longer.
+    timings_file = None if gpu is None else name_timings(library.version, gpu.name)
+    timings = b"" if timings_file is None else read_if_cached(timings_file)
     plan, kept = compile_plan(library, model, precision, options, gpu=gpu, timing_cache=timings, progress=progress)
-    _write_timings(library, gpu, kept)
+    if timings_file is not None and kept:
+        write_if_possible(timings_file, kept)
     sidecar = Sidecar(
         format=library.format,
         library_version=library.version,
@@ -182,22 +185,3 @@ def reason_engine_cannot_run(library: TrtLibrary, sidecar: Sidecar, driver: Driv
     if too_old is not None:
         return too_old
     return reason_engine_does_not_fit(sidecar, gpu=driver.gpus[0], library_version=library.version, onnx_sha256=None)
-
-
-def _read_timings(library: TrtLibrary, gpu: Gpu | None) -> bytes:
-    if gpu is None:
-        return b""
-    try:
-        return read_cached(name_timings(library.version, gpu.name))
-    except (OSError, DimError):
-        return b""
-
-
-def _write_timings(library: TrtLibrary, gpu: Gpu | None, timings: bytes) -> None:
-    """Keep kernel timings for the next build; without them it only takes longer."""
-    if gpu is None or not timings:
-        return
-    try:
-        write_cached(name_timings(library.version, gpu.name), timings)
-    except (OSError, DimError):
-        return

@@ -7,9 +7,8 @@ that it fits the version, the GPU and the driver, and refuses it otherwise.
 import hashlib
 from typing import Any
 
-from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import Gpu
-from dim.runtime.storage.private_cache import read_cached, write_cached
+from dim.runtime.storage.private_cache import read_if_cached, write_if_possible
 from dim.runtime.trt.library import TrtLibrary
 from dim.runtime.trt.sidecar import Sidecar
 
@@ -24,8 +23,8 @@ class RuntimeCache:
     """
 
     def __init__(self, library: TrtLibrary, sidecar: Sidecar, gpu: Gpu) -> None:
-        self._library = library
-        self._key = hashlib.sha256(f"{sidecar.engine_sha256} {gpu.name} {library.version}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{sidecar.engine_sha256} {gpu.name} {library.version}".encode()).hexdigest()[:32]
+        self._name = f"rtx-runtime/{key}.cache"
         self._cache: Any = None
         self._loaded = b""
 
@@ -34,10 +33,7 @@ class RuntimeCache:
         self._cache = config.create_runtime_cache()
         if self._cache is None:
             return
-        try:
-            self._loaded = read_cached(self._name())
-        except (OSError, DimError):
-            self._loaded = b""
+        self._loaded = read_if_cached(self._name)
         if self._loaded and not self._cache.deserialize(self._loaded):
             self._loaded = b""  # another driver or GPU: kernels are compiled anew and the file is replaced
         config.set_runtime_cache(self._cache)
@@ -47,12 +43,5 @@ class RuntimeCache:
         if self._cache is None:
             return
         content = self._cache.serialize()
-        if content is None or bytes(content) == self._loaded:
-            return
-        try:
-            write_cached(self._name(), bytes(content))
-        except (OSError, DimError):
-            return
-
-    def _name(self) -> str:
-        return f"rtx-runtime/{self._key}.cache"
+        if content is not None and bytes(content) != self._loaded:
+            write_if_possible(self._name, bytes(content))
