@@ -20,7 +20,7 @@ from dim.runs.tensors import write_tensors
 from dim.runtime.errors import BundleError, OutputError, RunError
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.below import read_file
-from dim.runtime.storage.records import FieldError, from_plain, refuse_newer
+from dim.runtime.storage.records import FieldError, from_plain, refuse_newer, to_plain
 from dim.version import __version__
 
 FOLDER = "checkpoints"
@@ -64,9 +64,15 @@ def load_optimiser(prefix: str, optimiser: torch.optim.Optimizer, tensors: Mappi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What a resumed run starts from."""
+class CheckpointRecord:
+    """What the JSON file of a checkpoint says."""
 
+    format_version: int = FORMAT_VERSION
+    dim_version: str = __version__
+    file: str
+    """Name of the file with the tensors."""
+    sha256: str
+    """Of that file."""
     stage: str
     step: int
     """Steps of the stage that are done."""
@@ -78,6 +84,19 @@ class Checkpoint:
     """See `CheckpointFolder.save`."""
     config_sha256: str
     """Of the configuration and the data that it was made from."""
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise FieldError("format_version", self.format_version, str(FORMAT_VERSION))
+        for field in ("step", "metrics_bytes", "quiet_lines"):
+            if getattr(self, field) < 0:
+                raise FieldError(field, getattr(self, field), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointRecord):
+    """What a resumed run starts from."""
+
     tensors: dict[str, Tensor]
 
 
@@ -115,19 +134,17 @@ class CheckpointFolder:
         make_folder(self.run_dir, FOLDER)
         name = name_checkpoint(stage, step)
         content = write_tensors(self.run_dir, _name_tensors(name), tensors)
-        record = {
-            "format_version": FORMAT_VERSION,
-            "dim_version": __version__,
-            "file": Path(_name_tensors(name)).name,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "stage": stage,
-            "step": step,
-            "metrics_bytes": metrics_bytes,
-            "quiet_lines": quiet_lines,
-            "suspect": suspect,
-            "config_sha256": self.config_sha256,
-        }
-        write_json(self.run_dir, name, record)
+        record = CheckpointRecord(
+            file=Path(_name_tensors(name)).name,
+            sha256=hashlib.sha256(content).hexdigest(),
+            stage=stage,
+            step=step,
+            metrics_bytes=metrics_bytes,
+            quiet_lines=quiet_lines,
+            suspect=suspect,
+            config_sha256=self.config_sha256,
+        )
+        write_json(self.run_dir, name, to_plain(record))
         self.prune()
         return self.run_dir / _name_tensors(name)
 
@@ -151,8 +168,11 @@ class CheckpointFolder:
 
     def newest_good(self) -> tuple[str, int] | None:
         """Stage and step of the newest checkpoint that is not suspect, or None."""
-        record = next((self._read_record(name) for name in self._records() if self._is_good(name)), None)
-        return (record.stage, record.step) if record else None
+        good = next(filter(self._is_good, self._records()), None)
+        if good is None:
+            return None
+        record = _read_record(self.run_dir, good)
+        return record.stage, record.step
 
     def _sweep(self) -> None:
         kept = {_name_tensors(record) for record in self._records()}
@@ -163,17 +183,12 @@ class CheckpointFolder:
     def _records(self) -> list[str]:
         return list_checkpoints(self.run_dir)[::-1]
 
-    def _read_record(self, name: str) -> _RecordFile | None:
-        """What a checkpoint's JSON file says; None if it is damaged."""
-        try:
-            return _read_record_file(self.run_dir, name, refuse_newer_ones=False)
-        except (OSError, OutputError, ValueError):
-            return None
-
     def _is_good(self, name: str) -> bool:
         """Whether the checkpoint is whole, as far as its JSON file tells, and not suspect."""
-        record = self._read_record(name)
-        return record is not None and not record.suspect
+        try:
+            return not _read_record(self.run_dir, name).suspect
+        except (OSError, OutputError, ValueError):
+            return False
 
     @property
     def is_empty(self) -> bool:
@@ -231,57 +246,23 @@ def read_checkpoint(run_dir: Path, name: str) -> Checkpoint:
         one of `DAMAGED_ERRORS`: it is not whole.
         RunError: a newer dim wrote it.
     """
-    record = _read_record_file(run_dir, name, refuse_newer_ones=True)
+    record = _read_record(run_dir, name, refuse_newer_ones=True)
     if (name_checkpoint(record.stage, record.step), record.file) != (name, Path(_name_tensors(name)).name):
         raise ValueError("it is that of another step")
     content = read_file(run_dir, _name_tensors(name))
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise ValueError("its bytes have changed")
-    return Checkpoint(
-        stage=record.stage,
-        step=record.step,
-        metrics_bytes=record.metrics_bytes,
-        quiet_lines=record.quiet_lines,
-        suspect=record.suspect,
-        config_sha256=record.config_sha256,
-        tensors=load(content),
-    )
+    return Checkpoint(**vars(record), tensors=load(content))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RecordFile:
-    """What the JSON file of a checkpoint says."""
-
-    format_version: int
-    dim_version: str
-    file: str
-    sha256: str
-    stage: str
-    step: int
-    metrics_bytes: int
-    quiet_lines: int
-    suspect: bool
-    config_sha256: str
-
-    def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            raise FieldError("format_version", self.format_version, str(FORMAT_VERSION))
-        for field in ("step", "metrics_bytes", "quiet_lines"):
-            if getattr(self, field) < 0:
-                raise FieldError(field, getattr(self, field), "0 or more")
-
-
-def _read_record_file(run_dir: Path, name: str, refuse_newer_ones: bool) -> _RecordFile:
+def _read_record(run_dir: Path, name: str, *, refuse_newer_ones: bool = False) -> CheckpointRecord:
     """Read the JSON file of a checkpoint; OSError, OutputError or ValueError where it is damaged."""
     content, path = read_file(run_dir, name, _MAX_RECORD_BYTES + 1), run_dir / name
     try:
         block = strict_json.parse(content, path.name, _MAX_RECORD_BYTES)
-    except BundleError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-    if refuse_newer_ones and isinstance(block, dict):
-        found, where = block.get("format_version"), f"The checkpoint {path}"
-        refuse_newer(found, where, version=FORMAT_VERSION, maker=block.get("dim_version"), error=RunError)
-    try:
-        return from_plain(_RecordFile, block, path.name)
+        if refuse_newer_ones and isinstance(block, dict):
+            found, where = block.get("format_version"), f"The checkpoint {path}"
+            refuse_newer(found, where, version=FORMAT_VERSION, maker=block.get("dim_version"), error=RunError)
+        return from_plain(CheckpointRecord, block, path.name)
     except BundleError as error:
         raise ValueError(str(error).rstrip(".")) from None
