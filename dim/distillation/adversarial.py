@@ -71,6 +71,11 @@ class AdversarialTraining:
         self.parallel_discriminator = self._parallel(self.discriminator)
         self.start_stage(config.stage1.adversarial)
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by their names in checkpoints."""
+        return {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
+
     def _parallel(self, network: nn.Module) -> nn.Module:
         if self.world.size == 1:
             return network

@@ -32,7 +32,7 @@ from dim.networks.classifiers import GAIN_BY_COMPILING, build_classifier
 from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
 from dim.runs.files import make_folder, read_json, remove_file, write_json
 from dim.runs.record import ImageSpec
-from dim.runs.tensors import check_finite, explain_misfit, read_tensors, write_tensors
+from dim.runs.tensors import check_finite, explain_misfit, load_weights, name_weights, read_tensors, write_tensors
 from dim.runtime.errors import RunError
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
@@ -244,13 +244,13 @@ def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int)
     ):
         return False
     make_folder(session.run_dir, FOLDER)
-    write_tensors(session.run_dir, name, _named(snapshots))
+    write_tensors(session.run_dir, name, name_weights(_number_classifiers(snapshots)))
     remove_file(session.run_dir, partial)
     return True
 
 
-def _named(members: list[PoolMember]) -> dict[str, Tensor]:
-    return {f"{i}.{k}": v for i, m in enumerate(members) for k, v in m.classifier.state_dict().items()}
+def _number_classifiers(members: Sequence[PoolMember]) -> dict[str, nn.Module]:
+    return {str(number): member.classifier for number, member in enumerate(members)}
 
 
 def load_snapshots(members: Sequence[PoolMember], run_dir: Path, name: str) -> None:
@@ -262,10 +262,7 @@ def load_snapshots(members: Sequence[PoolMember], run_dir: Path, name: str) -> N
     tensors = read_tensors(run_dir, name)
     with explain_misfit(run_dir / name):
         check_finite(tensors)
-        for i, member in enumerate(members):
-            prefix = f"{i}."
-            state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            member.classifier.load_state_dict(state)
+        load_weights(_number_classifiers(members), tensors)
 
 
 def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
@@ -277,7 +274,7 @@ def _broadcast(members: list[PoolMember], source: int, world_size: int) -> None:
 
 def write_classifiers(run_dir: Path, kind: str, members: list[PoolMember]) -> None:
     """Write classifiers as `<kind>.safetensors`, keys `<i>.<name>`, and what they are as `<kind>.json`."""
-    write_tensors(run_dir, f"{kind}.safetensors", _named(members))
+    write_tensors(run_dir, f"{kind}.safetensors", name_weights(_number_classifiers(members)))
     write_json(run_dir, f"{kind}.json", [member.describe() for member in members])
 
 
@@ -347,14 +344,13 @@ class FreshPool:
         self.steps = self.session.gan.graphed_steps()
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        prefix = "classifier.model."
-        self.member.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        load_weights({"classifier.model": self.member}, tensors)
         load_optimiser("classifier.optimiser", self.optimiser, tensors)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold to go on in the middle of an epoch."""
-        state = {f"classifier.model.{k}": v for k, v in self.member.state_dict().items()}
-        return state | optimiser_tensors("classifier.optimiser", self.optimiser)
+        weights = name_weights({"classifier.model": self.member})
+        return weights | optimiser_tensors("classifier.optimiser", self.optimiser)
 
     def write(self) -> None:
         """Write the last classifier as the run's pool."""

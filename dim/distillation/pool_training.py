@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dim.distillation.session import Session
 from dim.runs.checkpoint import FOLDER, load_optimiser, optimiser_tensors
 from dim.runs.files import make_folder
-from dim.runs.tensors import check_finite, explain_misfit, read_tensors, write_tensors
+from dim.runs.tensors import check_finite, explain_misfit, load_weights, name_weights, read_tensors, write_tensors
 from dim.runtime.errors import DivergedError
 
 
@@ -63,18 +63,16 @@ def train_in_pieces(
             )
         if done < steps:
             make_folder(session.run_dir, FOLDER)
-            write_tensors(session.run_dir, name, _tensors(done, model, optimiser, snapshots))
+            tensors = name_weights(_networks(done, model, snapshots)) | optimiser_tensors("optimiser", optimiser)
+            write_tensors(session.run_dir, name, tensors | {"done": torch.tensor(done)})
             if late:
                 return False
     return True
 
 
-def _tensors(
-    done: int, model: nn.Module, optimiser: torch.optim.Optimizer, snapshots: Mapping[int, nn.Module]
-) -> dict[str, Tensor]:
-    networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
-    weights = {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
-    return weights | optimiser_tensors("optimiser", optimiser) | {"done": torch.tensor(done)}
+def _networks(done: int, model: nn.Module, snapshots: Mapping[int, nn.Module]) -> dict[str, nn.Module]:
+    """The networks of a checkpoint after so many steps."""
+    return {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
 
 
 def _restore(
@@ -94,9 +92,6 @@ def _restore(
         done = int(tensors["done"])
         if not 0 <= done <= steps:
             raise ValueError(f"{done} of {steps} steps are done")
-        networks = {"model": model} | {f"at {age}": network for age, network in snapshots.items() if age <= done}
-        for part, network in networks.items():
-            prefix = f"{part}."
-            network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        load_weights(_networks(done, model, snapshots), tensors)
         load_optimiser("optimiser", optimiser, tensors)
     return done

@@ -23,7 +23,7 @@ from dim.runs.curves import draw_curves
 from dim.runs.files import append_to_file, cut_file, flush_file, make_folder, remove_file, write_file
 from dim.runs.metrics import METRICS_FILE, read_metrics
 from dim.runs.record import ImageSpec, RunRecord
-from dim.runs.tensors import check_finite, explain_misfit
+from dim.runs.tensors import check_finite, explain_misfit, load_weights, name_weights, select_prefix
 from dim.runtime.errors import DivergedError
 from dim.runtime.progress.show import Progress
 
@@ -237,12 +237,7 @@ class Session:
         if self.compiled:
             tensors["compiled"] = torch.ones(())
         tensors |= {f"unlogged.{name}": torch.stack(values) for name, values in self.unlogged.items()}
-        for prefix, network in (
-            ("generator", gan.generator),
-            ("discriminator", gan.discriminator),
-            ("ema", gan.ema),
-        ):
-            tensors |= {f"{prefix}.{k}": v for k, v in network.state_dict().items()}
+        tensors |= name_weights(gan.networks)
         tensors |= optimiser_tensors("generator_optimiser", gan.generator_optimiser)
         tensors |= optimiser_tensors("discriminator_optimiser", gan.discriminator_optimiser)
         return tensors
@@ -251,18 +246,12 @@ class Session:
         """Put the networks and optimisers back to a checkpoint, and cut the metrics that came after it."""
         gan, tensors = self.gan, checkpoint.tensors
         check_finite(tensors)
-        for prefix, network in (
-            ("generator", gan.generator),
-            ("discriminator", gan.discriminator),
-            ("ema", gan.ema),
-        ):
-            network.load_state_dict({k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")})
+        load_weights(gan.networks, tensors)
         load_optimiser("generator_optimiser", gan.generator_optimiser, tensors)
         load_optimiser("discriminator_optimiser", gan.discriminator_optimiser, tensors)
         self.quiet_lines = checkpoint.quiet_lines
         self.extra = {k: v for k, v in tensors.items() if k.startswith("classifier.")}
-        prefix = "unlogged."
-        self.unlogged = {k[len(prefix) :]: list(v.to(gan.device)) for k, v in tensors.items() if k.startswith(prefix)}
+        self.unlogged = {k: list(v.to(gan.device)) for k, v in select_prefix(tensors, "unlogged.").items()}
         if self.world.is_main:
             cut_file(self.run_dir, METRICS_FILE, checkpoint.metrics_bytes)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from dim.runs.files import list_names, make_folder, remove_file, write_json
-from dim.runs.tensors import write_tensors
+from dim.runs.tensors import select_prefix, write_tensors
 from dim.runtime.errors import BundleError, OutputError, RunError
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.below import read_file
@@ -44,10 +44,9 @@ def optimiser_tensors(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str
 def load_optimiser(prefix: str, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimiser_tensors`; raises ValueError where a state is not that of its parameter."""
     states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith(prefix + "."):
-            index, key = name[len(prefix) + 1 :].split(".", 1)
-            states.setdefault(int(index), {})[key] = value
+    for name, value in select_prefix(tensors, f"{prefix}.").items():
+        index, key = name.split(".", 1)
+        states.setdefault(int(index), {})[key] = value
     content = optimiser.state_dict()
     content["state"] = states
     optimiser.load_state_dict(content)

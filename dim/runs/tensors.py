@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dim.runs.files import read_file, write_file
 from dim.runtime.errors import RunError
@@ -67,6 +67,22 @@ def explain_misfit(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} does not fit its run ({reason}): restore it, or remove it and go on with --resume."
         ) from None
+
+
+def name_weights(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights and buffers of networks, each under `<name of the network>.<its own name>`."""
+    return {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
+
+
+def load_weights(networks: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `name_weights`; raises RuntimeError where a tensor is missing or of another shape."""
+    for name, network in networks.items():
+        network.load_state_dict(select_prefix(tensors, f"{name}."))
+
+
+def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
