@@ -114,10 +114,6 @@ class AdversarialTraining:
         enabled = self.autocast_dtype is not None
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)
 
-    def step_seed(self, stage: str, step: int) -> int:
-        """Seed of a step's random generator: all draws are a function of (seed, stage, step) alone."""
-        return seed_of(self.config.seed, stage, step)
-
     def draw(self, generator: torch.Generator, batch_size: int, group_size: int) -> Draws:
         """Draw labels, real images and latents of one step.
 
@@ -278,23 +274,20 @@ class AdversarialTraining:
             ours, theirs = list(self.ema.parameters()), [p.detach() for p in self.generator.parameters()]
             torch._foreach_lerp_(ours, theirs, 1.0 - keep)
 
-    def copy_ema_generator(self, batches: int = 16, batch_size: int = 256) -> nn.Module:
+    def copy_ema_generator(self, batches: int = 16) -> nn.Module:
         """Copy the moving average, float32, in evaluation mode, with batch statistics measured anew.
 
         A moving average of weights has no batch statistics of its own.
 
         Args:
-            batches: over which statistics are averaged.
-            batch_size: of each.
+            batches: of 256 images, over which statistics are averaged.
         """
         network = copy.deepcopy(self.ema)
         generator = step_generator(self.device, self.config.seed, "statistics")
-        arguments = []
+        size, arguments = (256, self.config.generator.latent_dim), []
         for _ in range(batches):
-            labels = self.data.draw_labels(batch_size, 1, generator)
-            size = (batch_size, self.config.generator.latent_dim)
-            arguments.append(
-                (torch.randn(size, device=self.device, generator=generator) * self.config.latent_std, labels)
-            )
+            labels = self.data.draw_labels(size[0], 1, generator)
+            latents = torch.randn(size, device=self.device, generator=generator) * self.config.latent_std
+            arguments.append((latents, labels))
         refresh_statistics(network, arguments)
         return network  # type: ignore[no-any-return]

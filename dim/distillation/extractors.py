@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dim.distillation.pool import PoolMember
 from dim.distillation.session import Session
-from dim.execution.device_data import step_generator, to_signed
+from dim.execution.device_data import step_generator, to_pixels, to_signed
 
 BATCH_SIZE = 500
 """Images per forward pass."""
@@ -59,7 +59,7 @@ def generate_class(network: nn.Module, latents_NZ: Tensor, label: int) -> Tensor
     parts = []
     for part in torch.split(latents_NZ, BATCH_SIZE):
         images = network(part, torch.full((len(part),), label, device=part.device))
-        parts.append(to_signed(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+        parts.append(to_signed(to_pixels(images)))
     return torch.cat(parts)
 
 

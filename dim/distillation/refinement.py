@@ -76,7 +76,6 @@ class Refinement:
         policy: augmentation of what the classifiers see.
         seed: of every draw.
         build_learner: makes a classifier with fresh weights, by a number that never repeats.
-        extractors_per_step: how many classifiers a step asks.
     """
 
     def __init__(
@@ -91,12 +90,11 @@ class Refinement:
         policy: str,
         seed: int,
         build_learner: Callable[[int], PoolMember],
-        extractors_per_step: int = EXTRACTORS_PER_STEP,
     ) -> None:
         self.network, self.start_KMZ, self.data, self.config = network, latents_KMZ, data, config
         self.extractors = [*trained, *untrained]
         self.cross_entropies = [config.refine_cross_entropy] * len(trained) + [0.0] * len(untrained)
-        self.policy, self.seed, self.extractors_per_step = policy, seed, extractors_per_step
+        self.policy, self.seed = policy, seed
         num_classes, count = latents_KMZ.shape[:2]
         self.ends = sorted({min(prefix, count) for prefix in REFINED_IPCS})
         starts = [0, *self.ends[:-1]]
@@ -161,7 +159,7 @@ class Refinement:
         images_nCHW = self.network(latents_kmZ.flatten(0, 1), labels_k.repeat_interleave(count))
         images = images_nCHW.reshape(-1, count, *images_nCHW.shape[1:])
         losses = []
-        for number in asked[: self.extractors_per_step].tolist():
+        for number in asked[:EXTRACTORS_PER_STEP].tolist():
             if number < len(self.extractors):
                 target, rows_k = self._targets[1][number], labels_k - labels[0]
             else:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dim.config import DistillConfig, StageConfig
 from dim.distillation.adversarial import AdversarialTraining
-from dim.execution.device_data import DeviceData, step_generator
+from dim.execution.device_data import DeviceData, step_generator, to_pixels
 from dim.execution.distributed import World
 from dim.runs.checkpoint import FOLDER, Checkpoint, CheckpointFolder, load_optimiser, name_checkpoint, optimiser_tensors
 from dim.runs.curves import draw_curves
@@ -153,7 +153,7 @@ class Session:
                 note = describe_losses(speed, losses)
             self.progress(stage, done, config.steps, note)
             if (done % self.config.grid_steps == 0 or last) and self.world.is_main:
-                self.write_make_grid(f"{stage}-{done:06d}")
+                self.write_grid(f"{stage}-{done:06d}")
             late = self._is_late(done)
             if done % self.config.checkpoint_steps == 0 or last or late:
                 self.save(stage, done)
@@ -278,19 +278,19 @@ class Session:
             receive(stage, step, dict(losses))
 
     @torch.no_grad()
-    def write_make_grid(self, name: str, columns: int = 16, max_rows: int = 20) -> None:
+    def write_grid(self, name: str) -> None:
         """A PNG of samples of the moving average, one row per class (the first twenty), the same latents every time."""
         from dim.runtime.inspection.labelled_grid import draw_labelled_grid
         from dim.runtime.inspection.preview import encode_png
 
         network = self.gan.copy_ema_generator(batches=4)
-        rows = min(self.gan.data.num_classes, max_rows)
+        rows, columns = min(self.gan.data.num_classes, 20), 16
         labels = torch.arange(rows, device=self.gan.device).repeat_interleave(columns)
         generator = step_generator(self.gan.device, self.config.seed, "grid")
         shape = (columns, self.config.generator.latent_dim)
         latents = torch.randn(shape, device=self.gan.device, generator=generator).repeat(rows, 1)
         images = network(latents * self.config.latent_std, labels)
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = to_pixels(images).permute(0, 2, 3, 1)
         images_RCHWC = pixels.cpu().numpy().reshape(rows, columns, *pixels.shape[1:])
         make_folder(self.run_dir, "grids")
         picture = draw_labelled_grid(images_RCHWC, self.record.data.classes[:rows])

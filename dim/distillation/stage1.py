@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dim.distillation.session import Session
+from dim.execution.device_data import seed_of
 
 
 def train_gan(session: Session) -> bool:
@@ -18,7 +19,6 @@ def train_gan(session: Session) -> bool:
     gan.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
-
         def play(generator: torch.Generator) -> Mapping[str, Tensor]:
             draws, report = gan.train_discriminator(generator, stage.batch_size, group_size, index)
             loss, _ = gan.generator_loss(draws)
@@ -26,6 +26,6 @@ def train_gan(session: Session) -> bool:
             return {**report, "generator_loss": loss.detach()}
 
         left = (stage.steps - index) * gan.penalty_pattern_frequency(index)
-        return steps.take(gan.penalty_pattern(index), play, left=left, seed=gan.step_seed("stage1", index))
+        return steps.take(gan.penalty_pattern(index), play, left=left, seed=seed_of(config.seed, "stage1", index))
 
     return session.run_stage("stage1", stage, step)

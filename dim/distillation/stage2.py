@@ -16,6 +16,7 @@ from dim.distillation.adversarial import Draws
 from dim.distillation.losses import choose_group_size, energy_distance, paper_loss
 from dim.distillation.pool import FreshPool, KeptPool, PoolMember, prepare_pool
 from dim.distillation.session import Session
+from dim.execution.device_data import seed_of
 
 
 def wants_pool(config: DistillConfig) -> bool:
@@ -82,9 +83,8 @@ def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> 
             return report
 
         kind = (gan.penalty_pattern(index), id(member))
-        report = steps.take(
-            kind, play, left=left * gan.penalty_pattern_frequency(index), seed=gan.step_seed("stage2", index)
-        )
+        left *= gan.penalty_pattern_frequency(index)
+        report = steps.take(kind, play, left=left, seed=seed_of(config.seed, "stage2", index))
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()
         return report

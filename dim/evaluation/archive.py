@@ -8,6 +8,7 @@ import io
 import json
 import math
 import zipfile
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ MOSAIC_PX = 4096
 """Longest side of a mosaic: bounds the memory of the encoders."""
 _COUNTS = "counts.json"
 _JPEG_BLOCK_PX = 8
+_MAX_CANDIDATES = 4
 _SHRINK = 0.985
 """An archive that does not fit loses this part of its images per class, again and again."""
 
@@ -178,7 +180,7 @@ def _encode_mosaic(mosaic: Images, archive: Archive) -> bytes:
     return stream.getvalue()
 
 
-def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int = 4) -> list[Archive]:
+def find_candidates(data: ImageSet, max_bytes: int) -> list[Archive]:
     """List archives that fit into so many bytes: more images of less quality, and fewer of more.
 
     Every codec and quality is tried on a sample. Of two archives with equally many images the one with the smaller
@@ -187,14 +189,12 @@ def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int 
     Args:
         data: the dataset.
         max_bytes: of the file.
-        seed: of the sample.
-        at_most: archives to list.
 
     Returns:
-        Archives, most images first; one lossless archive of everything where that fits; none where not even one image
-        per class does.
+        At most four archives, most images first; one lossless archive of everything where that fits; none where not
+        even one image per class does.
     """
-    sample, counts = _draw_sample(data, seed)
+    sample, counts = _draw_sample(data)
     firsts = np.cumsum([0, *counts[:-1]])
     found: list[tuple[float, Archive]] = []
     for codec in list_codecs():
@@ -217,31 +217,27 @@ def find_candidates(data: ImageSet, max_bytes: int, seed: int = 0, at_most: int 
         if error < lowest:
             lowest = error
             front.append(archive)
-    return _thin_out(front, at_most)
+    return _thin_out(front)
 
 
-def _draw_sample(data: ImageSet, seed: int) -> tuple[Images, list[int]]:
+def _draw_sample(data: ImageSet) -> tuple[Images, list[int]]:
     """Draw images of all classes for about half a million pixels, in class order, and count those of every class."""
     wanted = max(len(data.classes), 2**19 // (data.height * data.width))
     per_class = max(1, wanted // len(data.classes))
-    rows = [rows[:per_class] for rows in shuffled_rows_by_class(data, seed)]
+    rows = [rows[:per_class] for rows in shuffled_rows_by_class(data, seed=0)]
     return data.train_images[np.concatenate(rows)], list(map(len, rows))
 
 
-def _thin_out(front: list[Archive], at_most: int) -> list[Archive]:
+def _thin_out(front: list[Archive]) -> list[Archive]:
     """Keep the first and the last, and those nearest to even steps of the logarithm between them."""
-    if len(front) <= at_most:
+    if len(front) <= _MAX_CANDIDATES:
         return front
     logs = np.log([archive.images_per_class for archive in front])
-    wanted = np.linspace(logs[0], logs[-1], at_most)
+    wanted = np.linspace(logs[0], logs[-1], _MAX_CANDIDATES)
     return [front[place] for place in sorted({int(np.abs(logs - log).argmin()) for log in wanted})]
 
 
 def images_that_fit(class_counts: Sequence[int], total: int) -> int:
     """Return the most images per class, or all of a class that has fewer, of which no more than `total` are taken."""
-    least, most = 0, max(class_counts)
-    while least < most:
-        middle = (least + most + 1) // 2
-        fits = sum(min(count, middle) for count in class_counts) <= total
-        least, most = (middle, most) if fits else (least, middle - 1)
-    return least
+    sizes = range(1, max(class_counts) + 1)
+    return bisect_right(sizes, total, key=lambda size: sum(min(count, size) for count in class_counts))

@@ -14,7 +14,7 @@ from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.evaluation.subjects import Subject
 from dim.evaluation.table import format_bytes
 from dim.runtime.errors import BundleError
-from dim.runtime.progress.show import Progress, ignore_progress
+from dim.runtime.progress.show import Progress
 from dim.runtime.storage import strict_json
 from dim.runtime.storage.below import read_file
 from dim.runtime.storage.records import from_plain, to_plain
@@ -31,9 +31,9 @@ def choose_archive(
     execution: Execution,
     *,
     out: Path,
-    deadline: float | None = None,
-    say: Say = lambda sentence: None,
-    progress: Progress = ignore_progress,
+    deadline: float | None,
+    say: Say,
+    progress: Progress,
 ) -> Archive | None:
     """Train a student on each of several archives of equal bytes and return the one with the best on the hold-out.
 

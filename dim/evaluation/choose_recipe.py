@@ -4,7 +4,6 @@ Recipes are compared on real images only, so the choice can favour the controls,
 distilled from the hold-out too, so it cannot be compared there.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,32 +13,27 @@ from dim.evaluation.files import write_json
 from dim.evaluation.measure import Evaluation, Say, measure
 from dim.evaluation.protocol import EvalProtocol, Execution
 from dim.execution.large_images import select_images
-from dim.runtime.errors import BadValueError, DataError, DimError
+from dim.runtime.errors import DataError, DimError
 from dim.runtime.progress.show import Progress, ignore_progress
 from dim.students.recipes import CHOICE_NAME, Recipe, resolve_recipe
 
 
-def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> ImageSet:
-    """Cut a hold-out from the training split, the same part of every class, and forget the test split.
+def split_holdout(data: ImageSet) -> ImageSet:
+    """Cut a tenth of every class's training images off as a hold-out, one at least, and forget the test split.
 
     Args:
         data: the dataset.
-        fraction: part of every class's training images, above 0 and below 1; at least one image.
-        seed: of the cut.
 
     Returns:
         The dataset `<name> (hold-out)`, whose test split is the hold-out and whose training split is the rest.
 
     Raises:
-        BadValueError: the fraction is out of range.
         DataError: a class has a single image, which cannot be on both sides.
     """
-    if not 0 < fraction < 1:
-        raise BadValueError(f"fraction is {fraction}; it must lie between 0 and 1.")
     for name, count in zip(data.classes, data.class_counts, strict=True):
         if count < 2:
             raise DataError(f"{data.name}: class '{name}' has {count} training images; a hold-out needs two.")
-    held = holdout_mask(data.train_labels, len(data.classes), fraction, seed)
+    held = holdout_mask(data.train_labels, len(data.classes), fraction=0.1, seed=0)
     return ImageSet(
         name=f"{data.name} (hold-out)",
         classes=data.classes,
@@ -48,7 +42,7 @@ def split_holdout(data: ImageSet, fraction: float = 0.1, seed: int = 0) -> Image
         test_images=select_images(data.train_images, held),
         test_labels=data.train_labels[held],
         licence=data.licence,
-        note=f"{data.note}; tested on {int(held.sum())} training images held out (seed {seed})".lstrip("; "),
+        note=f"{data.note}; tested on {int(held.sum())} training images held out (seed 0)".lstrip("; "),
     )
 
 
@@ -81,7 +75,6 @@ def choose_recipe(
     execution: Execution,
     *,
     out: Path,
-    recipes: Sequence[Recipe] | None = None,
     deadline: float | None = None,
     say: Say = lambda sentence: None,
     progress: Progress = ignore_progress,
@@ -93,7 +86,6 @@ def choose_recipe(
         protocol: of the evaluation; the first of its sizes is measured, and every mode and network counts alike.
         execution: by what means.
         out: folder of the results; `recipe.json` holds the choice and the accuracy of every recipe.
-        recipes: to choose from; None for `list_candidates`.
         deadline: value of `time.monotonic()` from which no student is started; None for none.
         say: as in `dim.evaluation.evaluate.evaluate`.
         progress: is told how many students of each recipe are done.
@@ -106,8 +98,7 @@ def choose_recipe(
         OutputError: `out` cannot be written.
         as `split_holdout`.
     """
-    # The augmentation follows the dataset's own name, so the recipes are passed as they are.
-    recipes = list_candidates(data.name) if recipes is None else recipes
+    recipes = list_candidates(data.name)  # the augmentation follows the name, which the hold-out changes
     holdout = split_holdout(data)
     single = replace(
         protocol,

@@ -35,6 +35,11 @@ def to_signed(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1.0
 
 
+def to_pixels(images: Tensor) -> Tensor:
+    """float -1..1 to uint8 0..255, rounded as a bundle does."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def move_images(images_NHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Move images to the device, uint8 NCHW in channels_last memory."""
     # NHWC memory seen as NCHW is channels_last, so a gather of rows keeps the fast layout.

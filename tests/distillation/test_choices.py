@@ -143,11 +143,9 @@ def make_refinement(
     steps: int,
     learners: int = 0,
 ) -> Refinement:
-    """With learners every classifier is asked at every step."""
     config = DeploymentConfig(refine_steps=steps, refine_cross_entropy=0.2, refine_learners=learners)
-    every = {"extractors_per_step": 9} if learners else {}
     return Refinement(
-        canvas, latents_KMZ, trained, untrained, data, config, policy="", seed=0, build_learner=new_learner, **every
+        canvas, latents_KMZ, trained, untrained, data, config, policy="", seed=0, build_learner=new_learner
     )
 
 
@@ -310,6 +308,7 @@ def test_a_learner_that_diverges_is_renewed(monkeypatch: pytest.MonkeyPatch) -> 
     made: dict[float, int] = {}
     for rate in (0.1, float("nan")):
         monkeypatch.setattr("dim.distillation.set_learners.LEARNER_LR", rate)
+        monkeypatch.setattr("dim.distillation.refinement.EXTRACTORS_PER_STEP", 9)  # all of them
         refinement = make_refinement(start, [], untrained()[:1], on_device, steps=3, learners=2)
         for index in range(refinement.total):
             refinement.step(index)
@@ -327,6 +326,7 @@ def test_learners_see_sets_of_several_images_of_every_class(monkeypatch: pytest.
     data = make_images()
     on_device = DeviceData(data.train_images, data.train_labels, 3, torch.device("cpu"))
     start = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("dim.distillation.refinement.EXTRACTORS_PER_STEP", 9)  # all of them
     refinement = make_refinement(start, [], untrained()[:1], on_device, steps=1, learners=2)
     teach, shown = SetLearners.teach, list[set[tuple[int, bool]]]()
     sets: list[torch.Tensor] = []

@@ -221,7 +221,9 @@ def assess_bundle(path: Path, data: ImageSet, out: Path, said: list[str], **want
     subject = Subject(name="generated", folder=path, manifest=load_manifest(path))
     execution = divide_options(QUICK_STUDENTS)[1]
     asked = EvalProtocol(**wanted)
-    return assess(subject, data, asked, execution, out, say=said.append, progress=lambda *_: None, steps=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dim.evaluation.quality.features.STEPS", 60)
+        return assess(subject, data, asked, execution, out, say=said.append, progress=lambda *_: None)
 
 
 @pytest.mark.slow
@@ -259,16 +261,19 @@ def test_a_bundle_of_noise_is_no_copy_and_of_no_quality(stripes: ImageSet, tmp_p
 
 
 @pytest.mark.slow
-def test_the_classifier_is_trained_once_and_has_not_seen_what_is_held_out(stripes: ImageSet, tmp_path: Path) -> None:
+def test_the_classifier_is_trained_once_and_has_not_seen_what_is_held_out(
+    stripes: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim.evaluation.quality.features.STEPS", 5)
     held, steps = hold_out(stripes), list[int]()
     assert held.sum() == 300 and np.bincount(stripes.train_labels[held]).tolist() == [100] * 3
-    first = train_extractor(stripes, tmp_path, CPU, lambda step, _: steps.append(step), steps=5)
-    again = train_extractor(stripes, tmp_path, CPU, lambda step, _: steps.append(step), steps=5)
+    first = train_extractor(stripes, tmp_path, CPU, lambda step, _: steps.append(step))
+    again = train_extractor(stripes, tmp_path, CPU, lambda step, _: steps.append(step))
     assert steps == [1, 2, 3, 4, 5] and f"trained here on {2700:,} images" in first.description
     assert np.array_equal(first.extract(stripes.test_images[:9]), again.extract(stripes.test_images[:9]))
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(b"half")
-    train_extractor(stripes, tmp_path, CPU, lambda step, _: steps.append(step), steps=5)
+    train_extractor(stripes, tmp_path, CPU, lambda step, _: steps.append(step))
     assert len(steps) == 10
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from dim.data.image_set import ImageSet
 from dim.evaluation.files import write_json
 from dim.evaluation.protocol import EvalProtocol, Execution
+from dim.evaluation.quality import features
 from dim.evaluation.quality.copying import MIN_IMAGES, measure_copying, write_verdict
 from dim.evaluation.quality.distances import Rows, flatten_pixels
-from dim.evaluation.quality.features import STEPS, Extractor, hold_out, load_extractor, train_extractor
+from dim.evaluation.quality.features import Extractor, hold_out, load_extractor, train_extractor
 from dim.evaluation.quality.fidelity import NEIGHBOURS, compare_neighbourhoods, frechet_distance, kernel_distance
 from dim.evaluation.quality.pairs import draw_pairs
 from dim.evaluation.subjects import Subject
@@ -33,7 +34,6 @@ FORMAT_VERSION = 1
 MAX_IMAGES = 3000
 """Images of every kind that are compared."""
 MAX_BYTES = 2**22
-DRAW_SEED = 0
 PAIRS_NAME = "nearest-pairs.png"
 DRAWN = 512
 
@@ -50,7 +50,6 @@ def assess(
     *,
     say: Say,
     progress: Progress,
-    steps: int = STEPS,
 ) -> Found:
     """Measure the quality of a bundle's images and whether they are copies.
 
@@ -62,7 +61,6 @@ def assess(
         out: folder; `quality-*.json` holds the result, `nearest-pairs.png` the pairs, `features/` the classifier.
         say: gets a sentence about what begins.
         progress: is told how many steps of the classifier are done.
-        steps: of the classifier.
 
     Returns:
         Plain JSON data with the keys `quality` and `privacy`, those that were asked for.
@@ -77,7 +75,7 @@ def assess(
         "fingerprint": data.fingerprint(),
         "content_id": subject.manifest.content_id,
         "precision": execution.image_precision,
-        "features": protocol.features or f"classifier, {steps} steps",
+        "features": protocol.features or f"classifier, {features.STEPS} steps",
     }
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
     path = out / f"quality-{digest}.json"
@@ -94,7 +92,6 @@ def assess(
                 out / "features",
                 device,
                 lambda step, all_steps: progress("features", step, all_steps, "training a classifier"),
-                steps,
             )
         )
         with _open(subject, execution, device) as bundle:
@@ -131,12 +128,12 @@ def _read(path: Path) -> Found:
     return {part: found[part] for part in ("quality", "privacy") if isinstance(found, dict) and part in found}
 
 
-def draw_images(bundle: Bundle, counts: Sequence[int], seed: int = DRAW_SEED) -> NDArray[np.uint8]:
+def draw_images(bundle: Bundle, counts: Sequence[int]) -> NDArray[np.uint8]:
     """Draw as many images of every class, as a stream has them, in class order, uint8 `[N, H, W, C]`."""
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     indices = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
     parts = [
-        bundle.sample(labels[start : start + DRAWN], indices[start : start + DRAWN], seed, use="stream")
+        bundle.sample(labels[start : start + DRAWN], indices[start : start + DRAWN], 0, use="stream")
         for start in range(0, len(labels), DRAWN)
     ]
     return np.concatenate(parts)
@@ -242,8 +239,8 @@ def measure_privacy(bundle: Bundle, data: ImageSet, extractor: Extractor, device
     draw_pairs(generated[nearest], data.train_images[closest[nearest]], distances[nearest], pairs)
     # The classifier knows the other training images, which would set them apart from held-out ones by itself.
     rows = [extractor.extract(images) for images in (generated, data.train_images[members], unseen)]
-    features, _, _ = measure_copying("features", rows[0], rows[1], np.arange(len(members)), rows[2], device)
-    found = [pixels, features]
+    by_features, _, _ = measure_copying("features", rows[0], rows[1], np.arange(len(members)), rows[2], device)
+    found = [pixels, by_features]
     return {
         "verdict": write_verdict(found),
         "copies": any(one.signs for one in found) and pixels.held_out >= MIN_IMAGES,

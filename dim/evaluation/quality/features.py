@@ -63,9 +63,7 @@ def hold_out(data: ImageSet) -> NDArray[np.bool_]:
     return holdout_mask(data.train_labels, len(data.classes), HELD_OUT, seed_of("features"))
 
 
-def train_extractor(
-    data: ImageSet, folder: Path, device: torch.device, progress: Progress, steps: int = STEPS
-) -> Extractor:
+def train_extractor(data: ImageSet, folder: Path, device: torch.device, progress: Progress) -> Extractor:
     """Train a classifier on real images, or read the one that an earlier call left, and return its features.
 
     Args:
@@ -73,7 +71,6 @@ def train_extractor(
         folder: for its weights.
         device: where to train and to extract.
         progress: called with the finished steps and all steps.
-        steps: SGD steps.
 
     Raises:
         OutputError: the disk refused.
@@ -90,7 +87,7 @@ def train_extractor(
         precision=choose_precision("auto", device),
     )
     seen = ~hold_out(data)
-    asked = json.dumps([data.fingerprint(), steps, repr(spec)])
+    asked = json.dumps([data.fingerprint(), STEPS, repr(spec)])
     path = folder / f"classifier-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.safetensors"
     network = _read_weights(path, spec)
     if network is None:
@@ -98,7 +95,7 @@ def train_extractor(
             data.train_images[seen], data.train_labels[seen], spec.recipe.batch_size, 0, torch.device(device), None
         )
         network, _ = train_student(
-            spec, images.batches, steps, seed=0, device=device, progress=lambda step: progress(step, steps)
+            spec, images.batches, STEPS, seed=0, device=device, progress=lambda step: progress(step, STEPS)
         )
         weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
         write_file(path, save(weights), f"The classifier {path}")
@@ -108,7 +105,7 @@ def train_extractor(
     return Extractor(
         description=(
             f"features of a {ARCH} of width {WIDTH}, trained here on {int(seen.sum()):,} images of the training split "
-            f"of {data.name} for {steps:,} steps, which reaches {accuracy:.1f} % on the test split"
+            f"of {data.name} for {STEPS:,} steps, which reaches {accuracy:.1f} % on the test split"
         ),
         accuracy=accuracy,
         extract=lambda images: _extract(network, images, normalize, device),
