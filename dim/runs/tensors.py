@@ -22,10 +22,7 @@ def write_tensors(run_dir: Path, name: str, tensors: Mapping[str, Tensor]) -> by
     """Write named tensors as safetensors with their own hash in the metadata, atomically; returns the bytes."""
     # Always NCHW-contiguous: safetensors stores no memory layout.
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    table, data = _parts(save(plain))
-    header = json.dumps({"__metadata__": {"sha256": _digest(table, data)}, **table}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    content = b"".join((len(header).to_bytes(8, "little"), header, data))
+    content = save(plain, metadata={"sha256": _digest(*_parts(save(plain)))})
     write_file(run_dir, name, content)
     return content
 
