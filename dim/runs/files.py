@@ -32,15 +32,11 @@ def follow_no_link() -> Iterator[None]:
         raise RunError(str(error)) from None
 
 
-def read_file(run_dir: Path, name: str, max_bytes: int = -1) -> bytes:
-    """Read a plain file, at most so many bytes of it; -1 reads it whole.
-
-    Raises:
-        RunError: it, or a folder on the way to it, is a link.
-        OSError: it cannot be read.
-    """
-    with follow_no_link():
-        return below.read_file(run_dir, name, max_bytes)
+# As those of `below`, but for the error at a link.
+read_file = follow_no_link()(below.read_file)
+list_names = follow_no_link()(below.list_names)
+make_folder = follow_no_link()(below.make_folder)
+remove_file = follow_no_link()(below.remove_file)
 
 
 def write_file(run_dir: Path, name: str, content: bytes) -> None:
@@ -82,24 +78,6 @@ def flush_file(run_dir: Path, name: str) -> int:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
     return 0
-
-
-def remove_file(run_dir: Path, name: str) -> None:
-    """Remove a file if it is there; raises RunError if its folder is a link."""
-    with follow_no_link():
-        below.remove_file(run_dir, name)
-
-
-def make_folder(run_dir: Path, name: str) -> None:
-    """Make a folder of the run if it is not there; raises RunError if it is a link."""
-    with follow_no_link():
-        below.make_folder(run_dir, name)
-
-
-def list_names(run_dir: Path, folder: str = "") -> list[str]:
-    """List the names in a folder of the run, sorted; none where it is not there. Raises RunError if it is a link."""
-    with follow_no_link():
-        return below.list_names(run_dir, folder)
 
 
 def read_json(run_dir: Path, name: str) -> Any:
