@@ -57,8 +57,8 @@ def read_subjects(bundles: Bundles, data: ImageSet) -> list[Subject]:
     named = bundles if isinstance(bundles, Mapping) else {GENERATED: bundles}
     subjects: list[Subject] = []
     for name, folder in _list_folders(named):
-        manifest = load_manifest(Path(folder))
-        check_fits(Path(folder), manifest, data)
+        manifest = load_manifest(folder)
+        check_fits(folder, manifest, data)
         for other in subjects:
             if other.manifest.content_id == manifest.content_id:
                 raise BadValueError(
@@ -66,14 +66,14 @@ def read_subjects(bundles: Bundles, data: ImageSet) -> list[Subject]:
                     f"{manifest.content_id[:12]}): compare with another one."
                 )
             if other.name == name:
-                _check_same_recipe(other, Path(folder), manifest)
-        subjects.append(Subject(name=name, folder=Path(folder), manifest=manifest))
+                _check_same_recipe(other, folder, manifest)
+        subjects.append(Subject(name=name, folder=folder, manifest=manifest))
     return subjects
 
 
-def _list_folders(named: Mapping[str, str | Path | Sequence[str | Path]]) -> list[tuple[str, str | Path]]:
+def _list_folders(named: Mapping[str, str | Path | Sequence[str | Path]]) -> list[tuple[str, Path]]:
     return [
-        (name, folder)
+        (name, Path(folder))
         for name, folders in named.items()
         for folder in ([folders] if isinstance(folders, str | Path) else folders)
     ]
@@ -118,14 +118,19 @@ def _list_first(classes: tuple[str, ...]) -> str:
 
 def describe_other_origin(subject: Subject, data: ImageSet) -> str:
     """Return a sentence if a bundle was distilled from other data than this, else nothing."""
-    origin = subject.manifest.distill_config.get("data")
-    found = origin.get("fingerprint") if isinstance(origin, Mapping) else None
+    found = _recorded_data(subject.manifest).get("fingerprint")
     if found in (None, data.fingerprint()):
         return ""
     return (
         f"{subject.folder} was distilled from other data than this {data.name} (SHA-256 {str(found)[:12]}, here "
         f"{data.fingerprint()[:12]}), so these test images may be among those it was distilled from."
     )
+
+
+def _recorded_data(manifest: Manifest) -> Mapping[str, Any]:
+    """What the run recorded of its dataset; empty where a bundle does not say."""
+    recorded = manifest.distill_config.get("data")
+    return recorded if isinstance(recorded, Mapping) else {}
 
 
 def load_source_data(
@@ -177,8 +182,7 @@ def load_source_data(
 
 def _find_reading(manifest: Manifest) -> dict[str, Any]:
     """Return the options that a bundle's run recorded, but for those that the manifest says elsewhere."""
-    origin = manifest.distill_config.get("data")
-    reading = origin.get("reading") if isinstance(origin, Mapping) else None
+    reading = _recorded_data(manifest).get("reading")
     if not isinstance(reading, Mapping):
         return {}
     known = read_options(reading).changes()
@@ -192,6 +196,5 @@ def _describe_options(options: Mapping[str, Any]) -> str:
 
 def find_split_seed(manifest: Manifest) -> int:
     """Return what the test split of a source without one was cut with; another seed would leak training images."""
-    origin = manifest.distill_config.get("data")
-    recorded = origin.get("split_seed") if isinstance(origin, Mapping) else None
+    recorded = _recorded_data(manifest).get("split_seed")
     return int(manifest.distill_config.get("seed", 0) if recorded is None else recorded)
