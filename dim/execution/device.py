@@ -64,14 +64,14 @@ def autocast_dtype(autocast: str, device: torch.device) -> torch.dtype | None:
         device: `auto` means bf16 on GPUs, and on CPUs with bf16 matrix instructions (measured: 1.8 times as fast).
     """
     if autocast == "auto":
-        return torch.bfloat16 if device.type == "cuda" or _has_fast_bf16() else None
+        # A CPU gains by it only where torch also uses its AVX-512 kernels.
+        fast = cpu_multiplies_bf16() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+        return torch.bfloat16 if device.type == "cuda" or fast else None
     return torch.bfloat16 if autocast == "bf16" else None
 
 
-def _has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices natively and torch uses its AVX-512 kernels."""
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return False
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 matrices."""
     # The function is newer than the oldest torch that we allow.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16", False))

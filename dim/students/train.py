@@ -5,9 +5,8 @@ Images stay uint8 until a batch is used, and are augmented on the device.
 Shape legend: N batch, C channels, H = W image_px, K classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from dim.augment import augment
 from dim.execution.compiled import run_compiled
 from dim.execution.cuda_graphs import GraphedSteps, capturable_lr, set_lr, use_own_stream
+from dim.execution.device import cpu_multiplies_bf16
 from dim.execution.device_data import move_images, seed_of
 from dim.networks.classifiers import GAIN_BY_COMPILING, Classifier, build_classifier
 from dim.runtime.errors import BadValueError
@@ -47,9 +47,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # The function is newer than the oldest torch that we allow.
-        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        native = bool(capabilities.get("avx512_bf16", False))
+        native = cpu_multiplies_bf16()
     return "bf16" if native else "fp32"
 
 
