@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from dim.runtime.sets.soft_labels import open_teacher
 from dim.torch_engine.engine import TorchEngine
 
 _TEACHER_ROWS = 512
-_PICKLED = ("data", "bundles", "device", "threads", "execution", "archives", "compiled", "kept")
 
 
 @dataclass(kw_only=True)
@@ -90,13 +89,8 @@ class EvalContext:
 
     def count_teacher_bytes(self, sha256: str) -> int:
         """Return the size of the teacher whose file has that hash; 0 for no hash."""
-        sizes = [
-            record.size_bytes
-            for folder in self.bundles.values()
-            for record in load_manifest(folder).files.values()
-            if record.sha256 == sha256
-        ]
-        return sizes[0] if sizes else 0
+        files = (record for folder in self.bundles.values() for record in load_manifest(folder).files.values())
+        return next((record.size_bytes for record in files if record.sha256 == sha256), 0)
 
     def open_teacher(self, sha256: str) -> Score:
         """Return the teacher whose file has that hash, from whichever bundle holds it.
@@ -121,7 +115,8 @@ class EvalContext:
         self._unpacked.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _PICKLED} | {"_opened": {}, "_teachers": {}, "_unpacked": {}}
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        return shared | {"_opened": {}, "_teachers": {}, "_unpacked": {}}
 
 
 def read_or_pack(data: ImageSet, archive: Archive, seed: int, folder: Path) -> bytes:

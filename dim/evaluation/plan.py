@@ -134,7 +134,6 @@ def _plan_controls(
 
 def _plan_mixed(percent: float, drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A part of the real images alone, and with generated ones added."""
-    few = f"{percent:g} % real"
-    alone = {"source": "few", "subject": few, "real_percent": percent}
-    added = [bundle | {"source": "mixed", "subject": f"{few} + {bundle['subject']}"} for bundle in drawn]
-    return [alone, *(bundle | {"real_percent": percent} for bundle in added)]
+    alone = {"source": "few", "subject": f"{percent:g} % real", "real_percent": percent}
+    added = {"source": "mixed", "real_percent": percent}
+    return [alone, *(bundle | added | {"subject": f"{alone['subject']} + {bundle['subject']}"} for bundle in drawn)]
