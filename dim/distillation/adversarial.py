@@ -46,14 +46,7 @@ class Draws:
 
 
 class AdversarialTraining:
-    """Generator, its exponential moving average (EMA), discriminator and optimisers.
-
-    Args:
-        config: of the distillation.
-        images: what the networks draw and see.
-        data: real images.
-        world: this process among all.
-    """
+    """Generator, its exponential moving average (EMA), discriminator and optimisers."""
 
     def __init__(self, config: DistillConfig, images: ImageSpec, data: DeviceData, world: World) -> None:
         self.config, self.data, self.world, self.device = config, data, world, data.device
@@ -87,12 +80,7 @@ class AdversarialTraining:
         return GraphedSteps(self.device, wanted=self.config.graphs == "auto" and self.world.size == 1)
 
     def start_stage(self, adversarial: AdversarialConfig, steps: GraphedSteps | None = None) -> None:
-        """Fresh optimisers for a stage; the networks go on as they are.
-
-        Args:
-            adversarial: of the stage.
-            steps: executor of the stage's steps; None where none is taken yet.
-        """
+        """Fresh optimisers for a stage whose steps `steps` executes; the networks go on as they are."""
         self.adversarial = adversarial
         self._pattern_counts = Counter(self.penalty_pattern(step) for step in range(adversarial.r1_every))
         steps = steps or GraphedSteps(self.device, wanted=False)
@@ -176,13 +164,7 @@ class AdversarialTraining:
     def train_discriminator(
         self, generator: torch.Generator, batch_size: int, group_size: int, step: int
     ) -> tuple[Draws, dict[str, Tensor]]:
-        """Take the discriminator's steps of one generator step.
-
-        Args:
-            generator: seeded for the generator step; every step draws on from it.
-            batch_size: of all processes.
-            group_size: consecutive images of one class.
-            step: number of the generator step.
+        """Take the discriminator's steps of the generator step of that number, with draws as of `draw`.
 
         Returns:
             The last draws, on which the generator's step is to be taken, and the mean of every loss.

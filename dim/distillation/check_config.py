@@ -14,12 +14,7 @@ from dim.runtime.sampling.accepted import MAX_CANDIDATES
 
 
 def check_config(config: DistillConfig, images: ImageSpec, world: World) -> None:
-    """Refuse a configuration that cannot distil such images with so many processes.
-
-    Args:
-        config: whose fields are valid by themselves.
-        images: number of classes and size.
-        world: this process among all.
+    """Refuse a configuration, valid by itself, that cannot distil such images with so many processes.
 
     Raises:
         BadValueError: an unknown classifier, a batch that does not divide into groups and processes, too many

@@ -131,12 +131,7 @@ def _train_step(
 
 
 class KeptPool:
-    """Snapshots of every architecture at every age, on the device.
-
-    Args:
-        members: in evaluation mode, without gradients of their own.
-        seed: of the choice per step.
-    """
+    """Snapshots of every architecture at every age, on the device, in evaluation mode and without gradients."""
 
     def __init__(self, members: list[PoolMember], seed: int) -> None:
         self.members, self.seed = members, seed
@@ -190,13 +185,10 @@ def prepare_pool(session: Session) -> KeptPool | None:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Fold every batch norm that follows a convolution into its weights, in place.
+    """Fold every batch norm that follows a convolution into its weights, in place, in evaluation mode.
 
     The network computes the same up to rounding, and a ResNet's part in a step of stage 2 takes 0.8 of its time (bf16,
     CPU).
-
-    Args:
-        network: in evaluation mode, not to be trained any more.
     """
     for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for index, (before, after) in enumerate(pairwise(list(sequence))):
@@ -207,8 +199,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 def _train_snapshots(session: Session, snapshots: list[PoolMember], number: int) -> bool:
     """Train one classifier to the last age, or read what was kept of it; `snapshots` receives its weights at every age.
 
-    Returns:
-        False if the time limit stopped it.
+    Returns False if the time limit stopped it.
     """
     config = session.config.pool
     name, partial = f"{FOLDER}/pool-{number}.safetensors", f"{FOLDER}/pool-{number}-unfinished.safetensors"
@@ -292,9 +283,6 @@ class FreshPool:
     """The published pool: a random architecture per epoch, trained between generator steps.
 
     Its weights and momentum are part of the session's checkpoints.
-
-    Args:
-        session: after stage 1.
     """
 
     def __init__(self, session: Session) -> None:

@@ -54,15 +54,10 @@ class Session:
     """One call of `distill`: the run's folder, its networks, and who receives reports."""
 
     run_dir: Path
-    """The run directory."""
     record: RunRecord
-    """Configuration and data."""
     gan: AdversarialTraining
-    """Networks, optimisers and data on the device."""
     world: World
-    """This process among all."""
     checkpoints: CheckpointFolder
-    """Of the run."""
     say: Callable[[str], None]
     """Receives lines for the user."""
     progress: Progress

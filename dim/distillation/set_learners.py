@@ -59,16 +59,10 @@ class SetLearners(nn.Module):
     def teach(
         self, number: int, draw: Callable[[], tuple[Tensor, Tensor]], policy: str, generator: torch.Generator
     ) -> PoolMember:
-        """Train one of them for `LEARNER_STEPS` more steps.
+        """Train one of them for `LEARNER_STEPS` more steps and return it, in evaluation mode.
 
         Args:
-            number: of the learner.
             draw: gives the images, -1 to 1, and labels of a batch.
-            policy: augmentation of the images.
-            generator: of the draws.
-
-        Returns:
-            The learner, in evaluation mode.
         """
         member: PoolMember = self.members[number]  # type: ignore[assignment]
         oldest = LEARNER_RESET_STEPS * (0.5 + float(torch.rand((), generator=generator, device=generator.device)))

@@ -26,14 +26,7 @@ def wants_pool(config: DistillConfig) -> bool:
 
 
 def build_pool(session: Session) -> KeptPool | FreshPool | None:
-    """Build the pool that the configuration names.
-
-    Args:
-        session: after stage 1.
-
-    Returns:
-        The pool; None if the time limit stopped its preparation.
-    """
+    """Build the pool that the configuration names, after stage 1; None if the time limit stopped its preparation."""
     fresh = session.config.pool.kind == "fresh"
     return FreshPool(session) if fresh else prepare_pool(session)
 
@@ -50,12 +43,8 @@ def matching_group_size(config: DistillConfig) -> int:
 
 
 def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> bool:
-    """Train for the stage's steps with the matching term; returns False if the time limit stopped it.
-
-    Args:
-        session: after stage 1.
-        pool: of `build_pool`; None where nothing is matched.
-    """
+    """Train for the stage's steps, with the matching term where there is a pool; returns False if the time limit
+    stopped it."""
     gan, config = session.gan, session.config
     stage, matching, group_size = config.stage2, config.matching, matching_group_size(config)
     matched = pool if matching.loss != "none" else None

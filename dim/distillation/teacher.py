@@ -27,9 +27,6 @@ def train_teacher(session: Session) -> bool:
     Writes `teacher.safetensors` and `teacher.json`, which the export turns into `teacher.onnx`. The first process does
     it alone.
 
-    Args:
-        session: of the run; `config.deployment` names the architecture.
-
     Returns:
         False if the time limit stopped it; a checkpoint was made.
 

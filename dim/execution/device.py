@@ -37,15 +37,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def use_device(device: torch.device, world: World) -> Iterator[torch.device]:
-    """Set torch up for training on a device.
-
-    Args:
-        device: of `choose_device`.
-        world: decides which GPU this process takes.
-
-    Yields:
-        The device of this process.
-    """
+    """Set torch up for training on a device of `choose_device`; yields that of this process among all."""
     if device.type == "cpu":
         keep_freed_memory()
         yield device

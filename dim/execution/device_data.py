@@ -47,12 +47,7 @@ def move_images(images_NHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 class DeviceImages:
-    """Images that live on the device; or, where they are larger than memory, on disk, from where each batch is read.
-
-    Args:
-        images_NHWC: uint8.
-        device: where batches are wanted.
-    """
+    """Images that live on the device; or, where they are larger than memory, on disk, from where each batch is read."""
 
     def __init__(self, images_NHWC: NDArray[np.uint8], device: torch.device) -> None:
         self.device = device

@@ -80,7 +80,7 @@ class CheckpointRecord:
     quiet_lines: int
     """Log lines in a row, up to this step, by which the discriminator seems to have won."""
     suspect: bool
-    """See `CheckpointFolder.save`."""
+    """Whether the discriminator seems to have won; such a checkpoint must not push out the last good one."""
     config_sha256: str
     """Of the configuration and the data that it was made from."""
 
@@ -100,12 +100,7 @@ class Checkpoint(CheckpointRecord):
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, in its folder `checkpoints`, which is made if missing.
-
-    Args:
-        run_dir: the run.
-        config_sha256: of the configuration and the data; a checkpoint of another is refused.
-    """
+    """The checkpoints of one run, in its folder `checkpoints`; those of another configuration or data are refused."""
 
     def __init__(self, run_dir: Path, config_sha256: str) -> None:
         self.run_dir, self.config_sha256 = run_dir, config_sha256
@@ -120,16 +115,7 @@ class CheckpointFolder:
         quiet_lines: int = 0,
         suspect: bool = False,
     ) -> Path:
-        """Write a checkpoint and delete old ones.
-
-        Args:
-            stage: `stage1` or `stage2`.
-            step: steps of the stage that are done.
-            tensors: all that a resumed run needs.
-            metrics_bytes: length of `metrics.jsonl`.
-            quiet_lines: see `Checkpoint`.
-            suspect: the discriminator seems to have won, so this one must not push out the last good one.
-        """
+        """Write a checkpoint of these fields and delete old ones; returns the file with the tensors."""
         make_folder(self.run_dir, FOLDER)
         name = name_checkpoint(stage, step)
         content = write_tensors(self.run_dir, _name_tensors(name), tensors)

@@ -33,10 +33,7 @@ QUANTITIES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
 
 
 def draw_curves(run_dir: Path) -> None:
-    """Draw every metric of a run against its steps, one panel per quantity, as `curves.png`.
-
-    Args:
-        run_dir: the run; nothing is written while its `metrics.jsonl` has no numbers.
+    """Draw every metric of a run against its steps as `curves.png`; nothing where there are no numbers yet.
 
     Raises:
         RunError: the disk refused, or a link lies there.

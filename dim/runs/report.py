@@ -17,15 +17,7 @@ _MAX_GRIDS = 12
 
 
 def write_run_report(run_dir: Path, record: RunRecord, finished: bool) -> Path:
-    """Write the report of a run, from the files that it has so far.
-
-    Args:
-        run_dir: the run directory.
-        record: of the run.
-        finished: whether the run is.
-
-    Returns:
-        the file.
+    """Write the report of a run, from the files that it has so far, and return its path.
 
     Raises:
         OutputError: the disk refused.

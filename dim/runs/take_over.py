@@ -37,11 +37,7 @@ class Stage1Source:
 
 
 def find_stage1(source: Path, record: RunRecord) -> Stage1Source:
-    """Find the stage 1 that a run would train in another run.
-
-    Args:
-        source: the other run, finished or not.
-        record: of the run that is to begin with it.
+    """Find the stage 1 that the run of `record` would train in another run, finished or not.
 
     Raises:
         BadValueError: the run has no stage 1.
@@ -110,7 +106,6 @@ def take_over(
         run_dir: the run, which this process has locked.
         folder: its checkpoints; the checkpoint is written last, so that a killed call is made again.
         pool: whether the run wants a pool.
-        say: receives a line for the user.
 
     Raises:
         RunError: the pool is damaged, or the disk refused.

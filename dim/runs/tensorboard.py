@@ -38,8 +38,7 @@ def check_log(log: str) -> None:
 class TensorBoardLog:
     """An event file with the same values as `metrics.jsonl`, also after a resume from before its last lines.
 
-    Args:
-        run_dir: the run; event files in its folder `tensorboard` are replaced.
+    It replaces those in the run's folder `tensorboard`.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
