@@ -22,14 +22,7 @@ CONFIDENCE = 1.96
 
 
 def answer_in_words(rows: Sequence[Row]) -> list[str]:
-    """Say what the images are worth.
-
-    Args:
-        rows: as `aggregate` returns them, of one dataset.
-
-    Returns:
-        Sentences; none where no student saw generated images.
-    """
+    """Say in sentences what the images of one dataset are worth; none where no student saw generated images."""
     main = find_main_row(rows)
     if main is None:
         return []

@@ -65,15 +65,9 @@ def list_codecs() -> list[str]:
 
 
 def pack_archive(data: ImageSet, archive: Archive, seed: int) -> bytes:
-    """Encode random images of the training split so that the file fits.
+    """Encode random images of the training split, so many that the file has at most `archive.max_bytes`.
 
-    Args:
-        data: the dataset.
-        archive: how many images, how coded, in how many bytes.
-        seed: of the choice of images.
-
-    Returns:
-        The bytes of the file; at most `archive.max_bytes`, unless one image per class is more already.
+    It has more where one image per class is more already.
     """
     per_class = archive.images_per_class
     while True:
@@ -185,10 +179,6 @@ def find_candidates(data: ImageSet, max_bytes: int) -> list[Archive]:
 
     Every codec and quality is tried on a sample. Of two archives with equally many images the one with the smaller
     squared error is kept, of the rest those whose numbers of images lie evenly between the least and the most.
-
-    Args:
-        data: the dataset.
-        max_bytes: of the file.
 
     Returns:
         At most four archives, most images first; one lossless archive of everything where that fits; none where not

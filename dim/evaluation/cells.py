@@ -94,12 +94,7 @@ class Cell:
         return out / "cells" / f"{name}.json"
 
     def steps(self, num_classes: int, num_images: int) -> int:
-        """Return the number of SGD steps; the last short batch of an epoch is a step too.
-
-        Args:
-            num_classes: K.
-            num_images: size of the training split, for `whole`.
-        """
+        """Return the number of SGD steps; the last short batch of an epoch is a step too."""
         per_epoch = num_images if self.mode == "whole" else num_classes * self.ipc
         return self.epochs * math.ceil(per_epoch / self.recipe.batch_size)
 
@@ -158,10 +153,6 @@ def write_result(result: CellResult, out: Path) -> None:
 def read_result(cell: Cell, out: Path) -> CellResult | None:
     """Return the finished result of a cell, or None where there is none, or only what a crash left.
 
-    Args:
-        cell: which one.
-        out: the evaluation's folder.
-
     Raises:
         OutputError: a newer dim wrote it, and it would be replaced; or a link lies there.
     """
@@ -180,11 +171,7 @@ def read_result(cell: Cell, out: Path) -> CellResult | None:
 
 
 def parse_result(data: bytes, where: str) -> CellResult:
-    """Read a result from the bytes of its file.
-
-    Args:
-        data: the file's bytes.
-        where: the file's name at the start of a sentence.
+    """Read a result from the bytes of its file, which sentences call `where`.
 
     Raises:
         DataError: it is not one, or of another format.

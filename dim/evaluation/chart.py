@@ -25,10 +25,6 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
     measured at a single number of images is no curve, and left out where there are curves. Where nothing was measured
     at more than one number, `draw_networks_chart` draws bars instead.
 
-    Args:
-        rows: as `aggregate` returns them, of one dataset.
-        path: the PNG file.
-
     Raises:
         OutputError: the disk refused.
     """
@@ -79,7 +75,7 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
     """Draw what several networks learn as bars from 0 to 100 %, generated beside real images, one panel per mode.
 
     Args:
-        rows: as `aggregate` returns them, of one dataset and one kind of labels; at least one.
+        rows: of one dataset and one kind of labels; at least one.
         path: the PNG file.
 
     Raises:

@@ -38,14 +38,10 @@ def choose_archive(
     """Train a student on each of several archives of equal bytes and return the one with the best on the hold-out.
 
     Args:
-        data: the dataset.
         subjects: bundles; the size of the file that the first one's stream is drawn from is the archive's largest.
         protocol: of the evaluation; its first size, network and seed are taken. Its recipe is chosen already.
-        execution: by what means.
         out: folder of the students; `archive.json` holds the choice and the accuracy of every archive.
-        deadline: value of `time.monotonic()` from which no student is started; None for none.
-        say: as in `dim.evaluation.evaluate.evaluate`.
-        progress: is told how many students are done.
+        data, execution, deadline, say, progress: as in `measure`.
 
     Returns:
         The archive; None where no image fits, or all of them do without loss, which is the control `real`.

@@ -21,9 +21,6 @@ from dim.students.recipes import CHOICE_NAME, Recipe, resolve_recipe
 def split_holdout(data: ImageSet) -> ImageSet:
     """Cut a tenth of every class's training images off as a hold-out, one at least, and forget the test split.
 
-    Args:
-        data: the dataset.
-
     Returns:
         The dataset `<name> (hold-out)`, whose test split is the hold-out and whose training split is the rest.
 
@@ -82,13 +79,9 @@ def choose_recipe(
     """Train students on real images by every recipe and return the one with the best mean on the hold-out.
 
     Args:
-        data: the dataset.
         protocol: of the evaluation; the first of its sizes is measured, and every mode and network counts alike.
-        execution: by what means.
         out: folder of the results; `recipe.json` holds the choice and the accuracy of every recipe.
-        deadline: value of `time.monotonic()` from which no student is started; None for none.
-        say: as in `dim.evaluation.evaluate.evaluate`.
-        progress: is told how many students of each recipe are done.
+        data, execution, deadline, say, progress: as in `measure`; progress is told of one recipe after another.
 
     Returns:
         The chosen recipe, to be given to every student of an evaluation.

@@ -36,7 +36,7 @@ def keep_drawn(seen: Iterable[tuple[Hashable, int]], data: ImageSet, out: Path) 
     Args:
         seen: for every student of a stream, which stream that is, and how many images per class are seen of it.
         data: the dataset.
-        out: the evaluation's folder, in which it is made.
+        out: where it is made.
 
     Yields:
         The folder; None where no two students see the same stream, or where they would fill the disk.

@@ -46,14 +46,7 @@ class TrainingImages:
 
 
 def draw_in_chunks(pairs: Pairs, draw: Draw, score: Score | None, rows: int) -> Iterator[Batch]:
-    """Turn labels and indices into batches, drawing the images of many batches at once.
-
-    Args:
-        pairs: one pair per batch.
-        draw: draws images.
-        score: a teacher that labels them, or None.
-        rows: images to draw at once, at least; whole batches only.
-    """
+    """Turn a pair per batch into batches, drawing whole batches together until there are `rows` images."""
     waiting: list[tuple[Labels, Labels]] = []
     for pair in pairs:
         waiting.append(pair)
@@ -87,7 +80,7 @@ def fixed_images(
         labels: int64 `[M]`.
         batch_size: images per step.
         seed: of the order.
-        device: where the set lives.
+        device: where the batches go.
         score: a teacher that labels the set once, or None.
     """
     images_M, labels_M = DeviceImages(images, device), torch.from_numpy(labels).to(device)

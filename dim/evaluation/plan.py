@@ -42,7 +42,6 @@ def plan_cells(
     """List the cells in the order in which they are run: by images per class, then network, seed, labels and mode.
 
     Args:
-        data: the dataset.
         subjects: bundles. Without any, and without archives, students of real images are planned whatever the protocol
             says.
         protocol: what is measured; its recipe is chosen already.

@@ -28,18 +28,11 @@ def write_evaluation_report(
     finished: bool,
     found: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the report of an evaluation.
+    """Write the report of an evaluation beside its chart and return its path.
 
     Args:
-        rows: as `aggregate` returns them.
-        subjects: the bundles under evaluation.
-        data: their dataset.
-        out: folder of the results, where the chart is.
         finished: whether these are all the rows that were asked for.
         found: what was found besides, `quality` or `privacy`.
-
-    Returns:
-        the file.
 
     Raises:
         OutputError: the disk refused.

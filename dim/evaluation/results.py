@@ -80,10 +80,6 @@ def aggregate(results: Sequence[CellResult]) -> list[Row]:
 
     Args:
         results: finished cells in any order; rows come in the order of their first cell.
-
-    Returns:
-        Rows with `accuracy_mean` and `accuracy_std` in percent (the deviation of a sample, None for one seed), the
-        accuracies by seed, steps, distinct images, bytes, and where, when and how they were measured.
     """
     grouped: dict[str, list[CellResult]] = {}
     for result in results:
@@ -161,9 +157,6 @@ def write_results(
     """Write `results.json` in one step and return its rows.
 
     Args:
-        results: finished cells.
-        data: the dataset.
-        out: the evaluation's folder.
         finished: whether these are all that were asked for.
         found: what was found besides, `quality` or `privacy`.
 

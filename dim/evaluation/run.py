@@ -30,16 +30,7 @@ from dim.version import __version__
 
 
 def run_cell(context: EvalContext, cell: Cell, progress: Callable[[int, int], None]) -> CellResult:
-    """Train and test the student of one cell.
-
-    Args:
-        context: what all cells share.
-        cell: what to run.
-        progress: called with the finished steps and all steps.
-
-    Returns:
-        The finished cell.
-    """
+    """Train and test the student of one cell; `progress` is called with the finished steps and all steps."""
     began = time.perf_counter()
     data, device = context.data, torch.device(context.device)
     steps = cell.steps(len(data.classes), len(data.train_labels))

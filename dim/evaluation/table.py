@@ -50,7 +50,6 @@ def accuracy_table(rows: Sequence[Row], *, caption: bool = True) -> "Table":
     """Build a rich table with one line per network, mode and size, and generated and real images side by side.
 
     Args:
-        rows: as `aggregate` returns them, of one dataset.
         caption: whether the steps have a column, every line names its network, and the protocol stands below.
     """
     from rich.text import Text
@@ -167,9 +166,7 @@ def cost_table(rows: Sequence[Row]) -> "Table":
 def class_table(rows: Sequence[Row], classes: Sequence[str]) -> "Table":
     """Build a rich table of the accuracy on the test images of every class, one line per class.
 
-    Args:
-        rows: as `aggregate` returns them, of one dataset; those without accuracies by class are left out.
-        classes: their names.
+    Rows without accuracies by class are left out.
     """
     from rich.text import Text
 
@@ -187,12 +184,7 @@ def class_table(rows: Sequence[Row], classes: Sequence[str]) -> "Table":
 
 
 def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
-    """Build a rich table of the quality of generated images, beside real ones.
-
-    Args:
-        quality: as `dim.evaluation.quality.assess` finds it.
-        by_class: whether every class has a line.
-    """
+    """Build a rich table of the quality of generated images, beside real ones, as `assess` found it."""
     from rich.text import Text
 
     described = f"{quality['images']:,} images against as many of the test split, in {quality['compared_by']}."
@@ -202,11 +194,7 @@ def quality_table(quality: Mapping[str, Any], *, by_class: bool) -> "Table":
 
 
 def copies_table(privacy: Mapping[str, Any]) -> "Table":
-    """Build a rich table of the distances behind the verdict on copies.
-
-    Args:
-        privacy: as `dim.evaluation.quality.assess` finds it.
-    """
+    """Build a rich table of the distances behind the verdict on copies, as `assess` found them."""
     caption = (
         "Near duplicates: generated images closer to a training image than 99 % of held-out images; AUC: of a "
         "membership test; distance: median to the closest training image, of generated and of held-out images."
@@ -227,11 +215,7 @@ def _fill(table: "Table", columns: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def mixed_table(rows: Sequence[Row]) -> "Table":
-    """Build a rich table of students of few real images, alone and with generated ones added.
-
-    Args:
-        rows: as `aggregate` returns them, of one dataset.
-    """
+    """Build a rich table of students of few real images, alone and with generated ones added."""
     from rich.text import Text
 
     table = _begin_table("Few real images, alone and with generated ones in every batch, %")

@@ -57,7 +57,7 @@ def assess(
         subject: the bundle.
         data: the dataset that it was distilled from.
         protocol: its `quality`, `privacy` and `features` are used.
-        execution: device, threads, engine and precision of the images.
+        execution: device, engine and precision of the images.
         out: folder; `quality-*.json` holds the result, `nearest-pairs.png` the pairs, `features/` the classifier.
         say: gets a sentence about what begins.
         progress: is told how many steps of the classifier are done.
@@ -162,14 +162,7 @@ def count_comparable(data: ImageSet, held: NDArray[np.bool_]) -> list[int]:
 
 
 def measure_quality(bundle: Bundle, data: ImageSet, extractor: Extractor, device: torch.device) -> Found:
-    """Compare generated images with real test images, and as many training images with them: the best there is.
-
-    Args:
-        bundle: an opened bundle.
-        data: the dataset.
-        extractor: gives the features.
-        device: where to compute.
-    """
+    """Compare generated images with real test images, and as many training images with them: the best there is."""
     held = hold_out(data)
     counts = count_comparable(data, held)
     everything = np.ones(len(data.test_labels), dtype=bool)
@@ -215,12 +208,7 @@ def _round(numbers: Mapping[str, Any]) -> Found:
 def measure_privacy(bundle: Bundle, data: ImageSet, extractor: Extractor, device: torch.device, pairs: Path) -> Found:
     """Look for copies of training images among generated ones, in pixels and in features.
 
-    Args:
-        bundle: an opened bundle.
-        data: the dataset; its test images are those that the generator has not seen.
-        extractor: gives the features.
-        device: where to compute.
-        pairs: the PNG file of the nearest pairs. It shows training images, so it does not belong into a bundle.
+    The generator has not seen the test images. The picture `pairs` shows training images, so no bundle may hold it.
     """
     held = hold_out(data)
     counts = count_comparable(data, held)

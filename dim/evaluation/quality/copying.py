@@ -117,11 +117,7 @@ def rank_auc(higher: NDArray[np.float64], lower: NDArray[np.float64]) -> float:
 
 
 def write_verdict(found: list[Copying]) -> str:
-    """Say in words whether images are copied.
-
-    Args:
-        found: in pixels, in features, or both.
-    """
+    """Say in words whether images are copied, by what was found in pixels, in features, or in both."""
     signs = [sign for one in found for sign in one.signs]
     first = found[0]
     if first.held_out < MIN_IMAGES:

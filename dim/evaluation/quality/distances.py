@@ -29,12 +29,7 @@ def to_numbers(rows: Rows | PixelRows) -> Rows:
 
 
 def squared_distances(a_ND: Rows, b_MD: Rows, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Yield squared Euclidean distances of a part of `a` to all of `b`, with the number of the part's first row.
-
-    Args:
-        a_ND, b_MD: float32.
-        device: where to compute.
-    """
+    """Yield squared Euclidean distances of a part of `a` to all of `b`, with the number of the part's first row."""
     a, b = (torch.from_numpy(rows).to(device) for rows in (a_ND, b_MD))
     centre = b.mean(dim=0)  # small numbers lose less in the difference below
     a, b = a - centre, b - centre

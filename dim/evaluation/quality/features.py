@@ -64,13 +64,9 @@ def hold_out(data: ImageSet) -> NDArray[np.bool_]:
 
 
 def train_extractor(data: ImageSet, folder: Path, device: torch.device, progress: Progress) -> Extractor:
-    """Train a classifier on real images, or read the one that an earlier call left, and return its features.
+    """Train a classifier on real images, or read the one that an earlier call left in the folder.
 
-    Args:
-        data: the dataset.
-        folder: for its weights.
-        device: where to train and to extract.
-        progress: called with the finished steps and all steps.
+    Returns its features.
 
     Raises:
         OutputError: the disk refused.

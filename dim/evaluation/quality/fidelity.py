@@ -70,13 +70,7 @@ def _kernel(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
 def compare_neighbourhoods(
     real_ND: Rows, generated_MD: Rows, device: torch.device, k: int = NEIGHBOURS
 ) -> Neighbourhood:
-    """Compare the neighbourhoods of real and generated images, as the library `prdc` does.
-
-    Args:
-        real_ND, generated_MD: features float32; more than k rows each.
-        device: where to compute.
-        k: neighbours that span a neighbourhood.
-    """
+    """Compare the neighbourhoods of real and generated images, more than k each, as the library `prdc` does."""
     real_radii = neighbour_radii(real_ND, k, device)
     generated_radii = neighbour_radii(generated_MD, k, device)
     inside = torch.zeros(len(generated_MD), dtype=torch.int64, device=device)
