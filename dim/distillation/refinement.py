@@ -14,8 +14,8 @@ C channels, H, W, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +49,14 @@ CLASSES_PER_GROUP = 100
 """Classes that are refined together: the targets of one group are in memory at a time."""
 
 
-@dataclass(frozen=True)
-class _Turn:
+class _Turn(NamedTuple):
     """What one step moves: the latents that a prefix adds to the smaller ones, of some classes of a group."""
 
-    group: int
+    group: range
+    """The classes that are refined together."""
     prefix: int
-    labels: tuple[int, ...]
+    labels: range
+    """The classes of the step."""
     number: int
     """Of the step within its group."""
     progress: float
@@ -111,47 +112,33 @@ class Refinement:
         """All that steps change beside the optimiser."""
         if self.learners:
             self.state["learners"] = self.learners
-        self._targets: tuple[int, list[FeatureTarget]] | None = None
-        self._groups = [
-            range(start, min(start + CLASSES_PER_GROUP, num_classes))
-            for start in range(0, num_classes, CLASSES_PER_GROUP)
-        ]
-        self._blocks = [
-            (group, prefix, -(-len(labels) // max(1, IMAGES_PER_STEP // end)))
-            for group, labels in enumerate(self._groups)
-            for prefix, end in enumerate(self.ends)
-        ]
-
-    @property
-    def total(self) -> int:
+        self._targets: tuple[range, list[FeatureTarget]] | None = None
+        self._turns = list(self._plan_turns(num_classes))
+        self.total = len(self._turns)
         """Steps in all."""
-        return sum(self.config.refine_steps * rounds for _, _, rounds in self._blocks)
 
-    def _turn(self, index: int) -> _Turn:
-        number = of_group = index
-        before = 0
-        for group, prefix, rounds in self._blocks:
-            steps = self.config.refine_steps * rounds
-            if group != before:
-                of_group, before = number, group
-            if number < steps:
-                labels = tuple(self._groups[group][number % rounds :: rounds])
-                return _Turn(group, prefix, labels, of_group, number / steps)
-            number -= steps
-        raise IndexError(index)
+    def _plan_turns(self, num_classes: int) -> Iterator[_Turn]:
+        for start in range(0, num_classes, CLASSES_PER_GROUP):
+            group, number = range(start, min(start + CLASSES_PER_GROUP, num_classes)), 0
+            for prefix, end in enumerate(self.ends):
+                rounds = -(-len(group) // max(1, IMAGES_PER_STEP // end))
+                steps = self.config.refine_steps * rounds
+                for step in range(steps):
+                    yield _Turn(group, prefix, group[step % rounds :: rounds], number, step / steps)
+                    number += 1
 
     def step(self, index: int) -> Tensor:
         """Move some latents; returns the loss, a scalar."""
-        turn, device = self._turn(index), self.data.device
-        labels = self._groups[turn.group]
+        turn, device = self._turns[index], self.data.device
+        labels = turn.group
         if self._targets is None or self._targets[0] != turn.group:
             self._targets = None  # of the last group, whose memory is wanted
             self._targets = turn.group, self._measure_targets(labels)
-        if self.learners and turn.group and turn.number == 0:  # they know the classes of the last group
+        if self.learners and labels.start and turn.number == 0:  # they know the classes of the last group
             self.learners.reset_all()
         self.optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * turn.progress)) / 2
         generator = step_generator(device, self.seed, "refinement", turn.number)
-        labels_k = torch.tensor(turn.labels, device=device)
+        labels_k = torch.tensor(list(turn.labels), device=device)
         latents_kmZ = torch.stack([self._prefix(label, turn.prefix) for label in turn.labels])
         count = latents_kmZ.shape[1]
         learners = len(self.learners) if self.learners and count > 1 else 0
