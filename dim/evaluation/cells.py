@@ -20,10 +20,6 @@ MAX_RESULT_BYTES = 2**16
 PROTOCOL = (
     "test split once, after the last step, eval() mode, fp32; images uint8, normalised by the real training split"
 )
-SOURCES = ("bundle", "real", "archive", "few", "mixed", "whole")
-"""What a student may be trained on: images of a bundle; real images, as many per class (`fixed`) or as many steps
-(`stream`); a compressed archive of real images of as many bytes as the bundle's generator; a part of the real
-images; that part and images of a bundle, half of every batch each; the whole training split."""
 LATER_FIELDS: dict[str, Any] = {"archive": None, "real_percent": 0}
 """Fields that came later, and the values with which a cell is what it was before."""
 
@@ -37,7 +33,9 @@ class Cell:
     fingerprint: str
     """SHA-256 of the dataset."""
     source: str
-    """One of `SOURCES`."""
+    """`bundle`: images of a bundle; `real`: real images, as many per class (`fixed`) or as many steps (`stream`);
+    `archive`: a compressed archive of real images of as many bytes as the bundle's generator; `few`: a part of the real
+    images; `mixed`: that part and images of a bundle, half of every batch each; `whole`: the whole training split."""
     subject: str
     """What tables call the source; not part of the identity."""
     content_id: str = ""
