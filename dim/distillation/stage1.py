@@ -19,13 +19,13 @@ def train_gan(session: Session) -> bool:
     gan.start_stage(stage.adversarial, steps)
 
     def step(index: int) -> Mapping[str, Tensor]:
-        def play(generator: torch.Generator) -> Mapping[str, Tensor]:
+        def train(generator: torch.Generator) -> Mapping[str, Tensor]:
             draws, report = gan.train_discriminator(generator, stage.batch_size, group_size, index)
             loss, _ = gan.generator_loss(draws)
             gan.generator_step(loss, stage.batch_size)
             return {**report, "generator_loss": loss.detach()}
 
         left = (stage.steps - index) * gan.penalty_pattern_frequency(index)
-        return steps.take(gan.penalty_pattern(index), play, left=left, seed=seed_of(config.seed, "stage1", index))
+        return steps.take(gan.penalty_pattern(index), train, left=left, seed=seed_of(config.seed, "stage1", index))
 
     return session.run_stage("stage1", stage, step)

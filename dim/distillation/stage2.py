@@ -57,7 +57,7 @@ def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> 
         if isinstance(matched, FreshPool) and matched.is_new:
             steps.forget()
 
-        def play(generator: torch.Generator) -> Mapping[str, Tensor]:
+        def train(generator: torch.Generator) -> Mapping[str, Tensor]:
             draws, report = gan.train_discriminator(generator, stage.batch_size, group_size, index)
             loss, fake = gan.generator_loss(draws)
             report["generator_loss"] = loss.detach()
@@ -73,7 +73,7 @@ def train_with_matching(session: Session, pool: KeptPool | FreshPool | None) -> 
 
         kind = (gan.penalty_pattern(index), id(member))
         left *= gan.penalty_pattern_frequency(index)
-        report = steps.take(kind, play, left=left, seed=seed_of(config.seed, "stage2", index))
+        report = steps.take(kind, train, left=left, seed=seed_of(config.seed, "stage2", index))
         if isinstance(pool, FreshPool):
             session.extra = pool.tensors()
         return report
