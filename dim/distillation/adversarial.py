@@ -28,6 +28,8 @@ from dim.runs.record import ImageSpec
 
 PENALTY_WEIGHT = 10.0
 """Weight of WGAN-GP's gradient penalty (arXiv 1704.00028), as published."""
+STATISTICS_BATCH_SIZE = 256
+"""Of the batches over which the generator's batch statistics are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,11 +264,11 @@ class AdversarialTraining:
         A moving average of weights has no batch statistics of its own.
 
         Args:
-            batches: of 256 images, over which statistics are averaged.
+            batches: over which statistics are averaged.
         """
         network = copy.deepcopy(self.ema)
         generator = step_generator(self.device, self.config.seed, "statistics")
-        size, arguments = (256, self.config.generator.latent_dim), []
+        size, arguments = (STATISTICS_BATCH_SIZE, self.config.generator.latent_dim), []
         for _ in range(batches):
             labels = self.data.draw_labels(size[0], 1, generator)
             latents = torch.randn(size, device=self.device, generator=generator) * self.config.latent_std

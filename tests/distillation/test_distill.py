@@ -109,8 +109,9 @@ def test_every_size_and_number_of_classes(
     monkeypatch.setattr(
         AdversarialTraining,
         "copy_ema_generator",
-        partialmethod(AdversarialTraining.copy_ema_generator, batches=1, batch_size=8),
+        partialmethod(AdversarialTraining.copy_ema_generator, batches=1),
     )
+    monkeypatch.setattr("dim.distillation.adversarial.STATISTICS_BATCH_SIZE", 8)
     data = make_images(num_classes=num_classes, per_class=per_class, image_px=image_px, channels=channels)
     data = replace(data, name="cifar-bars" if channels == 3 else data.name)
     if per_class > 1:  # unbalanced

@@ -72,8 +72,9 @@ def run_case(name: str, folder: Path, **changes: object) -> Path:
         patch.setattr(
             AdversarialTraining,
             "copy_ema_generator",
-            partialmethod(AdversarialTraining.copy_ema_generator, batches=2, batch_size=64),
+            partialmethod(AdversarialTraining.copy_ema_generator, batches=2),
         )
+        patch.setattr("dim.distillation.adversarial.STATISTICS_BATCH_SIZE", 64)
         config = preset(base, data=data, overrides=overrides | changes)
         assert distill(data, config, folder / name, device="cpu", threads=1).finished
     return folder / name
@@ -87,8 +88,9 @@ def run_in_pieces(name: str, folder: Path, ports: list[int]) -> int:
         patch.setattr(
             AdversarialTraining,
             "copy_ema_generator",
-            partialmethod(AdversarialTraining.copy_ema_generator, batches=2, batch_size=64),
+            partialmethod(AdversarialTraining.copy_ema_generator, batches=2),
         )
+        patch.setattr("dim.distillation.adversarial.STATISTICS_BATCH_SIZE", 64)
         patch.setattr("dim.distillation.session.TIME_LIMIT_VOTE_STEPS", 1)
         config = preset(base, data=data, overrides=overrides)
         for pieces, port in enumerate(ports, 1):
