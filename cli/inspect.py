@@ -111,7 +111,8 @@ def _print_facts(facts: "BundleFacts") -> None:
     if lines:
         table = [(line.network, line.mode, str(line.ipc), line.generated, line.real) for line in lines]
         columns = ("network", "mode", "images per class", "generated", "real")
-        print_table("Test accuracy in percent, trained on", columns, table, numbers=columns[2:])
+        print_table("Test accuracy in percent, of networks trained on", columns, table, numbers=columns[2:])
+        _print_rows({"trained by": f"recipe {lines[0].recipe}, {lines[0].epochs:,} epochs"})
     _print_rows(describe_images(facts.evaluation))
     _print_rows({"use it": f"dim generate --bundle {shlex.quote(_name(facts.path))} --ipc 50 --out data/"})
     _print_rows({"more": "--all shows files, hashes and all that was measured"})

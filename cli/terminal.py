@@ -65,7 +65,9 @@ def prepare_streams(own: bool) -> None:
             setattr(sys, name, open(descriptor, mode, closefd=False))
     if own and type(sys.stdout) is io.TextIOWrapper:
         old, line_by_line, unbuffered = sys.stdout, sys.stdout.line_buffering, sys.stdout.write_through
+        # Also as sys.__stdout__, of which shutil.get_terminal_size asks the width.
         sys.stdout = _Stdout(old.detach(), old.encoding, line_buffering=line_by_line, write_through=unbuffered)
+        sys.__stdout__ = sys.stdout  # type: ignore[misc]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

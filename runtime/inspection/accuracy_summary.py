@@ -13,6 +13,7 @@ class AccuracyLine:
     """One network trained on generated images, beside the same network trained on real ones for as many steps."""
 
     network: str
+    """With its width where that is not the network's own: "convnet3 (width 32)"."""
     mode: str
     """`stream` (fresh images in every epoch) or `fixed` (one set)."""
     ipc: int
@@ -26,34 +27,48 @@ class AccuracyLine:
 
 
 def summarise_accuracy(rows: Sequence[Mapping[str, Any]], most: int = 8) -> list[AccuracyLine]:
-    """Choose the rows of generated images, hard labels, that say most: of each size the one trained for longest.
+    """Choose the rows of generated images and hard labels by one recipe and number of epochs, so that they compare.
+
+    The recipe is the one trained for longest; of several, the one with the most rows, then the one by which real images
+    do best. Of rows that differ in precision, the one with the most seeds is taken.
 
     Args:
         rows: the manifest's rows of accuracy; a stranger may have written them.
         most: how many lines at most.
 
     Returns:
-        lines; the network with the most rows first, `stream` before `fixed`, small sizes first.
+        lines of one recipe; the network with the most rows first, `stream` before `fixed`, small sizes first.
     """
     controls = {_key(row): row for row in rows if row.get("subject") == "real"}
-    best: dict[tuple[str, str, int], Mapping[str, Any]] = {}
+    protocols: dict[tuple[str, int], dict[tuple[str, str, int], Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("subject") != "generated" or row.get("labels", "hard") != "hard":
             continue
-        place = (_text(row, "arch"), _text(row, "mode"), _count(row, "ipc"))
-        if place not in best or _rank(row, controls) > _rank(best[place], controls):
-            best[place] = row
-    networks = [network for network, _, _ in best]
-    order = sorted(best, key=lambda place: (-networks.count(place[0]), place[0], place[1] != "stream", place[2]))
+        lines = protocols.setdefault((_text(row, "recipe"), _count(row, "epochs")), {})
+        place = (_name_network(row), _text(row, "mode"), _count(row, "ipc"))
+        if place not in lines or _count_seeds(row) > _count_seeds(lines[place]):
+            lines[place] = row
+
+    def rank(protocol: tuple[str, int]) -> tuple[int, int, float]:
+        lines = protocols[protocol]
+        real = [controls.get(_key(row), {}).get("accuracy_mean") for row in lines.values()]
+        return protocol[1], len(lines), max((mean for mean in real if isinstance(mean, int | float)), default=-1.0)
+
+    if not protocols:
+        return []
+    recipe, epochs = max(protocols, key=rank)
+    lines = protocols[recipe, epochs]
+    networks = [network for network, _, _ in lines]
+    order = sorted(lines, key=lambda place: (-networks.count(place[0]), place[0], place[1] != "stream", place[2]))
     return [
         AccuracyLine(
             network=network,
             mode=mode,
             ipc=ipc,
-            generated=format_accuracy(best[network, mode, ipc]),
-            real=format_accuracy(controls.get(_key(best[network, mode, ipc]), {})),
-            recipe=_text(best[network, mode, ipc], "recipe"),
-            epochs=_count(best[network, mode, ipc], "epochs"),
+            generated=format_accuracy(lines[network, mode, ipc]),
+            real=format_accuracy(controls.get(_key(lines[network, mode, ipc]), {})),
+            recipe=recipe,
+            epochs=epochs,
         )
         for network, mode, ipc in order[:most]
     ]
@@ -67,10 +82,14 @@ def format_accuracy(row: Mapping[str, Any]) -> str:
     return f"{mean:.1f}" + (f" ± {deviation:.1f}" if isinstance(deviation, int | float) else "")
 
 
-def _rank(row: Mapping[str, Any], controls: Mapping[tuple[str, ...], Mapping[str, Any]]) -> tuple[int, float]:
-    """Longer training first; of equal lengths, the recipe by which real images do best."""
-    real = controls.get(_key(row), {}).get("accuracy_mean")
-    return _count(row, "epochs"), float(real) if isinstance(real, int | float) else -1.0
+def _name_network(row: Mapping[str, Any]) -> str:
+    width = _count(row, "width")
+    return _text(row, "arch") + (f" (width {width})" if width else "")
+
+
+def _count_seeds(row: Mapping[str, Any]) -> int:
+    seeds = row.get("seeds")
+    return len(seeds) if isinstance(seeds, list) else 0
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

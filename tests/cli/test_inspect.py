@@ -35,7 +35,7 @@ def test_inspect_of_the_shipped_bundle_is_one_screen(columns: int, monkeypatch: 
     lines = dim("inspect", "mnist").out.splitlines()
     assert len(lines) <= 24
     assert lines[-2].endswith(" dim generate --bundle mnist --ipc 50 --out data/")
-    assert sum("convnet3" in line for line in lines) == 6
+    assert sum("convnet3" in line for line in lines) == 5
     assert "\naccuracy          accuracies=" in dim("inspect", "mnist", "--all").out
 
 

@@ -1,9 +1,13 @@
 """Standard output that cannot encode a name, is closed or full: the right answer and the right exit code."""
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,20 @@ def run(*arguments: object, shell: str = "", encoding: str = "utf-8") -> subproc
     return subprocess.run(
         ["bash", "-c", f'"$@" {shell}', "bash", *command], capture_output=True, env=environment, check=False
     )
+
+
+def test_a_command_knows_how_wide_its_terminal_is() -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    code = "import shutil; from dim.cli.terminal import prepare_streams as prepare; prepare(own=True)"
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    subprocess.run(
+        [sys.executable, "-c", f"{code}; print(shutil.get_terminal_size().columns)"],
+        stdout=follower, env=environment, check=True,
+    )  # fmt: skip
+    os.close(follower)
+    assert os.read(leader, 100) == b"50\r\n"
+    os.close(leader)
 
 
 @pytest.mark.slow

@@ -29,6 +29,18 @@ def test_the_longest_training_counts_then_the_recipe_that_suits_real_images() ->
     assert [(line.generated, line.real) for line in summarise_accuracy(rows)] == [("60.0 ± 0.2", "75.0 ± 0.2")]
 
 
+def test_all_lines_are_of_one_recipe_and_length_and_name_their_width() -> None:
+    rows = [row("generated", mean, ipc=ipc, epochs=1000) for ipc, mean in ((1, 50.0), (10, 60.0))]
+    rows += [row("generated", 70.0, ipc=50, epochs=1000, recipe="b"), row("generated", 80.0, ipc=100)]
+    rows += [row("generated", 61.0, epochs=1000, width=32), row("generated", 62.0, epochs=1000, width=32, seeds=[0, 1])]
+    lines = summarise_accuracy(rows)
+    assert {(line.recipe, line.epochs) for line in lines} == {("a", 1000)}
+    assert [(line.network, line.ipc, line.generated) for line in lines] == [
+        ("convnet3", 1, "50.0 ± 0.2"), ("convnet3", 10, "60.0 ± 0.2"), ("convnet3 (width 32)", 10, "62.0 ± 0.2"),
+    ]  # fmt: skip
+    assert summarise_accuracy([row("real", 90.0)]) == []
+
+
 def test_order_and_number_of_lines() -> None:
     rows = [row("generated", 50.0, arch="resnet18")]
     rows += [row("generated", 50.0, mode=mode, ipc=ipc) for mode in ("fixed", "stream") for ipc in (50, 1)]
@@ -41,5 +53,7 @@ def test_order_and_number_of_lines() -> None:
 def test_soft_labels_and_rows_of_strangers_do_no_harm() -> None:
     strange = [{}, {"subject": "generated"}, row("generated", 1.0, labels="soft"), row("generated", True, ipc="x")]
     lines = summarise_accuracy(strange)
-    assert [(line.ipc, line.generated, line.real) for line in lines] == [(0, "-", "-"), (0, "-", "-")]
+    assert [(line.ipc, line.generated, line.real) for line in lines] == [
+        (0, "-", "-")
+    ]  # the other recipe has no length
     assert format_accuracy({"accuracy_mean": 97.25, "accuracy_std": None}) == "97.2"

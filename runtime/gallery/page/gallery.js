@@ -222,6 +222,7 @@ function showFacts() {
     row.append(element("td", line.network), element("td", line.mode));
     for (const cell of [line.ipc, line.generated, line.real]) row.append(element("td", cell, { className: "number" }));
     $("accuracy").append(row);
+    $("accuracy-recipe").textContent = `Trained by recipe ${line.recipe}, ${line.epochs.toLocaleString("en")} epochs.`;
   }
   $("accuracy-part").hidden = facts.accuracy.length === 0;
 }
