@@ -45,7 +45,7 @@ def distill(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Begin with the finished stage 1 of another run, and its pool; they may differ in what comes after.",
+            help="Begin with the finished stage 1 of another run, and its pool; the options of stage 2 may differ.",
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels, 8 to 128.")] = None,

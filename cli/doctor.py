@@ -29,7 +29,7 @@ def doctor(
     Example:  [bold]dim doctor[/bold]
     """
     from dim.data.images.decoded import decoded_folder, limit_bytes, list_entries
-    from dim.runtime.inspection.doctor import examine_machine
+    from dim.runtime.inspection.doctor import PLAIN_COMMAND, examine_machine
 
     report = examine_machine(say=say)
     sets = list_entries()
@@ -40,17 +40,18 @@ def doctor(
     print_line(f"dim {report.dim}, Python {report.python}, {report.machine}, {format_count(report.cores, 'core')}")
     working = [f"{state.engine} ({state.reason})" for state in report.engines if state.works]
     for number, engine in enumerate(working or ["no engine"]):
-        print_line(f"{'Works here:' * (number == 0):<14}{engine}")
-    print_line(f"Precision:    {report.fast_precision}")
+        print_line(f"{'Works here:' * (number == 0):<16}{engine}")
+    print_line(f"Precision:      {report.fast_precision}")
     for problem, fix in report.problems:
-        print_line(f"Problem:      {problem}.")
-        print_line(f"  mend it:    {fix}")
-    print_line(f"Worth typing: {report.worth_typing}")
+        print_line(f"Problem:        {problem}.")
+        print_line(f"  mend it:      {fix}")
+    plain = report.recommended is None or report.worth_typing == PLAIN_COMMAND
+    print_line(f"{'To draw:' if plain else 'To draw faster:':<16}{report.worth_typing}")
     if show_all:
         _print_all(report)
         _print_decoded(sets, decoded_folder(), limit_bytes())
     else:
-        print_line("More:         dim doctor --all")
+        print_line("More:           dim doctor --all")
 
 
 def _print_all(report: "DoctorReport") -> None:

@@ -39,8 +39,8 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="The dataset that the bundle was distilled from; needed where it was none with a name. One called the "
-            "same is read as it was then. " + DATA_HELP
+            help="The dataset that the bundle was distilled from, read with the same options; needed unless it was a "
+            "known set. " + DATA_HELP
         ),
     ] = None,
     bundle: Annotated[
@@ -190,7 +190,7 @@ def evaluate(
     if preset not in PROTOCOLS:
         raise BadValueError(f"There is no preset {preset!r}; there are {', '.join(PROTOCOLS)}.")
     if seeds is not None and seeds < 0:
-        raise BadValueError(f"seeds is {seeds}; it must be a whole number from 0.")
+        raise BadValueError(f"--seeds is {seeds}; it must be a whole number from 0.")
     asked: dict[str, Any] = {
         "modes": None if modes is None else parse_names(modes),
         "recipe": read_recipe(Path(recipe)) if recipe and recipe.endswith(".json") else recipe,

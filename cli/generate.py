@@ -39,7 +39,10 @@ def generate(
     ],
     ipc: Annotated[int | None, _size_option(help="Images per class.")] = None,
     ratio: Annotated[
-        float | None, _size_option(help="Part of the source set, keeping its balance of classes: 0.02.")
+        float | None,
+        _size_option(
+            help="Size relative to the source set, keeping its balance of classes: 0.02, or 2 for twice as many."
+        ),
     ] = None,
     total: Annotated[int | None, _size_option(help="Images in all, keeping the source's balance.")] = None,
     per_class: Annotated[
@@ -54,15 +57,15 @@ def generate(
     start: Annotated[
         int,
         _size_option(
-            help="First index of every class. The largest class count of another set continues it without overlap; "
-            "its smaller classes then skip some indices."
+            help="First index of every class. To continue a set, give its largest class count; its smaller classes "
+            "then skip some indices."
         ),
     ] = 0,
     seed: Annotated[
         int,
         typer.Option(
-            help="0 to 2**64 - 1; another seed draws other images, except the first ones of a class where the bundle "
-            "optimised their latents."
+            help="0 to 2**64 - 1; another seed draws other images. The first images of a class are the same whatever "
+            "the seed where their latents were optimised; see --no-fixed-latents."
         ),
     ] = 0,
     bundle: BundleOption = None,
@@ -100,8 +103,8 @@ def generate(
     encoders: Annotated[
         int | None,
         _scale_option(
-            help="PNG files made at once, by processes of 15 MiB each; else one per core but one, at most 2. More help "
-            "a GPU."
+            help="Processes that encode PNG files, 1 to 64, of 15 MiB of memory each; by default 2, or 1 on fewer than "
+            "three cores. More help a GPU."
         ),
     ] = None,
     shard: Annotated[str, _scale_option(metavar="I/N", help="Make only part I of N, counted from 0.")] = "0/1",

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from dim.cli import bench, distill, doctor, evaluate, export, generate, inspect, verify, view
 from dim.cli.terminal import STDOUT, flush_stdout, prepare_streams
-from dim.runtime.errors import DimError, describe_error, hide_secrets, printable
+from dim.runtime.errors import BadValueError, DimError, describe_error, hide_secrets, printable
 from dim.version import __version__
 
 MACHINES = ("x86_64", "aarch64")
@@ -87,10 +87,26 @@ class _Group(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Shows a flag without the type of a value, because it takes none."""
+    """Speaks of options where the library speaks of arguments; shows a flag without the type of a value."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BadValueError as error:
+            error.args = (_name_options(str(error), self.params),)
+            raise
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _hide_flag_types(super().get_params(ctx))
+
+
+def _name_options(sentence: str, parameters: list[Any]) -> str:
+    """Write the argument `per_class` as --per-class."""
+    for parameter in parameters:
+        if (option := parameter.opts[0]).startswith("--"):
+            for argument in (parameter.name, option[2:].replace("-", "_")):
+                sentence = sentence.replace(f"`{argument}`", option)
+    return sentence
 
 
 def _hide_flag_types(parameters: list[Any]) -> list[Any]:

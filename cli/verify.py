@@ -27,9 +27,9 @@ def verify(
 ) -> None:
     """Check that a bundle is whole and draws what it promises, or that a training set is as it was written.
 
-    Of a bundle: hashes, the graph contract, agreement between its precisions, identical rows, blank images, and the
-    compiled engines that this machine can run. Of a set: the hash of every file, and files that are not its own. Ends
-    with exit code 1 if any check failed.
+    Of a bundle: hashes, inputs and outputs of its files, agreement between its precisions, identical rows, blank
+    images, and the compiled engines that this machine can run. Of a set: the hash of every file, and files that are
+    not its own. Ends with exit code 1 if any check failed.
 
     Example:  [bold]dim verify runs/digits/digits.dim[/bold]
     """

@@ -49,6 +49,7 @@ def open_engine(
     *,
     batch: int | None = None,
     driver: Driver | None = None,
+    reason: str = "as asked",
     say: Callable[[str], None] = say_to_log,
 ) -> Engine:
     """Choose an engine for a bundle, open it, and say which one it is and why.
@@ -59,6 +60,7 @@ def open_engine(
         options: which engine is wanted; None for the best that works here, in fp32.
         batch: the padded batch of a GPU engine, as a plan says it; None for the engine's own.
         driver: an answer of `find_driver`; None asks anew.
+        reason: why the engine is named, as a phrase, where `options` name one.
         say: gets one sentence about the choice.
 
     Returns:
@@ -85,7 +87,7 @@ def open_engine(
             f"The bundle {path} has no {onnx_name(request.precision)}; it has {', '.join(manifest.precisions)}."
         )
     if options.engine != "auto":
-        return _announce(_open(options.engine, request), "as asked", say)
+        return _announce(_open(options.engine, request), reason, say)
     return _open_first(request, options.device)
 
 
@@ -132,7 +134,7 @@ def _open_first(request: EngineRequest, device: str) -> Engine:
             passed_over.append(f"{name}: {str(error).rstrip('.')}")
             errors[name] = error
             continue
-        return _announce(opened, "; ".join(passed_over) or "the first choice", request.say)
+        return _announce(opened, "; ".join(passed_over) or "chosen automatically", request.say)
     if device == "gpu":
         raise DeviceError(f"No engine works on the GPU. {'; '.join(passed_over)}")
     raise errors[next(name for name in ("onnxruntime-cpu", "openvino-cpu") if name in errors)]

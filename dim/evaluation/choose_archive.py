@@ -69,7 +69,7 @@ def choose_archive(
         say(f"Not one image per class fits into {format_bytes(max_bytes)}, so no archive is compared.")
         return None
     if candidates[0].codec == LOSSLESS and candidates[0].images_per_class == everything:
-        say(f"All training images fit into {format_bytes(max_bytes)} without loss: `real` is the archive.")
+        say(f"All real images fit into {format_bytes(max_bytes)} without loss, so `real` stands for the archive too.")
         return None
     chosen, rows = candidates[0], []
     if len(candidates) > 1:

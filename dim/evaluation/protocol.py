@@ -80,7 +80,7 @@ class EvalProtocol:
             if field == "seeds" and not values and (self.quality or self.privacy):
                 continue  # the images alone are looked at
             if not values or len(set(values)) != len(values):
-                raise BadValueError(f"{field} is {list(values)}; give at least one, and each once.")
+                raise BadValueError(f"`{field}` is {list(values)}; give at least one, and each once.")
         for name, numbers, low in [
             ("ipc", self.ipcs, 1),
             ("seed", self.seeds, 0),
@@ -89,10 +89,10 @@ class EvalProtocol:
         ]:
             for number in numbers:
                 if number < low:
-                    raise BadValueError(f"{name} is {number}; it must be at least {low}.")
+                    raise BadValueError(f"`{name}` is {number}; it must be at least {low}.")
         for percent in self.real_percents:
             if not 0 < percent <= 100:
-                raise BadValueError(f"real_percents holds {percent:g}; it must lie above 0 and not above 100.")
+                raise BadValueError(f"`real_percents` holds {percent:g}; it must lie above 0 and not above 100.")
         if self.recipe != HOLDOUT:
             resolve_recipe(self.recipe, "")
 
@@ -154,12 +154,12 @@ class Execution:
         ]:
             if getattr(self, field) not in allowed:
                 names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-                raise BadValueError(f"{field} is {getattr(self, field)!r}; it must be {names}.")
+                raise BadValueError(f"`{field}` is {getattr(self, field)!r}; it must be {names}.")
         check_threads(self.threads)
         for field, low in [("jobs", 1), ("time_limit_s", 0)]:
             number = getattr(self, field)
             if number is not None and number < low:
-                raise BadValueError(f"{field} is {number}; it must be at least {low}.")
+                raise BadValueError(f"`{field}` is {number}; it must be at least {low}.")
 
     @property
     def image_engine(self) -> str:

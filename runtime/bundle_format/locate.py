@@ -1,5 +1,6 @@
 """Finds the bundle: by a path, a URL or a name, or the default."""
 
+import difflib
 import os
 import shlex
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dim.runtime.messages import say_to_log
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "mnist.dim"
 """The bundle that comes with the package, and the default."""
+AS_NAMED = "as named"
 
 
 def find_bundle(
@@ -32,7 +34,7 @@ def find_bundle(
     Raises:
         BundleError: there is none, or it is not the one that was pinned.
     """
-    reason = "as named"
+    reason = AS_NAMED
     if wanted is None and (wanted := os.environ.get("DIM_BUNDLE") or None) is not None:
         reason = "from $DIM_BUNDLE"
     path, reason = _shipped() if wanted is None else _find(wanted, reason, sha256, say)
@@ -67,9 +69,12 @@ def _find(wanted: str | Path, reason: str, sha256: str | None, say: Callable[[st
         return fetch_bundle(wanted, sha256=sha256, say=say), f"from {hide_secrets(wanted)}"
     names = list_names()
     if wanted not in names:
+        source = "" if reason == AS_NAMED else f" ({reason})"
+        near = difflib.get_close_matches(wanted.lower(), names, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
         raise BundleError(
-            f"There is no bundle named {wanted!r} ({reason}); the names are: {', '.join(names) or 'none'}. A path has "
-            f"a slash or ends in .dim: write ./{wanted} for a folder here."
+            f"There is no bundle named {wanted!r}{source}{meant}: choose {' or '.join(names) or 'a bundle'}, a folder, "
+            f"which has a slash or ends in .dim as in ./{wanted}, or a URL."
         )
     return names[wanted], f"{wanted} as it comes with dim"
 
@@ -84,7 +89,8 @@ def _is_path(wanted: str) -> bool:
 def _existing(path: Path, reason: str) -> tuple[Path, str]:
     if not (path / MANIFEST_NAME).is_file():
         found = "has no " + MANIFEST_NAME if path.is_dir() else "is a file" if path.exists() else "does not exist"
-        raise BundleError(f"There is no bundle at {path} ({reason}): it {found}{_suggest_command(path)}.")
+        source = "" if reason == AS_NAMED else f" ({reason})"
+        raise BundleError(f"There is no bundle at {path}{source}: it {found}{_suggest_command(path)}.")
     return path, reason
 
 

@@ -30,8 +30,9 @@ def describe_images(evaluation: Found) -> dict[str, str]:
     if isinstance(quality, Mapping):
         generated, real = (_block(quality, kind) for kind in KINDS)
         lines["quality"] = (
-            f"{_percent(generated, 'precision')} % lie among real images (real: {_percent(real, 'precision')}), near "
-            f"{_percent(generated, 'coverage')} % of them ({_percent(real, 'coverage')})"
+            f"precision {_percent(generated, 'precision')} % (real images against each other: "
+            f"{_percent(real, 'precision')}), coverage {_percent(generated, 'coverage')} % "
+            f"({_percent(real, 'coverage')})"
         )
     if isinstance(privacy, Mapping):
         # The first clause of the verdict; the rest are numbers.

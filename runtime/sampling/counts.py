@@ -65,13 +65,13 @@ def resolve_counts(
         counts = _check_counts(per_class, len(info.classes))
     else:
         selected = select_labels(classes, info.classes)
-        shares = _share(info, selected, ratio, total) if ipc is None else [_whole(ipc, "ipc")] * len(selected)
+        shares = _share(info, selected, ratio, total) if ipc is None else [_whole(ipc, "`ipc`")] * len(selected)
         for k, count in zip(selected, shares, strict=True):
             counts[k] = count
     largest = max(counts)
     if start + largest > MAX_PER_CLASS:
         raise BadValueError(
-            f"start {start} and {largest} images of one class reach past index 2**32 - 1, the last one there is; "
+            f"`start` {start} and {largest} images of one class reach past index 2**32 - 1, the last one there is; "
             "ask for fewer."
         )
     return tuple(counts)
@@ -91,26 +91,28 @@ def check_size(
         BadValueError: no size or two sizes, classes named twice over, or a start that is no index.
     """
     sizes = {"ipc": ipc, "ratio": ratio, "total": total, "per_class": per_class}
-    given = [name for name, value in sizes.items() if value is not None]
+    given = [f"`{name}`" for name, value in sizes.items() if value is not None]
     if len(given) != 1:
         joined = f"{', '.join(given[:-1])} and {given[-1]}" if given else ""
         found = f"{'both ' if len(given) == 2 else ''}{joined} were given" if given else "none was given"
-        raise BadValueError(f"Say the size of the set by exactly one of ipc, ratio, total and per_class; {found}.")
+        raise BadValueError(
+            f"Say the size of the set by exactly one of `ipc`, `ratio`, `total` and `per_class`; {found}."
+        )
     if per_class is not None and classes is not None:
-        raise BadValueError("per_class already names its classes; leave out classes.")
+        raise BadValueError("`per_class` already names its classes; leave out `classes`.")
     if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < MAX_PER_CLASS:
-        raise BadValueError(f"start is {start}; it must be a whole number from 0 to 2**32 - 1.")
+        raise BadValueError(f"`start` is {start}; it must be a whole number from 0 to 2**32 - 1.")
 
 
 def _check_counts(counts: Sequence[int], num_classes: int) -> list[int]:
     """Check one number for each class."""
     if len(counts) != num_classes or not any(counts):
         raise BadValueError(
-            f"per_class has {len(counts)} numbers, the largest {max(counts, default=0)}; give one number for each of "
+            f"`per_class` has {len(counts)} numbers, the largest {max(counts, default=0)}; give one number for each of "
             f"{num_classes} classes, at least one of them above 0."
         )
     if min(counts) < 0:
-        raise BadValueError(f"per_class has the number {min(counts)}; images are counted from 0.")
+        raise BadValueError(f"`per_class` has the number {min(counts)}; images are counted from 0.")
     return [int(count) for count in counts]
 
 
@@ -126,21 +128,23 @@ def _share(info: ManifestLike, selected: Sequence[int], ratio: float | None, tot
     if min(source) < 1:
         name = info.classes[selected[source.index(min(source))]]
         raise BadValueError(
-            f"The bundle does not say how many images of class '{name}' its source had; give ipc or per_class."
+            f"The bundle does not say how many images of class '{name}' its source had; give `ipc` or `per_class`."
         )
     if ratio is not None:
         if isinstance(ratio, bool) or not math.isfinite(ratio) or ratio <= 0:
-            raise BadValueError(f"ratio is {ratio}; it must be above 0, for example 0.02 for a fiftieth of the source.")
+            raise BadValueError(
+                f"`ratio` is {ratio}; it must be above 0, for example 0.02 for a fiftieth of the source."
+            )
         # A float's shortest decimal form is what the user wrote: 0.07 of 100 images is 7, not 7.000000000000001.
         scale = Fraction(repr(float(ratio)))
         size = max(len(source), math.floor(scale * sum(source) + Fraction(1, 2)))
     else:
         size = total if total is not None else 0
         if isinstance(total, bool) or not isinstance(total, int) or total < 1:
-            raise BadValueError(f"total is {total}; it must be a whole number above 0.")
+            raise BadValueError(f"`total` is {total}; it must be a whole number above 0.")
         if total < len(source):
             raise BadValueError(
-                f"total is {total} and {len(source)} classes are wanted; every class gets at least one image, "
+                f"`total` is {total} and {len(source)} classes are wanted; every class gets at least one image, "
                 "so ask for more images or name fewer classes."
             )
         scale = Fraction(size, sum(source))

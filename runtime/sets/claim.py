@@ -49,7 +49,9 @@ def open_engine_for(bundle: Bundle, found: SetFile | None, say: Callable[[str], 
         yield opened
         return
     options = replace(bundle.engine_options, engine=wanted.name, device=wanted.device, precision=wanted.precision)
-    engine = open_engine(bundle.path, bundle.manifest, options, batch=wanted.batch, say=say)
+    engine = open_engine(
+        bundle.path, bundle.manifest, options, batch=wanted.batch, reason="as the set was begun", say=say
+    )
     try:
         yield engine
     finally:

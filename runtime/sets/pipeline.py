@@ -48,7 +48,7 @@ def check_encoders(encoders: int | None) -> None:
         BadValueError: it is out of range.
     """
     if encoders is not None and not 1 <= encoders <= MAX_ENCODERS:
-        raise BadValueError(f"encoders is {encoders}; it must lie between 1 and {MAX_ENCODERS}.")
+        raise BadValueError(f"`encoders` is {encoders}; it must lie between 1 and {MAX_ENCODERS}.")
 
 
 def choose_encoders() -> int:

@@ -386,7 +386,7 @@ def test_arrays_hold_the_optimised_latents_and_take_labels(tmp_path: Path) -> No
         assert np.array_equal(images, bundle.sample(labels, [0, 0, 1, 1, 2, 2]))
         plain, _ = without.arrays(ipc=3, classes=[2, "zero"])
         assert not np.array_equal(images[:4], plain[:4]) and np.array_equal(images[4:], plain[4:])
-    with pytest.raises(BadValueError, match="exactly one of ipc, ratio, total and per_class; none was given"):
+    with pytest.raises(BadValueError, match="exactly one of `ipc`, `ratio`, `total` and `per_class`; none was given"):
         bundle.arrays()
 
 

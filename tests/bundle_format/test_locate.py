@@ -58,9 +58,11 @@ def test_a_name_means_a_shipped_bundle_and_nothing_else(tiny_bundle: Path, monke
     with pytest.raises(BundleError) as refused:
         find_bundle("mine")
     assert str(refused.value) == (
-        "There is no bundle named 'mine' (as named); the names are: letters, mnist. A path has a slash or ends in "
-        ".dim: write ./mine for a folder here."
+        "There is no bundle named 'mine': choose letters or mnist, a folder, which has a slash or ends in .dim as in "
+        "./mine, or a URL."
     )
+    with pytest.raises(BundleError, match=r"named 'Leters' \(did you mean letters\?\): choose"):
+        find_bundle("Leters")
     monkeypatch.setenv("DIM_BUNDLE", "mnist")
     assert find_bundle()[0] == shipped
     monkeypatch.setenv("DIM_BUNDLE", "mine")
@@ -102,7 +104,7 @@ def test_a_named_bundle_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(BundleError) as refused:
             find_bundle(named)
-        assert str(refused.value) == f"There is no bundle at {Path(named)} (as named): {found}."
+        assert str(refused.value) == f"There is no bundle at {Path(named)}: {found}."
     monkeypatch.setenv("DIM_BUNDLE", "gone.dim")
     with pytest.raises(BundleError, match=r"There is no bundle at gone.dim \(from \$DIM_BUNDLE\): it does not exist"):
         find_bundle()

@@ -10,6 +10,7 @@ from cli_tools import dim, one_line
 from dim.cli.bench import bench
 from dim.runtime.benchmark.interleaved import InterleavedRuns
 from dim.runtime.gpu.driver import has_nvidia_hardware
+from dim.runtime.inspection.doctor import PLAIN_COMMAND
 
 ARGUMENTS = ["--engine", "onnxruntime-cpu", "--batch", "4,8", "--rounds", 1, "--seconds", 0.001, "--no-search"]
 
@@ -69,7 +70,7 @@ def test_bad_values_are_one_line(tiny_bundle: Path, arguments: list[str]) -> Non
 def test_doctor_tells_what_works() -> None:
     short = dim("doctor")
     assert short.code == 0 and len(short.out.splitlines()) < 10
-    assert "Works here:   onnxruntime-cpu" in short.out and "Worth typing: " in short.out
+    assert "Works here:     onnxruntime-cpu" in short.out and ("To draw: " in short.out) == (PLAIN_COMMAND in short.out)
     assert "NVIDIA" not in short.out or has_nvidia_hardware()
     ran = dim("doctor", "--all")
     assert ran.out.startswith(short.out.rpartition("More:")[0])

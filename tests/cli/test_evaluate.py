@@ -150,7 +150,7 @@ def test_the_seed_of_the_distillation_cuts_the_test_split(tmp_path: Path, monkey
         (["--ipc", "ten"], "--ipc got 'ten'; it takes whole numbers joined by commas, as in 10,50,1."),
         (["--mode", "both"], "There is no mode 'both'; there are fixed, stream."),
         (["--seeds", "0"], None),
-        (["--seeds", "-1"], "seeds is -1; it must be a whole number from 0."),
+        (["--seeds", "-1"], "--seeds is -1; it must be a whole number from 0."),
         (["--arch", "convnet9"], None),
         (["--epochs", "0"], None),
         (["--recipe", "secret"], None),
@@ -199,7 +199,7 @@ def test_faults_of_the_data_and_of_options_are_told_before_torch_is_imported(tmp
         "There is no classifier 'lenet'; there are convnet3, resnet10, ": ["--arch", "lenet"],
         "--bits is 99: it must be between 8 and 16.": ["--bits", "99"],
         "--compare got 'x'; it takes NAME=BUNDLE, as in first=runs/first/mnist.dim.": ["--compare", "x"],
-        "device is 'tpu'; it must be auto, cpu or gpu.": ["--device", "tpu"],
+        "--device is 'tpu'; it must be auto, cpu or gpu.": ["--device", "tpu"],
     }
     for message, more in wrong.items():
         command = ["eval", "--bundle", str(bundle), "--data", str(folder), *more]

@@ -98,11 +98,12 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "Say the size of the set by exactly one of ipc, ratio, total and per_class; none was given."),
-        (["--ipc", 0], "ipc is 0; it must be a whole number from 1 to 2**32."),
-        (["--ipc", 1, "--ratio", 1], "Say the size of the set by exactly one of ipc, ratio, total and per_class; both "
-         "ipc and ratio were given."),
-        (["--ratio", 0], "ratio is 0.0; it must be above 0, for example 0.02 for a fiftieth of the source."),
+        ([], "Say the size of the set by exactly one of --ipc, --ratio, --total and --per-class; none was given."),
+        (["--ipc", 0], "--ipc is 0; it must be a whole number from 1 to 2**32."),
+        (["--ipc", 1, "--ratio", 1], "Say the size of the set by exactly one of --ipc, --ratio, --total and "
+         "--per-class; both --ipc and --ratio were given."),
+        (["--per-class", "one=1", "--classes", "one"], "--per-class already names its classes; leave out --classes."),
+        (["--ratio", 0], "--ratio is 0.0; it must be above 0, for example 0.02 for a fiftieth of the source."),
         (["--ipc", 1, "--classes", "zwo"], "The bundle has no class 'zwo'; did you mean 'two'? Its classes are zero, "
          "one, two."),
         (["--ipc", 1, "--classes", "one,one"], "The class 'one' is named twice; name each class once."),
@@ -116,7 +117,7 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
         (["--ipc", 1, "--num-workers", 2],
          "--num-workers is for --ray; without it, --shard I/N makes a part of a set."),
         (["--ipc", 1, "--ray", "--num-workers", 0], "num_workers is 0; it must be at least 1."),
-        (["--ipc", 1, "--encoders", 0], "encoders is 0; it must lie between 1 and 64."),
+        (["--ipc", 1, "--encoders", 0], "--encoders is 0; it must lie between 1 and 64."),
         (["--ipc", 1, "--encoders", 2, "--ray"],
          "--encoders is for one machine; with --ray every worker chooses for itself."),
         (["--ratio", "1e300"],

@@ -91,9 +91,7 @@ def test_what_does_not_parse_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    assert one_line(dim("verify", tmp_path)) == (
-        f"There is no bundle at {tmp_path} (as named): it has no manifest.json."
-    )
+    assert one_line(dim("verify", tmp_path)) == (f"There is no bundle at {tmp_path}: it has no manifest.json.")
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

@@ -39,7 +39,7 @@ def pixels(engine: Any) -> Any:
 def test_without_a_gpu_the_cpu_is_taken_and_no_driver_is_spoken_of(machine: Machine) -> None:
     machine.patch.setattr("dim.runtime.choose_engine.has_nvidia_hardware", lambda: False)
     assert machine.open(driver=NONE).name == "onnxruntime-cpu"
-    assert machine.said == ["Engine: onnxruntime-cpu on the cpu, fp32, the first choice."]
+    assert machine.said == ["Engine: onnxruntime-cpu on the cpu, fp32, chosen automatically."]
 
 
 def test_a_gpu_without_a_driver_is_passed_over_and_the_reason_told(machine: Machine) -> None:
@@ -63,7 +63,7 @@ def test_the_cpu_as_asked_asks_no_driver(machine: Machine) -> None:
 
     machine.patch.setattr("dim.runtime.choose_engine.find_driver", refuse)
     assert machine.open(device="cpu", driver=None).name == "onnxruntime-cpu"
-    assert machine.said == ["Engine: onnxruntime-cpu on the cpu, fp32, the first choice."]
+    assert machine.said == ["Engine: onnxruntime-cpu on the cpu, fp32, chosen automatically."]
 
 
 def test_a_gpu_without_any_library_falls_to_the_cpu_with_every_reason(machine: Machine) -> None:
@@ -84,7 +84,7 @@ def test_an_engine_is_built_into_the_cache_and_found_there_the_next_time(machine
     )
     assert machine.said[1].startswith("Built generator.fp32.trt.sm89.engine (0.0 MB); against fp32 ONNX: 0 levels at ")
     assert machine.said[2] == (
-        "Engine: tensorrt on the gpu, fp32, batch 16, the first choice; built into the cache just now."
+        "Engine: tensorrt on the gpu, fp32, batch 16, chosen automatically; built into the cache just now."
     )
     second = machine.open()
     assert len(machine.said) == 1 and "from the cache" in machine.said[0]
@@ -104,7 +104,7 @@ def test_an_engine_of_the_bundle_that_this_user_built_is_used(machine: Machine) 
     machine.install("trt")
     machine.build(precisions=["fp32"])
     engine = machine.open()
-    assert engine.reason == "the first choice; generator.fp32.trt.sm89.engine from the bundle"
+    assert engine.reason == "chosen automatically; generator.fp32.trt.sm89.engine from the bundle"
     assert engine.batch == 4
 
 
@@ -112,7 +112,7 @@ def test_a_prebuilt_engine_of_another_precision_is_used_unless_one_was_asked_for
     machine.install("trt")
     machine.build(precisions=["fp16"])
     assert machine.open().precision == "fp16"
-    assert machine.open(precision="fp32").reason == "the first choice; built into the cache just now"
+    assert machine.open(precision="fp32").reason == "chosen automatically; built into the cache just now"
     assert machine.open().precision == "fp32"
 
 
@@ -280,7 +280,8 @@ def test_a_full_gpu_is_told_and_the_engine_stays(machine: Machine) -> None:
     assert engine.batch == 2
     assert machine.said == [
         "The GPU has no room for a batch of 4: going on with 2.",
-        "Engine: tensorrt on the gpu, fp32, batch 2, the first choice; generator.fp32.trt.sm89.engine from the bundle.",
+        "Engine: tensorrt on the gpu, fp32, batch 2, chosen automatically; generator.fp32.trt.sm89.engine from the "
+        "bundle.",
     ]
 
 

@@ -176,7 +176,7 @@ def test_no_archive_is_trained_on_where_everything_fits(data: ImageSet, bundle: 
     options: dict[str, Any] = {"ipcs": (1,), "seeds": (0,), "modes": ("stream",)}
     results = run_evaluation(bundle, data, tmp_path, options, say=said.append).results
     assert [r.cell.subject for r in results] == ["generated", "real"]
-    assert any(sentence.endswith("without loss: `real` is the archive.") for sentence in said)
+    assert any(sentence.endswith("without loss, so `real` stands for the archive too.") for sentence in said)
 
 
 def test_equal_bytes_of_unequal_classes_are_as_many_images_as_fit() -> None:

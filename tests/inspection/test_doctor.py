@@ -255,4 +255,6 @@ def test_the_precision_that_pays_is_named(patch: pytest.MonkeyPatch, flags: str,
     patch.setattr(doctor_module, "find_spec", lambda name: name)
     assert doctor_module._name_fast_precision() == precision
     patch.setattr(doctor_module, "find_spec", lambda name: None)
-    assert doctor_module._name_fast_precision() == precision.replace("16)", "16), which the extra openvino draws")
+    assert doctor_module._name_fast_precision() == precision.replace(
+        "16)", "16) would be faster here; it needs the extra openvino"
+    )

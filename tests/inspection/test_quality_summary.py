@@ -30,7 +30,7 @@ NONE = {"verdict": "No sign of copies: of 300 generated images 1.0 % lie near. T
 def test_quality_and_copies_are_a_line_each() -> None:
     assert describe_images({}) == {}
     assert describe_images({"quality": QUALITY, "privacy": NONE}) == {
-        "quality": "91 % lie among real images (real: 97), near 75 % of them (97)",
+        "quality": "precision 91 % (real images against each other: 97), coverage 75 % (97)",
         "copies": "No sign of copies; this is no proof of privacy",
     }
     copied = {"verdict": "The generator copies training images: of 9 generated images, 3 are.", "copies": True}
@@ -64,7 +64,7 @@ def test_inspect_shows_both_and_every_number_if_asked(tmp_path: Path, monkeypatc
     assert "quality" not in dim("inspect", bundle).out
     record_accuracy(bundle, [], {"quality": QUALITY, "privacy": NONE | {"pixels": COPIES}})
     short = dim("inspect", bundle).out
-    assert "quality           91 % lie among real images (real: 97), near 75 % of them (97)\n" in short
+    assert "quality           precision 91 % (real images against each other: 97), coverage 75 % (97)\n" in short
     assert "copies            No sign of copies; this is no proof of privacy\n" in short
     assert "generated, zero" not in short
     lines = [" ".join(line.split()) for line in dim("inspect", bundle, "--all").out.splitlines()]

@@ -76,31 +76,32 @@ def test_total_adds_up(source: list[int], extra: int) -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({}, "Say the size of the set by exactly one of ipc, ratio, total and per_class; none was given."),
+        ({}, "Say the size of the set by exactly one of `ipc`, `ratio`, `total` and `per_class`; none was given."),
         (
             {"ipc": 1, "ratio": 0.1},
-            "Say the size of the set by exactly one of ipc, ratio, total and per_class; both ipc and ratio were given.",
+            "Say the size of the set by exactly one of `ipc`, `ratio`, `total` and `per_class`; both `ipc` and "
+            "`ratio` were given.",
         ),
-        ({"per_class": {"cat": 1}, "classes": ["cat"]}, "per_class already names its classes; leave out classes."),
-        ({"ipc": 0}, "ipc is 0; it must be a whole number from 1 to 2**32."),
-        ({"ipc": -3}, "ipc is -3; it must be a whole number from 1 to 2**32."),
-        ({"ipc": 2**32 + 1}, "ipc is 4294967297; it must be a whole number from 1 to 2**32."),
-        ({"ipc": True}, "ipc is True; it must be a whole number from 1 to 2**32."),
-        ({"ratio": 0.0}, "ratio is 0.0; it must be above 0, for example 0.02 for a fiftieth of the source."),
-        ({"ratio": math.nan}, "ratio is nan; it must be above 0, for example 0.02 for a fiftieth of the source."),
+        ({"per_class": {"cat": 1}, "classes": ["cat"]}, "`per_class` already names its classes; leave out `classes`."),
+        ({"ipc": 0}, "`ipc` is 0; it must be a whole number from 1 to 2**32."),
+        ({"ipc": -3}, "`ipc` is -3; it must be a whole number from 1 to 2**32."),
+        ({"ipc": 2**32 + 1}, "`ipc` is 4294967297; it must be a whole number from 1 to 2**32."),
+        ({"ipc": True}, "`ipc` is True; it must be a whole number from 1 to 2**32."),
+        ({"ratio": 0.0}, "`ratio` is 0.0; it must be above 0, for example 0.02 for a fiftieth of the source."),
+        ({"ratio": math.nan}, "`ratio` is nan; it must be above 0, for example 0.02 for a fiftieth of the source."),
         (
             {"ipc": 1, "total": 5, "per_class": {"cat": 1}},
-            "Say the size of the set by exactly one of ipc, ratio, total and per_class; ipc, total and per_class were "
-            "given.",
+            "Say the size of the set by exactly one of `ipc`, `ratio`, `total` and `per_class`; `ipc`, `total` "
+            "and `per_class` were given.",
         ),
         ({"ratio": 1e12}, "That is more than 2**32 images of one class, which is all there are; ask for fewer."),
         ({"ratio": 1e300}, "That is more than 2**32 images of one class, which is all there are; ask for fewer."),
         (
             {"total": 2},
-            "total is 2 and 3 classes are wanted; every class gets at least one image, "
+            "`total` is 2 and 3 classes are wanted; every class gets at least one image, "
             "so ask for more images or name fewer classes.",
         ),
-        ({"total": 0}, "total is 0; it must be a whole number above 0."),
+        ({"total": 0}, "`total` is 0; it must be a whole number above 0."),
         (
             {"ipc": 1, "classes": ["dgo"]},
             "The bundle has no class 'dgo'; did you mean 'dog'? Its classes are cat, dog, eel.",
@@ -117,10 +118,10 @@ def test_total_adds_up(source: list[int], extra: int) -> None:
         ),
         (
             {"ipc": 2**32, "start": 1},
-            "start 1 and 4294967296 images of one class reach past index 2**32 - 1, the last one there is; "
+            "`start` 1 and 4294967296 images of one class reach past index 2**32 - 1, the last one there is; "
             "ask for fewer.",
         ),
-        ({"ipc": 1, "start": -1}, "start is -1; it must be a whole number from 0 to 2**32 - 1."),
+        ({"ipc": 1, "start": -1}, "`start` is -1; it must be a whole number from 0 to 2**32 - 1."),
     ],
 )
 def test_refusals_word_for_word(wish: dict[str, object], message: str) -> None:

@@ -42,14 +42,14 @@ def test_sizes_become_counts(bundle: Bundle, wish: dict[str, Any], counts: tuple
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({}, "Say the size of the set by exactly one of ipc, ratio, total and per_class; none was given."),
-        ({"ipc": 1, "encoders": 65}, "encoders is 65; it must lie between 1 and 64."),
+        ({}, "Say the size of the set by exactly one of `ipc`, `ratio`, `total` and `per_class`; none was given."),
+        ({"ipc": 1, "encoders": 65}, "`encoders` is 65; it must lie between 1 and 64."),
         ({"ipc": 1, "seed": 2**64}, "The seed is 18446744073709551616; it must lie between 0 and 2**64 - 1."),
         ({"ipc": 1, "format": "gif"}, "There is no format 'gif'; there are imagefolder, npz, npy, parquet, "
          "webdataset."),
         ({"ipc": 1, "shard_bytes": 9}, "The format imagefolder has no shards; leave out their size, or choose another "
          "format."),
-        ({"per_class": (1,), "classes": ["one"]}, "per_class already names its classes; leave out classes."),
+        ({"per_class": (1,), "classes": ["one"]}, "`per_class` already names its classes; leave out `classes`."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_without_a_bundle(wish: dict[str, Any], message: str) -> None:
