@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,16 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.data_options import DATA_HELP, DataDirOption, make_data_options, takes_data_options
+from dim.cli.interruption import stop_on_signal
 from dim.cli.options import JsonOption, ReportOption, complete_from, open_report, output_option
 from dim.cli.parsing import expand_home, parse_duration, read_device
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
 from dim.runtime.cores import check_threads
-from dim.runtime.errors import BadValueError
+from dim.runtime.errors import BadValueError, RunError
 from dim.runtime.units import format_duration
 
 if TYPE_CHECKING:
+    from dim.config import DistillConfig
     from dim.data.image_set import ImageSet
     from dim.distillation.estimate import Estimate
+    from dim.runs.record import RunRecord
 
 _recipe_option = partial(typer.Option, rich_help_panel="Recipe")
 _machine_option = partial(typer.Option, rich_help_panel="Machine")
@@ -35,12 +40,18 @@ _OPTIONS = {
 
 @takes_data_options
 def distill(
-    data: Annotated[list[str], typer.Option(help=DATA_HELP)],
+    data: Annotated[
+        list[str] | None, typer.Option(help=f"{DATA_HELP} Needed, but for --resume, which reads the run's own.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(callback=expand_home, help="The run directory; runs/NAME if left out.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="tiny, small, best or paper: where all settings start.")] = "small",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="tiny, small, best or paper: where all settings start; small if left out.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with the data and settings that it has.")
+    ] = False,
     from_stage1: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +64,7 @@ def distill(
     data_dir: DataDirOption = None,
     *,
     reading: dict[str, Any],
-    seed: Annotated[int, _recipe_option(help="Fixes everything that is random.")] = 0,
+    seed: Annotated[int | None, _recipe_option(help="Fixes everything that is random; 0 if left out.")] = None,
     steps: Annotated[int | None, _recipe_option(help="Steps of stage 1, the GAN.")] = None,
     matching_steps: Annotated[
         int | None, _recipe_option(help="Steps of stage 2, the matching; 0 leaves it out.")
@@ -71,9 +82,7 @@ def distill(
     ] = None,
     device: Annotated[str, _machine_option(callback=read_device, help="auto, cpu or gpu.")] = "auto",
     threads: Annotated[int | None, _machine_option(help="CPU threads; every core it may use if left out.")] = None,
-    time_limit: Annotated[
-        str | None, _machine_option(help="Stop at the first checkpoint after this time: 9m, 1h30m.")
-    ] = None,
+    time_limit: Annotated[str | None, _machine_option(help="Stop at a checkpoint after this time: 9m, 1h30m.")] = None,
     log: Annotated[
         str,
         output_option(
@@ -94,7 +103,7 @@ def distill(
     """Turn a labelled image dataset into a generator.
 
     Stage 1 trains a conditional GAN; stage 2 matches a pool of classifiers' outputs for real and generated images.
-    Ctrl-C loses at most one checkpoint interval; --resume goes on. Several GPUs:
+    Ctrl-C stops at a checkpoint, and  dim distill --resume --out RUN  goes on. Several GPUs:
     torchrun --nproc-per-node 2 -m dim distill ...
 
     Example:  [bold]dim distill --data digits --preset tiny --out runs/digits[/bold]
@@ -115,20 +124,32 @@ def distill(
         if find_spec("torch") is None:  # told before any data is fetched
             raise ModuleNotFoundError(name="torch")
         from dim.data.load import load_data, name_source
-        from dim.presets import check_overrides
+        from dim.data.options import read_options
+        from dim.presets import change_fields, check_overrides
         from dim.runs.record import refuse_second_run
         from dim.runs.tensorboard import check_log
-    options = make_data_options(size=size, channels=channels, seed=seed, **reading)
-    check_overrides(preset, overrides, typed)
+    asked = {"size": size, "channels": channels, "seed": seed} | reading
+    asked = {name: value for name, value in asked.items() if value is not None}
+    options = make_data_options(**asked)
+    run_dir = out or Path("runs") / str(name_source(data or []))
+    begun = _read_begun(run_dir, preset) if resume and (out or data) else None
+    name = None
+    if begun is not None:
+        options = replace(read_options(begun.data.reading), **asked)
+    if not data:
+        name, data, data_dir = _find_data(run_dir, begun, data_dir, resume)
+    config: DistillConfig | str = begun.config if begun is not None else preset or "small"
+    check_overrides(config, overrides, typed)
     check_log(log)
+    if not isinstance(config, str):
+        config, overrides = change_fields(config, overrides), {}
 
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes; one of them speaks
-    run_dir = out or Path("runs") / str(name_source(data))
     if is_main and not (resume or dry_run):
         refuse_second_run(run_dir)
     speak = say if is_main else lambda line: None
     started = time.monotonic()
-    images = load_data(data, options, data_dir=data_dir, say=speak, progress=is_main, asked=reading)
+    images = load_data(data, options, name=name, data_dir=data_dir, say=speak, progress=is_main, asked=reading)
     with require_training_extra():  # only now, so that faults of the data are told at once
         from dim.distillation import distill as library
         from dim.distillation.estimate import estimate
@@ -137,32 +158,70 @@ def distill(
     threads = default_threads() if threads is None else threads
     if dry_run:
         speak("Timing a few steps of each part.")
-        found = estimate(images, preset, overrides=overrides, device=device, threads=threads)
+        found = estimate(images, config, overrides=overrides, device=device, threads=threads)
         if is_main:
             _print_estimate(images, found, as_json)
         return
+    # Several processes would have to agree on where to stop, and torchrun sends the signal twice.
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
-        result = library.distill(
-            images,
-            preset,
-            run_dir,
-            overrides=overrides,
-            resume=resume,
-            from_stage1=from_stage1,
-            device=device,
-            threads=threads,
-            time_limit_s=limit_s,
-            log=log,
-            say=speak,
-            progress=is_main,
-        )
+        with stop_on_signal(speak) if alone else nullcontext() as stop:
+            result = library.distill(
+                images,
+                config,
+                run_dir,
+                overrides=overrides,
+                resume=resume,
+                from_stage1=from_stage1,
+                device=device,
+                threads=threads,
+                time_limit_s=limit_s,
+                stop=stop,
+                log=log,
+                say=speak,
+                progress=is_main,
+            )
     except KeyboardInterrupt:
         speak(describe_kept(run_dir))
         raise
+    if stop is not None and stop.is_set() and not result.finished:
+        stop.end_by_signal()
     if is_main:
         _report(run_dir, result.finished, time.monotonic() - started, as_json)
         if report:
             open_report(run_dir)
+
+
+def _read_begun(run_dir: Path, preset: str | None) -> "RunRecord | None":
+    """Read the record of the run that is to go on; None where there is none yet."""
+    from dim.runs.folder import read_begun_run
+    from dim.runs.record import CONFIG_FILE
+
+    if not (run_dir / CONFIG_FILE).exists():
+        return None
+    begun = read_begun_run(run_dir)
+    if preset not in (None, begun.config.preset):
+        raise RunError(
+            f"{run_dir} holds a run of preset {begun.config.preset}, not {preset}: leave --preset out, because "
+            "--resume takes that of the first call; or choose another --out."
+        )
+    return begun
+
+
+def _find_data(
+    run_dir: Path, begun: "RunRecord | None", data_dir: Path | None, resume: bool
+) -> tuple[str, list[str], Path | None]:
+    """Find out what a run that goes on is to read: the data's name, their places, and where the official files lie."""
+    from dim.runs.record import read_data_places
+
+    if not resume:
+        raise typer.BadParameter("Name what to distil.", param_hint="--data")
+    if begun is None:
+        raise RunError("There is no run to resume: name its folder by --out, or begin one by --data.")
+    places = read_data_places(run_dir)
+    if places is None:
+        raise RunError(f"{run_dir} does not say where its data lie: name them by --data.")
+    return begun.data.name, list(places.places), data_dir or (Path(places.data_dir) if places.data_dir else None)
 
 
 def _print_estimate(images: "ImageSet", found: "Estimate", as_json: bool) -> None:

@@ -223,13 +223,11 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
         BadValueError: an unknown preset or field, or a value out of range.
     """
     _check_preset(name)
-    values = to_dict(replace(PRESETS[name](data), name=data.name))
+    config = replace(PRESETS[name](data), name=data.name)
     overrides = overrides or {}
     if overrides.get("matching.loss") == "paper":
         overrides = {"matching.weight": PAPER_MATCHING_WEIGHT, **overrides}
-    for path, value in overrides.items():
-        _override(values, path, value)
-    return from_dict(values)
+    return change_fields(config, overrides)
 
 
 @dataclass(frozen=True)
@@ -243,11 +241,27 @@ class _AnyData:
     channels: int = 3
 
 
-def check_overrides(name: str, overrides: Mapping[str, Any], typed: Mapping[str, str]) -> None:
+def change_fields(config: DistillConfig, overrides: Mapping[str, Any]) -> DistillConfig:
+    """Make a configuration that differs from another in some fields.
+
+    Args:
+        config: the other one.
+        overrides: fields to replace, as in `preset`.
+
+    Raises:
+        BadValueError: an unknown field, or a value out of range.
+    """
+    values = to_dict(config)
+    for path, value in overrides.items():
+        _override(values, path, value)
+    return from_dict(values)
+
+
+def check_overrides(config: DistillConfig | str, overrides: Mapping[str, Any], typed: Mapping[str, str]) -> None:
     """Refuse a preset, fields or values that cannot be, before any data are there.
 
     Args:
-        name: of the preset.
+        config: what they replace fields of, or the name of a preset.
         overrides: as in `preset`.
         typed: by fields, what the user typed for them, as in "--steps".
 
@@ -255,7 +269,10 @@ def check_overrides(name: str, overrides: Mapping[str, Any], typed: Mapping[str,
         BadValueError: as `preset`, in the words of `typed`.
     """
     try:
-        preset(name, data=_AnyData(), overrides=overrides)
+        if isinstance(config, str):
+            preset(config, data=_AnyData(), overrides=overrides)
+        else:
+            change_fields(config, overrides)
     except BadValueError as error:
         sentence = str(error)
         for field, words in typed.items():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dim.networks.generator import build_generator
 from dim.runs.deployment import DEPLOYMENT_FILE, read_deployment
 from dim.runs.files import read_file
+from dim.runs.folder import write_resume_command
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
 from dim.runs.tensors import read_tensors
 from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES
@@ -73,7 +74,7 @@ def read_run(path: Path) -> Run:
         raise RunError(f"{path} holds no run: it has no {CONFIG_FILE}; make one with  dim distill")
     record = read_run_record(path)
     if not (path / GENERATOR).is_file():
-        raise RunError(f"The run {path} is not finished: go on with  dim distill --resume --out {path}")
+        raise RunError(f"The run {path} is not finished: go on with  {write_resume_command(path)}")
     spec = record.data.images
     sizes = {"num_classes": spec.num_classes, "image_px": spec.image_px, "channels": spec.channels}
     tensors = read_tensors(path, GENERATOR)

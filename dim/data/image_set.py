@@ -48,6 +48,10 @@ class ImageSet:
     """What the test split was cut with; None where the source has one."""
     options: DataOptions = DataOptions()
     """How the source was read."""
+    places: tuple[str, ...] = ()
+    """Names, absolute paths and addresses that it was read from; empty for what was in memory."""
+    data_dir: str = ""
+    """Absolute path of the folder of the official files, where one was named."""
 
     @property
     def height(self) -> int:

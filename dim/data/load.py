@@ -167,8 +167,12 @@ def load_data(
             part = replace(wish, heed=partial(heed, is_last=place == places[-1]))
             sets.append(finish(_read_place(place, part, None if folder is None else Path(folder))))
         images = unite(sets, say) if len(sets) > 1 else sets[0] if sets else finish(read_memory(data, wish))
-    if name is not None:
-        images = replace(images, name=name)
+    images = replace(
+        images,
+        name=name or images.name,
+        places=tuple(map(_make_absolute, places)),
+        data_dir="" if folder is None else os.path.abspath(folder),
+    )
     for caution in find_cautions(images):
         say(f"{images.name}: caution: {caution}")
     return images
@@ -178,6 +182,12 @@ def name_source(data: Any) -> str | None:
     """Return what `load_data` calls a source without reading it; None for one that is in memory."""
     names = [_name_place(place) for place in _list_places(data)]
     return join_names(names) if names else None
+
+
+def _make_absolute(place: str) -> str:
+    """The path of a place that is one, from wherever it is read again; a name or an address stays."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if place not in KNOWN and "://" not in place and path.exists() else place
 
 
 def _list_places(data: Any) -> list[str]:

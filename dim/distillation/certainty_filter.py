@@ -8,7 +8,6 @@ Shapes: K classes, M candidates per class, Z latent dimension.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +58,7 @@ def accept_candidates(session: Session, pool: KeptPool) -> bool:
     for label in range(len(certainties), num_classes):
         certainties.append(_judge_class(session, network, judges, key, label, report["latent_std"]))
         session.report("certainty", label + 1, num_classes)
-        if time.monotonic() > session.deadline and label + 1 < num_classes:
+        if session.is_over and label + 1 < num_classes:
             make_folder(run_dir, FOLDER)
             write_tensors(run_dir, PARTIAL, {"certainty_KM": torch.stack(certainties)})
             return False

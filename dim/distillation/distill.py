@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -31,8 +32,14 @@ from dim.execution.large_images import select_images
 from dim.execution.threads import use_cpu_threads
 from dim.presets import preset
 from dim.runs.checkpoint import CheckpointFolder
-from dim.runs.folder import describe_nothing_to_resume, explain_os_errors, lock_run, prepare_run_folder
-from dim.runs.record import DataRecord, RunRecord
+from dim.runs.folder import (
+    describe_nothing_to_resume,
+    explain_os_errors,
+    lock_run,
+    prepare_run_folder,
+    write_resume_command,
+)
+from dim.runs.record import DataPlaces, DataRecord, RunRecord, keep_data_places
 from dim.runs.report import write_run_report
 from dim.runs.take_over import find_stage1, take_over
 from dim.runs.tensorboard import TensorBoardLog, check_log
@@ -52,7 +59,7 @@ class DistillResult:
     run_dir: Path
     """The run directory, which `dim.export_run` takes."""
     finished: bool
-    """False if the time limit stopped it at a checkpoint; call again with `resume`."""
+    """False if it was stopped at a checkpoint; call again with `resume`."""
 
 
 def distill(
@@ -66,6 +73,7 @@ def distill(
     device: str = "auto",
     threads: int | None = None,
     time_limit_s: float | None = None,
+    stop: threading.Event | None = None,
     log: str = "jsonl",
     on_step: OnStep | None = None,
     say: Callable[[str], None] = say_to_log,
@@ -83,7 +91,8 @@ def distill(
             alike; on the CPU the result is that of a run from scratch, bit for bit. A run that has begun goes on.
         device: `auto` (a GPU if there is one), `cpu` or `gpu`.
         threads: of the CPU; None for as many as torch is set to. Another number may round differently.
-        time_limit_s: stop cleanly at the first checkpoint after so many seconds.
+        time_limit_s: stop after so many seconds, at a checkpoint after the step under way.
+        stop: once this event is set, stop in the same way; for runs of one process.
         log: "jsonl" for `metrics.jsonl` in the run directory alone; "tensorboard" for event files in its folder
             `tensorboard/` too.
         on_step: called as `on_step(stage, step, values)` with the values of every line of `metrics.jsonl`, in the first
@@ -131,6 +140,7 @@ def distill(
             stack.enter_context(lock_run(run_dir))
             note = describe_nothing_to_resume(run_dir) if resume and not begun else None
             prepare_run_folder(run_dir, record, resume)
+            keep_data_places(run_dir, DataPlaces(places=data.places, data_dir=data.data_dir))
             if note is not None:
                 say(note)
             if source is not None:
@@ -150,6 +160,7 @@ def distill(
             progress=stack.enter_context(show_progress(progress if world.is_main else False)),
             compiled=compiled,
             holdout=holdout,
+            stop=stop,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )
         if events is not None and world.is_main:
@@ -163,7 +174,7 @@ def distill(
             write_run_report(run_dir, record, finished)
         world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
-        say(f"Stopped at a checkpoint after the time limit; go on with --resume --out {run_dir}.")
+        say(f"Stopped at a checkpoint; go on with  {write_resume_command(run_dir)}")
     return DistillResult(run_dir=run_dir, finished=finished)
 
 
@@ -203,7 +214,7 @@ def _move_to_device(
 
 
 def _run_stages(session: Session) -> bool:
-    """Run what is left of a run; returns False if the time limit stopped it."""
+    """Run what is left of a run; returns False if it was stopped at a checkpoint."""
     run_dir, gan, config = session.run_dir, session.gan, session.config
     if session.resumed is None or session.resumed.stage == "stage1":
         if not train_gan(session):

@@ -8,7 +8,6 @@ Shapes: K classes, M latents kept per class, Z latent dimension, n candidates.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -53,7 +52,7 @@ def herd_latents(
     for label in range(len(chosen), num_classes):
         chosen.append(_herd_class(session, network, extractors, latent_std, label))
         session.report("herding", label + 1, num_classes)
-        finished, late = label + 1 == num_classes, time.monotonic() > session.deadline
+        finished, late = label + 1 == num_classes, session.is_over
         if finished or late:
             write_tensors(session.run_dir, name, {"latents": torch.stack(chosen)})
         if late and not (finished and session.config.deployment.refine_steps == 0):

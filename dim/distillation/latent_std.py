@@ -8,7 +8,6 @@ Shapes: K classes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -71,7 +70,7 @@ def measure_latent_stds(
                 relative = float(distance / within.clamp_min(MIN_RELATIVE_SCALE))
                 totals[std] += relative * float(weights_K[label]) / len(extractors)
         session.report("latent std", number, len(labels))
-        if time.monotonic() > session.deadline and number < len(labels):
+        if session.is_over and number < len(labels):
             # Doubles, as they are added up: a run in pieces ends in the same bytes.
             sums = torch.tensor(list(totals.values()), dtype=torch.float64)
             write_tensors(session.run_dir, name, {"classes": torch.tensor(number), "sums": sums})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def train_in_pieces(
         if done in snapshots:
             snapshots[done].load_state_dict(model.state_dict())
         report(done)
-        late = time.monotonic() > session.deadline
+        late = session.is_over
         if done < steps and not late and done % session.config.checkpoint_steps:
             continue
         if not bool(torch.isfinite(loss)):

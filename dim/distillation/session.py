@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ class Session:
     """Whether classifiers that gain by it are compiled."""
     deadline: float = float("inf")
     """`time.monotonic()` after which the run stops at the next checkpoint."""
+    stop: threading.Event | None = None
+    """Once it is set, the run stops at the next checkpoint too; for runs of one process."""
     holdout: DeviceData | None = None
     """Training images that nothing is trained on; None where no latent std is chosen by them."""
     resumed: Checkpoint | None = None
@@ -112,7 +115,7 @@ class Session:
         """Run `step` for the stage's steps, from the checkpoint if it is of this stage.
 
         Returns:
-            False if the time limit stopped it; a checkpoint was made.
+            False if it was stopped before its end; a checkpoint was made.
 
         Raises:
             DivergedError: a loss is not finite, or the discriminator has won; the newest checkpoint then is the last
@@ -161,11 +164,18 @@ class Session:
         """Report the progress of a part that has no losses to show."""
         self.progress(stage, step, steps, "")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether this process is to stop at the next checkpoint: the time limit has passed, or somebody asked."""
+        return time.monotonic() > self.deadline or (self.stop is not None and self.stop.is_set())
+
     def _is_late(self, done: int) -> bool:
-        """Whether the time limit has passed; several processes agree on it every `TIME_LIMIT_VOTE_STEPS`."""
-        if self.deadline == float("inf") or (self.world.size > 1 and done % TIME_LIMIT_VOTE_STEPS):
+        """Whether to stop here; several processes agree on the time limit every `TIME_LIMIT_VOTE_STEPS`."""
+        if self.world.size == 1:
+            return self.is_over
+        if self.deadline == float("inf") or done % TIME_LIMIT_VOTE_STEPS:
             return False
-        return self.world.any_true(time.monotonic() > self.deadline, self.gan.device)
+        return self.world.any_true(self.is_over, self.gan.device)
 
     def _means(self, sums: Mapping[str, list[Tensor]]) -> dict[str, float]:
         means = {name: torch.stack([v.float() for v in values]).mean() for name, values in sorted(sums.items())}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from dim.runs.checkpoint import list_checkpoints
 from dim.runs.files import list_names, remove_file, write_json
@@ -32,16 +33,12 @@ def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
     if not resume:
         refuse_second_run(run_dir)
     if config_path.exists():
-        try:
-            old = read_run_record(run_dir)
-        except RunError:
-            raise RunError(f"{config_path} is damaged or of another version of dim: choose another --out.") from None
-        before, now = old.fields_that_affect_weights(), record.fields_that_affect_weights()
+        before, now = read_begun_run(run_dir).fields_that_affect_weights(), record.fields_that_affect_weights()
         if before != now:
             differing = sorted(k for k in before | now if before.get(k) != now.get(k))
             raise RunError(
                 f"{run_dir} holds a run of another configuration ({', '.join(differing)} differ): "
-                "resume with the options of the first call, or choose another --out."
+                "leave these options out, because --resume takes those of the first call; or choose another --out."
             )
         _sweep(run_dir)
         return
@@ -51,17 +48,36 @@ def prepare_run_folder(run_dir: Path, record: RunRecord, resume: bool) -> None:
     write_json(run_dir, CONFIG_FILE, record.to_dict())
 
 
+def read_begun_run(run_dir: Path) -> RunRecord:
+    """Read the record of a run that is to go on.
+
+    Raises:
+        RunError: it is damaged, or of another version of dim.
+    """
+    try:
+        return read_run_record(run_dir)
+    except RunError:
+        path = run_dir / CONFIG_FILE
+        raise RunError(f"{path} is damaged or of another version of dim: choose another --out.") from None
+
+
 def describe_kept(run_dir: Path) -> str:
     """Say what an interrupted run has to go on from, in one sentence."""
     if not (run_dir / CONFIG_FILE).exists():
         return f"Nothing was begun in {run_dir} yet: the same command begins anew."
     found = list_checkpoints(run_dir)
+    go_on = write_resume_command(run_dir)
     if not found:
-        return f"{run_dir} has no checkpoint yet, so nothing but the settings is kept: add --resume to begin again."
+        return f"{run_dir} has no checkpoint yet, so nothing but the settings is kept: begin again with  {go_on}"
     newest = Path(found[-1]).stem
     stage, _, step = newest.removeprefix("stage").partition("-")
     where = f"stage {stage}, step {int(step):,}" if step.isdecimal() else newest
-    return f"What was done up to the last checkpoint ({where}) is kept in {run_dir}: add --resume to go on."
+    return f"What was done up to the last checkpoint ({where}) is kept in {run_dir}: go on with  {go_on}"
+
+
+def write_resume_command(run_dir: Path) -> str:
+    """Write the command that goes on with a run, for a shell; the run itself has its settings and its data's place."""
+    return f"dim distill --resume --out {quote(str(run_dir))}"
 
 
 def describe_nothing_to_resume(run_dir: Path) -> str:

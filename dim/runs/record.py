@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dim.config import DistillConfig, GeneratorConfig
-from dim.runs.files import read_file
-from dim.runtime.errors import RunError
+from dim.runs.files import read_file, write_json
+from dim.runtime.errors import DimError, RunError
 from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
 from dim.version import __version__
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, SOURCE_FILE = "config.json", "source.json"
 FORMAT_VERSION = 1
 """Version of `config.json`."""
 MAX_CONFIG_BYTES = 8 * 2**20
@@ -146,6 +146,35 @@ class _ConfigFile(DistillConfig):
     generator: _GeneratorBlock
     data: DataRecord
     dim_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlaces:
+    """Where the data of a run lie, from which it goes on: the content of its `source.json`.
+
+    No bundle has it, because its paths are those of one machine.
+    """
+
+    places: tuple[str, ...]
+    """As in `dim.data.image_set.ImageSet`."""
+    data_dir: str = ""
+    """As there."""
+
+
+def keep_data_places(run_dir: Path, places: DataPlaces) -> None:
+    """Write `source.json`, where it is not that already and the data were not in memory."""
+    if places.places and read_data_places(run_dir) != places:
+        write_json(run_dir, SOURCE_FILE, {"format_version": FORMAT_VERSION, **to_plain(places)})
+
+
+def read_data_places(run_dir: Path) -> DataPlaces | None:
+    """Read `source.json`; None where it is missing, as in runs of data in memory, or damaged."""
+    try:
+        content = read_file(run_dir, SOURCE_FILE, MAX_CONFIG_BYTES + 1)
+        block = parse_versioned(content, SOURCE_FILE, version=FORMAT_VERSION, max_bytes=MAX_CONFIG_BYTES)
+        return from_plain(DataPlaces, block, SOURCE_FILE)
+    except (OSError, DimError):
+        return None
 
 
 def refuse_second_run(run_dir: Path) -> None:

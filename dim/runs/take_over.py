@@ -14,6 +14,7 @@ from pathlib import Path
 from dim.runs.checkpoint import DAMAGED_ERRORS, Checkpoint, CheckpointFolder, name_checkpoint, read_checkpoint
 from dim.runs.curves import draw_curves
 from dim.runs.files import list_names, make_folder, read_file, write_file
+from dim.runs.folder import write_resume_command
 from dim.runs.metrics import METRICS_FILE
 from dim.runs.record import RunRecord, read_run_record
 from dim.runs.tensors import read_tensors, write_tensors
@@ -61,7 +62,9 @@ def find_stage1(source: Path, record: RunRecord) -> Stage1Source:
     if not path.exists() and (source / "generator-stage1.safetensors").exists():
         raise RunError(f"{source} has lost the end of its stage 1, {path.name}: take it from another run, or train it.")
     if not path.exists():
-        raise RunError(f"{source} has not finished stage 1: finish it with --resume, or take another run.")
+        raise RunError(
+            f"{source} has not finished stage 1: finish it with  {write_resume_command(source)}  or take another run."
+        )
     try:
         checkpoint = read_checkpoint(source, name)
     except DAMAGED_ERRORS as error:

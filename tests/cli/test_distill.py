@@ -82,18 +82,19 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr("dim.distillation.distill.distill", interrupt)
     run = tmp_path / "run"
+    go_on = f"dim distill --resume --out {run}"
     (run / "checkpoints").mkdir(parents=True)
     for file, kept in {
         "": f"Nothing was begun in {run} yet: the same command begins anew.",
-        "config.json": f"{run} has no checkpoint yet, so nothing but the settings is kept: add --resume to begin "
-        "again.",
+        "config.json": f"{run} has no checkpoint yet, so nothing but the settings is kept: begin again with  {go_on}",
         "checkpoints/stage1-00000400.json": "What was done up to the last checkpoint (stage 1, step 400) is kept in "
-        f"{run}: add --resume to go on.",
+        f"{run}: go on with  {go_on}",
         "checkpoints/stage2-00001200.json": "What was done up to the last checkpoint (stage 2, step 1,200) is kept in "
-        f"{run}: add --resume to go on.",
+        f"{run}: go on with  {go_on}",
     }.items():
         written += [file] * bool(file)
-        ran = dim("distill", "--data", "digits", "--out", run, *["--resume"] * (run / "config.json").exists())
+        ran = dim("distill", "--data", "digits", "--out", run)
+        (run / "config.json").unlink(missing_ok=True)
         assert (ran.code, ran.out) == (130, "")
         assert ran.err.splitlines()[-2:] == [kept, "Interrupted."]
 

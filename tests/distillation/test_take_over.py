@@ -138,7 +138,7 @@ def test_a_stage_1_that_cannot_be_taken_over(undisturbed: Path, tmp_path: Path) 
     with pytest.raises(Stop):
         distill(make_images(), quick(), tmp_path / "begun", progress=stop_at("stage1", 5))
     assert refused(tmp_path / "begun") == (
-        "SOURCE has not finished stage 1: finish it with --resume, or take another run."
+        "SOURCE has not finished stage 1: finish it with  dim distill --resume --out SOURCE  or take another run."
     )
     shutil.copytree(undisturbed, tmp_path / "copy")
     end = tmp_path / "copy" / "checkpoints" / "stage1-00000006.safetensors"
