@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.options import BundleArgument, JsonOption, Sha256Option, choose_bundle
-from dim.cli.terminal import print_json, print_line, print_table
+from dim.cli.terminal import is_narrow, print_json, print_line, print_table
 from dim.runtime.bundle_format.locate import list_names
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.inspection.accuracy_summary import summarise_accuracy
@@ -111,6 +111,9 @@ def _print_facts(facts: "BundleFacts") -> None:
     if lines:
         table = [(line.network, line.mode, str(line.ipc), line.generated, line.real) for line in lines]
         columns = ("network", "mode", "images per class", "generated", "real")
+        if is_narrow():
+            columns = ("network", "mode", "ipc", "generated", "real")
+            table = [(*row[:3], *(accuracy.partition(" ")[0] for accuracy in row[3:])) for row in table]
         print_table("Test accuracy in percent, of networks trained on", columns, table, numbers=columns[2:])
         _print_rows({"trained by": f"recipe {lines[0].recipe}, {lines[0].epochs:,} epochs"})
     _print_rows(describe_images(facts.evaluation))

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +21,8 @@ from dim.version import __version__
 
 MACHINES = ("x86_64", "aarch64")
 MAX_LINE_CHARS = 200
+MIN_BOX_COLUMNS = 80
+"""The narrowest terminal that shows help in boxes."""
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -63,13 +67,7 @@ class _Group(TyperGroup):
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             panels.setdefault(command.rich_help_panel, []).append((name, command.get_short_help_str(MAX_LINE_CHARS)))
-        panels["Options"] = [record for option in self.get_params(ctx) if (record := option.get_help_record(ctx))]
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        for title, lines in panels.items():
-            with formatter.section(title):
-                formatter.write_dl(lines)
-        self.format_epilog(ctx, formatter)
+        _write_plain_help(self, ctx, formatter, panels)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -87,7 +85,22 @@ class _Group(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Speaks of options where the library speaks of arguments; shows a flag without the type of a value."""
+    """Speaks of options where the library speaks of arguments; shows a flag without the type of a value.
+
+    Its help is plain text where boxes would cut the names of options.
+    """
+
+    def __init__(self, name: str | None, **settings: Any) -> None:
+        super().__init__(name, **settings)
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if shutil.get_terminal_size().columns >= MIN_BOX_COLUMNS:
+            super().format_help(ctx, formatter)
+            return
+        self.help = re.sub(r"\[/?bold\]", "", self.help or "")
+        _write_plain_help(self, ctx, formatter, {})
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -98,6 +111,20 @@ class _Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _hide_flag_types(super().get_params(ctx))
+
+
+def _write_plain_help(command: Any, ctx: Any, formatter: Any, panels: dict[str, list[tuple[str, str]]]) -> None:
+    """Write help without boxes: what `panels` hold, by title, and the options by theirs."""
+    for option in command.get_params(ctx):
+        if record := option.get_help_record(ctx):
+            title = "Arguments" if option.param_type_name == "argument" else "Options"
+            panels.setdefault(getattr(option, "rich_help_panel", None) or title, []).append(record)
+    command.format_usage(ctx, formatter)
+    command.format_help_text(ctx, formatter)
+    for title, lines in panels.items():
+        with formatter.section(title):
+            formatter.write_dl(lines)
+    command.format_epilog(ctx, formatter)
 
 
 def _name_options(sentence: str, parameters: list[Any]) -> str:

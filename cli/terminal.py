@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -153,6 +154,11 @@ def _to_text(cell: str) -> "Text":
     from rich.text import Text
 
     return Text(printable(cell if len(cell) <= _MAX_CELL_CHARS else f"{cell[:_MAX_CELL_CHARS]}..."))
+
+
+def is_narrow() -> bool:
+    """Say whether results are read on a terminal of less than 64 columns, where tables leave out what they can."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < 64
 
 
 def print_rich(table: "Table") -> None:

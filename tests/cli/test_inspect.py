@@ -96,6 +96,14 @@ def test_the_default_bundle_is_said_first(tiny_bundle: Path, tmp_path: Path, mon
     assert dim("inspect").err == f"Bundle: {tiny_bundle}, from $DIM_BUNDLE.\n"
 
 
+def test_a_narrow_terminal_gets_short_headings_and_no_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = dim("inspect", "mnist").out
+    assert "images per class" in wide and "98.3 ± 0.1" in wide
+    monkeypatch.setattr("dim.cli.inspect.is_narrow", lambda: True)
+    narrow = dim("inspect", "mnist").out
+    assert "98.3" in narrow and "±" not in narrow and "images per class" not in narrow
+
+
 @pytest.mark.parametrize(("letters", "image_px", "columns"), [(80, 8, 7), (80, 28, 5), (80, 32, 4), (200, 28, 6)])
 def test_as_many_columns_as_fit(letters: int, image_px: int, columns: int) -> None:
     assert columns_that_fit(letters, image_px) == columns

@@ -48,6 +48,23 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
     assert f"Example:  dim {command}" in ran.out
 
 
+@pytest.mark.parametrize("columns", [50, 79, 80])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_no_name_of_an_option(command: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = dim(command, "--help").out
+    assert "…" not in shown and "[bold]" not in shown and max(map(len, shown.splitlines())) <= columns
+    for parameter in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
+        for name in parameter.opts:
+            assert re.search(rf"(^|\W){re.escape(name)}(\W|$)", shown, re.MULTILINE) or parameter.metavar in shown
+    assert "│" in shown if columns == 80 else "│" not in shown
+
+
+def test_help_fills_its_lines_however_the_source_breaks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert " real images, and tested once on the real test split. Each student is a file in \n" in dim("eval", "-h").out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(command: str) -> None:
     for parameter in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
