@@ -109,6 +109,7 @@ def _print_facts(facts: "BundleFacts") -> None:
     _print_rows(rows)
     lines = summarise_accuracy(facts.accuracy)
     if lines:
+        table: list[tuple[str, ...]]
         table = [(line.network, line.mode, str(line.ipc), line.generated, line.real) for line in lines]
         columns = ("network", "mode", "images per class", "generated", "real")
         if is_narrow():

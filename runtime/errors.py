@@ -16,6 +16,8 @@ DimError                    anything the command line reports in one line with e
 
 import re
 
+from dim.runtime.install import install_extra
+
 
 def printable(text: str) -> str:
     """Return a stranger's text on one line, for a message or a console.
@@ -88,8 +90,7 @@ class MissingExtraError(DimError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"The package '{package}' is not installed and is needed to {purpose}: "
-            f"run  pip install 'dim-distill[{extra}]'"
+            f"The package '{package}' is not installed and is needed to {purpose}: run  {install_extra(extra)}"
         )
         self.package = package
         """The module that could not be imported."""

@@ -19,6 +19,7 @@ from dim.runtime.engines.base import EngineRequest, make_drawing_error
 from dim.runtime.engines.onnx_session import import_onnxruntime, read_checked_onnx
 from dim.runtime.errors import BadValueError, DeviceError, EngineError, describe_error
 from dim.runtime.gpu.driver import check_driver, find_driver, require_gpu
+from dim.runtime.install import install_extra
 
 _LOG_WARNINGS, _LOG_FATAL = 2, 4  # ONNX Runtime's log levels: its default, and errors that kill the process
 
@@ -134,8 +135,7 @@ class CudaEngine:
             missing = find_missing_library(onnxruntime)
             if missing is not None:
                 raise DeviceError(
-                    f"ONNX Runtime cannot use CUDA here, because {missing} is not found: run  "
-                    "pip install 'dim-distill[gpu]'"
+                    f"ONNX Runtime cannot use CUDA here, because {missing} is not found: run  {install_extra('gpu')}"
                 ) from error
             raise DeviceError(f"ONNX Runtime cannot use CUDA here: {describe_error(error)}; run  dim doctor") from error
         finally:
@@ -231,7 +231,7 @@ def check_wheel(onnxruntime: Any) -> None:
     if PROVIDER not in onnxruntime.get_available_providers():
         raise DeviceError(
             "The onnxruntime that is installed has no CUDA provider: run  pip uninstall onnxruntime  and then  "
-            "pip install 'dim-distill[gpu]'"
+            f"{install_extra('gpu')}"
         )
 
 

@@ -15,6 +15,7 @@ from dim.runtime.engines.onnx_cuda import PROVIDER, read_cuda_major
 from dim.runtime.errors import DimError
 from dim.runtime.gpu.driver import OLDEST_DRIVER, Driver, find_driver, has_nvidia_hardware, reason_driver_too_old
 from dim.runtime.inspection.self_test import SelfTest
+from dim.runtime.install import install_extra, reinstall_extra
 from dim.runtime.trt.library import find_cuda_major, load_library
 from dim.runtime.trt.sidecar import describe_gpu
 from dim.version import __version__
@@ -133,11 +134,11 @@ def _choose_command(states: tuple[EngineState, ...]) -> str:
         fixes = [state.fix for state in states if ENGINES[state.engine] == "gpu" and state.fix]
         return min(fixes, key=len, default="dim doctor --all")
     if not works:
-        return by_name["onnxruntime-cpu"].fix or _reinstall("cpu")
+        return by_name["onnxruntime-cpu"].fix or reinstall_extra("cpu")
     if find_bf16_instructions() is None:
         return PLAIN_COMMAND
     if "openvino-cpu" not in works:
-        return by_name["openvino-cpu"].fix or _reinstall("openvino")
+        return by_name["openvino-cpu"].fix or reinstall_extra("openvino")
     return "dim generate --precision bf16 --ipc 50 --out data/"
 
 
@@ -163,10 +164,10 @@ def _try(
     try:
         version = test.run(name, driver, lambda message: None)
     except DimError as error:
-        return state(works=False, reason=str(error), fix=", then  ".join(steps) or _reinstall(_EXTRAS[name]))
+        return state(works=False, reason=str(error), fix=", then  ".join(steps) or reinstall_extra(_EXTRAS[name]))
     except Exception as error:  # a library that is broken in a way nobody foresaw is what a doctor is for
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return state(works=False, reason=reason, fix=", then  ".join(steps) or _reinstall(_EXTRAS[name]))
+        return state(works=False, reason=reason, fix=", then  ".join(steps) or reinstall_extra(_EXTRAS[name]))
     return state(works=True, reason=version, fix=None)
 
 
@@ -242,9 +243,9 @@ def _steps(name: str, driver: Driver, packages: dict[str, str | None]) -> list[s
     if name == "onnxruntime-cuda" and (packages["onnxruntime-gpu"] is None or len(list_onnxruntime_wheels()) > 1):
         steps.append(_change_onnxruntime(extra))
     elif name == "tensorrt" and packages["tensorrt"] is not None and not _loads(name):
-        steps.append(f"{_reinstall(extra)}  (its libraries come from NVIDIA's own index: docs/install.md)")
+        steps.append(f"{reinstall_extra(extra)}  (its libraries come from NVIDIA's own index: docs/install.md)")
     elif any(packages.get(package) is None for package in _NEEDED_PACKAGES[name]) or not _loads(name):
-        steps.append(f"pip install 'dim-distill[{extra}]'")
+        steps.append(install_extra(extra))
     return steps
 
 
@@ -267,7 +268,7 @@ def _problems(driver: Driver) -> list[tuple[str, str]]:
             (
                 f"{' and '.join(wheels)} are both installed and both own the module onnxruntime: whichever came last "
                 "overwrote the other",
-                f"pip uninstall -y {' '.join(wheels)} && pip install 'dim-distill[{extra}]'",
+                f"pip uninstall -y {' '.join(wheels)} && {install_extra(extra)}",
             )
         )
     elif driver.problem is None and wheels == ["onnxruntime"]:
@@ -280,11 +281,7 @@ def _problems(driver: Driver) -> list[tuple[str, str]]:
 def _change_onnxruntime(extra: str) -> str:
     wheels = list_onnxruntime_wheels()
     uninstall = f"pip uninstall -y {' '.join(wheels)} && " if wheels else ""
-    return f"{uninstall}pip install 'dim-distill[{extra}]'"
-
-
-def _reinstall(extra: str) -> str:
-    return f"pip install --force-reinstall 'dim-distill[{extra}]'"
+    return f"{uninstall}{install_extra(extra)}"
 
 
 def _version(package: str) -> str | None:

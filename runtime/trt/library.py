@@ -14,6 +14,7 @@ from typing import Any
 
 from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.errors import BadValueError, EngineError, MissingExtraError
+from dim.runtime.install import reinstall_extra
 from dim.runtime.trt.sidecar import FORMATS, library_title
 
 _MODULES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -84,14 +85,14 @@ def load_library(format: str) -> TrtLibrary:
     except (ImportError, OSError) as error:
         raise EngineError(
             f"{library_title(format)} is installed and does not load ({error}): reinstall it with  "
-            f"pip install --force-reinstall 'dim-distill[{format}]'"
+            f"{reinstall_extra(format)}"
         ) from error
     version = str(getattr(module, "__version__", ""))
     found, oldest = tuple(int(part) for part in re.findall(r"\d+", version)[:2]), _OLDEST[format]
     if not hasattr(module, "Builder") or found < oldest:
         raise EngineError(
             f"{library_title(format)} {version or 'of unknown version'} is installed and "
-            f"{oldest[0]}.{oldest[1]} or newer is needed: run  pip install --upgrade 'dim-distill[{format}]'"
+            f"{oldest[0]}.{oldest[1]} or newer is needed: run  {reinstall_extra(format, '--upgrade')}"
         )
     logger, messages = _find_logger(module)
     return TrtLibrary(format=format, module=module, version=version, logger=logger, messages=messages)

@@ -174,7 +174,7 @@ def test_an_engine_that_draws_wrong_images_does_not_work(patch: pytest.MonkeyPat
     patch.setattr(FakeContext, "compute", wrong)
     trt = state(examine_machine(ADA), "tensorrt")
     assert not trt.works and "was built and is not published" in trt.reason
-    assert trt.fix == "pip install --force-reinstall 'dim-distill[trt]'"
+    assert trt.fix == "pip install --force-reinstall tensorrt cuda-core cuda-bindings onnx"
 
 
 def test_a_driver_that_is_too_old(patch: pytest.MonkeyPatch) -> None:
@@ -193,8 +193,8 @@ def test_the_placeholder_of_tensorrt(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "tensorrt", None)
     trt = state(examine_machine(ADA), "tensorrt")
     assert trt.fix == (
-        "pip install --force-reinstall 'dim-distill[trt]'  (its libraries come from NVIDIA's own index: "
-        "docs/install.md)"
+        "pip install --force-reinstall tensorrt cuda-core cuda-bindings onnx  (its libraries come from NVIDIA's "
+        "own index: docs/install.md)"
     )
 
 
@@ -222,7 +222,7 @@ def test_a_library_that_breaks_in_its_own_way_is_a_row(patch: pytest.MonkeyPatch
     patch.setattr(selftest, "open_engine", burst)
     cpu = state(examine_machine(NONE), "onnxruntime-cpu")
     assert (cpu.works, cpu.reason) == (False, "ValueError: numpy.core.multiarray failed to import")
-    assert cpu.fix == "pip install --force-reinstall 'dim-distill[cpu]'"
+    assert cpu.fix == "pip install --force-reinstall onnxruntime onnx"
 
 
 def test_nothing_at_all_is_installed(patch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("version", ["10.2.1", "8.6.1", ""])
 def test_a_library_that_is_too_old(fake: Callable[..., tuple[FakeTrt, TrtLibrary]], version: str) -> None:
-    with pytest.raises(EngineError, match="10.3 or newer is needed: run  pip install --upgrade 'dim-distill"):
+    with pytest.raises(EngineError, match="10.3 or newer is needed: run  pip install --upgrade tensorrt cuda-core"):
         fake("trt", version=version)
 
 
