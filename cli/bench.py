@@ -48,7 +48,10 @@ def bench(
     no_search: Annotated[bool, _measure_option("--no-search", help="Do not look for the best batch.")] = False,
     time_limit: Annotated[
         str,
-        _measure_option(help="Open nothing more after this time, 45s or 10m; the first batch size is always measured."),
+        _measure_option(
+            help="After this time, 45s or 10m, open nothing more and begin no further round. What is being opened is "
+            "finished, which takes torch.compile up to a minute or two; what is open has one turn."
+        ),
     ] = "45s",
     threads: ThreadsOption = None,
     trust: TrustOption = None,
@@ -58,7 +61,7 @@ def bench(
     """Measure images per second of every engine here.
 
     The contenders take turns, and a ratio is the median over neighbours in time, so that a noisy machine disturbs it
-    little. What cannot run here is listed with the reason. Ctrl-C keeps what was measured.
+    little. What cannot run here is listed with the reason. Ctrl-C keeps what was measured, in --json and --chart too.
 
     Example:  [bold]dim bench --batch 64,256[/bold]
     """
@@ -78,19 +81,29 @@ def bench(
         find_best=not no_search,
         time_limit_s=parse_duration(time_limit),
     )
-    rivals = () if no_torch else _torch_rivals(path, device, threads)
     shown = _Rows(quiet=as_json)
     try:
+        rivals = () if no_torch else _torch_rivals(path, device, threads)
         benchmark(path, options, rivals=rivals, measured=shown.add, say=say, progress=True)
+    except KeyboardInterrupt:
+        if shown.report is None:
+            _say_nothing_measured(chart)
+        raise
     finally:
         if shown.report is not None:
-            if chart is not None:
+            if not shown.report.results:
+                _say_nothing_measured(chart)
+            elif chart is not None:
                 from dim.torch_engine.chart import draw_bench_chart
 
                 draw_bench_chart(shown.report.to_dict(), chart)
             print_json(shown.report.to_dict()) if as_json else _print_rest(
-                shown.report, with_gpu=engines is not None or device == "gpu" or has_nvidia_hardware()
+                shown.report, options.batches, with_gpu=engines is not None or device == "gpu" or has_nvidia_hardware()
             )
+
+
+def _say_nothing_measured(chart: Path | None) -> None:
+    say("Nothing was measured" + (f", so {chart} was not drawn." if chart is not None else "."))
 
 
 def _torch_rivals(path: Path, device: str, threads: int | None) -> Sequence[Any]:
@@ -118,7 +131,7 @@ class _Rows:
 
     def add(self, report: "BenchReport") -> None:
         """Take a report that holds all earlier rows."""
-        if self.report is None and not self._quiet:
+        if report.results and not self._printed and not self._quiet:
             where = f"{report.machine}, {format_count(report.cores, 'core')}" + (
                 f", {report.gpu}" if report.gpu else ""
             )
@@ -135,7 +148,7 @@ class _Rows:
         print_line(f"{engine:<20} {precision:<9} {device:<6} {batch:>6} {speed:>12} {latency:>13}")
 
 
-def _print_rest(report: "BenchReport", with_gpu: bool) -> None:
+def _print_rest(report: "BenchReport", batches: Sequence[int], with_gpu: bool) -> None:
     """Print what follows the rows; what GPU engines miss only where one was asked for or a GPU is there."""
     from dim.runtime.benchmark.report import recommend_precision
 
@@ -143,6 +156,11 @@ def _print_rest(report: "BenchReport", with_gpu: bool) -> None:
     if len({row.batch for row in report.results}) > 1:
         print_line(f"Best batches: {', '.join(best)}")
     _print_ratios(report)
+    for batch in batches:
+        turns = min((row.turns for row in report.results if row.batch == batch), default=report.rounds)
+        if turns < report.rounds:
+            warm_up = "" if turns else "; what had none has the speed of its warm-up"
+            print_line(f"Cut short: {turns} of {format_count(report.rounds, 'round')} at batch {batch:,}{warm_up}.")
     if (recommended := recommend_precision(report)) is not None:
         print_line(recommended)
     for missing in report.not_run:

@@ -55,7 +55,8 @@ def benchmark(
         options: what is measured, and for how long; None for all that works here.
         rivals: further contenders, such as those of `dim.torch_engine.rivals.torch_rivals(manifest, device)`.
         driver: an answer of `find_driver`; None asks anew.
-        measured: gets the report so far after every batch size, and at an interruption what was measured until then.
+        measured: gets the report so far after every batch size, and at an interruption what was measured until then;
+            what had no turn yet has the figures of its warm-up.
         say: called with a sentence about every engine that is opened or built.
         progress: shows bars where a person looks; see `dim.runtime.progress.show`.
         clock: seconds.

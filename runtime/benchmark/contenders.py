@@ -34,6 +34,8 @@ class Contender:
     """ "cpu" or "gpu"."""
     open: Callable[[int], Runner]
     """Takes the batch size; raises a DimError where it cannot run."""
+    open_s: float = 0.0
+    """Seconds that opening takes at least; it is not opened where the time limit leaves fewer."""
 
     @property
     def key(self) -> ContenderKey:

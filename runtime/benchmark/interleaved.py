@@ -22,6 +22,9 @@ MAX_PREDICTED_RUN_S = 60.0
 MAX_PROBE_S = 3.0
 """As MAX_PREDICTED_RUN_S, in the search for the best batch, without a word."""
 
+MAX_SINGLE_RUNS = 5
+"""Of a turn, one by one, for the latency."""
+
 Clock = Callable[[], float]
 """Seconds, as `time.perf_counter`."""
 
@@ -55,6 +58,8 @@ class InterleavedRuns:
         self.contenders = list(contenders)
         self.turns: dict[int, dict[ContenderKey, list[Turn]]] = {}
         """Batch size -> contender -> its turn of each round."""
+        self.warm_ups: dict[int, dict[ContenderKey, Turn]] = {}
+        """Batch size -> contender -> its fastest run before the first round."""
         self.probes: dict[ContenderKey, dict[int, Turn]] = {}
         """Contender -> other batch size -> its only turn, not interleaved."""
         self.not_run: list[NotRun] = []
@@ -68,21 +73,28 @@ class InterleavedRuns:
         """Let the contenders take turns at one batch size; those that cannot are listed in `not_run`."""
         inputs = self._inputs(batch)
         runners: dict[ContenderKey, tuple[Runner, int]] = {}
+        warm_ups = self.warm_ups.setdefault(batch, {})
+        round_s = 0.0
         try:
             for contender in self.contenders:
                 note = f"{contender.engine} {contender.precision}, batch {batch}"
                 self._progress("measuring", self._done, self._steps, note)
                 self._done += 1
-                runner = self._open(contender, batch)
+                runner = self._open(contender, batch, spare_s=round_s)
                 if runner is not None:
                     try:
-                        runners[contender.key] = (runner, self._count_runs(runner, inputs))
+                        warm_ups[contender.key] = turn = self._warm_up(runner, inputs)
+                        runs = self._count_runs(turn)
+                        round_s += turn.latency_s * _runs_of_turn(runs)
+                        runners[contender.key] = (runner, runs)
                     except DimError as error:
                         self._skip(contender, batch, str(error))
                         runner.close()
             turns = self.turns.setdefault(batch, {key: [] for key in runners})
             order = list(runners)
             for number in range(self._rounds):
+                if number > 0 and self._is_over(round_s):
+                    break
                 first = number % max(1, len(order))
                 for key in order[first:] + order[:first]:
                     runner, runs = runners[key]
@@ -97,14 +109,14 @@ class InterleavedRuns:
             if contender.engine.startswith("torch") or not any(contender.key in turns for turns in self.turns.values()):
                 continue
             for batch in PROBED_BATCHES:
-                if self._is_over or batch in self.turns or self._predict_run_s(contender, batch) > MAX_PROBE_S:
+                if self._is_over() or batch in self.turns or self._predict_run_s(contender, batch) > MAX_PROBE_S:
                     continue
                 runner = self._open(contender, batch)
                 if runner is None:
                     continue
                 try:
                     inputs = self._inputs(batch)
-                    turn = self._take_turn(runner, inputs, self._count_runs(runner, inputs))
+                    turn = self._take_turn(runner, inputs, self._count_runs(self._warm_up(runner, inputs)))
                     self.probes.setdefault(contender.key, {})[batch] = turn
                 except DimError as error:
                     self._skip(contender, batch, str(error))
@@ -112,31 +124,33 @@ class InterleavedRuns:
                     runner.close()
 
     def results(self) -> Iterator[Result]:
-        """Yield one row per contender and batch size; of the probed sizes only the best, if it is best of all."""
+        """Yield one row per contender and batch size; of the probed sizes only the best, if it is best of all.
+
+        What was opened but had no turn yet has the figures of its warm-up.
+        """
         for contender in self.contenders:
             key = contender.key
-            rows = {
-                batch: Turn(
-                    statistics.median(turn.images_per_s for turn in turns[key]),
-                    statistics.median(turn.latency_s for turn in turns[key]),
-                )
-                for batch, turns in self.turns.items()
-                if turns.get(key)
-            }
+            rows: dict[int, tuple[Turn, int]] = {}
+            for batch, warm_ups in self.warm_ups.items():
+                if key in warm_ups:
+                    turns = self.turns.get(batch, {}).get(key, [])
+                    rows[batch] = _median(turns or [warm_ups[key]]), len(turns)
             if not rows:
                 continue
-            rows |= self.probes.get(key, {})
-            best = max(rows, key=lambda batch: rows[batch].images_per_s)
+            rows |= {batch: (turn, 1) for batch, turn in self.probes.get(key, {}).items()}
+            best = max(rows, key=lambda batch: (rows[batch][1] > 0, rows[batch][0].images_per_s))
             for batch in sorted(rows):
-                if batch not in self.turns and batch != best:
+                if batch not in self.warm_ups and batch != best:
                     continue
+                turn, count = rows[batch]
                 yield Result(
                     engine=contender.engine,
                     precision=contender.precision,
                     device=contender.device,
                     batch=batch,
-                    images_per_s=rows[batch].images_per_s,
-                    latency_ms=rows[batch].latency_s * 1000,
+                    images_per_s=turn.images_per_s,
+                    latency_ms=turn.latency_s * 1000,
+                    turns=count,
                     best=batch == best,
                 )
 
@@ -167,11 +181,12 @@ class InterleavedRuns:
                         most=max(pairs),
                     )
 
-    def _open(self, contender: Contender, batch: int) -> Runner | None:
+    def _open(self, contender: Contender, batch: int, spare_s: float = 0.0) -> Runner | None:
+        """Open a contender unless it cannot run, or the time limit leaves less than it takes and `spare_s`."""
         if any(_key_of(row) == contender.key and row.batch is None for row in self.not_run):
             return None
-        if self._is_over:
-            self._skip(contender, batch, f"the time limit of {self._limit_s:g} s was over")
+        if self._is_over(contender.open_s + spare_s):
+            self._skip(contender, batch, f"the time limit of {self._limit_s:g} s left no time for it")
             return None
         expected_s = self._predict_run_s(contender, batch)
         if expected_s > MAX_PREDICTED_RUN_S:
@@ -184,10 +199,11 @@ class InterleavedRuns:
             self._skip(contender, batch if self._known_turns(contender.key) else None, str(error))
             return None
 
-    @property
-    def _is_over(self) -> bool:
-        """Whether the time limit has passed; the first batch size has none."""
-        return self._limit_s is not None and bool(self.turns) and self._clock() - self._began > self._limit_s
+    def _is_over(self, next_s: float = 0.0) -> bool:
+        """Whether the time limit does not leave so many seconds; until something was measured there is none."""
+        if self._limit_s is None or not any(self.warm_ups.values()):
+            return False
+        return self._clock() - self._began + next_s > self._limit_s
 
     def _predict_run_s(self, contender: Contender, batch: int) -> float:
         """Seconds of one run at the speed of the batches that were measured; 0 where none was."""
@@ -205,8 +221,8 @@ class InterleavedRuns:
         latents = rng.standard_normal((batch, self._manifest.latent_dim)).astype(np.float32)
         return latents, np.arange(batch, dtype=np.int64) % self._manifest.num_classes
 
-    def _count_runs(self, runner: Runner, inputs: Batch) -> int:
-        """Warm up, and see how many runs fill a turn.
+    def _warm_up(self, runner: Runner, inputs: Batch) -> Turn:
+        """Run three times, and return the fastest.
 
         Raises:
             EngineError: one run takes longer than there is patience for.
@@ -216,13 +232,18 @@ class InterleavedRuns:
             seconds.append(self._time(runner, [inputs]))
             if len(seconds) == 2 and min(seconds) > MAX_RUN_S:
                 raise EngineError(f"one run takes {min(seconds):.0f} s")
-        return max(1, round(self._turn_s / max(min(seconds), 1e-6)))
+        fastest_s = max(min(seconds), 1e-6)
+        return Turn(len(inputs[1]) / fastest_s, fastest_s)
+
+    def _count_runs(self, warm_up: Turn) -> int:
+        """Return how many runs fill a turn."""
+        return max(1, round(self._turn_s / warm_up.latency_s))
 
     def _take_turn(self, runner: Runner, inputs: Batch, runs: int) -> Turn:
         throughput_s = self._time(runner, [inputs] * runs)
         if runs == 1:
             return Turn(len(inputs[1]) / throughput_s, throughput_s)
-        singles = [self._time(runner, [inputs]) for _ in range(min(runs, 5))]
+        singles = [self._time(runner, [inputs]) for _ in range(min(runs, MAX_SINGLE_RUNS))]
         return Turn(runs * len(inputs[1]) / throughput_s, statistics.median(singles))
 
     def _time(self, runner: Runner, batches: Sequence[Batch]) -> float:
@@ -231,6 +252,17 @@ class InterleavedRuns:
         for _ in runner.run_ahead(batches):
             pass
         return self._clock() - start
+
+
+def _median(turns: Sequence[Turn]) -> Turn:
+    return Turn(
+        statistics.median(turn.images_per_s for turn in turns), statistics.median(turn.latency_s for turn in turns)
+    )
+
+
+def _runs_of_turn(runs: int) -> int:
+    """Return all runs of a turn: those in a row, and those one by one."""
+    return runs if runs == 1 else runs + min(runs, MAX_SINGLE_RUNS)
 
 
 def _key_of(row: NotRun) -> ContenderKey:

@@ -37,7 +37,8 @@ class BenchOptions:
     find_best: bool = True
     """Look for each engine's best batch size among `PROBED_BATCHES`, too."""
     time_limit_s: float | None = None
-    """Seconds after which nothing more is opened; the first batch size is always measured. None for no limit."""
+    """Seconds after which nothing more is opened and no further round begins; the first contender that runs is always
+    measured, and each that was opened has one turn. None for no limit."""
 
     def __post_init__(self) -> None:
         for name in self.engines or ():

@@ -16,8 +16,10 @@ class Result:
     """Median over the rounds, batches overlapping where the engine can."""
     latency_ms: float
     """Median time from one batch of latents to its images on the host."""
+    turns: int
+    """Turns that the medians are of; 0 where an interruption left the warm-up alone."""
     best: bool
-    """The batch at which this contender draws most images per second."""
+    """The batch at which this contender draws most images per second in its turns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,10 +256,56 @@ def test_an_interruption_keeps_what_was_measured(tiny_bundle: Path, clock: Clock
     assert kept[-1].results[0] == kept[0].results[0] and len(kept) == 2
 
 
-def test_after_the_time_limit_only_the_first_batch_size_is_measured(tiny_bundle: Path, clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("stop_after", "turns"),
+    [(4, {"a": 0}), (6, {"a": 0, "b": 0}), (10, {"a": 1, "b": 0, "c": 0}), (13, {"a": 1, "b": 2, "c": 1})],
+)
+def test_an_interruption_within_a_batch_size_keeps_every_contender_that_ran(
+    tiny_bundle: Path, clock: Clock, stop_after: int, turns: dict[str, int]
+) -> None:
+    log: list[str] = []
+
+    class Stopped(Worker):
+        def run_ahead(self, batches: Iterable[Batch]) -> Iterator[NDArray[np.uint8]]:
+            if len(log) >= stop_after:
+                raise KeyboardInterrupt
+            yield from super().run_ahead(batches)
+
+    def open_named(name: str) -> Any:
+        return lambda batch: Stopped(clock, batch, 0.1, 0, log, name)
+
+    rivals = [Contender(engine=name, precision="fp32", device="cpu", open=open_named(name)) for name in "abc"]
+    kept: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_bundle, rivals, clock, batches=(4, 1), measured=kept.append)
+    assert {row.engine: row.turns for row in kept[-1].results} == turns
+    assert all((row.batch, row.images_per_s) == (4, pytest.approx(10)) for row in kept[-1].results)
+
+
+def test_after_the_time_limit_only_what_is_open_is_measured(tiny_bundle: Path, clock: Clock) -> None:
     report = run(tiny_bundle, [worker(clock, "w", 0.5)], clock, batches=(4, 1), time_limit_s=5, find_best=True)
-    assert [row.batch for row in report.results] == [4]
-    assert [(row.batch, row.reason) for row in report.not_run] == [(1, "the time limit of 5 s was over")]
+    assert [(row.batch, row.turns) for row in report.results] == [(4, 1)]
+    assert [(row.batch, row.reason) for row in report.not_run] == [(1, "the time limit of 5 s left no time for it")]
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "turns"),
+    [
+        (1, {"a": 1}),  # the first is always measured
+        (9, {"a": 1, "b": 1}),  # opened until 6 s, a round takes 2 s
+        (11, {"a": 2, "b": 2}),
+        (100, {"a": 5, "b": 5, "torch-compile": 5}),
+    ],
+)
+def test_the_time_limit_holds_in_the_first_batch_size(
+    tiny_bundle: Path, clock: Clock, limit_s: float, turns: dict[str, int]
+) -> None:
+    rivals = [worker(clock, name, 0.25) for name in ("a", "b")]
+    rivals.append(replace(worker(clock, "torch-compile", 0.25), open_s=10.0))
+    report = run(tiny_bundle, rivals, clock, batches=(4,), time_limit_s=limit_s)
+    assert {row.engine: row.turns for row in report.results} == turns
+    assert {row.engine for row in report.not_run} == {"a", "b", "torch-compile"} - turns.keys()
+    assert clock.now <= max(limit_s, 4)
 
 
 NO_DRIVER = Driver(version=None, cuda=None, gpus=(), problem="there is none")

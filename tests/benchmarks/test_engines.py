@@ -73,6 +73,7 @@ def test_the_promises_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         batch=1024,
         images_per_s=600_000,
         latency_ms=2.0,
+        turns=5,
         best=True,
     )
     gpu = replace(

@@ -8,6 +8,7 @@ import pytest
 from cli_tools import dim, one_line
 
 from dim.cli.bench import bench
+from dim.runtime.benchmark.contenders import Contender, Runner
 from dim.runtime.benchmark.interleaved import InterleavedRuns
 from dim.runtime.gpu.driver import has_nvidia_hardware
 from dim.runtime.inspection.doctor import PLAIN_COMMAND
@@ -45,6 +46,49 @@ def test_ctrl_c_keeps_the_table_so_far(tiny_bundle: Path, monkeypatch: pytest.Mo
     else:
         assert ran.out.count("onnxruntime-cpu      fp32      cpu         4") == 1
         assert "Ratios from neighbours in time" in ran.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_ctrl_c_within_the_first_batch_keeps_what_ran(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, json_too: list[str]
+) -> None:
+    whole, chart = InterleavedRuns._open, tmp_path / "chart.png"
+
+    def open_or_stop(self: InterleavedRuns, contender: Contender, batch: int, spare_s: float = 0.0) -> Runner | None:
+        if contender.precision == "int8":
+            raise KeyboardInterrupt
+        return whole(self, contender, batch, spare_s)
+
+    monkeypatch.setattr(InterleavedRuns, "_open", open_or_stop)
+    arguments = [*ARGUMENTS, "--precision", "fp32,int8", "--no-torch", "--chart", chart]
+    ran = dim("bench", "--bundle", tiny_bundle, *arguments, *json_too)
+    assert ran.code == 130 and ran.err.splitlines()[-1] == "Interrupted."
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    if json_too:
+        assert [(row["precision"], row["turns"]) for row in json.loads(ran.out)["results"]] == [("fp32", 0)]
+    else:
+        assert ran.out.count("onnxruntime-cpu      fp32      cpu         4") == 1
+        assert "Cut short: 0 of 1 round at batch 4; what had none has the speed of its warm-up.\n" in ran.out
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("with_chart", [False, True])
+def test_ctrl_c_before_anything_ran_says_so(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_chart: bool, started: bool
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if started:
+        monkeypatch.setattr(InterleavedRuns, "_open", stop)
+    else:
+        monkeypatch.setattr("dim.runtime.benchmark.benchmark.benchmark", stop)
+    chart = tmp_path / "chart.png"
+    ran = dim("bench", "--bundle", tiny_bundle, *ARGUMENTS, "--no-torch", *["--chart", chart] * with_chart)
+    assert (ran.code, ran.out, chart.exists()) == (130, "", False)
+    told = f"Nothing was measured, so {chart} was not drawn." if with_chart else "Nothing was measured."
+    assert ran.err.splitlines()[-2:] == [told, "Interrupted."]
 
 
 def test_the_defaults_take_less_than_a_minute() -> None:
