@@ -49,8 +49,8 @@ def bench(
     time_limit: Annotated[
         str,
         _measure_option(
-            help="After this time of measuring, 45s or 10m, open nothing more and begin no further round. What is being "
-            "opened is finished, which takes torch.compile up to a minute or two; what is open has one turn."
+            help="After this time of measuring, 45s or 10m, open nothing more and begin no further round. What is "
+            "being opened is finished, which takes torch.compile up to a minute or two; what is open has one turn."
         ),
     ] = "45s",
     threads: ThreadsOption = None,
