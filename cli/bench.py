@@ -156,11 +156,11 @@ def _print_rest(report: "BenchReport", batches: Sequence[int], with_gpu: bool) -
     if len({row.batch for row in report.results}) > 1:
         print_line(f"Best batches: {', '.join(best)}")
     _print_ratios(report)
-    for batch in batches:
-        turns = min((row.turns for row in report.results if row.batch == batch), default=report.rounds)
+    for size in batches:
+        turns = min((row.turns for row in report.results if row.batch == size), default=report.rounds)
         if turns < report.rounds:
             warm_up = "" if turns else "; what had none has the speed of its warm-up"
-            print_line(f"Cut short: {turns} of {format_count(report.rounds, 'round')} at batch {batch:,}{warm_up}.")
+            print_line(f"Cut short: {turns} of {format_count(report.rounds, 'round')} at batch {size:,}{warm_up}.")
     if (recommended := recommend_precision(report)) is not None:
         print_line(recommended)
     for missing in report.not_run:
