@@ -96,13 +96,18 @@ def _with_refinement(data: DataShape, deployment: DeploymentConfig) -> Deploymen
     return replace(deployment, refine_steps=400)
 
 
+def _gains_by_certainty(data: DataShape) -> bool:
+    """Whether images of a surer label teach more: colour images with many examples, of which CIFAR-10 was tried."""
+    return data.channels == 3 and _has_many_images(data)
+
+
 def _choose_filter(data: DataShape) -> FilterConfig:
-    """The surest 70 % of candidates for colour images with many examples, on which alone it was tried: CIFAR-10.
+    """The surest 70 % of candidates where that gains.
 
     At ten images per class students gained 1.3 and 2.7 points by two recipes, and recall fell from 0.82 to 0.74; the
-    surest half gained no more (lab/LOG.md).
+    surest half gained no more. Beside the pool's cross-entropy it was 1.2 and 0.9 points (lab/LOG.md).
     """
-    fits = data.channels == 3 and _has_many_images(data) and len(data.classes) <= MAX_CLASSES_FILTERED
+    fits = _gains_by_certainty(data) and len(data.classes) <= MAX_CLASSES_FILTERED
     return FilterConfig(candidates=CANDIDATES if fits else 0)
 
 
@@ -153,7 +158,8 @@ def _best(data: DataShape) -> DistillConfig:
         stage1=StageConfig(steps=20_000, batch_size=64, adversarial=fast),
         pool=PoolConfig(architectures=("convnet3", "resnet10"), ages=(100, 400, 1600, 6400), augment=matched),
         stage2=StageConfig(steps=5000, batch_size=64, adversarial=slow),
-        matching=MatchingConfig(augment=matched),
+        # The weight at which the pool is as sure of generated images as of real ones it has not seen (lab/LOG.md).
+        matching=MatchingConfig(augment=matched, cross_entropy=0.3 if _gains_by_certainty(data) else 0.0),
         deployment=_with_refinement(
             data, DeploymentConfig(latent_stds=(0.9, 1.0, 1.1, 1.2, 1.3), fixed_latents=100, candidates=1000)
         ),
@@ -214,7 +220,8 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
         name: `tiny`, `small`, `best` or `paper`.
         data: the dataset; its name becomes the run's.
         overrides: fields to replace, nested ones with dots (`{"seed": 1, "stage1.steps": 2000}`). A `matching.loss` of
-            `paper` brings its published weight along, unless `matching.weight` says another.
+            `paper` brings its published weight along, unless `matching.weight` says another, and any but
+            `distribution` leaves out the preset's `matching.cross_entropy`, which belongs to that loss.
 
     Returns:
         The checked configuration.
@@ -227,6 +234,8 @@ def preset(name: str, *, data: DataShape, overrides: Mapping[str, Any] | None = 
     overrides = overrides or {}
     if overrides.get("matching.loss") == "paper":
         overrides = {"matching.weight": PAPER_MATCHING_WEIGHT, **overrides}
+    if overrides.get("matching.loss", "distribution") != "distribution":
+        overrides = {"matching.cross_entropy": 0.0, **overrides}
     return change_fields(config, overrides)
 
 

@@ -152,6 +152,7 @@ def list_variants(
         "stage2": ("stage 1 alone", {"stage2.steps": 0}),
         "unmatched": ("stage 2 without matching", {"matching.loss": "none"}),
         "paper-loss": ("stage 2 with the published matching loss", {"matching.loss": "paper", "matching.weight": 0.01}),
+        "unsure": ("stage 2 without the pool's cross-entropy", {"matching.cross_entropy": 0.0}),
         "logits": ("matching of logits only, no features", {"matching.feature_weight": 0.0}),
         "ages": ("pool of one age", {"pool.ages": (oldest,)}),
         "four-ages": (

@@ -60,11 +60,17 @@ def test_the_discriminator_sees_many_images_less_augmented(
 
 
 @pytest.mark.parametrize(
-    ("channels", "per_class", "num_classes", "candidates"),
-    [(3, 5000, 10, 16_384), (3, 1000, 32, 16_384), (3, 1000, 33, 0), (3, 999, 10, 0), (1, 6000, 10, 0)],
+    ("channels", "per_class", "num_classes", "candidates", "cross_entropy"),
+    [
+        (3, 5000, 10, 16_384, 0.3),
+        (3, 1000, 32, 16_384, 0.3),
+        (3, 1000, 33, 0, 0.3),
+        (3, 999, 10, 0, 0),
+        (1, 6000, 10, 0, 0),
+    ],
 )
-def test_best_judges_candidates_where_that_was_tried(
-    channels: int, per_class: int, num_classes: int, candidates: int
+def test_best_makes_the_pool_surer_and_judges_candidates_where_that_was_tried(
+    channels: int, per_class: int, num_classes: int, candidates: int, cross_entropy: float
 ) -> None:
     data: Any = SimpleNamespace(
         name="photos",
@@ -75,7 +81,17 @@ def test_best_judges_candidates_where_that_was_tried(
     )
     config = preset("best", data=data)
     assert (config.filter.candidates, config.filter.keep, config.filter.judge) == (candidates, 0.7, "pool")
-    assert not any(preset(name, data=data).filter.candidates for name in PRESETS if name != "best")
+    assert config.matching.cross_entropy == cross_entropy
+    others = [preset(name, data=data) for name in PRESETS if name != "best"]
+    assert not any(other.filter.candidates or other.matching.cross_entropy for other in others)
+
+
+@pytest.mark.parametrize("loss", ["paper", "none"])
+def test_another_matching_loss_leaves_out_the_cross_entropy_of_the_preset(loss: str) -> None:
+    data: Any = SimpleNamespace(name="x", classes=("a", "b"), class_counts=(5000,) * 2, height=32, channels=3)
+    assert preset("best", data=data, overrides={"matching.loss": loss}).matching.cross_entropy == 0
+    with pytest.raises(BadValueError, match="cross_entropy is 0.1; it must be 0"):
+        preset("best", data=data, overrides={"matching.loss": loss, "matching.cross_entropy": 0.1})
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

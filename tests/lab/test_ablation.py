@@ -73,7 +73,8 @@ def test_every_choice_of_a_preset_has_a_row_and_no_row_repeats_it(bench: ModuleT
     assert best["slow"][1]["stage1.adversarial.generator_lr"] == 1e-4 and "slow" not in small
     assert not {"unconditioned", "neither", "two-steps", "four-ages", "paper-narrow"} & set(best)
     assert best["pixels"][1] == {"discriminator.patch_px": 1} and "patches" in small and "patches" not in best
-    assert best["unfiltered"][1] == {"filter.candidates": 0}
+    assert best["unfiltered"][1] == {"filter.candidates": 0} and "unsure" not in small
+    assert best["unsure"][1] == {"matching.cross_entropy": 0.0}
     assert not any(
         "unfiltered" in rows_of(bench, "best", name, full=full) for name, full in (("cifar10", False), ("mnist", True))
     )
