@@ -1,6 +1,7 @@
 """The style of every chart: one colour for generated, one for real, labels at the lines, for light and dark."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,6 +92,46 @@ def name_axes(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10, color=INK, loc="left", weight="bold")
     axes.set_xlabel(x, fontsize=8.5, color=INK)
     axes.set_ylabel(y, fontsize=8.5, color=INK)
+
+
+def draw_means(
+    axes: "Axes",
+    across: Sequence[float],
+    means: Sequence[float],
+    deviations: Sequence[float | None],
+    colour: str,
+    linestyle: str = "-",
+) -> None:
+    """Draw a line of means with their standard deviations.
+
+    Args:
+        axes: the panel.
+        across: where each mean stands on the horizontal axis.
+        means: in the unit of the vertical axis.
+        deviations: in the same unit; None, as of one seed, draws no bar.
+        colour: of line and bars.
+        linestyle: as Matplotlib has it.
+    """
+    axes.plot(across, means, linestyle, marker="o", ms=4, lw=1.4, color=colour, clip_on=False)  # whole marks at 100 %
+    measured = [
+        (x, mean, deviation)
+        for x, mean, deviation in zip(across, means, deviations, strict=True)
+        if deviation is not None
+    ]
+    if measured:
+        axes.errorbar(*zip(*measured, strict=True), fmt="none", capsize=2, lw=1.4, color=colour)
+
+
+def share_percents(panels: Sequence["Axes"]) -> None:
+    """Give panels that show percent one vertical range, between whole tens, so that they compare by eye.
+
+    Args:
+        panels: after everything is drawn on them.
+    """
+    least = min(axes.get_ylim()[0] for axes in panels)
+    most = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(max(0, math.floor(least / 10) * 10), min(100, math.ceil(most / 10) * 10))
 
 
 def label_ends(axes: "Axes", labels: Sequence[Label]) -> None:

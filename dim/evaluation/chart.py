@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dim.chart_style import INK, Label, choose_colour, label_ends, make_figure, name_axes, to_png
+from dim.chart_style import (
+    INK,
+    Label,
+    choose_colour,
+    draw_means,
+    label_ends,
+    make_figure,
+    name_axes,
+    share_percents,
+    to_png,
+)
 from dim.evaluation.files import write_file
 from dim.evaluation.results import Row
 from dim.evaluation.table import APART, list_columns, network_name
@@ -13,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CHART_NAME = "accuracy.png"
+_ACROSS = 2
+"""Panels of curves in a row."""
 _BAR_INCHES = 0.19
 _PANEL_INCHES = 0.85
 """What a panel needs above and below its bars."""
@@ -39,36 +51,41 @@ def draw_chart(rows: Sequence[Row], path: Path) -> None:
         draw_networks_chart(drawn, path)
         return
     panels.sort(key=lambda panel: (panel[0], panel[1] or 0, panel[2]))
-    figure, grid = make_figure(len(panels))
-    for axes, panel in zip(grid, panels, strict=True):
-        _draw_panel(axes, [row for row in drawn if (row["arch"], row["width"], row["mode"]) == panel], panel)
+    figure, grid = make_figure(len(panels), across=_ACROSS)
+    ends = [
+        _draw_panel(axes, [row for row in drawn if (row["arch"], row["width"], row["mode"]) == panel])
+        for axes, panel in zip(grid, panels, strict=True)
+    ]
+    share_percents(grid)
+    for place, (axes, (arch, width, mode)) in enumerate(zip(grid, panels, strict=True)):
+        across = "images per class and epoch" if mode == "stream" else "images per class"
+        down = "test accuracy, %" if place % _ACROSS == 0 else ""
+        name_axes(axes, f"{network_name(arch, width)}, {mode}", across, down)
+        label_ends(axes, ends[place])
     figure.suptitle(drawn[0]["data"], color=INK, fontsize=11)
     write_file(path, to_png(figure), f"The chart {path}")
 
 
-def _draw_panel(axes: "Axes", rows: Sequence[Row], panel: tuple[str, int | None, str]) -> None:
-    """Draw one line with deviations per kind of images."""
+def _draw_panel(axes: "Axes", rows: Sequence[Row]) -> list[Label]:
+    """Draw one line with deviations per kind of images, and return their names."""
     columns = list_columns(rows)
     others = [subject for _, subject in columns if subject not in ("generated", "real")]
     ends = []
     for labels, subject in columns:
         points = sorted(
-            (row["ipc"], row["accuracy_mean"], row["accuracy_std"] or 0.0)
+            (row["ipc"], row["accuracy_mean"], row["accuracy_std"])
             for row in rows
             if (row["labels"], row["subject"]) == (labels, subject)
         )
         ipcs, means, deviations = zip(*points, strict=True)
         colour = choose_colour(subject, others)
-        dashed = "-" if labels == "hard" else "--"
-        axes.errorbar(ipcs, means, deviations, marker="o", ms=4, capsize=2, lw=1.4, color=colour, linestyle=dashed)
+        draw_means(axes, ipcs, means, deviations, colour, "-" if labels == "hard" else "--")
         ends.append(Label(subject + ("" if labels == "hard" else ", soft labels"), colour, ipcs[-1], means[-1]))
     axes.set_xscale("log")
     ticks = sorted({row["ipc"] for row in rows})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    across = "images per class and epoch" if panel[2] == "stream" else "images per class"
-    name_axes(axes, f"{network_name(panel[0], panel[1])}, {panel[2]}", across, "test accuracy, %")
-    label_ends(axes, ends)
+    return ends
 
 
 def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
@@ -91,8 +108,8 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
         shown.sort(key=lambda row: (row["arch"], row["width"] or 0, row["subject"]))
         for place, row in enumerate(shown):
             colour = choose_colour(row["subject"], others)
-            mean, deviation = row["accuracy_mean"], row["accuracy_std"] or 0.0
-            axes.barh(place, mean, 0.75, xerr=deviation, color=colour, ecolor=INK, capsize=2)
+            mean = row["accuracy_mean"]
+            axes.barh(place, mean, 0.75, xerr=row["accuracy_std"], color=colour, ecolor=INK, capsize=2)
             soft = "" if row["labels"] == "hard" else ", soft labels"
             axes.text(101, place, f"{mean:.1f} {row['subject']}{soft}", color=colour, fontsize=8.5, va="center")
         places: dict[str, list[int]] = {}
@@ -102,6 +119,6 @@ def draw_networks_chart(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlim(0, 100)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        name_axes(axes, f"{mode}, {ipc:,} images per class", "test accuracy, %", "")
+        name_axes(axes, f"{mode}, {ipc:,} images per class", "test accuracy, %" if axes is grid[-1] else "", "")
     figure.suptitle(rows[0]["data"], color=INK, fontsize=11)
     write_file(path, to_png(figure), f"The chart {path}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dim.chart_style import Label, choose_colour, label_ends, make_figure, name_axes, to_png
+from dim.chart_style import Label, choose_colour, draw_means, label_ends, make_figure, name_axes, share_percents, to_png
 from dim.evaluation.archive import Archive
 from dim.evaluation.protocol import PROTOCOLS
 from dim.evaluation.results import Row
@@ -18,6 +19,9 @@ from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.storage.below import replace_file
 from dim.students.recipes import CONDENSATION
 from lab.pages.evaluation import TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME_GENERATOR = {"934011cc": "54731742", "065bf807": "201ea0c5"}
@@ -192,28 +196,37 @@ def write_summaries(page: str, rows: Sequence[Row]) -> str:
 
 def draw_summary(summary: Summary, rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy over images per class, generated and real, one panel per mode, as a PNG."""
+    figure = make_summary(summary, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path.parent, path.name, to_png(figure))
+
+
+def make_summary(summary: Summary, rows: Sequence[Row]) -> Figure:
+    """Make the figure of `draw_summary`: both panels have one range of accuracy, which begins at a whole ten."""
     found = choose_rows(summary, rows)
     arch = summary.archs[0]
     figure, grid = make_figure(2)
-    for axes, mode in zip(grid, ("fixed", "stream"), strict=True):
-        ends = []
+    ends: dict[str, list[Label]] = {"fixed": [], "stream": []}
+    for axes, mode in zip(grid, ends, strict=True):
         for subject in ("real", "generated"):
             points = sorted(
-                (ipc, row["accuracy_mean"], row["accuracy_std"] or 0.0)
+                (ipc, row["accuracy_mean"], row["accuracy_std"])
                 for (of, ipc, in_mode, name), row in found.items()
                 if (of, in_mode, name) == (arch, mode, subject)
             )
             if points:
                 ipcs, means, deviations = zip(*points, strict=True)
                 colour = choose_colour(subject)
-                axes.errorbar(ipcs, means, deviations, marker="o", ms=4, capsize=2, lw=1.4, color=colour)
-                ends.append(Label(subject, colour, ipcs[-1], means[-1]))
+                draw_means(axes, ipcs, means, deviations, colour)
+                ends[mode].append(Label(f"{subject} {means[-1]:.1f}", colour, ipcs[-1], means[-1]))
         axes.set_xscale("log")
         ticks = sorted({ipc for of, ipc, in_mode, _ in found if (of, in_mode) == (arch, mode)})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
+    share_percents(grid)
+    for axes, mode in zip(grid, ends, strict=True):
         title = {"fixed": "One set, shown again and again", "stream": "Fresh images in every epoch"}[mode]
-        name_axes(axes, title, "images per class" + " and epoch" * (mode == "stream"), "test accuracy, %")
-        label_ends(axes, ends)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path.parent, path.name, to_png(figure))
+        down = "test accuracy, %" if axes is grid[0] else ""
+        name_axes(axes, title, "images per class" + " and epoch" * (mode == "stream"), down)
+        label_ends(axes, ends[mode])
+    return figure

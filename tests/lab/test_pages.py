@@ -15,6 +15,7 @@ from lab.pages.distilling import ABLATION_MARKS
 from lab.pages.evaluation import CONTROLS, evaluation_sections
 from lab.pages.summary import (
     SUMMARIES,
+    make_summary,
     render_archives,
     render_few,
     render_reference,
@@ -457,3 +458,19 @@ def test_the_ablation_and_the_speed_of_distilling_are_written(script: ModuleType
     assert "| no average |" not in method
     (tmp_path / "ablations.md").write_text(method.replace("92.0", "93.0"))
     assert script.main(["--lab", str(tmp_path), "--check"]) == 1
+
+
+def test_both_panels_of_a_summary_have_one_range_from_a_whole_ten() -> None:
+    summary = SUMMARIES[1]
+    shape = {
+        "data": summary.name,
+        "recipe": summary.recipe,
+        "content_id": load_manifest(ROOT / summary.bundle).content_id,
+    }
+    rows = [
+        row(**shape, mode=mode, ipc=ipc, accuracy_mean=mean)
+        for mode, ipc, mean in (("fixed", 1, 30.0), ("fixed", 10, 49.0), ("stream", 10, 63.0), ("stream", 50, 76.2))
+    ]
+    panels = make_summary(summary, rows).axes
+    assert [axes.get_ylim() for axes in panels] == [(20, 80), (20, 80)]
+    assert panels[0].get_ylabel() == "test accuracy, % (axis begins at 20)"

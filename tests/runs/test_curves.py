@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dim.chart_style import GENERATED, REAL, Label, label_ends, make_figure, to_png
+from dim.chart_style import GENERATED, REAL, Label, draw_means, label_ends, make_figure, share_percents, to_png
 from dim.runs import curves
 from dim.runs.curves import curves_png
 
@@ -83,3 +83,19 @@ def test_a_cropped_axis_says_where_it_begins():
         name_axes(axes, "", "", "accuracy, %")
     assert cropped.get_ylabel() == "accuracy, % (axis begins at 91)"
     assert whole.get_ylabel() == "accuracy, %"
+
+
+def test_means_of_one_seed_have_no_bar():
+    _, [axes] = make_figure(1)
+    draw_means(axes, (1, 10, 50), (90.0, 95.0, 96.0), (0.5, None, 1.0), REAL)
+    assert axes.lines[0].get_xydata().tolist() == [[1, 90], [10, 95], [50, 96]]
+    (bars,) = axes.collections
+    assert [segment.tolist() for segment in bars.get_segments()] == [[[1, 89.5], [1, 90.5]], [[50, 95], [50, 97]]]
+
+
+def test_panels_of_percents_share_a_range_of_whole_tens():
+    _, panels = make_figure(2)
+    panels[0].plot([1, 2], [43.9, 97.0])
+    panels[1].plot([1, 2], [98.3, 99.9])
+    share_percents(panels)
+    assert [axes.get_ylim() for axes in panels] == [(40, 100), (40, 100)]
