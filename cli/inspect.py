@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.options import BundleArgument, JsonOption, Sha256Option, choose_bundle
-from dim.cli.terminal import is_narrow, print_json, print_line, print_table
+from dim.cli.terminal import is_narrow, print_json, print_line, print_table, say
 from dim.runtime.bundle_format.locate import list_names
 from dim.runtime.errors import BadValueError, OutputError
 from dim.runtime.inspection.accuracy_summary import summarise_accuracy
@@ -64,10 +64,11 @@ def inspect(
             write_png(png, draw_labelled_grid(images, facts.classes[: len(images)]))
         except OSError as error:
             raise OutputError(f"{png} cannot be written: {error.strerror}; name a file elsewhere.") from error
+        say(f"Picture: {png}.")
     if as_json:
         print_json(to_plain(facts))
     else:
-        _print_facts(facts)
+        _print_facts(facts, pictured=images is not None)
         if show_all:
             _print_all(facts)
     if in_terminal and images is not None:
@@ -86,8 +87,8 @@ def _check_png(png: Path) -> None:
         raise BadValueError(f"--png got {png}, but the folder {png.parent} {found}: make it, or name another file.")
 
 
-def _print_facts(facts: "BundleFacts") -> None:
-    """Print what fits on one screen: what it is, how large, how good, how to use it."""
+def _print_facts(facts: "BundleFacts", *, pictured: bool) -> None:
+    """Print what fits on one screen: what it is, how large, how good, how to use it, and how to see it."""
     image, source = facts.image, facts.source
     colours = "grey" if image.channels == 1 else "colour"
     extras = [f"latents for fixed sets of up to {facts.fixed_latents} per class"] if facts.fixed_latents else []
@@ -119,7 +120,8 @@ def _print_facts(facts: "BundleFacts") -> None:
         _print_rows({"trained by": f"recipe {lines[0].recipe}, {lines[0].epochs:,} epochs"})
     _print_rows(describe_images(facts.evaluation))
     _print_rows({"use it": f"dim generate --bundle {shlex.quote(_name(facts.path))} --ipc 50 --out data/"})
-    _print_rows({"more": "--all shows files, hashes and all that was measured"})
+    picture = "" if pictured else "; --png grid.png draws a picture"
+    _print_rows({"more": f"--all shows files, hashes and all that was measured{picture}"})
 
 
 def _print_all(facts: "BundleFacts") -> None:

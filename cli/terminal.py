@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _MAX_COLUMNS, _MAX_ROWS, _MAX_CELLS, _MAX_CELL_CHARS = 64, 2048, 10_000, 1000
 
+_PIPE_COLUMNS = 200
+"""Width of a table in a pipe or file, whatever `$COLUMNS` says: a script reads one line per row."""
+
 STDOUT = "standard output"
 """The file name in errors of standard output."""
 
@@ -162,12 +165,12 @@ def is_narrow() -> bool:
 
 
 def print_rich(table: "Table") -> None:
-    """Print a table on stdout; off a terminal as wide as it wants to be."""
+    """Print a table on stdout: as wide as the terminal or `$COLUMNS` at most, off a terminal up to 200 letters."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
+        console = Console(highlight=False, markup=False, width=_PIPE_COLUMNS)
     console.print(table)
 
 

@@ -22,6 +22,8 @@ Results go to stdout, everything else to stderr; progress bars vanish off a term
 stdout. Exit codes: 0; 1 for a bad value or the world (a file, a disk, a device), told in one line on stderr; 2 for
 options that do not parse; 130 for Ctrl-C, 143 for SIGTERM. `--traceback`, before or after the command, shows where an
 error came from.
+Tables fit the terminal, or `$COLUMNS`; in a pipe or file they are up to 200 wide whatever `$COLUMNS` says, so that a
+row stays on one line.
 `dim --install-completion` sets up completion for your shell.
 """
 

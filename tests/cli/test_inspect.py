@@ -40,8 +40,12 @@ def test_inspect_of_the_shipped_bundle_is_one_screen(columns: int, monkeypatch: 
 
 
 def test_inspect_draws_only_in_a_terminal_and_as_a_file_when_asked(tiny_bundle: Path, tmp_path: Path) -> None:
+    plain = dim("inspect", tiny_bundle)
+    assert plain.out.endswith(" that was measured; --png grid.png draws a picture\n") and "Picture" not in plain.err
     ran = dim("inspect", tiny_bundle, "--png", tmp_path / "grid.png")
     assert ran.code == 0 and "\x1b" not in ran.out
+    assert ran.err.splitlines()[-1] == f"Picture: {tmp_path}/grid.png."
+    assert ran.out.endswith(" that was measured\n")
     with Image.open(tmp_path / "grid.png") as picture:
         width, height = picture.size
     assert (width, height) == (595, 3 * (40 + 5) + 5)  # three rows of 8 pixels, enlarged five times

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from cli_tools import dim
 
 from dim.cli.terminal import print_json, print_table, require_training_extra
 from dim.runtime.errors import MissingExtraError
@@ -50,6 +51,14 @@ def test_a_table_off_a_terminal_is_not_cut(capsys: pytest.CaptureFixture[str]) -
     print_table("Title", ("name", "size"), [("x" * 120, "1")], numbers=("size",))
     out = capsys.readouterr().out
     assert "x" * 120 in out and out.startswith("Title")
+
+
+@pytest.mark.parametrize("command", [["doctor", "--all"], ["inspect", "mnist"]])
+def test_columns_narrow_no_table_in_a_pipe(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    free = dim(*command).out
+    monkeypatch.setenv("COLUMNS", "40")
+    assert dim(*command).out == free and max(map(len, free.splitlines())) > 60
 
 
 def test_a_table_shows_square_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
