@@ -113,13 +113,10 @@ def draw_means(
         linestyle: as Matplotlib has it.
     """
     axes.plot(across, means, linestyle, marker="o", ms=4, lw=1.4, color=colour, clip_on=False)  # whole marks at 100 %
-    measured = [
-        (x, mean, deviation)
-        for x, mean, deviation in zip(across, means, deviations, strict=True)
-        if deviation is not None
-    ]
-    if measured:
-        axes.errorbar(*zip(*measured, strict=True), fmt="none", capsize=2, lw=1.4, color=colour)
+    bars = [bar for bar in zip(across, means, deviations, strict=True) if bar[2] is not None]
+    if bars:
+        places, middles, sizes = zip(*bars, strict=True)
+        axes.errorbar(places, middles, sizes, fmt="none", capsize=2, lw=1.4, color=colour)
 
 
 def share_percents(panels: Sequence["Axes"]) -> None:
