@@ -166,8 +166,6 @@ class Plan:
         each, wanted = set(self.counts), set(other.counts)
         if len(each) == len(wanted) == 1:
             return f"{each.pop():,} images per class instead of {wanted.pop():,}"
-        if len(str(self.counts)) + len(str(other.counts)) <= 120:
-            return f"counts {self.counts} instead of {other.counts}"
         if self.images != other.images:
             return f"{self.images:,} images instead of {other.images:,}"
         return f"other numbers of images per class, {self.images:,} in all"

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dim.runtime.bundle import Bundle
+from dim.runtime.engines.names import ENGINES
 from dim.runtime.errors import OutputError
+from dim.runtime.gpu.driver import require_gpu
 from dim.runtime.set_formats.part import name_file
 from dim.runtime.set_formats.plan import Plan
 from dim.runtime.set_formats.table import find_format
@@ -16,7 +18,7 @@ from dim.runtime.sets.journal import (
     list_files_there,
     read_set,
 )
-from dim.runtime.sets.request import NO_ENGINE, SetRequest
+from dim.runtime.sets.request import NO_ENGINE, SetRequest, name_options
 from dim.runtime.storage.local_store import STATE, Store
 
 MAX_NAMES = 20
@@ -64,16 +66,27 @@ def examine_place(store: Store, bundle: Bundle, request: SetRequest, overwrite: 
     if difference is None:
         return Contents(same=found)
     if not overwrite:
+        _refuse_missing_engine(bundle)
         use = _say_overwrite(store, Contents(other=found), request.plan(bundle, found.plan.engine))
         if found.written is None:
+            options = name_options(found.plan, bundle)
             raise OutputError(
                 f"{store} holds another set, begun and not finished ({difference}): finish it with the arguments that "
-                f"began it, choose another folder, or {use} to replace it."
+                f"began it{f' ({options})' if options else ''}, choose another folder, or {use} to replace it."
             )
         raise OutputError(
             f"{store} holds another set ({difference}): choose another folder, or {use} to replace that set."
         )
     return Contents(other=found)
+
+
+def _refuse_missing_engine(bundle: Bundle) -> None:
+    """Raise what keeps the engine that was asked for from drawing any set here; no GPU engine is built to find out."""
+    options = bundle.engine_options
+    if options.device == "gpu" or ENGINES.get(options.engine) == "gpu":
+        require_gpu("run with --device gpu" if options.device == "gpu" else f"run {options.engine}")
+    elif options.engine != "auto" or options.precision is not None:
+        _ = bundle.engine
 
 
 def check_resumable(store: Store, contents: Contents, plan: Plan, overwrite: bool) -> Contents:

@@ -1,5 +1,6 @@
 """A caller's request for a set, and the plan made from it once bundle and engine are known."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from dim.runtime.set_formats.table import find_format
 from dim.runtime.sets.pipeline import check_encoders
 from dim.runtime.sets.soft_labels import name_teacher_library
 
+_MAX_OPTIONS_CHARS = 200
 NO_ENGINE = EngineInfo(name="", version="", device="", precision="", batch=None)
 """Stands for an engine that nobody has chosen yet."""
 
@@ -177,6 +179,44 @@ def describe_engine(engine: Engine) -> EngineInfo:
         batch=engine.batch,
         reason=engine.reason,
     )
+
+
+def name_options(plan: Plan, bundle: Bundle) -> str | None:
+    """Return the options of `dim generate` that ask for the set of a plan, in one of the ways there are.
+
+    Args:
+        plan: of a set that was begun; its engine and the size of its parts need no option.
+        bundle: the bundle that is open.
+
+    Returns:
+        options and values; None where the set is of another bundle, or they are too long to type.
+    """
+    if plan.content_id != bundle.manifest.content_id:
+        return None
+    counts = {name: count for name, count in zip(plan.classes, plan.counts, strict=True) if count}
+    some = tuple(counts) if len(counts) < len(plan.classes) else ()
+    classes = [f"--class {shlex.quote(name)}" for name in some]
+    if len(set(counts.values())) == 1:
+        words = [f"--ipc {max(plan.counts)}", *classes]
+    elif _share_total(plan, bundle, some) == plan.counts:
+        words = [f"--total {plan.images}", *classes]
+    elif any("," in name or '"' in name or name != name.strip() for name in counts):
+        return None
+    else:
+        words = ["--per-class " + shlex.quote(",".join(f"{name}={count}" for name, count in counts.items()))]
+    words += [f"--start {plan.start}"] * (plan.start > 0) + [f"--seed {plan.seed}"] * (plan.seed > 0)
+    words += [f"--format {plan.format}"] * (plan.format != "imagefolder") + ["--soft-labels"] * plan.soft_labels
+    words += ["--no-fixed-latents"] * (FIXED_LATENTS in bundle.manifest.files and not plan.fixed_latents)
+    options = " ".join(words)
+    return options if len(options) <= _MAX_OPTIONS_CHARS else None
+
+
+def _share_total(plan: Plan, bundle: Bundle, classes: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Share a plan's images among classes as `--total` does; None where that cannot be."""
+    try:
+        return resolve_counts(bundle.manifest, total=plan.images, classes=classes or None)
+    except BadValueError:
+        return None
 
 
 def _name_encoder(format: str, soft_labels: bool) -> str:

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from cli_tools import dim, one_line
 from tiny_bundle import build_tiny_bundle
 
 from dim.runtime.engines.base import EngineOptions
+from dim.runtime.gpu.driver import Driver
 from dim.runtime.sets.generate import GenerateSummary
 from dim.runtime.sets.request import SetRequest
 
@@ -316,10 +319,48 @@ def test_a_size_into_an_unfinished_set_is_told_in_words(tiny_bundle: Path, tmp_p
     line = one_line(dim("generate", "--ipc", 300, "--out", out, *common))
     assert line == (
         f"{out} holds another set, begun and not finished (2,000 images per class instead of 300): finish it with the "
-        "arguments that began it, choose another folder, or use --overwrite to replace it."
+        "arguments that began it (--ipc 2000 --format npz), choose another folder, or use --overwrite to replace it."
     )
     line = one_line(dim("generate", "--total", 12, "--out", out, *common))
-    assert "counts (2000, 2000, 2000) instead of (2, 4, 6)" in line
+    assert "(6,000 images instead of 12)" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--ipc 40 --seed 3",
+        "--ipc 40 --class two --start 7 --format npy",
+        "--total 120 --format webdataset",
+        "--total 60 --class one --class two",
+        "--per-class one=30,two=2",
+    ],
+)
+def test_the_options_that_finish_a_set_are_named(tiny_bundle: Path, tmp_path: Path, arguments: str) -> None:
+    out = ["--out", tmp_path / "set", "--bundle", tiny_bundle, "--engine", "fake"]
+    began = dim("generate", *arguments.split(), *out, "--shard", "1/2")
+    assert began.code == 0, began.err
+    line = one_line(dim("generate", "--ipc", 1, "--seed", 9, *out))
+    options = line.partition("the arguments that began it (")[2].partition(")")[0]
+    assert options == arguments
+    assert "complete" in dim("generate", *shlex.split(options), *out).out
+
+
+def test_a_missing_engine_is_told_before_another_set(tiny_bundle: Path, tmp_path: Path) -> None:
+    common = ["generate", "--ipc", 2, "--out", tmp_path, "--bundle", tiny_bundle]
+    dim(*common)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "dim.runtime.gpu.driver.find_driver",
+            lambda: Driver(version=None, cuda=None, gpus=(), problem="there is none"),
+        )
+        assert one_line(dim(*common, "--device", "gpu")).startswith(
+            "A GPU is needed to run with --device gpu and there"
+        )
+        assert one_line(dim(*common, "--engine", "tensorrt")).startswith("A GPU is needed to run tensorrt and there is")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        assert "The package 'openvino' is not installed" in one_line(dim(*common, "--precision", "bf16"))
+    assert "holds another set (engine name" in one_line(dim(*common, "--engine", "fake"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tiny_bundle import build_tiny_bundle
 from dim.runtime.bundle import Bundle, open_bundle
 from dim.runtime.errors import BadValueError
 from dim.runtime.sets.generate import generate
-from dim.runtime.sets.request import SetRequest, describe_engine
+from dim.runtime.sets.request import SetRequest, describe_engine, name_options
 
 
 @pytest.fixture
@@ -37,6 +37,17 @@ def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
 def test_sizes_become_counts(bundle: Bundle, wish: dict[str, Any], counts: tuple[int, ...]) -> None:
     plan = SetRequest(format="npz", seed=9, **wish).plan(bundle, describe_engine(bundle.engine))
     assert (plan.counts, plan.seed, plan.format, plan.engine.name) == (counts, 9, "npz", "fake")
+
+
+def test_options_are_named_only_where_they_can_be_typed(bundle: Bundle, tmp_path: Path) -> None:
+    plan = SetRequest(per_class=(1, 0, 3)).plan(bundle, describe_engine(bundle.engine))
+    assert name_options(plan, bundle) == "--per-class zero=1,two=3"
+    assert name_options(replace(plan, content_id="0" * 64), bundle) is None
+    assert name_options(replace(plan, counts=(1, 2**32 - 1, 3), classes=("a" * 90, "b" * 90, "c" * 90)), bundle) is None
+    with open_bundle(build_tiny_bundle(tmp_path / "pets.dim", classes=("cat, black", "dog")), engine="fake") as pets:
+        plan = SetRequest(per_class=(7, 1), format="npz").plan(pets, describe_engine(pets.engine))
+        assert name_options(plan, pets) is None
+        assert name_options(replace(plan, counts=(2, 0)), pets) == "--ipc 2 --class 'cat, black' --format npz"
 
 
 @pytest.mark.parametrize(
