@@ -51,7 +51,7 @@ def _load(folder: Path, files: dict[str, bytes], say: Say = say_to_log, **option
 def _refusal(folder: Path, files: dict[str, bytes], **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         _load(folder, files, **options)
-    return str(caught.value).replace(str(folder / "data"), "P")
+    return str(caught.value).replace(str(folder / "data"), "P").replace(str(folder), "ABOVE")
 
 
 def test_every_form_gives_the_same_set(tmp_path: Path) -> None:
@@ -135,7 +135,11 @@ def test_what_lies_beside_the_images(tmp_path: Path) -> None:
             {"X.npy": b"x", "y.npy": b"x"},
             "arrays such as X.npy are read as images.npy and labels.npy in one folder, or in one file by numpy.savez",
         ),
-        ({"a.png": PNG}, "P: no class folders found; expected train/<class>/<images> or <class>/<images>"),
+        (
+            {"a.png": PNG},
+            "P: no class folders found; expected train/<class>/<images> or <class>/<images>; it holds images itself: "
+            "if it is one class of a set, name the folder above it, --data ABOVE.",
+        ),
         ({"train/a.png": PNG, **FILES}, "P: train/a.png: an image outside of any class folder; move it into its class"),
         ({"a/1.png": PNG, "b/1.png": PNG, "c.png": PNG}, "P: c.png: an image outside of any class folder; move it"),
         ({"test/a/1.png": PNG}, "P: a test folder without a train folder beside it; name the other one 'train'"),

@@ -40,8 +40,8 @@ def test_sizes_become_counts(bundle: Bundle, wish: dict[str, Any], counts: tuple
 
 
 def test_options_are_named_only_where_they_can_be_typed(bundle: Bundle, tmp_path: Path) -> None:
-    plan = SetRequest(per_class=(1, 0, 3)).plan(bundle, describe_engine(bundle.engine))
-    assert name_options(plan, bundle) == "--per-class zero=1,two=3"
+    plan = SetRequest(per_class=(3, 0, 1)).plan(bundle, describe_engine(bundle.engine))
+    assert name_options(plan, bundle) == "--per-class zero=3,two=1"
     assert name_options(replace(plan, content_id="0" * 64), bundle) is None
     assert name_options(replace(plan, counts=(1, 2**32 - 1, 3), classes=("a" * 90, "b" * 90, "c" * 90)), bundle) is None
     with open_bundle(build_tiny_bundle(tmp_path / "pets.dim", classes=("cat, black", "dog")), engine="fake") as pets:

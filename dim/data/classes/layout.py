@@ -5,7 +5,9 @@ their usual names in any case (`Train`, `TESTING`, `train_images`, `val`). A sin
 that can be read in two ways are refused with the value of `--layout` that answers for each.
 """
 
+import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -146,7 +148,7 @@ def find_layout(
     if not top.folders:
         raise DataError(
             f"{source}: no class folders found; expected train/<class>/<images> or <class>/<images>"
-            f"{suggest_format(files)}."
+            f"{suggest_format(files) or _suggest_above(top, source)}."
         )
     if split is not None:
         if layout == AUTO:
@@ -177,6 +179,14 @@ def find_layout(
     findings.faults += _compare_splits(train, test)
     heeds, answer = frozenset(("layout", "split")), f"--layout {layout}"
     return Layout(train, test, tuple(findings.remarks), tuple(findings.faults), heeds, answer=answer)
+
+
+def _suggest_above(top: _Folder, source: str) -> str:
+    """Say that a folder of images may be a class of the folder above it, as the end of a sentence."""
+    if not any("/" not in image for image in top.list_images()) or not os.path.isdir(source):
+        return ""
+    above = shlex.quote(os.path.normpath(os.path.join(source, "..")))
+    return f"; it holds images itself: if it is one class of a set, name the folder above it, --data {above}"
 
 
 def _suggest(
