@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim.cli.data_options import DATA_HELP, DataDirOption, takes_data_options
+from dim.cli.interruption import explain_interruption
 from dim.cli.options import (
     JsonOption,
     ReportOption,
@@ -228,19 +229,22 @@ def evaluate(
     paths = [choose_bundle(wanted, sha256 if number == 0 else None) for number, wanted in enumerate(bundle or [None])]
     path = paths[0]
     manifest = load_manifest(path)
-    images = load_source_data(manifest, data, asked=reading, data_dir=data_dir, say=say, progress=True)
-    with require_training_extra():  # only now, so that faults of the data are told at once
-        from dim.evaluation.evaluate import evaluate as run_evaluation
-    evaluation = run_evaluation(
-        {GENERATED: path if len(paths) == 1 else tuple(paths), **others},
-        images,
-        protocol,
-        execution,
-        out=out or Path("eval") / manifest.name,
-        for_record=record,
-        say=say,
-        progress=True,
-    )
+    folder = out or Path("eval") / manifest.name
+    again = "the same command without --fresh" if fresh else "the same command"
+    with explain_interruption(f"Students that are finished are kept in {folder}: {again} goes on."):
+        images = load_source_data(manifest, data, asked=reading, data_dir=data_dir, say=say, progress=True)
+        with require_training_extra():  # only now, so that faults of the data are told at once
+            from dim.evaluation.evaluate import evaluate as run_evaluation
+        evaluation = run_evaluation(
+            {GENERATED: path if len(paths) == 1 else tuple(paths), **others},
+            images,
+            protocol,
+            execution,
+            out=folder,
+            for_record=record,
+            say=say,
+            progress=True,
+        )
     if record and evaluation.finished:
         record_accuracy(path, evaluation.rows, evaluation.found)
         say(f"Recorded in {path}.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dim.cli.interruption import explain_interruption
 from dim.cli.options import JsonOption
 from dim.cli.parsing import expand_home
 from dim.cli.terminal import print_json, print_line, require_training_extra, say
@@ -17,6 +18,7 @@ FORMATS = ("onnx", "trt", "rtx")
 _compile_option = partial(typer.Option, rich_help_panel="Compile engines")
 
 
+@explain_interruption("Files that are finished are kept, and none is left unfinished: the same command begins anew.")
 def export(
     source: Annotated[
         Path | None,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dim.cli.terminal import say
+
 
 class Stop(threading.Event):
     """Is set by the first signal."""
@@ -16,6 +18,16 @@ class Stop(threading.Event):
     def end_by_signal(self) -> None:
         """Send the signal again, to whoever handled it before: the command ends as if it had ended at once."""
         signal.raise_signal(self.number)
+
+
+@contextmanager
+def explain_interruption(sentence: str) -> Iterator[None]:
+    """Say what is kept and how to go on where Ctrl-C or SIGTERM ends the block at once."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(sentence)
+        raise
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dim.cli.interruption import explain_interruption
 from dim.cli.options import JsonOption, Sha256Option, ThreadsOption, TrustOption, choose_bundle
 from dim.cli.terminal import print_json, print_line, print_table, say
 from dim.runtime.errors import BadValueError
@@ -36,7 +37,8 @@ def verify(
     from dim.runtime.inspection.verify import verify as check_bundle
 
     path = _find_set(bundle, sha256) or choose_bundle(bundle, sha256)
-    report = check_bundle(path, threads=threads, trust=trust or (), progress=True)
+    with explain_interruption("Nothing was changed: the same command checks anew."):
+        report = check_bundle(path, threads=threads, trust=trust or (), progress=True)
     if as_json:
         print_json({"path": path, "ok": report.ok, "rows": [asdict(row) for row in report.rows]})
     else:

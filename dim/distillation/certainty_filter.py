@@ -55,6 +55,7 @@ def accept_candidates(session: Session, pool: KeptPool) -> bool:
         kept = read_tensors(run_dir, PARTIAL)
         with explain_misfit(run_dir / PARTIAL):
             certainties = list(check_rows(kept["certainty_KM"], num_classes, (config.candidates,)))
+    session.report("certainty", len(certainties), num_classes)
     for label in range(len(certainties), num_classes):
         certainties.append(_judge_class(session, network, judges, key, label, report["latent_std"]))
         session.report("certainty", label + 1, num_classes)

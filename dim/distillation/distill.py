@@ -171,7 +171,9 @@ def distill(
         session.load_newest_checkpoint()
         finished = _run_stages(session)
         if world.is_main:
+            session.report("report", 0, 1)
             write_run_report(run_dir, record, finished)
+            session.report("report", 1, 1)
         world.barrier()  # the others wait for what the first process chooses and writes alone
     if not finished:
         say(f"Stopped at a checkpoint; go on with  {write_resume_command(run_dir)}")

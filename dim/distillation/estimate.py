@@ -70,7 +70,9 @@ def estimate(
     times: dict[str, list[float]] = {}
 
     def note(what: str, done: float, total: float | None, text: str, /) -> None:
-        times.setdefault(what, []).append(time.perf_counter())
+        reached = times.setdefault(what, [])
+        if done > len(reached):  # neither the start of a part, nor that of the pool's next classifier
+            reached.append(time.perf_counter())
 
     chosen = choose_device(device)
     with tempfile.TemporaryDirectory(prefix="dim-estimate-") as folder:

@@ -49,6 +49,7 @@ def herd_latents(
         with explain_misfit(session.run_dir / name):
             shape = (session.config.deployment.fixed_latents, session.config.generator.latent_dim)
             chosen = list(check_rows(kept["latents"], num_classes, shape).to(session.gan.device))
+    session.report("herding", len(chosen), num_classes)
     for label in range(len(chosen), num_classes):
         chosen.append(_herd_class(session, network, extractors, latent_std, label))
         session.report("herding", label + 1, num_classes)

@@ -55,6 +55,7 @@ def measure_latent_stds(
         classes_done = int(kept["classes"])
     weights_K = class_weights(holdout.counts_K)
     labels = weights_K.nonzero().flatten().tolist()  # a class of one image keeps it for training
+    session.report("latent std", classes_done, len(labels))
     for number, label in enumerate(labels[classes_done:], start=classes_done + 1):
         generator = step_generator(device, session.config.seed, "spread", label)  # a new name would change the draws
         images = to_signed(holdout.draw_class_images(label, MAX_REAL_IMAGES, generator))

@@ -37,7 +37,7 @@ def train_in_pieces(
         steps: how many.
         what: the classifier's name in messages.
         name: file of the run with the checkpoint; the caller removes it when the result is safe.
-        report: called with the number of finished steps after each one.
+        report: called with the number of finished steps, before the first one and after each.
         snapshots: networks that receive the weights after so many steps.
 
     Returns:
@@ -47,7 +47,9 @@ def train_in_pieces(
         DivergedError: the loss is not finite.
     """
     snapshots = snapshots or {}
-    for index in range(_restore(session.run_dir, name, model, optimiser, snapshots, steps), steps):
+    first = _restore(session.run_dir, name, model, optimiser, snapshots, steps)
+    report(first)
+    for index in range(first, steps):
         loss, done = step(index), index + 1
         if done in snapshots:
             snapshots[done].load_state_dict(model.state_dict())

@@ -132,6 +132,8 @@ class Session:
             self._recall_losses(stage)
         else:
             self.unlogged.clear()
+        if first < config.steps:
+            self.report(stage, first, config.steps)
         last_time, last_step = time.monotonic(), first
         for index in range(first, config.steps):
             self.gan.set_learning_rates(index / config.steps)

@@ -9,6 +9,8 @@ from dim.runs.files import read_file, write_file
 from dim.runs.metrics import METRICS_FILE, parse_metrics, read_metrics
 
 CURVES_FILE = "curves.png"
+STAGE_LABEL_HEIGHT = 0.12
+"""Part of a panel's height that is kept free of lines for the names of stages."""
 
 QUANTITIES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     "discriminator's output": (
@@ -56,7 +58,9 @@ def curves_png(metrics: bytes) -> bytes:
         for metric, name, colour in drawn:
             points = [(places[number], line[metric]) for number, line in enumerate(lines) if metric in line]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4)
+                alone = len(points) == 1  # no line can be drawn of it
+                style: dict[str, Any] = {"marker": "o", "markersize": 4, "clip_on": False} if alone else {}
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, **style)
                 labels.append(Label(name, colour, *points[-1]))
         for stage, (begin, _) in list(ends.items())[1:]:
             axes.axvline(begin, color=INK, linewidth=0.8, linestyle=":")
@@ -72,6 +76,9 @@ def curves_png(metrics: bytes) -> bytes:
         axes.set_xlim(0, max(end for _, end in ends.values()))
         if axes.get_ylim()[0] > 0:
             axes.set_ylim(bottom=0)
+        if len(ends) > 1:
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + STAGE_LABEL_HEIGHT * (high - low))
         name_axes(axes, title, "\n".join(["step", *textwrap.wrap(good, 60)]), "")
         label_ends(axes, labels)
     return to_png(figure)

@@ -18,6 +18,7 @@ class Lines:
         self._began = time.monotonic()
         self._latest: Work | None = None
         self._name = ""
+        self._told_note = ""
         self._ended = threading.Event()
         self._printer = threading.Thread(target=self._print_when_due, name="dim-progress", daemon=True)
 
@@ -36,14 +37,18 @@ class Lines:
         self._latest.update(done, total, note)
 
     def _print_when_due(self) -> None:
-        while not self._ended.wait(max(0.01, SILENCE_S - seconds_since_last_line())):
-            if seconds_since_last_line() >= SILENCE_S:
+        while not self._ended.wait(max(0.1, SILENCE_S - seconds_since_last_line())):
+            begun = self._latest is not None or time.monotonic() - self._began >= SILENCE_S
+            if begun and seconds_since_last_line() >= SILENCE_S:
                 print_message(self._describe())
 
     def _describe(self) -> str:
         work, elapsed = self._latest, format_duration(time.monotonic() - self._began)
         if work is None:
             return f"Working for {elapsed}."
-        left = f", about {work.time_left} left" if work.time_left else ""
-        parts = ", ".join(part for part in (work.counts, work.note) if part)
+        left = f", about {work.time_left} left of {work.what}" if work.time_left else ""
+        # Speed and losses are measured now and then; told again they would look like new ones.
+        note = work.note if work.note != self._told_note else ""
+        self._told_note = work.note
+        parts = ", ".join(part for part in (work.counts, note) if part)
         return f"{work.what}{f': {parts}' if parts else ''}; {elapsed} so far{left}."

@@ -177,3 +177,17 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="torch sees no CUDA GPU here"):
             choose_device("gpu")
+
+
+@pytest.mark.slow
+def test_every_part_reports_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    reports: dict[str, list[tuple[float, float | None]]] = {}
+
+    def note(what: str, done: float, total: float | None, text: str, /) -> None:
+        reports.setdefault(what, []).append((done, total))
+
+    assert distill(make_images(), quick(**{"filter.candidates": 8}), tmp_path / "run", progress=note).finished
+    assert list(reports) == [
+        *("stage1", "pool", "stage2", "latent std", "herding", "refining", "certainty", "report"),
+    ]
+    assert all(told[0][0] == 0 and told[-1][0] == told[-1][1] for told in reports.values())

@@ -190,8 +190,31 @@ def test_a_log_gets_a_line_after_each_silence_even_where_work_hangs(
         time.sleep(0.7)
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "begin" and 2 <= len(told[1:]) <= 4
-    assert all(line.startswith("stage1: 1,200/5,000, 840 images/s; 0.") for line in told[1:])
+    assert told[1].startswith("stage1: 1,200/5,000, 840 images/s; 0.")
+    assert all(line.startswith("stage1: 1,200/5,000; 0.") for line in told[2:])  # old losses are not told as new ones
     assert all(line.endswith(" s so far.") for line in told[1:])
+
+
+def test_a_line_says_of_what_the_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("dim.runtime.progress.work.time.monotonic", lambda: now)
+    shown = lines.Lines()
+    shown("stage1", 0, 300, "")
+    now = 130.0
+    shown("stage1", 150, 300, "losses")
+    assert shown._describe() == "stage1: 150/300, losses; 30 s so far, about 30 s left of stage1."
+    shown("stage1", 151, 300, "newer losses")
+    assert "151/300, newer losses; " in shown._describe()
+
+
+def test_a_display_that_just_began_says_nothing_of_an_older_silence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "SILENCE_S", 0.4)
+    time.sleep(0.5)
+    with show_progress(True):
+        time.sleep(0.25)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_said_counts_as_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,22 @@ def test_stage_2_follows_stage_1(figures):
     assert list(panels[2].get_lines()[0].get_xdata()) == [40, 50, 60]
 
 
+def test_a_single_point_is_seen(figures):
+    curves_png((json.dumps(LINES[0]) + "\n").encode())
+    [(_, panels)] = figures
+    assert {line.get_marker() for axes in panels for line in axes.get_lines()} == {"o"}
+
+
+def test_no_line_runs_through_the_name_of_a_stage(figures):
+    curves_png("".join(json.dumps({**line, "r1": 1.0}) + "\n" for line in LINES).encode())
+    [(figure, panels)] = figures
+    for axes in panels:
+        [name] = [text for text in axes.texts if text.get_text() == " stage 2"]
+        bottom = axes.transData.inverted().transform(name.get_window_extent(figure.canvas.get_renderer()))[0][1]
+        highest = max(max(line.get_ydata()) for line in axes.get_lines() if len(line.get_xdata()) > 2)
+        assert highest < bottom
+
+
 def test_real_and_generated_have_their_colours_and_names_at_the_lines(figures):
     curves_png(METRICS.encode())
     [(_, panels)] = figures
