@@ -29,7 +29,7 @@ from dim.execution.device import choose_device, use_device
 from dim.execution.device_data import DeviceData
 from dim.execution.distributed import join_process_group
 from dim.execution.large_images import select_images
-from dim.execution.threads import use_cpu_threads
+from dim.execution.threads import CpuMeter, use_cpu_threads
 from dim.presets import preset
 from dim.runs.checkpoint import CheckpointFolder
 from dim.runs.folder import (
@@ -160,6 +160,7 @@ def distill(
             progress=stack.enter_context(show_progress(progress if world.is_main else False)),
             compiled=compiled,
             holdout=holdout,
+            cpu=CpuMeter(torch.get_num_threads()) if torch_device.type == "cpu" else None,
             stop=stop,
             deadline=started + time_limit_s if time_limit_s is not None else float("inf"),
         )

@@ -19,6 +19,7 @@ from dim.config import DistillConfig, StageConfig
 from dim.distillation.adversarial import AdversarialTraining
 from dim.execution.device_data import DeviceData, step_generator, to_pixels
 from dim.execution.distributed import World
+from dim.execution.threads import CpuMeter
 from dim.runs.checkpoint import FOLDER, Checkpoint, CheckpointFolder, load_optimiser, name_checkpoint, optimiser_tensors
 from dim.runs.curves import draw_curves
 from dim.runs.files import append_to_file, cut_file, flush_file, make_folder, remove_file, write_file
@@ -69,6 +70,8 @@ class Session:
     """`time.monotonic()` after which the run stops at the next checkpoint."""
     stop: threading.Event | None = None
     """Once it is set, the run stops at the next checkpoint too; for runs of one process."""
+    cpu: CpuMeter | None = None
+    """Where the processor does the work."""
     holdout: DeviceData | None = None
     """Training images that nothing is trained on; None where no latent std is chosen by them."""
     resumed: Checkpoint | None = None
@@ -140,6 +143,8 @@ class Session:
             for name, value in step(index).items():
                 self.unlogged.setdefault(name, []).append(value)
             done = index + 1
+            if self.cpu is not None and (advice := self.cpu.advise()) is not None:
+                self.say(advice)
             last = done == config.steps
             if done % self.config.log_steps == 0 or last:
                 losses = self._means(self.unlogged)
