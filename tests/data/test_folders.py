@@ -138,7 +138,7 @@ def test_what_lies_beside_the_images(tmp_path: Path) -> None:
         (
             {"a.png": PNG},
             "P: no class folders found; expected train/<class>/<images> or <class>/<images>; it holds images itself: "
-            "if it is one class of a set, name the folder above it, --data ABOVE.",
+            "write --data ABOVE if it is one class of the set there.",
         ),
         ({"train/a.png": PNG, **FILES}, "P: train/a.png: an image outside of any class folder; move it into its class"),
         ({"a/1.png": PNG, "b/1.png": PNG, "c.png": PNG}, "P: c.png: an image outside of any class folder; move it"),

@@ -186,7 +186,7 @@ def _suggest_above(top: _Folder, source: str) -> str:
     if not any("/" not in image for image in top.list_images()) or not os.path.isdir(source):
         return ""
     above = shlex.quote(os.path.normpath(os.path.join(source, "..")))
-    return f"; it holds images itself: if it is one class of a set, name the folder above it, --data {above}"
+    return f"; it holds images itself: write --data {above} if it is one class of the set there"
 
 
 def _suggest(
