@@ -73,8 +73,8 @@ def _find(wanted: str | Path, reason: str, sha256: str | None, say: Callable[[st
         near = difflib.get_close_matches(wanted.lower(), names, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise BundleError(
-            f"There is no bundle named {wanted!r}{source}{meant}: choose {' or '.join(names) or 'a bundle'}, a folder, "
-            f"which has a slash or ends in .dim as in ./{wanted}, or a URL."
+            f"There is no bundle named {wanted!r}{source}{meant}: choose {' or '.join(names) or 'a bundle'}, a folder "
+            f"(with a slash or .dim, as in ./{wanted}) or a URL."
         )
     return names[wanted], f"{wanted} as it comes with dim"
 

@@ -233,7 +233,7 @@ def check_workers(num_workers: int | None) -> None:
         MissingExtraError: Ray is not installed.
     """
     if num_workers is not None and num_workers < 1:
-        raise BadValueError(f"num_workers is {num_workers}; it must be at least 1.")
+        raise BadValueError(f"`num_workers` is {num_workers}; it must be at least 1.")
     if find_spec("ray") is None:
         raise MissingExtraError("ray", "ray", "generate on a cluster")
 

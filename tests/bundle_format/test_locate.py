@@ -58,8 +58,8 @@ def test_a_name_means_a_shipped_bundle_and_nothing_else(tiny_bundle: Path, monke
     with pytest.raises(BundleError) as refused:
         find_bundle("mine")
     assert str(refused.value) == (
-        "There is no bundle named 'mine': choose letters or mnist, a folder, which has a slash or ends in .dim as in "
-        "./mine, or a URL."
+        "There is no bundle named 'mine': choose letters or mnist, a folder (with a slash or .dim, as in ./mine) or a "
+        "URL."
     )
     with pytest.raises(BundleError, match=r"named 'Leters' \(did you mean letters\?\): choose"):
         find_bundle("Leters")

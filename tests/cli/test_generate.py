@@ -119,7 +119,7 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_bundle: Path, tmp_path:
          "--ray shares the set among its workers by itself: leave out --shard."),
         (["--ipc", 1, "--num-workers", 2],
          "--num-workers is for --ray; without it, --shard I/N makes a part of a set."),
-        (["--ipc", 1, "--ray", "--num-workers", 0], "num_workers is 0; it must be at least 1."),
+        (["--ipc", 1, "--ray", "--num-workers", 0], "--num-workers is 0; it must be at least 1."),
         (["--ipc", 1, "--encoders", 0], "--encoders is 0; it must lie between 1 and 64."),
         (["--ipc", 1, "--encoders", 2, "--ray"],
          "--encoders is for one machine; with --ray every worker chooses for itself."),

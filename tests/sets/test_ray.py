@@ -141,7 +141,7 @@ def can_be_placed(nodes: Sequence[Mapping[str, float]], share: Share) -> bool:
 
 
 def test_clusters_that_cannot_do_it() -> None:
-    with pytest.raises(BadValueError, match="num_workers is 0; it must be at least 1"):
+    with pytest.raises(BadValueError, match="`num_workers` is 0; it must be at least 1"):
         check_workers(0)
     for nodes in ([{"CPU": 2}], [{"CPU": 2}, {"GPU": 1}]):
         with pytest.raises(BadValueError, match="Ray's cluster has no GPU on a machine with CPUs"):
