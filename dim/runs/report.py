@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dim.runs.curves import CURVES_FILE
 from dim.runs.files import list_names, read_file
+from dim.runs.folder import write_resume_command
 from dim.runs.metrics import read_metrics
 from dim.runs.record import CONFIG_FILE, RunRecord
 from dim.runtime.gallery.report import REPORT_NAME, Part, Picture, Table, write_report
@@ -24,7 +25,7 @@ def write_run_report(run_dir: Path, record: RunRecord, finished: bool) -> Path:
         RunError: a link lies in the run.
     """
     data = record.data
-    state = "finished" if finished else "stopped at a checkpoint; dim distill --resume goes on"
+    state = "finished" if finished else f"stopped at a checkpoint; {write_resume_command(run_dir)} goes on"
     parts: list[Part] = [
         f"{sum(data.class_counts):,} training images of {data.name}, {len(data.classes)} classes, "
         f"{data.image_px} x {data.image_px} pixels. The run is {state}.",

@@ -413,3 +413,15 @@ def test_every_known_set_states_its_licence_and_checksums() -> None:
         for file in known.files:
             assert len(file.md5) == 32 and int(file.md5, 16)
         assert all(mirror.endswith("/") for mirror in known.mirrors)
+
+
+def test_a_set_knows_where_it_was_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((20, 8, 8, 1), dtype=np.uint8)
+    images[::2] = 200
+    np.savez("photos.npz", images=images, labels=np.arange(20) % 2)
+    read = load_data("photos.npz", data_dir=".")
+    assert (read.places, read.data_dir) == ((str(tmp_path / "photos.npz"),), str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_data(list(read.places)).fingerprint() == read.fingerprint()
+    assert load_data((images, np.arange(20) % 2)).places == ()

@@ -15,7 +15,7 @@ def test_a_run_ends_with_samples_losses_and_settings_in_one_file(tmp_path: Path)
     config = quick(grid_steps=2)
     assert not distill(make_images(), config, tmp_path / "run", device="cpu", time_limit_s=0).finished
     report = tmp_path / "run" / "report.html"
-    assert "stopped at a checkpoint; dim distill --resume goes on" in report.read_text()
+    assert f"stopped at a checkpoint; dim distill --resume --out {tmp_path / 'run'} goes on" in report.read_text()
     assert distill(make_images(), config, tmp_path / "run", device="cpu", resume=True).finished
     page = report.read_text()
     assert len(page.encode()) < MAX_REPORT_BYTES and "The run is finished." in page
