@@ -176,19 +176,20 @@ class Ours:
     def _prepare_pool(self, number: int) -> tuple[list[PoolMember], Seconds]:
         """A few steps of every classifier, and from them the seconds of all steps to the last age."""
         times: dict[int, list[Seconds]] = {}
-        last = self.clock.now()
+        last, taken = self.clock.now(), 0
 
         def lap(what: str, done: float, total: float | None, note: str) -> None:
-            nonlocal last
-            now, number = self.clock.now(), (int(done) - 1) // self.session.config.pool.ages[-1]
-            times.setdefault(number, []).append(plus(now, last, -1))
-            last = self.clock.now()
+            nonlocal last, taken
+            if int(done) > taken:  # else a classifier begins
+                now, number = self.clock.now(), taken // self.session.config.pool.ages[-1]
+                times.setdefault(number, []).append(plus(now, last, -1))
+            last, taken = self.clock.now(), int(done)
 
         self.session.progress, self.session.run_dir = lap, self.folder / str(number)
         self.session.run_dir.mkdir(parents=True)
         pool = prepare_pool(self.session)
         assert pool is not None  # there is no time limit
-        # The first lap of each contains the building of the network.
+        # The first step of each does what is done once.
         whole = (0.0, 0.0)
         for laps in times.values():
             whole = plus(whole, mean(laps[1 + self.warm_up :]), self.ages[-1])

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is pending and fits; returns the exit code."""
     began = time.monotonic()
     options = parse(arguments)
-    if not options.stage:
+    if arguments is None and not options.stage:  # a process of its own
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     driver = find_driver()
     if options.device == "gpu" and driver.problem is not None:
