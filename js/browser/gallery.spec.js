@@ -85,7 +85,8 @@ test("saves what is seen", async ({ page }) => {
 test("shows accuracy and size of the card", async ({ page }) => {
   await open(page);
   await expect(page.locator("#facts")).toContainText(/size\d\.\d\d MB in all/);
-  await expect(page.locator("#accuracy")).toContainText("98.2 ± 0.1");
+  await expect(page.locator("#accuracy")).toContainText("99.2 ± 0.1");
+  await expect(page.locator("#accuracy-recipe")).toContainText("1,000 epochs");
 });
 
 test("a wrong value is one sentence, gone with the next right one", async ({ page }) => {
