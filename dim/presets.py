@@ -97,7 +97,10 @@ def _with_refinement(data: DataShape, deployment: DeploymentConfig) -> Deploymen
 
 
 def _gains_by_certainty(data: DataShape) -> bool:
-    """Whether images of a surer label teach more: colour images with many examples, of which CIFAR-10 was tried."""
+    """Whether images of a surer label teach more: colour images with many examples.
+
+    CIFAR-10 gained by it, FashionMNIST did not (lab/LOG.md).
+    """
     return data.channels == 3 and _has_many_images(data)
 
 
