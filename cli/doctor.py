@@ -24,7 +24,7 @@ def doctor(
     """Show which engines and devices really work here.
 
     Every engine draws from a tiny bundle with a known answer. With --all: what was found and what is needed where one
-    does not work, the line that mends it, and what the cache of decoded sets holds.
+    does not work, the line that fixes it, and what the cache of decoded sets holds.
 
     Example:  [bold]dim doctor[/bold]
     """
@@ -44,7 +44,7 @@ def doctor(
     print_line(f"Precision:      {report.fast_precision}")
     for problem, fix in report.problems:
         print_line(f"Problem:        {problem}.")
-        print_line(f"  mend it:      {fix}")
+        print_line(f"  fix:          {fix}")
     plain = report.recommended is None or report.worth_typing == PLAIN_COMMAND
     print_line(f"{'To draw:' if plain else 'To draw faster:':<16}{report.worth_typing}")
     if show_all:
@@ -81,4 +81,4 @@ def _print_state(state: "EngineState") -> None:
     for name, needed in state.needed.items():
         print_line(f"  {name + ':':<20} {state.found.get(name) or 'missing'}, needed: {needed}")
     if state.fix:
-        print_line(f"  mend it:  {state.fix}")
+        print_line(f"  fix:  {state.fix}")

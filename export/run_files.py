@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from dim.networks.generator import build_generator
 from dim.runs.deployment import DEPLOYMENT_FILE, read_deployment
-from dim.runs.files import read_file
-from dim.runs.folder import write_resume_command
+from dim.runs.files import read_file, write_resume_command
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record
 from dim.runs.tensors import read_tensors
 from dim.runtime.bundle_format.accepted_file import MAX_ACCEPTED_BYTES

@@ -53,7 +53,7 @@ def accept_candidates(session: Session, pool: KeptPool) -> bool:
     certainties: list[Tensor] = []
     if (run_dir / PARTIAL).exists():
         kept = read_tensors(run_dir, PARTIAL)
-        with explain_misfit(run_dir / PARTIAL):
+        with explain_misfit(run_dir, PARTIAL):
             certainties = list(check_rows(kept["certainty_KM"], num_classes, (config.candidates,)))
     session.report("certainty", len(certainties), num_classes)
     for label in range(len(certainties), num_classes):

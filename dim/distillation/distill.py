@@ -32,12 +32,12 @@ from dim.execution.large_images import select_images
 from dim.execution.threads import CpuMeter, use_cpu_threads
 from dim.presets import preset
 from dim.runs.checkpoint import CheckpointFolder
+from dim.runs.files import write_resume_command
 from dim.runs.folder import (
     describe_nothing_to_resume,
     explain_os_errors,
     lock_run,
     prepare_run_folder,
-    write_resume_command,
 )
 from dim.runs.record import DataPlaces, DataRecord, RunRecord, keep_data_places
 from dim.runs.report import write_run_report

@@ -46,7 +46,7 @@ def herd_latents(
     chosen: list[Tensor] = []
     if (session.run_dir / name).exists():
         kept = read_tensors(session.run_dir, name)
-        with explain_misfit(session.run_dir / name):
+        with explain_misfit(session.run_dir, name):
             shape = (session.config.deployment.fixed_latents, session.config.generator.latent_dim)
             chosen = list(check_rows(kept["latents"], num_classes, shape).to(session.gan.device))
     session.report("herding", len(chosen), num_classes)

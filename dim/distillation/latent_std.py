@@ -49,7 +49,7 @@ def measure_latent_stds(
     kept = {"classes": torch.tensor(0), "sums": torch.zeros(len(latent_stds))}
     if (session.run_dir / name).exists():
         kept = read_tensors(session.run_dir, name)
-    with explain_misfit(session.run_dir / name):
+    with explain_misfit(session.run_dir, name):
         check_finite(kept)
         totals = dict(zip(latent_stds, kept["sums"].tolist(), strict=True))
         classes_done = int(kept["classes"])

@@ -251,7 +251,7 @@ def load_snapshots(members: Sequence[PoolMember], run_dir: Path, name: str) -> N
         RunError: the file is missing, damaged, or of other classifiers.
     """
     tensors = read_tensors(run_dir, name)
-    with explain_misfit(run_dir / name):
+    with explain_misfit(run_dir, name):
         check_finite(tensors)
         load_weights(_number_classifiers(members), tensors)
 

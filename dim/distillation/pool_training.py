@@ -88,7 +88,7 @@ def _restore(
     if not (run_dir / name).exists():
         return 0
     tensors = read_tensors(run_dir, name)
-    with explain_misfit(run_dir / name):
+    with explain_misfit(run_dir, name):
         check_finite(tensors)
         done = int(tensors["done"])
         if not 0 <= done <= steps:

@@ -128,7 +128,7 @@ class Session:
         self.recent.clear()
         if self.resumed is not None and self.resumed.stage == stage:
             first = self.resumed.step
-            with explain_misfit(self.run_dir / name_checkpoint(stage, first)):
+            with explain_misfit(self.run_dir, name_checkpoint(stage, first)):
                 if first > config.steps:
                     raise ValueError(f"{stage} has {config.steps} steps")
                 self.restore(self.resumed)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 from dim.runtime.errors import BundleError, OutputError, RunError
@@ -17,6 +18,11 @@ from dim.runtime.storage import below, strict_json
 
 MAX_JSON_BYTES = 8 * 2**20
 """Of a JSON file that is read whole."""
+
+
+def write_resume_command(run_dir: Path) -> str:
+    """Write the command that goes on with a run, for a shell; the run itself has its settings and its data's place."""
+    return f"dim distill --resume --out {quote(str(run_dir))}"
 
 
 @contextmanager

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 
 from dim.runs.checkpoint import list_checkpoints
-from dim.runs.files import list_names, remove_file, write_json
+from dim.runs.files import list_names, remove_file, write_json, write_resume_command
 from dim.runs.record import CONFIG_FILE, RunRecord, read_run_record, refuse_second_run
 from dim.runtime.errors import RunError
 
@@ -75,11 +74,6 @@ def describe_kept(run_dir: Path) -> str:
     return f"What was done up to the last checkpoint ({where}) is kept in {run_dir}: go on with  {go_on}"
 
 
-def write_resume_command(run_dir: Path) -> str:
-    """Write the command that goes on with a run, for a shell; the run itself has its settings and its data's place."""
-    return f"dim distill --resume --out {quote(str(run_dir))}"
-
-
 def describe_nothing_to_resume(run_dir: Path) -> str:
     """Say that a run which is to be resumed begins at its first step, in one sentence."""
     if (run_dir / CONFIG_FILE).exists():
@@ -142,8 +136,8 @@ def explain_os_errors(run_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{run_dir} cannot be written ({error.strerror or error}): mend it and go on with --resume, "
-            "what is finished is kept."
+            f"{run_dir} cannot be written ({error.strerror or error}). What is finished is kept: fix that, then go on "
+            f"with  {write_resume_command(run_dir)}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dim.config import DistillConfig, GeneratorConfig
-from dim.runs.files import read_file, write_json
+from dim.runs.files import read_file, write_json, write_resume_command
 from dim.runtime.errors import DimError, RunError
 from dim.runtime.storage.records import from_plain, parse_versioned, to_plain
 from dim.version import __version__
@@ -184,7 +184,9 @@ def refuse_second_run(run_dir: Path) -> None:
         RunError: it does.
     """
     if (run_dir / CONFIG_FILE).exists():
-        raise RunError(f"{run_dir} already holds a run: add --resume to go on with it, or choose another --out.")
+        raise RunError(
+            f"{run_dir} already holds a run: choose another --out, or go on with  {write_resume_command(run_dir)}"
+        )
 
 
 def read_run_record(run_dir: Path) -> RunRecord:

@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dim.runs.curves import CURVES_FILE
-from dim.runs.files import list_names, read_file
-from dim.runs.folder import write_resume_command
+from dim.runs.files import list_names, read_file, write_resume_command
 from dim.runs.metrics import read_metrics
 from dim.runs.record import CONFIG_FILE, RunRecord
 from dim.runtime.gallery.report import REPORT_NAME, Part, Picture, Table, write_report

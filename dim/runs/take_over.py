@@ -13,8 +13,7 @@ from pathlib import Path
 
 from dim.runs.checkpoint import DAMAGED_ERRORS, Checkpoint, CheckpointFolder, name_checkpoint, read_checkpoint
 from dim.runs.curves import draw_curves
-from dim.runs.files import list_names, make_folder, read_file, write_file
-from dim.runs.folder import write_resume_command
+from dim.runs.files import list_names, make_folder, read_file, write_file, write_resume_command
 from dim.runs.metrics import METRICS_FILE
 from dim.runs.record import RunRecord, read_run_record
 from dim.runs.tensors import read_tensors, write_tensors

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dim.runs.files import read_file, write_file
+from dim.runs.files import read_file, write_file, write_resume_command
 from dim.runtime.errors import RunError
 
 
@@ -49,7 +49,7 @@ def read_tensors(run_dir: Path, name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def explain_misfit(path: Path) -> Iterator[None]:
+def explain_misfit(run_dir: Path, name: str) -> Iterator[None]:
     """Name a file of a run whose tensors are not those that the run needs, when they are put to use in the block.
 
     Raises:
@@ -62,7 +62,8 @@ def explain_misfit(path: Path) -> Iterator[None]:
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise RunError(
-            f"{path} does not fit its run ({reason}): restore it, or remove it and go on with --resume."
+            f"{run_dir / name} does not fit its run ({reason}): restore it, or remove it and go on with  "
+            f"{write_resume_command(run_dir)}"
         ) from None
 
 

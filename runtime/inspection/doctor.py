@@ -66,7 +66,7 @@ class EngineState:
     reason: str
     """The engine's version where it works, else why it does not."""
     fix: str | None
-    """The line that mends it, None where it works or no line can."""
+    """The line that fixes it, None where it works or no line can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ class DoctorReport:
     recommended: str | None
     """The engine that `--engine auto` tries first among those that work."""
     worth_typing: str
-    """The one command that helps most: it mends what is missing, or draws in the quickest way."""
+    """The one command that helps most: it fixes what is missing, or draws in the quickest way."""
     problems: tuple[tuple[str, str], ...]
-    """What is wrong beyond single engines, each with the line that mends it."""
+    """What is wrong beyond single engines, each with the line that fixes it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able values."""
@@ -124,7 +124,7 @@ def examine_machine(driver: Driver | None = None, say: Callable[[str], None] = l
 
 
 def _choose_command(states: tuple[EngineState, ...]) -> str:
-    """Return what mends a GPU or the lack of any engine, else what draws in the quickest way."""
+    """Return what fixes a GPU or the lack of any engine, else what draws in the quickest way."""
     by_name = {state.engine: state for state in states}
     works = [state.engine for state in states if state.works]
     on_gpu = [name for name in works if ENGINES[name] == "gpu"]

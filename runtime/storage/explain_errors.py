@@ -35,7 +35,7 @@ def explain_local_error(error: OSError, place: str) -> OutputError:
         return OutputError(f"The disk under {place} is full: free some space and {again}.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(
-            f"{place} cannot be written ({error.strerror}): choose another folder or mend its permissions."
+            f"{place} cannot be written ({error.strerror}): choose another folder or fix its permissions."
         )
     if error.errno in (
         errno.ENOENT,
@@ -47,9 +47,9 @@ def explain_local_error(error: OSError, place: str) -> OutputError:
         errno.ENOTDIR,
     ):
         return OutputError(
-            f"{place} went away or stopped working while the set was written ({error.strerror}): mend it and {again}."
+            f"{place} went away or stopped working while the set was written ({error.strerror}): fix it and {again}."
         )
-    return OutputError(f"{place} cannot be written: {error.strerror or error}; mend it and {again}.")
+    return OutputError(f"{place} cannot be written: {error.strerror or error}; fix it and {again}.")
 
 
 def _is_below(path: object, folder: Path) -> bool:

@@ -118,6 +118,6 @@ def explain_failure(error: Exception, url: str) -> OutputError:
     if lacks_credentials(error):
         return OutputError(explain_missing_credentials(url))
     return OutputError(
-        f"{url} cannot be reached or written: {describe_error(error)}; mend it and run the same command again, what is "
+        f"{url} cannot be reached or written: {describe_error(error)}; fix it and run the same command again, what is "
         "finished is kept."
     )

@@ -143,7 +143,7 @@ class RemoteStore:
             self._try(lambda: self._fs.info(bucket))
         except FileNotFoundError:
             raise OutputError(
-                f"{self.url} cannot be written: there is no bucket '{bucket}'; make it first, or mend its name."
+                f"{self.url} cannot be written: there is no bucket '{bucket}'; make it first, or fix its name."
             ) from None
         except OSError:
             pass  # a policy may forbid this question and allow to write

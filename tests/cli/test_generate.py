@@ -226,7 +226,7 @@ def test_places_that_cannot_hold_a_set_are_refused(
     (tmp_path / "closed").mkdir()
     unwritable(tmp_path / "closed", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    denied = f"{tmp_path}/closed cannot be written (Permission denied): choose another folder or mend its permissions."
+    denied = f"{tmp_path}/closed cannot be written (Permission denied): choose another folder or fix its permissions."
     for out, line in {
         tmp_path / "file": f"{tmp_path}/file is a file; name a folder for the set.",
         tmp_path / "file" / "below" / "it": f"{tmp_path}/file is a file; name a folder for the set.",
@@ -251,7 +251,7 @@ def test_a_read_only_file_system_is_refused(tiny_bundle: Path, tmp_path: Path, m
     arguments = ["generate", "--ipc", 1, "--out", tmp_path / "set", "--bundle", tiny_bundle]
     for more in ([], ["--dry-run"]):
         assert one_line(dim(*arguments, *more)) == (
-            f"{tmp_path} cannot be written (Read-only file system): choose another folder or mend its permissions."
+            f"{tmp_path} cannot be written (Read-only file system): choose another folder or fix its permissions."
         )
 
 

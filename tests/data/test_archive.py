@@ -200,7 +200,7 @@ def test_a_link_out_of_a_folder_is_refused_and_one_inside_followed(tmp_path: Pat
 def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", {"a/1": b"one"})
     (folder / "a" / "2").symlink_to(folder / "b")
-    assert _refusal(folder) == "P/a/2: a link to P/b, where nothing can be read; remove the link or mend it."
+    assert _refusal(folder) == "P/a/2: a link to P/b, where nothing can be read; remove the link or fix it."
 
 
 def test_names_in_a_zip_are_those_that_were_packed(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_loops_and_pipes_in_a_folder_are_refused(tmp_path: Path) -> None:
     (folder / "pipe").unlink()
     (folder / "dangling").symlink_to("nothing")
     with pytest.raises(
-        DataError, match="dangling: a link to nothing, where nothing can be read; remove the link or mend it"
+        DataError, match="dangling: a link to nothing, where nothing can be read; remove the link or fix it"
     ):
         _read(folder)
 

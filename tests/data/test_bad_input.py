@@ -1,4 +1,4 @@
-"""What users get wrong in their data is told in one sentence that names what was found and what mends it."""
+"""What users get wrong in their data is told in one sentence that names what was found and what fixes it."""
 
 import ast
 import json
@@ -60,7 +60,7 @@ def test_images_that_do_not_decode(tmp_path: Path) -> None:
 
 def test_labels_outside_the_names(tmp_path: Path) -> None:
     path = _parquet(tmp_path / "x.parquet", {"image": PNGS, "label": [0, 5] * 4}, ["cat", "dog"])
-    sentence = "labels run from 0 to {}, expected 0 to 1 for 2 class names; mend the labels, or name every class."
+    sentence = "labels run from 0 to {}, expected 0 to 1 for 2 class names; fix the labels, or name every class."
     assert _refusal(path) == f"{path}: {sentence.format(5)}"
     arrays = {"images": np.zeros((4, 8, 8), np.uint8), "labels": np.arange(4), "classes": np.array(["cat", "dog"])}
     np.savez(tmp_path / "x.npz", **arrays)
@@ -73,7 +73,7 @@ def test_a_table_of_files_that_are_not_there(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", files | {"labels.csv": f"file,label\n{rows}".encode()})
     assert _refusal(folder) == (
         f"{folder}: labels.csv: none of the 8 files that it names is there (x0.png, x1.png, x2.png, ...); "
-        "mend its column 'file'."
+        "fix its column 'file'."
     )
 
 

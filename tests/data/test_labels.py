@@ -56,7 +56,7 @@ def test_both_splits_count_together() -> None:
         ([0, -1], None, None, r"1 labels are negative \(-1\), as of images without a class; leave those out"),
         ([0, 3], None, ["a", "b"], "labels run from 0 to 3, expected 0 to 1 for 2 class names"),
         ([0, 2], None, ["a", "b"], "labels run from 0 to 2, expected 0 to 1 for 2 class names"),
-        (["a", "c"], None, ["a", "b"], r"labels \(c\) are not among the class names; mend one or the other"),
+        (["a", "c"], None, ["a", "b"], r"labels \(c\) are not among the class names; fix one or the other"),
         (["a", " "], None, None, "1 images have an empty label; fill it in"),
         ([[1, 1], [0, 1]], None, None, r"labels are int64 \[2, 2\] and not one-hot: each row needs one 1 and else"),
         ([0.5], None, None, r"labels are float64 \[1\], expected whole numbers or text \[N\], or one-hot rows"),

@@ -202,7 +202,7 @@ def test_split_folders_and_a_table_that_says_other_splits(tmp_path: Path) -> Non
     folder = write_folder(tmp_path / "set", files)
     assert _refusal(folder) == (
         "1 images are in another split by labels.csv, column 'split' than by their folders (test/cat/10.png): say "
-        "--layout splits/classes to take that of the folders, or mend the column."
+        "--layout splits/classes to take that of the folders, or fix the column."
     )
     _check_splits(load_data(folder, DataOptions(layout="splits/classes")))
 
@@ -299,7 +299,7 @@ def _shard(numbers: Any, json_label: Any = None) -> bytes:
 
 def test_two_labels_of_one_sample_of_a_webdataset(tmp_path: Path) -> None:
     (tmp_path / "set.tar").write_bytes(_shard(range(16), lambda n: 1 - n % 2))
-    assert _refusal(tmp_path / "set.tar") == ("00.json: the label is '1', and that in .cls is '0'; mend or remove one.")
+    assert _refusal(tmp_path / "set.tar") == ("00.json: the label is '1', and that in .cls is '0'; fix or remove one.")
     for label in (lambda n: n % 2, lambda n: LABELS[n]):  # the same, or the name of the number
         (tmp_path / "set.tar").write_bytes(_shard(range(16), label))
         assert load_data(tmp_path / "set.tar").classes == ("0", "1")

@@ -16,7 +16,7 @@ PNGS = [image_file(image) for image in random_images(12, 8, 3)]
 LABELS = ["chat", "été"] * 6
 ROWS = [f"{number:03d}.png,{label}" for number, label in enumerate(LABELS)]
 CSV = "\n".join(["file,label", *ROWS])
-MEND = "write one label for each image."
+FIX = "write one label for each image."
 
 
 def _flat(folder: str = "") -> dict[str, bytes]:
@@ -93,12 +93,12 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, data: bytes, name: st
         (
             "labels.json",
             b'[{"file": "000.png", "label": "cat"},',
-            "labels.json: not JSON that can be read (Expecting value: line 1 column 38 (char 37)); mend or remove it.",
+            "labels.json: not JSON that can be read (Expecting value: line 1 column 38 (char 37)); fix or remove it.",
         ),
         (
             "labels.jsonl",
             b'{"file": "000.png", "label": "cat"}\n{"file": "001.png"',
-            "labels.jsonl: not JSON that can be read (Expecting ',' delimiter: line 1 column 19 (char 18)); mend or "
+            "labels.jsonl: not JSON that can be read (Expecting ',' delimiter: line 1 column 19 (char 18)); fix or "
             "remove it.",
         ),
         *(
@@ -165,7 +165,7 @@ def test_all_tables_are_told_and_one_with_labels_is_enough(tmp_path: Path) -> No
     files = _flat() | {"test.csv": bare, "a.json": b"{"}
     assert _refusal(tmp_path / "set", files) == (
         "test.csv: no column of labels beside 'id'; add one; also a.json: not JSON that can be read (Expecting "
-        "property name enclosed in double quotes: line 1 column 2 (char 1)); mend or remove it."
+        "property name enclosed in double quotes: line 1 column 2 (char 1)); fix or remove it."
     )
     (tmp_path / "set" / "train.csv").write_text("\n".join(["id,label", *(row for row in ROWS[:8])]))
     said: list[str] = []
@@ -256,13 +256,13 @@ def test_a_second_column_of_labels_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([[1], [2], [3, 4]], f"labels are lists of different lengths, or lists beside single labels; {MEND}"),
-        ([1, [2], 3], f"labels are lists of different lengths, or lists beside single labels; {MEND}"),
-        ([{"a": 1}] * 3, f"the label of 000.png is {{'a': 1}}, expected text or a whole number of 64 bits; {MEND}"),
-        ([1, 0.5, 1], f"the label of 001.png is 0.5, expected text or a whole number of 64 bits; {MEND}"),
-        ([1, float("inf")], f"the label of 001.png is inf, expected text or a whole number of 64 bits; {MEND}"),
-        ([1, float("nan")], f"the label of 001.png is nan, expected text or a whole number of 64 bits; {MEND}"),
-        ([10**20, 1], f"the label of 000.png is {10**20}, expected text or a whole number of 64 bits; {MEND}"),
+        ([[1], [2], [3, 4]], f"labels are lists of different lengths, or lists beside single labels; {FIX}"),
+        ([1, [2], 3], f"labels are lists of different lengths, or lists beside single labels; {FIX}"),
+        ([{"a": 1}] * 3, f"the label of 000.png is {{'a': 1}}, expected text or a whole number of 64 bits; {FIX}"),
+        ([1, 0.5, 1], f"the label of 001.png is 0.5, expected text or a whole number of 64 bits; {FIX}"),
+        ([1, float("inf")], f"the label of 001.png is inf, expected text or a whole number of 64 bits; {FIX}"),
+        ([1, float("nan")], f"the label of 001.png is nan, expected text or a whole number of 64 bits; {FIX}"),
+        ([10**20, 1], f"the label of 000.png is {10**20}, expected text or a whole number of 64 bits; {FIX}"),
         ([1, 2, None], "'002.png' has no 'label'; fill it in."),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_table_does_not_overrule_class_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "rows", "options", "message"),
     [
-        ("file,label", ["x.png,cat"], {}, r"none of the 1 files that it names is there \(x.png\); mend its column"),
+        ("file,label", ["x.png,cat"], {}, r"none of the 1 files that it names is there \(x.png\); fix its column"),
         (
             "file,label",
             ["000.png,cat", "x.png,cat", "y.png,dog"],

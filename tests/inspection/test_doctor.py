@@ -1,4 +1,4 @@
-"""The doctor tries every engine on a tiny bundle with a known answer, and names the line that mends what fails."""
+"""The doctor tries every engine on a tiny bundle with a known answer, and names the line that fixes what fails."""
 
 import json
 import sys
@@ -86,11 +86,11 @@ def test_this_machine(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("works", "hardware", "flags", "command"),
     [
-        ((), False, "", "mend onnxruntime-cpu"),
+        ((), False, "", "fix onnxruntime-cpu"),
         (("onnxruntime-cpu",), False, "avx512f", "dim generate --ipc 50 --out data/"),
-        (("onnxruntime-cpu",), False, "avx512_bf16", "mend openvino-cpu"),
+        (("onnxruntime-cpu",), False, "avx512_bf16", "fix openvino-cpu"),
         (("onnxruntime-cpu", "openvino-cpu"), False, "amx_bf16", "dim generate --precision bf16 --ipc 50 --out data/"),
-        (("onnxruntime-cpu",), True, "avx512_bf16", "mend tensorrt"),
+        (("onnxruntime-cpu",), True, "avx512_bf16", "fix tensorrt"),
         (("onnxruntime-cpu", "tensorrt"), True, "", "dim generate --device gpu --ipc 50 --out data/"),
     ],
 )
@@ -100,7 +100,7 @@ def test_the_one_line_worth_typing(
     patch.setattr("dim.runtime.inspection.doctor.has_nvidia_hardware", lambda: hardware)
     patch.setattr("dim.runtime.inspection.doctor.find_bf16_instructions", lambda: "bf16" in flags or None)
     states = tuple(
-        EngineState(engine=name, works=name in works, found={}, needed={}, reason="", fix=f"mend {name}")
+        EngineState(engine=name, works=name in works, found={}, needed={}, reason="", fix=f"fix {name}")
         for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino-cpu")
     )
     assert _choose_command(states) == command

@@ -157,7 +157,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, what: str) -> None
     alter(run)
     with pytest.raises(RunError, match=f"stage1-00000004.json does not fit its run \\(.*{words}") as caught:
         distill(make_images(), quick(), run, resume=True)
-    assert str(caught.value).endswith("): restore it, or remove it and go on with --resume.")
+    assert str(caught.value).endswith(f"): restore it, or remove it and go on with  dim distill --resume --out {run}")
     assert str(caught.value).isprintable()
     (run / f"{NEWEST}.json").unlink()
     assert resume(run, steps=3)[-1] == "Resuming at step 2 of stage1."

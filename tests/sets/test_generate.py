@@ -297,7 +297,7 @@ def test_a_place_that_cannot_be_written(
     with pytest.raises(OutputError) as caught:
         generate(bundle, tmp_path / "set", counts=COUNTS)
     assert str(caught.value) == (
-        f"{tmp_path}/set cannot be written ({os.strerror(code)}): choose another folder or mend its permissions."
+        f"{tmp_path}/set cannot be written ({os.strerror(code)}): choose another folder or fix its permissions."
     )
 
 

@@ -55,7 +55,7 @@ def test_a_bucket_that_does_not_exist(bundle: Bundle, s3: Any, no_waiting: None)
         with pytest.raises(OutputError) as caught:
             call(bundle, "s3://nowhere/set", counts=COUNTS, format="npz")
         assert str(caught.value) == (
-            "s3://nowhere/set cannot be written: there is no bucket 'nowhere'; make it first, or mend its name."
+            "s3://nowhere/set cannot be written: there is no bucket 'nowhere'; make it first, or fix its name."
         )
 
 

@@ -144,7 +144,7 @@ def test_failures_that_stay_are_told(bundle: Bundle, monkeypatch: pytest.MonkeyP
     with pytest.raises(OutputError) as caught:
         generate(bundle, "memory://broken/set", counts=COUNTS)
     assert str(caught.value) == (
-        "memory://broken/set cannot be reached or written: reset; mend it and run the same command again, what is "
+        "memory://broken/set cannot be reached or written: reset; fix it and run the same command again, what is "
         "finished is kept."
     )
     flaky = flaky_memory(monkeypatch, PermissionError("403"), 1)

@@ -117,7 +117,7 @@ def unreachable() -> Exception:
     return aiohttp.ClientConnectorError(key, ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))  # type: ignore[arg-type]
 
 
-AGAIN = "mend it and run the same command again, what is finished is kept."
+AGAIN = "fix it and run the same command again, what is finished is kept."
 PASSING: dict[str, tuple[Fault, str]] = {
     "s3 slow down": (of_s3("SlowDown", "Please reduce your request rate."), "Please reduce your request rate"),
     "s3 internal error": (

@@ -82,9 +82,7 @@ def _names_of_text(
     if classes is None:
         return {text: text for text in found}, ()
     if unknown := sorted(set(found) - set(classes)):
-        raise DataError(
-            f"{where}: labels ({list_first(unknown)}) are not among the class names; mend one or the other."
-        )
+        raise DataError(f"{where}: labels ({list_first(unknown)}) are not among the class names; fix one or the other.")
     return {text: text for text in classes}, ()
 
 
@@ -111,6 +109,6 @@ def _names_of_numbers(
     if found[-1] >= len(classes):
         raise DataError(
             f"{where}: labels run from {found[0]} to {found[-1]}, expected 0 to {len(classes) - 1} "
-            f"for {len(classes)} class names; mend the labels, or name every class."
+            f"for {len(classes)} class names; fix the labels, or name every class."
         )
     return dict(enumerate(classes)), ()

@@ -104,7 +104,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=partial(_join_pairs, where))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON that can be read ({str(error)[:80]}); mend or remove it.") from error
+        raise DataError(f"{where}: not JSON that can be read ({str(error)[:80]}); fix or remove it.") from error
 
 
 def _join_pairs(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -59,5 +59,5 @@ def _compare(layout: Layout, split_of: dict[str, str], said: str, where: str) ->
     if odd:
         raise DataError(
             f"{where}: {len(odd)} images are in another split by {said} than by their folders ({list_first(odd)}): "
-            f"say {layout.answer} to take that of the folders, or mend the column."
+            f"say {layout.answer} to take that of the folders, or fix the column."
         )

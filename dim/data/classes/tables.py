@@ -156,7 +156,7 @@ def _look_at_table(path: str, data: bytes, index: ImageIndex, source: Source) ->
             )
         first = list_first(str(row.get(column)) for row in rows)
         raise DataError(
-            f"{path}: none of the {len(rows)} files that it names is there ({first}); mend its column '{column}'."
+            f"{path}: none of the {len(rows)} files that it names is there ({first}); fix its column '{column}'."
         )
     return FoundTable(path, rows, columns, column, num_found, split=split)
 

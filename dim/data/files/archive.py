@@ -79,7 +79,7 @@ def _check_link(path: Path) -> None:
     """Refuse a link that leads nowhere, or back to a folder it lies in."""
     target = os.readlink(path)
     if not path.exists():
-        raise DataError(f"{path}: a link to {target}, where nothing can be read; remove the link or mend it.")
+        raise DataError(f"{path}: a link to {target}, where nothing can be read; remove the link or fix it.")
     if path.is_dir() and path.parent.resolve().is_relative_to(path.resolve()):
         raise DataError(f"{path}: a link to {target}, a folder that it lies in itself; remove the link.")
 

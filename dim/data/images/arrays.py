@@ -124,7 +124,7 @@ def _form_of(array: NDArray[Any], low: float, high: float, whole: bool, is_wide:
     if kind not in "iuf":
         raise DataError(f"{where}: images are {array.dtype}, expected uint8, whole numbers or floats.")
     if not np.isfinite([low, high]).all():
-        raise DataError(f"{where}: images hold values that are no numbers (nan or infinity); mend them first.")
+        raise DataError(f"{where}: images hold values that are no numbers (nan or infinity); fix them first.")
     if kind == "f" and -1 - _ROUNDING <= low and high <= 1 + _ROUNDING:
         return _UNIT if low >= -_ROUNDING else _SIGNED
     if whole and low >= 0 and high <= 255 and not is_wide:

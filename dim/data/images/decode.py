@@ -235,7 +235,7 @@ def _open(data: bytes, name: str) -> "Picture":
 
 
 def _describe_failure(name: str, error: Exception) -> str:
-    return f"{name}: the image cannot be read ({str(error).strip() or type(error).__name__}): mend or remove it."
+    return f"{name}: the image cannot be read ({str(error).strip() or type(error).__name__}): fix or remove it."
 
 
 def _is_grey(picture: "Picture") -> bool:

@@ -117,7 +117,7 @@ class _Shards:
         numbers = is_whole(first), is_whole(text)
         if (int(first) != int(text)) if all(numbers) else (first != text and not any(numbers)):
             raise DataError(
-                f"{where}: the label is '{text}', and that in {self._origins[sample]} is '{first}'; mend or remove one."
+                f"{where}: the label is '{text}', and that in {self._origins[sample]} is '{first}'; fix or remove one."
             )
 
     def _choose_column(self, row: dict[str, Any], where: str) -> str:
