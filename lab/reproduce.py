@@ -7,10 +7,10 @@
     python -m lab.reproduce --plan rows --out ~/runs --hours       # what it would cost, and run none
     python -m lab.reproduce --list                                 # print the commands and run none
 
-The plan `rows` does the bundles with `best` as it stands, ConvNet-3 at 10, 1 and 50, quality and copies, few real
-images, the protocols of the DiM code, then ever dearer rows. On a CPU
-the core-hours of everything that is left are printed first; a few steps of every kind are timed once for that. All
-files lie below `--out`, which must not lie in the repository.
+The plan `rows` does the bundles with `best` as it stands, ConvNet-3 at 10, 1 and 50, the protocol of the DiM code,
+ResNet-18, quality and copies, few real images, then ever dearer rows. On a CPU the core-hours of everything that is
+left are printed first; a few steps of every kind are timed once for that. All files lie below `--out`, which must not
+lie in the repository.
 
 What is done is not done again: run the same line after an interruption. A command runs again when it reads otherwise
 now, or when one that it needs has run since. What fails is left out, with what needs it, and is tried again by the next
@@ -102,19 +102,19 @@ def _list_rows(options: argparse.Namespace, names: Mapping[str, str]) -> list[St
             _evaluate(options, data, name, f"convnet3-{size}", f"--ipc {size} --arch convnet3 --record")
             for size in ROWS_SIZES.split(",")
         ]
-    few = "--ipc 10 --arch convnet3 --mode stream --controls none --with-real 1,5,10 --record"
-    for data, name in names.items():
-        stages.append(_evaluate(options, data, name, "images", "--seeds 0 --quality --privacy --record"))
-        stages.append(_evaluate(options, data, name, "few", few))
     for data, name in names.items():
         stages.append(_evaluate(options, data, name, "published", "--ipc 10 --arch convnet3 --recipe published"))
-        line = "--ipc 10 --arch convnet3 --mode stream --controls real --recipe reference --seeds 1 --record"
-        stages.append(_evaluate(options, data, name, "reference", line))
     streams = "--mode stream --controls real"
     for size, seeds in ((10, options.seeds), (50, 1)):
         for data, name in names.items():
             line = f"--ipc {size} --arch resnet18 {streams} --seeds {seeds} --record"
             stages.append(_evaluate(options, data, name, f"resnet18-{size}", line))
+    few = "--ipc 10 --arch convnet3 --mode stream --controls none --with-real 1,5,10 --record"
+    reference = f"--ipc 10 --arch convnet3 {streams} --recipe reference --seeds 1 --record"
+    for data, name in names.items():
+        stages.append(_evaluate(options, data, name, "images", "--seeds 0 --quality --privacy --record"))
+        stages.append(_evaluate(options, data, name, "few", few))
+        stages.append(_evaluate(options, data, name, "reference", reference))
     for data, name in names.items():
         if name not in FURTHER_ROWS:
             continue

@@ -70,13 +70,13 @@ def test_the_plan_for_a_cpu_goes_from_bundles_to_ever_dearer_rows(tmp_path: Path
     assert names[:5] == ["mnist", "mnist-bundle", "mnist-convnet3-10", "mnist-convnet3-1", "mnist-convnet3-50"]
     later = [
         "cifar10-convnet3-50",
-        "mnist-images",
-        "mnist-few",
         "mnist-published",
-        "mnist-reference",
         "cifar10-published",
         "mnist-resnet18-10",
         "cifar10-resnet18-50",
+        "mnist-images",
+        "mnist-few",
+        "mnist-reference",
     ]
     later += ["cifar10-networks", "cifar10-paper", "cifar10-against-cifar10-stage1", "cifar10-convnet3-500"]
     assert [names.index(name) for name in later] == sorted(names.index(name) for name in later)
