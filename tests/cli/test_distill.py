@@ -204,7 +204,7 @@ def test_a_folder_with_a_run_is_refused_before_data_are_read(tmp_path: Path, mon
         (tmp_path / folder / "config.json").write_text("{}")
         (tmp_path / "photos").mkdir(exist_ok=True)
         assert one_line(dim("distill", "--data", "photos", *more)) == (
-            f"{folder} already holds a run: choose another --out, or go on with  dim distill --resume --out {folder}"
+            f"{folder} already holds a run: choose another --out, or go on with dim distill --resume --out {folder}"
         )
 
 
