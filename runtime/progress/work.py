@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from dim.runtime.errors import printable
 from dim.runtime.units import format_duration
 
+WINDOW_S = 120.0
+"""The time left follows the speed of the last one to two of these, so it is right again soon after a change of load."""
+
 
 @dataclass
 class Work:
@@ -15,16 +18,17 @@ class Work:
     done: float = 0.0
     total: float | None = None
     note: str = ""
-    _began: tuple[float, float] | None = field(default=None, init=False)
-    """Time and `done` of the first report."""
+    _marks: list[tuple[float, float]] = field(default_factory=list, init=False)
+    """Times and `done` of two reports, `WINDOW_S` apart or more; the speed is measured since the first."""
 
     def __post_init__(self) -> None:
         self.what = printable(self.what)
 
     def update(self, done: float, total: float | None, note: str) -> None:
         """Take a report; arguments as in `dim.runtime.progress.show.Progress`."""
-        if self._began is None:
-            self._began = (time.monotonic(), done)
+        now = time.monotonic()
+        if not self._marks or now - self._marks[-1][0] >= WINDOW_S:
+            self._marks = [*self._marks[-1:], (now, done)]
         self.done, self.total, self.note = done, total, printable(note)
 
     @property
@@ -43,10 +47,10 @@ class Work:
 
     @property
     def time_left(self) -> str:
-        """How long the rest takes at the speed so far, as in "40 s"; empty where that is unknown."""
-        if self._began is None or self.total is None or self.is_finished:
+        """How long the rest takes at the latest speed, as in "40 s"; empty where that is unknown."""
+        if not self._marks or self.total is None or self.is_finished:
             return ""
-        began_s, first = self._began
+        began_s, first = self._marks[0]
         elapsed_s, moved = time.monotonic() - began_s, self.done - first
         if elapsed_s < 1 or moved <= 0:
             return ""

@@ -246,6 +246,19 @@ def test_the_time_left_follows_what_was_done_here(monkeypatch: pytest.MonkeyPatc
     assert work.counts == "25%"
 
 
+def test_the_time_left_forgets_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("dim.runtime.progress.work.time.monotonic", lambda: now)
+    work = Work("stage1")
+    left = {}
+    for step in range(1001):  # a step takes a second, but the 300th takes an hour
+        work.update(step, 10_000, "")
+        left[step] = work.time_left
+        now += 3600 if step == 299 else 1
+    assert left[200] == "2 h 43 min"  # 9,800 s
+    assert left[310] != left[1000] == "2 h 30 min"
+
+
 def test_rich_is_imported_only_where_a_bar_is_drawn(tiny_bundle: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
