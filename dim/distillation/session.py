@@ -103,7 +103,7 @@ class Session:
         if self.world.is_main:
             self.checkpoints.prune()
         if self.resumed is not None:
-            self.say(f"Resuming at step {self.resumed.step} of {self.resumed.stage}.")
+            self.say(f"Resuming at step {self.resumed.step:,} of {self.resumed.stage}.")
             if self.compiled != ("compiled" in self.resumed.tensors):
                 self.say(
                     f"The run began {'without' if self.compiled else 'with'} compiled ConvNets and goes on "
