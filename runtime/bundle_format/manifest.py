@@ -186,12 +186,12 @@ def _describe(m: BundleDescription) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if value or name != "evaluation"}
 
 
-def _read_block(block: Mapping[str, Any]) -> Manifest:
-    """The manifest of what its file holds."""
+def _read_block(block: Mapping[str, Any], advice: str = "") -> Manifest:
+    """The manifest of what its file holds; `advice` as in `from_plain`."""
     values = {"evaluation": {}} | dict(block)
     if "accuracy" in values:
         values["accuracy"] = unpack_rows(values["accuracy"], "The manifest")
-    return from_plain(Manifest, values, "The manifest")
+    return from_plain(Manifest, values, "The manifest", advice=advice)
 
 
 def _check_ranges(m: BundleDescription) -> None:
@@ -311,7 +311,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if isinstance(sampling := block.get("sampling"), dict):
         found, maker = sampling.get("sampling_version"), block.get("created_by")
         refuse_newer(found, "The manifest", version=FILTERED_SAMPLING, what="sampling version", maker=maker)
-    manifest = _read_block(block)
+    manifest = _read_block(block, advice)
     del block["manifest_sha256"]
     if _hash_block(block) != manifest.manifest_sha256:
         raise BundleError(

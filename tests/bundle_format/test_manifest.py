@@ -334,6 +334,7 @@ def test_a_file_that_is_also_a_folder_is_refused() -> None:
         (b"[]", r"^The manifest is \[\]; it must be an object: fetch the bundle again, or export it anew\.$"),
         (b"null", r"^The manifest is None; it must be an object: fetch the bundle again"),
         (b"{}", r"^The manifest lacks the field format_version: fetch the bundle again"),
+        (b'{"format_version": 1}', r"^The manifest lacks the field name: fetch the bundle again, or export it anew\.$"),
         (b'{"a": 1, "a": 2}', "the key 'a' twice"),
         (b'{"a": {"b": 1, "b": 1}}', "the key 'b' twice"),
         (b'{"a": NaN}', "the number NaN"),
