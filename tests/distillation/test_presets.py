@@ -22,6 +22,7 @@ from dim.config import (
 )
 from dim.data.load import load_data
 from dim.distillation.distill import distill
+from dim.networks.generator import ResizeGenerator, build_generator
 from dim.presets import PRESETS, preset
 from dim.runtime.errors import BadValueError
 
@@ -57,6 +58,21 @@ def test_the_discriminator_sees_many_images_less_augmented(
         config = preset(preset_name, data=data)
         assert {config.stage1.adversarial.augment, config.stage2.adversarial.augment} == {expected}
         assert config.generator.mirrored == expected.startswith("flip")
+
+
+@pytest.mark.parametrize(("image_px", "channels", "most_bytes"), [(28, 1, 5_000_000), (32, 3, 11_000_000)])
+def test_a_bundle_of_best_has_a_few_megabytes(image_px: int, channels: int, most_bytes: int) -> None:
+    data: Any = SimpleNamespace(
+        name="photos", classes=tuple("0123456789"), class_counts=(6000,) * 10, height=image_px, channels=channels
+    )
+    config = preset("best", data=data).generator
+    generator = build_generator(config, num_classes=10, image_px=image_px, channels=channels)
+    assert isinstance(generator, ResizeGenerator)
+    weights = sum(parameter.numel() for parameter in generator.parameters())
+    # Export turns the class's half of the first layer into one row per class.
+    weights -= generator.first.out_features * (config.latent_dim - 10)
+    fp32_fp16_and_int8 = weights * (4 + 2 + 1)
+    assert 0.8 * most_bytes < fp32_fp16_and_int8 < most_bytes
 
 
 @pytest.mark.parametrize(
