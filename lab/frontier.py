@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Draw accuracy over bytes: bundles, fixed sets, archives of real images, and what other methods quote.
 
-    python -m lab.frontier --data cifar10 --results lab/results/cifar10-jpeg.json lab/results/cifar10-archive.json \\
-        --width 64 --out lab/results/frontier-cifar10.png
+    python -m lab.frontier --data cifar10 --results lab/results/cifar10*.json --out lab/results/frontier-cifar10.png
     python -m lab.frontier --data mnist --results lab/results/mnist-width.json --recipe onecycle-0.12-smooth-0.1 \\
         --out lab/results/frontier-mnist.png
 
-Results are `results.json` files of `dim eval`; quotes and earlier measurements stand in `lab/quotes.json` with their
-protocols and sources. Students differ from method to method, so points are no ranking by themselves.
+Results are `results.json` files of `dim eval`; quotes stand in `lab/quotes.json` with their protocols and sources.
+Students differ from method to method, so points are no ranking by themselves.
 """
 
 import argparse
@@ -21,7 +20,6 @@ from dim.chart_style import GENERATED, INK, OTHERS, REAL, make_figure, name_axes
 from dim.evaluation.table import format_bytes
 from dim.runtime.storage.below import replace_file
 
-COLOURS = {"generated": GENERATED, "real": REAL}
 MARKERS = "osD^vPXhp<>*"
 QUOTES = Path(__file__).with_name("quotes.json")
 
@@ -99,18 +97,16 @@ def _by_bytes(points: Iterable[tuple[float, float]]) -> tuple[tuple[float, float
 def read_quotes(described: Mapping[str, Any]) -> list[Curve]:
     """Read the curves of one dataset of `lab/quotes.json`."""
     curves = []
-    for kind in ("measured", "quoted"):
-        for number, entry in enumerate(described[kind]):
-            colour = OTHERS[number % len(OTHERS)] if kind == "quoted" else COLOURS[entry["draws"]]
-            curves.append(
-                Curve(
-                    name=entry["name"],
-                    points=tuple(sorted((float(size), float(accuracy)) for size, accuracy in entry["points"])),
-                    note=f"{kind}: {entry['protocol']}; bytes: {entry['bytes']}; {entry['source']}",
-                    colour=colour,
-                    quoted=kind == "quoted",
-                )
+    for number, entry in enumerate(described["quoted"]):
+        curves.append(
+            Curve(
+                name=entry["name"],
+                points=tuple(sorted((float(size), float(accuracy)) for size, accuracy in entry["points"])),
+                note=f"quoted: {entry['protocol']}; bytes: {entry['bytes']}; {entry['source']}",
+                colour=OTHERS[number % len(OTHERS)],
+                quoted=True,
             )
+        )
     return curves
 
 

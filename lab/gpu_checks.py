@@ -64,7 +64,7 @@ def list_check_steps() -> list[Step]:
 def bundle_of(context: Context) -> Path:
     """A copy of the bundle to test engines on, without engines that others built: the newest one that there is."""
     made = sorted((context.work / "cifar10").glob("*.dim"))
-    source = made[0] if made else ROOT / "bundles" / "cifar10-jpeg.dim"
+    source = made[0] if made else ROOT / "bundles" / "cifar10.dim"
     manifest = load_manifest(source)
     copy = context.work / "engines" / f"{manifest.content_id[:12]}.dim"
     if not copy.exists():

@@ -23,8 +23,6 @@ TITLES = {
     "fashion-mnist": "FashionMNIST",
     "svhn": "SVHN",
     "cifar10": "CIFAR-10",
-    "cifar10-jpeg": "CIFAR-10 (JPEG)",
-    "cifar10-jpeg-4": "CIFAR-10 (JPEG), four classes",
     "cifar100": "CIFAR-100",
 }
 """By the name that `load_data` gives a dataset; in the order of the page, others after them."""
@@ -182,8 +180,8 @@ def _measured(name: str, title: str, files: Sequence[tuple[str, Described]], slu
         for row in whole
     ]
     lines.append("")
-    if name in ("cifar10", "cifar10-jpeg"):
-        lines += [*quote_abstract(name, drawn), "", *quote_sets(name, drawn), ""]
+    if name == "cifar10":
+        lines += [*quote_abstract(drawn), "", *quote_sets(drawn), ""]
     charts: list[Chart] = []
     for setting in sorted(counts, key=lambda one: (one != main, -one[1], one)):
         here = [row for row in drawn if setting_of(row) == setting]

@@ -32,13 +32,12 @@ Setting = tuple[str, int, str]
 """The students' recipe, epochs and precision: what the rows of one table have in common."""
 
 
-def quote_abstract(name: str, rows: Sequence[Row]) -> list[str]:
+def quote_abstract(rows: Sequence[Row]) -> list[str]:
     """Put the abstract's figures beside what real images at equal steps reach, by every recipe that was measured."""
-    claimed = "CIFAR-10" if name == "cifar10" else "CIFAR-10 itself; these are other images"
     lines = [
         QUOTE,
         "",
-        f"| network | student recipe | the abstract ({claimed}) | generated, `stream`, IPC 10 "
+        "| network | student recipe | the abstract | generated, `stream`, IPC 10 "
         "| real at equal steps, IPC 10 | generated, IPC 50 | real at equal steps, IPC 50 |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
@@ -58,20 +57,16 @@ def quote_abstract(name: str, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def quote_sets(name: str, rows: Sequence[Row]) -> list[str]:
+def quote_sets(rows: Sequence[Row]) -> list[str]:
     """Put small sets of other methods beside ours, by every recipe that was given its 1,000 epochs."""
     shape = {"arch": "convnet3", "width": None, "mode": "fixed", "labels": "hard", "epochs": PUBLISHED_EPOCHS}
     here = [row for row in rows if all(row[key] == value for key, value in shape.items()) and row["ipc"] in QUOTED_IPCS]
-    others = "" if name == "cifar10" else ", CIFAR-10 itself"
     lines = [
         QUOTE_SETS,
         "",
-        f"| one set of | student recipe | {' | '.join(f'IPC {ipc}' for ipc in QUOTED_IPCS)} |",
+        f"| one set of | student recipe | {' | '.join(f'{ipc} per class' for ipc in QUOTED_IPCS)} |",
         "|---|---|---:|---:|---:|",
-        *(
-            f"| {method}, quoted{others} | | {' | '.join(map(str, figures))} |"
-            for method, figures in QUOTED_SETS.items()
-        ),
+        *(f"| {method}, quoted | | {' | '.join(map(str, figures))} |" for method, figures in QUOTED_SETS.items()),
     ]
     found = {(row["subject"], row["recipe"], row["precision"]) for row in here}
     for subject, recipe, precision in sorted(found, key=lambda one: (one[1:], one[0] == "real", one[0])):

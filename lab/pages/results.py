@@ -39,15 +39,13 @@ it says how many. The test split is used once per student, after the last step. 
 `condensation-all`; 10, 25 and 50 with `reference`); a table with fewer epochs says so.
 "-" under "s per student": the student was suspended meanwhile.
 
-Eight digits behind "generated" begin a bundle's content id, where a file has rows of more than one. Bundles of one
-dataset differ in the refinement of their fixed latents, which changes nothing in `stream`, and in horizontal flips:
-c112e132, cedc71d4, 0a5150c5 and 4675479d of CIFAR-10 (JPEG) and 87631039 of its four classes do not flip. 54731742 and
-3fbfee26 lie in this repository.
+Eight digits behind "generated" begin a bundle's content id, where a file has rows of more than one. Bundles of MNIST
+differ in the refinement of their fixed latents, which changes nothing in `stream`; 201ea0c5 lies in this repository.
 
 "archive" is the best compressed archive of real images in the bytes of the generator's file, chosen on a hold-out. In
 rows of earlier releases, "real, equal bytes" are as many real images, as raw uint8 pixels, as fit into the generator's
 file; with soft labels, into that and the teacher's, each image with its logits. PNG files of the same bytes would hold
-2.9 times as many images of MNIST and 1.5 times as many of CIFAR-10.
+2.9 times as many images of MNIST.
 """
 
 

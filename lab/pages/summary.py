@@ -19,12 +19,13 @@ from dim.runtime.bundle_format.files import load_manifest
 from dim.runtime.storage.below import replace_file
 from dim.students.recipes import CONDENSATION
 from lab.pages.evaluation import TITLES
+from lab.pages.quotes import quote_sets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
-SAME_GENERATOR = {"934011cc": "54731742", "065bf807": "201ea0c5"}
+SAME_GENERATOR = {"065bf807": "201ea0c5"}
 """Begin content ids of bundles that differ from one in the repository in the refinement of their fixed latents alone,
 and that bundle's: their rows of `stream`, which uses no fixed latents, are its rows."""
 
@@ -38,17 +39,20 @@ class Summary:
     bundle: str
     """Its folder, from the top of the repository."""
     recipe: str
+    """Of students of a stream."""
+    fixed_recipe: str
+    """Of students of one set."""
     epochs: int
     precision: str
     archs: tuple[str, ...]
     """Networks of the table, in its order; the first one is drawn."""
 
 
+_CYCLE = "onecycle-0.12-smooth-0.1"
 SUMMARIES = (
-    Summary("mnist", "runtime/shipped/mnist.dim", "onecycle-0.12-smooth-0.1", 1000, "bf16", ("convnet3",)),
-    Summary("cifar10-jpeg", "bundles/cifar10-jpeg.dim", "condensation", 1000, "bf16", ("convnet3", "resnet18")),
+    Summary("mnist", "runtime/shipped/mnist.dim", _CYCLE, _CYCLE, 1000, "bf16", ("convnet3",)),
     Summary(
-        "cifar10-jpeg-4", "bundles/cifar10-jpeg-4.dim", "condensation", 1000, "bf16", ("convnet3", "resnet18", "vgg11")
+        "cifar10", "bundles/cifar10.dim", "condensation", "condensation-all", 1000, "bf16", ("convnet3", "resnet18")
     ),
 )
 _COLUMNS = (
@@ -76,8 +80,9 @@ def choose_rows(summary: Summary, rows: Sequence[Row]) -> dict[tuple[str, int, s
     content_id = load_manifest(ROOT / summary.bundle).content_id
     found: dict[tuple[str, int, str, str], Row] = {}
     for row in rows:
+        recipe = summary.fixed_recipe if row["mode"] == "fixed" else summary.recipe
         settings = (row["data"], row["recipe"], row["epochs"], row["precision"], row["width"], row["labels"])
-        if settings != (summary.name, summary.recipe, summary.epochs, summary.precision, None, "hard"):
+        if settings != (summary.name, recipe, summary.epochs, summary.precision, None, "hard"):
             continue
         same = row["mode"] == "stream" and SAME_GENERATOR.get(row["content_id"][:8]) == content_id[:8]
         if row["arch"] not in summary.archs or row["content_id"] not in ("", content_id) and not same:
@@ -177,11 +182,13 @@ def write_summaries(page: str, rows: Sequence[Row]) -> str:
     """
     quick = PROTOCOLS["quick"]
     digits = _choose(rows, data="mnist", recipe=quick.recipe, epochs=quick.epochs, width=quick.width)
-    colours = _choose(rows, data="cifar10", recipe=CONDENSATION.name, epochs=PUBLISHED_EPOCHS, width=64)
+    colours = _choose(rows, data="cifar10", recipe=CONDENSATION.name, epochs=PUBLISHED_EPOCHS, width=None)
     mnist, cifar10 = (load_manifest(ROOT / summary.bundle).content_id for summary in SUMMARIES[:2])
     tables = {summary.name: render_table(summary, rows) for summary in SUMMARIES}
     tables["mnist-archives"] = render_archives(digits, mnist)
     tables["cifar10-archives"] = render_archives(colours, cifar10)
+    drawn = [row for row in rows if row["data"] == "cifar10" and row["content_id"] in ("", cifar10)]
+    tables["cifar10-sets"] = "\n".join(quote_sets(drawn)[2:])
     tables["mnist-few"] = render_few(digits)
     tables["reference"] = render_reference(rows)
     for name, table in tables.items():

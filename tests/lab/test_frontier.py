@@ -52,7 +52,7 @@ def test_one_point_per_precision_size_and_archive(tmp_path: Path) -> None:
 def test_every_quote_has_its_protocol_and_source() -> None:
     for described in json.loads(QUOTES.read_text()).values():
         curves = read_quotes(described)
-        assert len(curves) == len(described["quoted"]) + len(described["measured"])
+        assert len(curves) == len(described["quoted"])
         for curve in curves:
             assert len(curve.note) > 40 and curve.points == tuple(sorted(curve.points))
             assert all(size > 1000 and 10 <= accuracy <= 100 for size, accuracy in curve.points)
