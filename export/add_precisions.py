@@ -75,16 +75,13 @@ def add_precisions(
         for done, precision in enumerate(wanted):
             report("exporting", done, len(wanted) + 1, precision)
             if precision == "int8" and source is not None:
-                from dim.export import run_int8
+                from dim.export.run_int8 import quantise
 
-                classifiers = run_int8.read_comparing_classifiers(source)
-                model = run_int8.quantise(source, canonical)
+                model, accepted = quantise(source, canonical, say)
             else:
                 model = to_half(canonical)
             agreements.append(check_precision(precision, model, latents, labels, expected, "fp32"))
             say(f"{agreements[-1]}; {len(model):,} bytes.")
-            if precision == "int8" and source is not None:
-                accepted = run_int8.check_classes(source, canonical, model, classifiers, say)
             files[onnx_name(precision)] = model
         changed = {
             onnx_name(precision)

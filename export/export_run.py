@@ -15,7 +15,7 @@ from dim.export.record import Agreement, ExportRecord
 from dim.export.reuse import read_reusable
 from dim.export.run_classifiers import read_classifiers
 from dim.export.run_files import Run, read_run
-from dim.export.run_int8 import check_classes, quantise, read_comparing_classifiers
+from dim.export.run_int8 import quantise, read_comparing_classifiers
 from dim.export.teacher import teacher_to_onnx
 from dim.runtime.bundle_format.files import write_bundle
 from dim.runtime.bundle_format.fixed_latents import write_fixed_latents
@@ -100,7 +100,8 @@ def _export_networks(
 ) -> tuple[dict[str, bytes], ExportRecord]:
     """Export generator, teacher and latents; returns the files by name, and what was measured."""
     report("exporting", 0, len(precisions) + 1, "fp32")
-    classifiers = read_comparing_classifiers(run) if "int8" in precisions else {}
+    if "int8" in precisions:
+        read_comparing_classifiers(run)  # a run without them is refused before anything is drawn
     teacher = [classifier for _, classifier in read_classifiers(run.path, "teacher")]
     latents, labels = draw_samples(len(run.classes), run.latent_dim, run.latent_std, seed=PARITY_SEED)
     expected = draw_with_torch(run.generator, latents, labels)
@@ -115,11 +116,9 @@ def _export_networks(
         if precision == "fp16":
             model = to_half(canonical)
         elif precision == "int8":
-            model = quantise(run, canonical)
+            model, accepted = quantise(run, canonical, say)
         agreements.append(check_precision(precision, model, latents, labels, expected, "torch"))
         say(f"{agreements[-1]}; {len(model):,} bytes.")
-        if precision == "int8":
-            accepted = check_classes(run, canonical, model, classifiers, say)
         files[onnx_name(precision)] = model
     if teacher:
         files[TEACHER_ONNX] = teacher_to_onnx(teacher[0], expected)

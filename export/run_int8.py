@@ -16,7 +16,7 @@ from dim.export.drawing import (
     draw_samples,
     draw_with_onnx,
 )
-from dim.export.graph.int8 import to_int8
+from dim.export.graph.int8 import to_int8, to_int8_weights
 from dim.export.record import ClassAgreement
 from dim.export.run_classifiers import Classifier, read_classifiers
 from dim.export.run_files import Run
@@ -31,9 +31,41 @@ MIN_SAME_CLASS = 0.99
 BATCH = 250
 
 
-def quantise(run: Run, canonical: bytes) -> bytes:
-    """Quantise the canonical file of a run, calibrated on latents as its bundle draws them."""
-    return to_int8(canonical, *_draw_samples(run, CALIBRATION_SEED, NUM_CALIBRATION))
+def quantise(run: Run, canonical: bytes, say: Callable[[str], None]) -> tuple[bytes, ClassAgreement]:
+    """Quantise the canonical file of a run: weights and values if its classifiers agree, else weights alone.
+
+    Both files are as small. Without int8 values a file draws at the speed of fp32, and closer to its images.
+
+    Args:
+        run: tells how its bundle draws latents, and has the classifiers.
+        canonical: the fp32 file.
+        say: gets a line with the result of each file.
+
+    Returns:
+        the int8 file, and the shares of pairs of fp32 and int8 images with the same class.
+
+    Raises:
+        RunError: the run has no classifiers, or they are damaged.
+        ParityError: too many pairs get different classes, even with int8 weights alone.
+    """
+    classifiers = read_comparing_classifiers(run)
+    samples = _draw_samples(run, ACCEPTANCE_SEED, NUM_PAIRS)
+    images = draw_with_onnx(canonical, *samples)
+    for name in ("int8", "int8 weights alone"):
+        if name == "int8":
+            model = to_int8(canonical, *_draw_samples(run, CALIBRATION_SEED, NUM_CALIBRATION))
+        else:
+            model = to_int8_weights(canonical)
+        found = compare_classes(classifiers, images, draw_with_onnx(model, *samples))
+        say(f"{name}: the pool's classifiers gave {found.same_class:.2%} of {found.pairs:,} pairs the same class.")
+        if found.same_class >= MIN_SAME_CLASS:
+            return model, found
+    worst = min(found.by_classifier, key=found.by_classifier.__getitem__)
+    raise ParityError(
+        f"int8 changes too much: even with int8 weights alone, the pool's classifiers give the same class to "
+        f"{found.same_class:.2%} of {found.pairs:,} fp32/int8 pairs (least: {worst}, "
+        f"{found.by_classifier[worst]:.2%}), at least {MIN_SAME_CLASS:.0%} is required; export without int8."
+    )
 
 
 def read_comparing_classifiers(run: Run) -> dict[str, Classifier]:
@@ -52,34 +84,6 @@ def read_comparing_classifiers(run: Run) -> dict[str, Classifier]:
     return dict(classifiers)
 
 
-def check_classes(
-    run: Run,
-    canonical: bytes,
-    quantised: bytes,
-    classifiers: dict[str, Classifier],
-    say: Callable[[str], None],
-) -> ClassAgreement:
-    """Have classifiers compare the images of a run's fp32 and int8 files.
-
-    Args:
-        run: tells how its bundle draws latents.
-        canonical: the fp32 file.
-        quantised: the int8 file.
-        classifiers: by architecture.
-        say: gets a line with the result.
-
-    Returns:
-        the shares of pairs with the same class.
-
-    Raises:
-        ParityError: too many pairs get different classes.
-    """
-    latents, labels = _draw_samples(run, ACCEPTANCE_SEED, NUM_PAIRS)
-    found = compare_classes(classifiers, *(draw_with_onnx(model, latents, labels) for model in (canonical, quantised)))
-    say(f"int8: the pool's classifiers gave {found.same_class:.2%} of {found.pairs:,} fp32/int8 pairs the same class.")
-    return found
-
-
 def compare_classes(classifiers: dict[str, Classifier], images: Images, quantised: Images) -> ClassAgreement:
     """Compare the classes of fp32 and int8 images drawn from the same latents.
 
@@ -90,9 +94,6 @@ def compare_classes(classifiers: dict[str, Classifier], images: Images, quantise
 
     Returns:
         the shares of pairs with the same class.
-
-    Raises:
-        ParityError: fewer than 99 % have the same class.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shares: dict[str, float] = {}
@@ -105,17 +106,9 @@ def compare_classes(classifiers: dict[str, Classifier], images: Images, quantise
                 first, second = (classifier(part).argmax(dim=1) for part in pair)
                 same += int((first == second).sum())
         shares[name] = round(same / len(images), 5)
-    found = ClassAgreement(
+    return ClassAgreement(
         pairs=len(images), same_class=round(float(np.mean(list(shares.values()))), 5), by_classifier=shares
     )
-    if found.same_class < MIN_SAME_CLASS:
-        worst = min(shares, key=shares.__getitem__)
-        raise ParityError(
-            f"int8 changes too much: the pool's classifiers give the same class to {found.same_class:.2%} of "
-            f"{found.pairs:,} fp32/int8 pairs (least: {worst}, {shares[worst]:.2%}), at least {MIN_SAME_CLASS:.0%} is "
-            "required; export without int8."
-        )
-    return found
 
 
 def _draw_samples(run: Run, seed: int, at_least: int) -> tuple[Latents, Labels]:

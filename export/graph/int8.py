@@ -1,4 +1,5 @@
-"""The int8 file of a bundle: symmetric S8S8 QuantizeLinear/DequantizeLinear pairs around the convolutions.
+"""The int8 file of a bundle: symmetric S8S8 QuantizeLinear/DequantizeLinear pairs around the convolutions, or int8
+weights alone.
 
 Zero points are 0 and biases stay float32: TensorRT refuses anything else. ONNX Runtime turns a convolution into an int8
 kernel only if its output is quantised as well, so everything between convolutions that has an int8 kernel is kept in
@@ -52,6 +53,26 @@ def to_int8(canonical: bytes, latents: NDArray[np.float32], labels: NDArray[np.i
             # Stored as int8, multiplied as float32: dense layers are most of the bytes and little of the time.
             _quantise_weight(editor, node)
     _quantise_values(editor, scales)
+    editor.remove_dead()
+    tidy(model, "generator")
+    return serialise(model)
+
+
+def to_int8_weights(canonical: bytes) -> bytes:
+    """Store the weights of the canonical ONNX file as int8, and compute in float32.
+
+    Args:
+        canonical: a file written by `generator_to_onnx`.
+
+    Returns:
+        the bytes of the int8 file.
+    """
+    model = parse(canonical)
+    editor = GraphEditor(model)
+    for node in list(editor.graph.node):
+        if node.op_type == "Conv" or (node.op_type == "Gemm" and get_attribute(node, "transB", 0)):
+            if editor.constant(node.input[1]) is not None:
+                _quantise_weight(editor, node, max_pair_steps=None)
     editor.remove_dead()
     tidy(model, "generator")
     return serialise(model)
@@ -183,16 +204,19 @@ def _quantise_values(editor: GraphEditor, scales: dict[str, float]) -> None:
     editor.reindex()
 
 
-def _quantise_weight(editor: GraphEditor, node: NodeProto) -> None:
-    """Store a layer's weight as int8 with one step per output channel, the first axis."""
+def _quantise_weight(editor: GraphEditor, node: NodeProto, *, max_pair_steps: int | None = MAX_PAIR_STEPS) -> None:
+    """Store a layer's weight as int8 with one step per output channel, the first axis.
+
+    `max_pair_steps` is for convolutions that read int8 values; None where they read float32.
+    """
     name = node.input[1]
     weight = editor.constant(name)
     assert weight is not None
     rows = np.abs(weight).reshape(len(weight), -1)
     largest, second = np.sort(np.pad(rows, ((0, 0), (1, 0))), axis=1)[:, :-3:-1].T
     step = largest / MAX_INT8
-    if node.op_type == "Conv":
-        step = np.maximum(step, (largest + second) / MAX_PAIR_STEPS)
+    if node.op_type == "Conv" and max_pair_steps is not None:
+        step = np.maximum(step, (largest + second) / max_pair_steps)
     scale = np.where(largest > 0, step, 1.0).astype(np.float32)
     steps = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
     parts: dict[str, Array] = {

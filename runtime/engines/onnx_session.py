@@ -15,6 +15,8 @@ from dim.runtime.engines.libraries import import_engine_library
 from dim.runtime.errors import EngineError, MissingExtraError, describe_error
 
 _PROVIDER = "CPUExecutionProvider"
+_QUANTIZE = b"\x22\x0eQuantizeLinear"
+"""Begins the type of a node, in the encoding of ONNX files, where values are int8 and not only weights."""
 LOG_NOTHING = 4
 """ONNX Runtime's log level but for a crash: it writes names out of the file to stderr as they are, and every error
 comes as an exception anyway."""
@@ -40,6 +42,9 @@ def open_cpu_session(model: bytes, threads: int | None = None) -> Any:
     # Set explicitly, because the default counts the machine's cores and tries to pin threads to them.
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
+    if _QUANTIZE not in model:
+        # Weights that are int8 alone are restored once, when the session is made, not at every call.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         # Without enable_fallback=0 a failure is printed on stdout and tried again.
         session = onnxruntime.InferenceSession(model, options, providers=[(_PROVIDER, {})], enable_fallback=0)
