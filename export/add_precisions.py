@@ -75,9 +75,9 @@ def add_precisions(
         for done, precision in enumerate(wanted):
             report("exporting", done, len(wanted) + 1, precision)
             if precision == "int8" and source is not None:
-                from dim.export.run_int8 import quantise
+                from dim.export.run_int8 import quantise, read_comparing_classifiers
 
-                model, accepted = quantise(source, canonical, say)
+                model, accepted = quantise(source, canonical, read_comparing_classifiers(source), say)
             else:
                 model = to_half(canonical)
             agreements.append(check_precision(precision, model, latents, labels, expected, "fp32"))

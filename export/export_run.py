@@ -100,8 +100,7 @@ def _export_networks(
 ) -> tuple[dict[str, bytes], ExportRecord]:
     """Export generator, teacher and latents; returns the files by name, and what was measured."""
     report("exporting", 0, len(precisions) + 1, "fp32")
-    if "int8" in precisions:
-        read_comparing_classifiers(run)  # a run without them is refused before anything is drawn
+    classifiers = read_comparing_classifiers(run) if "int8" in precisions else {}
     teacher = [classifier for _, classifier in read_classifiers(run.path, "teacher")]
     latents, labels = draw_samples(len(run.classes), run.latent_dim, run.latent_std, seed=PARITY_SEED)
     expected = draw_with_torch(run.generator, latents, labels)
@@ -116,7 +115,7 @@ def _export_networks(
         if precision == "fp16":
             model = to_half(canonical)
         elif precision == "int8":
-            model, accepted = quantise(run, canonical, say)
+            model, accepted = quantise(run, canonical, classifiers, say)
         agreements.append(check_precision(precision, model, latents, labels, expected, "torch"))
         say(f"{agreements[-1]}; {len(model):,} bytes.")
         files[onnx_name(precision)] = model

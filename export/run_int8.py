@@ -31,24 +31,25 @@ MIN_SAME_CLASS = 0.99
 BATCH = 250
 
 
-def quantise(run: Run, canonical: bytes, say: Callable[[str], None]) -> tuple[bytes, ClassAgreement]:
-    """Quantise the canonical file of a run: weights and values if its classifiers agree, else weights alone.
+def quantise(
+    run: Run, canonical: bytes, classifiers: dict[str, Classifier], say: Callable[[str], None]
+) -> tuple[bytes, ClassAgreement]:
+    """Quantise the canonical file of a run: weights and values if classifiers agree, else weights alone.
 
     Both files are as small. Without int8 values a file draws at the speed of fp32, and closer to its images.
 
     Args:
-        run: tells how its bundle draws latents, and has the classifiers.
+        run: tells how its bundle draws latents.
         canonical: the fp32 file.
+        classifiers: of the run, by architecture.
         say: gets a line with the result of each file.
 
     Returns:
         the int8 file, and the shares of pairs of fp32 and int8 images with the same class.
 
     Raises:
-        RunError: the run has no classifiers, or they are damaged.
         ParityError: too many pairs get different classes, even with int8 weights alone.
     """
-    classifiers = read_comparing_classifiers(run)
     samples = _draw_samples(run, ACCEPTANCE_SEED, NUM_PAIRS)
     images = draw_with_onnx(canonical, *samples)
     for name in ("int8", "int8 weights alone"):
