@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a certainty filter is worth to a bundle: its surest candidates against all of them, nothing trained anew.
 
-    python -m lab.filter_worth --bundle bundles/cifar10.dim --data cifar10 --out runs/filter
+    python -m lab.filter_worth --bundle runs/cifar10/cifar10.dim --data cifar10 --out runs/filter
 
 The bundle's teacher judges the first candidates of every class. Students learn from a stream of all, and of the surest
 part; `lab/image_measures.py` compares both with real test images, as a classifier sees them that has not judged. The
